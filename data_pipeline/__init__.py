@@ -1,0 +1,1 @@
+"""From security knowledge to batches: pairs, masks, trees, shards and the tf.data feed."""

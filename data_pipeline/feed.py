@@ -1,0 +1,99 @@
+"""The feed: a tf.data pipeline from a shard set to `TreeBatch`es, where a batch is a pure function of (seed, step).
+
+Step `s` takes rows ``s * rows .. (s + 1) * rows`` of an endless stream: the split's rows in a new seeded order each epoch. So a
+run resumes at any step at once, and what it reads doesn't depend on how many processes share the work; each reads its part.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from data_pipeline.pairs import DataError
+from data_pipeline.shards import Manifest, Records
+from lpo_jax.batch import TreeBatch
+
+tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
+
+_PER_TOKEN = ("tokens", "positions", "subtree_end")
+_PER_SCORED = ("source", "target", "pair", "side", "answer", "changed")
+_PER_PAIR = ("chosen_len", "rejected_len", "reasoning_len")
+_DTYPES = {"side": tf.int8, "answer": tf.bool, "changed": tf.bool}
+
+
+class Feed:
+    """Batches of one shard set, for one of `process_count` processes."""
+
+    def __init__(self, directory: str | Path, seed: int = 0, process_index: int = 0, process_count: int = 1):
+        self.manifest = Manifest.load(directory)
+        self._seed = seed
+        self._process = process_index, process_count
+        self._records = {name: Records(directory, entry) for name, entry in self.manifest.splits.items()}
+
+    def rows(self, split: str) -> int:
+        """Number of packed rows in a split."""
+        return len(self._records[split])
+
+    def batches(self, rows: int, start_step: int, stop_step: int, stream: int = 0) -> Iterator[TreeBatch]:
+        """Training batches of `rows` rows over all processes; this process gets its share, [rows / process_count, ...].
+
+        Args:
+          stream: streams differ in the order of their rows; each stage of a run has its own.
+
+        Raises:
+          DataError: the rows don't divide evenly among the processes, or the split is empty.
+        """
+        if not self.rows("train"):
+            raise DataError("the shard set's train split is empty; build it with a smaller --heldout")
+        steps = tf.data.Dataset.range(start_step, stop_step)
+        seed = (self._seed, stream)
+        yield from self._read("train", steps, rows, lambda step: stream_rows(seed, self.rows("train"), rows, int(step)))
+
+    def heldout(self, rows: int) -> Iterator[TreeBatch]:
+        """The held-out split once, in order; the last batch is filled up with empty rows."""
+        steps = tf.data.Dataset.range(-(-self.rows("heldout") // rows))
+        yield from self._read("heldout", steps, rows, lambda step: np.arange(step * rows, (step + 1) * rows))
+
+    def pair_ids(self, split: str, row: int) -> list[str]:
+        """The ids of a row's pairs, in the order of `TreeBatch.pair`."""
+        example = tf.train.Example.FromString(self._records[split].read(row))
+        return example.features.feature["ids"].bytes_list.value[0].decode().split("\n")
+
+    def _read(self, split, steps, rows, rows_of_step) -> Iterator[TreeBatch]:  # noqa: ANN001
+        index, count = self._process
+        if rows % count:
+            raise DataError(f"{rows} rows a batch can't be shared evenly by {count} processes; choose a multiple")
+        share = rows // count
+        records = self._records[split]
+
+        def read(step: int) -> np.ndarray:
+            mine = rows_of_step(step)[index * share : (index + 1) * share]
+            return np.array([records.read(row) if row < len(records) else b"" for row in mine], object)
+
+        def load(step):  # noqa: ANN001, ANN202
+            return self._parse(tf.ensure_shape(tf.numpy_function(read, [step], tf.string), [share]))
+
+        batches = steps.map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
+        for batch in batches.as_numpy_iterator():
+            yield TreeBatch(**batch)
+
+    def _parse(self, serialised: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Serialised rows to padded columns; an empty string is a row of padding."""
+        names = (*_PER_TOKEN, *_PER_SCORED, *_PER_PAIR)
+        ragged = tf.io.parse_example(serialised, {name: tf.io.RaggedFeature(tf.int64) for name in names})
+        width = dict.fromkeys(_PER_TOKEN, self.manifest.row_tokens)
+        width |= dict.fromkeys(_PER_SCORED, self.manifest.row_scored) | dict.fromkeys(_PER_PAIR, self.manifest.row_pairs)
+        batch = {
+            name: ragged[name].to_tensor(-1 if name in ("pair", "subtree_end") else 0, shape=[None, width[name]]) for name in names
+        }
+        ends = batch["subtree_end"]
+        batch["subtree_end"] = tf.where(ends < 0, tf.range(1, ends.shape[1] + 1, dtype=ends.dtype), ends)
+        return {name: tf.cast(column, _DTYPES.get(name, tf.int32)) for name, column in batch.items()}
+
+
+def stream_rows(seed: tuple[int, ...], n_rows: int, batch_rows: int, step: int) -> np.ndarray:
+    """Row indices of a step's global batch."""
+    at = np.arange(step * batch_rows, (step + 1) * batch_rows)
+    order = {epoch: np.random.default_rng((*seed, int(epoch))).permutation(n_rows) for epoch in np.unique(at // n_rows)}
+    return np.array([order[i // n_rows][i % n_rows] for i in at])

@@ -1,0 +1,137 @@
+"""Shard sets: a directory of TFRecord files with packed rows, described by `manifest.json`.
+
+The manifest is written last, so a directory without one is an unfinished build. A shard's sha256 stands in the manifest and is
+verified when the set is opened, so a truncated or damaged file can't reach training.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.pairs import DataError
+
+FORMAT_VERSION = 1
+ROWS_PER_SHARD = 1024
+SPLITS = ("train", "heldout")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a shard set holds."""
+
+    format_version: int
+    tokenizer_sha256: str
+    vocab_size: int
+    eos_id: int
+    bos_id: int | None
+    masks: dict[str, Any]  # MaskOptions
+    trimmed: bool  # the rejected branches end at their last changed token
+    scores_prompt: bool
+    row_tokens: int  # T
+    row_scored: int  # N, the most in any row, rounded up
+    row_pairs: int  # P
+    splits: dict[str, dict[str, Any]]  # name -> rows, pairs, tokens, shards: [{file, rows, sha256}]
+    drops: dict[str, int]  # reason -> count; dropped.tsv lists the rows
+    inputs: list[dict[str, Any]]  # [{file, sha256}]
+    build_key: str  # hash of inputs and options: the same key, the same shards
+
+    def save(self, directory: Path) -> None:
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        unfinished = directory / "manifest.json.tmp"
+        unfinished.write_text(text)
+        os.replace(unfinished, directory / "manifest.json")
+
+    @staticmethod
+    def load(directory: str | Path) -> "Manifest":
+        """Read a shard set's manifest.
+
+        Raises:
+          DataError: there is none, or it is damaged or of another format version.
+        """
+        file = Path(directory) / "manifest.json"
+        remedy = "build the set with `lpo-data build`"
+        if not file.is_file():
+            raise DataError(f"{file}: no such file; {remedy}")
+        try:
+            raw = json.loads(file.read_text())
+            if raw["format_version"] != FORMAT_VERSION:
+                raise DataError(f"{file}: format version {raw['format_version']}, this program reads {FORMAT_VERSION}; {remedy} again")
+            return Manifest(**raw)
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{file}: damaged ({error!r}); {remedy} again") from None
+
+
+def write(directory: Path, split: str, rows: Sequence[tuple[dict[str, np.ndarray], str]]) -> dict[str, Any]:
+    """Write one split's rows, each with the ids of its pairs (newline-separated); returns the split's manifest entry."""
+    import tensorflow as tf
+
+    count = -(-len(rows) // ROWS_PER_SHARD)
+    shards = []
+    for index in range(count):
+        file = directory / f"{split}-{index:05d}-of-{count:05d}.tfrecord"
+        part = rows[index * ROWS_PER_SHARD : (index + 1) * ROWS_PER_SHARD]
+        with tf.io.TFRecordWriter(str(file)) as writer:
+            for row, ids in part:
+                feature = {
+                    name: tf.train.Feature(int64_list=tf.train.Int64List(value=values.astype(np.int64)))
+                    for name, values in row.items()
+                }
+                feature["ids"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[ids.encode()]))
+                writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True))
+        shards.append({"file": file.name, "rows": len(part), "sha256": sha256(file)})
+    return {
+        "rows": len(rows),
+        "pairs": sum(len(row["chosen_len"]) for row, _ in rows),
+        "tokens": int(sum(len(row["tokens"]) for row, _ in rows)),
+        "shards": shards,
+    }
+
+
+class Records:
+    """Random access to the serialised rows of one split, over all its shards."""
+
+    def __init__(self, directory: str | Path, entry: dict[str, Any]):
+        self._maps: list[np.ndarray] = []
+        self._index: list[tuple[int, int, int]] = []  # (shard, start, stop)
+        for shard, facts in enumerate(entry["shards"]):
+            file = Path(directory) / facts["file"]
+            remedy = "copy the file again or rebuild the set with `lpo-data build --force`"
+            if not file.is_file():
+                raise DataError(f"{file}: missing shard; {remedy}")
+            if sha256(file) != facts["sha256"]:
+                raise DataError(f"{file}: damaged shard (its sha256 isn't the manifest's); {remedy}")
+            content = np.memmap(file, np.uint8, mode="r")
+            self._maps.append(content)
+            self._index += [(shard, *span) for span in _record_spans(content)]
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def read(self, row: int) -> bytes:
+        """The serialised `tf.train.Example` of a row."""
+        shard, start, stop = self._index[row]
+        return self._maps[shard][start:stop].tobytes()
+
+
+def _record_spans(content: np.ndarray) -> Iterable[tuple[int, int]]:
+    """Byte ranges of a TFRecord file's payloads: length (8 bytes), checksum (4), payload, checksum (4)."""
+    at = 0
+    while at < len(content):
+        (length,) = struct.unpack("<Q", content[at : at + 8].tobytes())
+        yield at + 12, at + 12 + length
+        at += 12 + length + 4
+
+
+def sha256(file: str | Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,110 @@
+"""Tokenizers: loading, training a small one, and the fingerprint that ties shards to a model."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+
+from data_pipeline.pairs import DataError
+
+EOS_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
+"""End-of-text tokens to look for where a tokenizer doesn't say which one is its own."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A fast tokenizer with the two special ids that training needs."""
+
+    backend: tokenizers.Tokenizer
+    eos_id: int
+    bos_id: int | None  # set only if the tokenizer itself puts it in front of a text
+
+    @property
+    def sha256(self) -> str:
+        return fingerprint(self.backend)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the files that `transformers` reads."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.backend.save(str(directory / "tokenizer.json"))
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.backend.id_to_token(self.eos_id),
+            "bos_token": None if self.bos_id is None else self.backend.id_to_token(self.bos_id),
+        }
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def load(name: str | Path) -> Tokenizer:
+    """Load a `tokenizer.json`, a directory that holds one, or a hub id.
+
+    Raises:
+      DataError: there is no `tokenizer.json`, or no end-of-text token can be found.
+    """
+    directory = _local(name)
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        raise DataError(
+            f"{name}: no tokenizer.json; convert it once with "
+            "transformers.AutoTokenizer.from_pretrained(NAME).save_pretrained(DIR) and pass DIR"
+        )
+    backend = tokenizers.Tokenizer.from_file(str(file))
+    backend.no_truncation()
+    backend.no_padding()
+    eos = next((t for t in (_declared_eos(directory), *EOS_NAMES) if t and backend.token_to_id(t) is not None), None)
+    if eos is None:
+        raise DataError(f"{name}: no end-of-text token; name it as `eos_token` in {directory}/tokenizer_config.json")
+    return Tokenizer(backend, backend.token_to_id(eos), _leading_id(backend))
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer of at most `vocab_size` entries, learned from `texts`; deterministic."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_NAMES[0]],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend, backend.token_to_id(EOS_NAMES[0]), None)
+
+
+def fingerprint(backend: tokenizers.Tokenizer) -> str:
+    """sha256 of what the tokenizer does to a text, independent of the file's formatting."""
+    content = json.loads(backend.to_str())
+    content["truncation"] = content["padding"] = None
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _local(name: str | Path) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path.parent
+    if path.is_dir():
+        return path
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(str(name), allow_patterns=["tokenizer*.json", "special_tokens_map.json", "config.json"]))
+    raise DataError(f"{name}: no such tokenizer directory, file or hub id")
+
+
+def _declared_eos(directory: Path) -> str | None:
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (directory / file).is_file():
+            token = json.loads((directory / file).read_text()).get("eos_token")
+            if token:
+                return token["content"] if isinstance(token, dict) else token
+    return None
+
+
+def _leading_id(backend: tokenizers.Tokenizer) -> int | None:
+    with_special, plain = backend.encode("x").ids, backend.encode("x", add_special_tokens=False).ids
+    return with_special[0] if with_special[0] != plain[0] else None

@@ -1,0 +1,1 @@
+"""lpo-jax: teach code language models to write secure code, on JAX and Flax."""

@@ -1,0 +1,131 @@
+"""`lpo`: train a model and export it. The composition root: the only place where the learner meets the data pipeline."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lpo_jax.config import ConfigError, RunConfig, from_dict, load
+
+if TYPE_CHECKING:
+    from data_pipeline.feed import Feed
+
+TRAIN_HELP = """\
+Run every stage of a config, e.g. sft, then lpo, and write into its run_dir:
+  summary.json   held-out numbers before training and after each stage     report.html   the same to look at, with curves and pairs
+  metrics.jsonl  one line a step       tensorboard/  the same        checkpoints/  the state; the same command goes on from the newest
+"""
+TRAIN_EXAMPLES = """\
+examples:
+  lpo train configs/tiny_cpu.yaml
+  lpo train configs/tiny_cpu.yaml run_dir=runs/hot stages.lpo.optim.lr=1e-4 stages.lpo.objective.beta=2
+  lpo train configs/lpo_hf.yaml model.path=DIR data.path=data/disco mesh.fsdp=8 mesh.data=1
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    from data_pipeline.pairs import DataError
+    from lpo_jax.train.loop import TrainingError
+
+    try:
+        return args.run(args)
+    except (ConfigError, DataError, TrainingError) as error:
+        print(f"lpo: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("lpo", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    raw = argparse.RawDescriptionHelpFormatter
+    train = commands.add_parser("train", help="run a config", description=TRAIN_HELP, epilog=TRAIN_EXAMPLES, formatter_class=raw)
+    train.add_argument("config", metavar="CONFIG", help="a YAML file; every key is explained in lpo_jax/config.py")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
+    train.set_defaults(run=_train)
+    export = commands.add_parser("export", help="a run's model as a Hugging Face directory: config.json, safetensors, tokenizer")
+    export.add_argument("run_dir", metavar="RUN", help="the run_dir of a trained config")
+    export.add_argument("out", metavar="DIR")
+    export.set_defaults(run=_export)
+    return parser
+
+
+def _train(args: argparse.Namespace) -> int:
+    config = load(args.config, args.overrides)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    if _on_tpu_pod():
+        jax.distributed.initialize()
+    from data_pipeline.feed import Feed
+    from lpo_jax.train.loop import train
+
+    data = Feed(config.data.path, config.seed, jax.process_index(), jax.process_count())
+    decode = _check_tokenizer(config, data)
+    summary = train(config, data, decode)
+    if jax.process_index() == 0:
+        _print_summary(summary, Path(config.run_dir))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    import json
+
+    from data_pipeline import tokenizer
+    from lpo_jax.model import hf
+    from lpo_jax.train.loop import restore_params
+
+    run_dir = Path(args.run_dir)
+    if not (run_dir / "config.json").is_file():
+        raise ConfigError(f"{run_dir}: no config.json; give the run_dir of a trained config")
+    config: RunConfig = from_dict(RunConfig, json.loads((run_dir / "config.json").read_text()))
+    model, params = restore_params(run_dir, config)
+    hf.write_params(args.out, model, params)
+    tokenizer.load(_tokenizer_name(config)).save(args.out)
+    print(f"wrote {args.out}: load it with transformers.AutoModelForCausalLM.from_pretrained({str(args.out)!r})")
+    return 0
+
+
+def _check_tokenizer(config: RunConfig, data: "Feed") -> Callable[[int], str]:
+    """Refuse shards of another tokenizer than the model's; returns a decoder of single ids."""
+    from data_pipeline import tokenizer
+
+    name = _tokenizer_name(config)
+    tok = tokenizer.load(name)
+    if tok.sha256 != data.manifest.tokenizer_sha256:
+        raise ConfigError(
+            f"{config.data.path} was built with another tokenizer than {name}: "
+            f"rebuild it with `lpo-data build ... --tokenizer {name}`, or correct data.tokenizer"
+        )
+    return lru_cache(lambda token: tok.backend.decode([token], skip_special_tokens=False))
+
+
+def _tokenizer_name(config: RunConfig) -> str:
+    """The model's tokenizer: data.tokenizer, else model.path's, else (a new model) the one the shards were built with."""
+    return config.data.tokenizer or config.model.path or str(Path(config.data.path) / "tokenizer")
+
+
+def _on_tpu_pod() -> bool:
+    """Several hosts share a TPU slice; libtpu's environment names them."""
+    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def _print_summary(summary: dict[str, dict[str, float]], run_dir: Path) -> None:
+    columns = ("pair_accuracy", "margin", "changed_nll", "unchanged_nll")
+    print(f"\nheld-out pairs  {'preference accuracy':>20} {'margin':>8} {'NLL, changed':>13} {'NLL, unchanged':>15}")
+    print(f"{'':15} {'on changed tokens':>20} {'nats':>8} {'nats/token':>13} {'nats/token':>15}")
+    for name, row in summary.items():
+        cells = [row.get(c) for c in columns]
+        shown = [("-" if v is None else f"{v:.1%}" if c == "pair_accuracy" else f"{v:.3f}") for c, v in zip(columns, cells, strict=True)]
+        print(f"{name:15} {shown[0]:>20} {shown[1]:>8} {shown[2]:>13} {shown[3]:>15}")
+    print(f"\nreport: {run_dir / 'report.html'}   numbers: {run_dir / 'summary.json'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""One run, one YAML: frozen dataclasses are the schema and the documentation.
+
+`load(path, overrides)` reads a YAML file, applies ``key.sub=value`` overrides and returns a `RunConfig`. An unknown key or a
+value of the wrong type is a `ConfigError` that names the key and the nearest valid one.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be run; the message names the key and the remedy."""
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a decoder. Families differ in these values only."""
+
+    family: str  # `model_type` of a Hugging Face config.json: llama, qwen2
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_mlp: int
+    max_positions: int  # longest sequence the model was made for
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False
+    tied_head: bool = False  # the output head is the embedding table
+
+    def __post_init__(self) -> None:
+        _check(
+            self.n_heads % self.n_kv_heads == 0,
+            f"model shape: n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})",
+        )
+        _check(self.head_dim % 2 == 0, f"model shape: head_dim ({self.head_dim}) must be even for rotary positions")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the model comes from, and how it is computed. Exactly one of `path` and `new` is set."""
+
+    path: str | None = None  # Hugging Face directory: config.json + safetensors
+    new: ModelConfig | None = None  # a randomly initialised model of this shape
+    compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # matmuls; norms, softmax and losses are float32
+    param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # the weights that the optimizer updates
+    remat: Literal["none", "block"] = "none"  # "block": keep each layer's input only, recompute the rest backwards
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.path is None) != (self.new is None),
+            "model: set exactly one of model.path (a Hugging Face directory) and model.new (a shape)",
+        )
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What a stage optimises. See `lpo_jax.objectives` for the formulas."""
+
+    name: Literal["sft", "lpo", "simpo"]
+    mode: Literal["clean", "paper", "reference"] = "clean"  # lpo only
+    beta: float | None = None  # scale of the preference term; required by lpo and simpo
+    gamma: float | None = None  # absolute target margin (SimPO's ratio is gamma / beta); required by lpo and simpo
+    alpha: float | None = None  # weight of the SFT term on unchanged tokens; required by lpo
+    empty_side: Literal["detach", "skip"] = "detach"  # clean: a side without changed tokens is replaced by the detached other, or the pair's preference term is skipped
+    norm_len: Literal["code", "answer"] = "code"  # paper: does |y| count the code, or reasoning and code?
+    imitation: Literal["sum", "mean"] = "sum"  # paper: reduction of the SFT term
+    off_mask: float = 1e-6  # reference: weight of unchanged tokens, the authors' 1 - loss_mask_val
+    label_smoothing: float = 0.0
+    score_prompt: bool = False  # sft: score the prompt's tokens too, as the authors' SFT does
+
+    def __post_init__(self) -> None:
+        needed = {"sft": (), "simpo": ("beta", "gamma"), "lpo": ("beta", "gamma", "alpha")}[self.name]
+        missing = [key for key in needed if getattr(self, key) is None]
+        _check(not missing, f"objective {self.name}: set {', '.join(missing)} (no default holds for every mode)")
+        _check(0 <= self.off_mask <= 1, f"objective.off_mask must lie in [0, 1], not {self.off_mask}")
+        _check(0 <= self.label_smoothing < 0.5, f"objective.label_smoothing must lie in [0, 0.5), not {self.label_smoothing}")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up, cosine decay and clipping by global norm."""
+
+    lr: float
+    warmup_ratio: float = 0.05  # share of the stage's steps
+    final_lr_ratio: float = 0.0  # the cosine ends at this share of `lr`
+    weight_decay: float = 0.0  # on matrices only
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0, f"optim.lr must be positive, not {self.lr}")
+        _check(0 <= self.warmup_ratio <= 1, f"optim.warmup_ratio must lie in [0, 1], not {self.warmup_ratio}")
+        _check(self.clip_norm > 0, f"optim.clip_norm must be positive, not {self.clip_norm}")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of a run: an objective, an optimizer and a length. Set one of `epochs` and `steps`."""
+
+    objective: ObjectiveConfig
+    optim: OptimConfig
+    batch_rows: int  # packed rows in one optimizer step, over all devices
+    accumulate: int = 1  # microbatches that a step is cut into
+    epochs: float | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        _check((self.epochs is None) != (self.steps is None), "stage: set exactly one of epochs and steps")
+        _check(self.batch_rows > 0 and self.accumulate > 0, "stage: batch_rows and accumulate must be positive")
+        _check(
+            self.batch_rows % self.accumulate == 0,
+            f"stage: batch_rows ({self.batch_rows}) must be a multiple of accumulate ({self.accumulate})",
+        )
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; one of them may be -1, "all that are left"."""
+
+    data: int = -1  # replicas: whole copies of the model
+    fsdp: int = 1  # the batch and every parameter are cut along this axis
+    tensor: int = 1  # heads, mlp and vocabulary are cut along this axis
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The shard set that `lpo-data build` wrote."""
+
+    path: str
+    tokenizer: str | None = None  # tokenizer.json or its directory, checked against the shards; default: the one in model.path
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run: stages that follow one another on one model, e.g. sft, then lpo."""
+
+    run_dir: str
+    data: DataConfig
+    model: ModelSource
+    stages: dict[str, StageConfig]
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    seed: int = 0
+    eval_rows: int = 8  # rows in one evaluation batch
+    eval_every_steps: int = 0  # held-out metrics during training; 0: only before and after each stage
+    log_every_steps: int = 1
+    checkpoint_every_steps: int = 100
+    keep_checkpoints: int = 2
+    report_pairs: int = 6  # held-out pairs drawn in report.html
+
+    def __post_init__(self) -> None:
+        _check(bool(self.stages), "stages: a run needs at least one stage, e.g. `sft` or `lpo`")
+        _check("init" not in self.stages, 'stages: "init" is the name of the model before training; choose another')
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML and apply ``key.sub=value`` overrides.
+
+    Raises:
+      ConfigError: the file is missing or no mapping, a key is unknown, or a value is out of range.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config; the shipped ones are in configs/") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    _check(isinstance(raw, dict), f"{path}: expected a mapping of settings")
+    for override in overrides:
+        _apply(raw, override)
+    return from_dict(RunConfig, raw, "")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The plain nested dict of a config, as it stands in YAML."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type, raw: Any, where: str = "") -> Any:
+    """Build dataclass `cls` from a nested dict; `where` is the dotted key it stands at."""
+    _check(isinstance(raw, dict), f"{where or 'config'}: expected a mapping, not {raw!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in raw:
+        if key not in fields:
+            raise ConfigError(_unknown(_join(where, key), key, list(fields)))
+    for name, spec in fields.items():
+        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        _check(not required or name in raw, f"missing key {_join(where, name)}")
+    values = {key: _convert(hints[key], value, _join(where, key)) for key, value in raw.items()}
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(_unknown(f"{where}={value}", str(value), [str(a) for a in args], "value"))
+        return value
+    if origin is dict:
+        _check(isinstance(value, dict), f"{where}: expected a mapping, not {value!r}")
+        return {key: _convert(args[1], item, _join(where, key)) for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    if hint is float and not isinstance(value, bool):
+        try:  # YAML 1.1 reads 1e-5 as a string
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif type(value) is hint:
+        return value
+    raise ConfigError(f"{where}: expected {hint.__name__}, not {value!r}")
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    _check(bool(equals), f"override {override!r}: write key.sub=value")
+    *parents, last = dotted.split(".")
+    node = raw
+    for depth, key in enumerate(parents):
+        child = node.setdefault(key, {})
+        if child is None:
+            child = node[key] = {}
+        _check(isinstance(child, dict), f"override {override!r}: {'.'.join(parents[: depth + 1])} has no sub-keys")
+        node = child
+    node[last] = yaml.safe_load(text)
+
+
+def _unknown(where: str, key: str, valid: list[str], what: str = "key") -> str:
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"valid {what}s: {', '.join(sorted(valid))}"
+    return f"unknown {what} {where}: {hint}"
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key

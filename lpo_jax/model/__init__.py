@@ -1,0 +1,1 @@
+"""The decoder, its attention, and the way to and from Hugging Face."""

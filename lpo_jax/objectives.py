@@ -1,0 +1,220 @@
+"""Objectives: pure functions of per-token log-probabilities and a `TreeBatch`.
+
+Every objective returns named ``(sum, weight)`` pairs and never a ready mean, so that gradient accumulation and data parallelism are
+exact; ``"loss"`` is the pair whose quotient is minimised.
+
+All preference objectives are one formula; they differ in the coefficients they put on the tokens of each pair:
+
+    s(y+) = sum_n chosen[n] logp[n]        s(y-) = sum_n rejected[n] logp[n]
+    z     = beta (s(y+) - s(y-)) - gamma
+    loss  = -log sigmoid(z) - alpha sum_n imitate[n] logp[n]
+
+- ``lpo``, mode ``clean`` (the default): s is the mean over a side's changed tokens, imitate the mean over the unchanged answer tokens
+  of the chosen side. A side without changed tokens is dealt with by `empty_side`.
+- ``lpo``, mode ``paper`` (LPO, arXiv 2506.00419, the loss of Sec. 3): s is the sum over changed tokens divided by the side's full
+  length, imitate the sum (or mean) over the unchanged ones. A side without changed tokens contributes 0.
+- ``lpo``, mode ``reference``: what the authors' code computes ("simpo-kl"): s is a mean over all answer tokens with weight 1 - off_mask on
+  changed and off_mask on unchanged ones; tokens with id 0 carry no loss at all.
+- ``simpo`` (Meng et al. 2024, Eq. 6): s is the mean over all answer tokens; nothing is imitated.
+
+Dims: B rows, T tokens, N scored tokens, P pairs in a row, D model, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lpo_jax.batch import TreeBatch
+from lpo_jax.config import ConfigError, ObjectiveConfig
+
+Terms = dict[str, tuple[jax.Array, jax.Array]]
+"""Named (sum, weight) pairs of scalars."""
+
+LOGITS_CHUNK = 256
+
+
+def token_logps(hidden: jax.Array, head: jax.Array, batch: TreeBatch) -> jax.Array:
+    """Log-probability of every scored token; 0 at padding.
+
+    The head is applied to scored positions only, LOGITS_CHUNK of a row at a time, and recomputed in the backward pass: no array
+    of [tokens, V] exists.
+
+    Args:
+      hidden: [B, T, D].
+      head: [D, V].
+
+    Returns:
+      [B, N] float32 or wider.
+    """
+    B, N = batch.source.shape
+    chunk = min(LOGITS_CHUNK, N)
+    padding = ((0, 0), (0, -N % chunk))
+    source, target = jnp.pad(batch.source, padding), jnp.pad(batch.target, padding)
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+
+    @jax.checkpoint
+    def scored(_: None, at: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        source, target = at  # [B, chunk]
+        states = jnp.take_along_axis(hidden, source[..., None], axis=1)
+        logits = jnp.einsum("BND,DV->BNV", states, head, preferred_element_type=wide)
+        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        return None, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    chunks = tuple(jnp.moveaxis(x.reshape(B, -1, chunk), 1, 0) for x in (source, target))
+    _, logps = jax.lax.scan(scored, None, chunks)
+    logps = jnp.moveaxis(logps, 0, 1).reshape(B, -1)[:, :N]
+    return jnp.where(batch.pair >= 0, logps, 0)
+
+
+class Coefficients(NamedTuple):
+    """What each scored token contributes to its pair, [B, N] each."""
+
+    chosen: jax.Array
+    rejected: jax.Array
+    imitate: jax.Array
+
+
+def coefficients(batch: TreeBatch, config: ObjectiveConfig) -> Coefficients:
+    """The masking kernel: facts about tokens become weights on log-probabilities."""
+    answer = batch.answer & (batch.pair >= 0)
+    on_chosen, on_rejected = answer & (batch.side >= 0), answer & (batch.side <= 0)
+    changed, unchanged = batch.changed, ~batch.changed
+    none = jnp.zeros(batch.pair.shape)
+    if config.name == "simpo":
+        return Coefficients(_mean(on_chosen, batch), _mean(on_rejected, batch), none)
+    if config.mode == "clean":
+        return Coefficients(
+            _mean(on_chosen & changed, batch), _mean(on_rejected & changed, batch), _mean(on_chosen & unchanged, batch)
+        )
+    if config.mode == "paper":
+        extra = batch.reasoning_len if config.norm_len == "answer" else 0
+        chosen_len = _of_pair(jnp.maximum(batch.chosen_len + extra, 1), batch)
+        rejected_len = _of_pair(jnp.maximum(batch.rejected_len + extra, 1), batch)
+        rest = on_chosen & unchanged
+        imitate = rest.astype(none.dtype) if config.imitation == "sum" else _mean(rest, batch)
+        return Coefficients((on_chosen & changed) / chosen_len, (on_rejected & changed) / rejected_len, imitate)
+    kept = batch.target != 0
+    weight = jnp.where(changed, 1 - config.off_mask, config.off_mask)
+    sides = []
+    for side in (on_chosen, on_rejected):
+        w = jnp.where(side & kept, weight, 0)
+        sides.append(jnp.where(side, w / _of_pair(pair_sum(w, batch), batch), 0))  # off_mask 0 and an empty mask: NaN, as theirs
+    return Coefficients(sides[0], sides[1], _mean(on_chosen & kept & unchanged, batch))
+
+
+def preference(logps: jax.Array, batch: TreeBatch, config: ObjectiveConfig) -> Terms:
+    """`lpo` and `simpo`: the preference loss with its SFT term, per pair.
+
+    Terms besides ``loss``: ``preference`` and ``imitation`` (its two parts), TRL's ``rewards/*`` (beta s; accuracies and margins over
+    pairs that have both sides) and ``logps/*`` (s), and ``empty_sides`` (the share of pairs with a side that has no loss).
+    """
+    assert config.beta is not None and config.gamma is not None
+    weights = coefficients(batch, config)
+    s_chosen = pair_sum(weights.chosen * logps, batch)
+    s_rejected = pair_sum(weights.rejected * logps, batch)
+    real = batch.chosen_len > 0
+    both = real & (pair_sum(weights.chosen, batch) > 0) & (pair_sum(weights.rejected, batch) > 0)
+    counted = real
+    if config.name == "lpo" and config.mode == "clean":
+        # A missing side stands at the other's value but takes no gradient: the side that exists is pushed at sigma(gamma)'s rate.
+        has_chosen, has_rejected = pair_sum(weights.chosen, batch) > 0, pair_sum(weights.rejected, batch) > 0
+        s_chosen, s_rejected = (
+            jnp.where(has_chosen, s_chosen, jax.lax.stop_gradient(s_rejected)),
+            jnp.where(has_rejected, s_rejected, jax.lax.stop_gradient(s_chosen)),
+        )
+        counted = both if config.empty_side == "skip" else real & (has_chosen | has_rejected)
+    z = config.beta * (s_chosen - s_rejected) - config.gamma
+    smoothing = config.label_smoothing
+    prefer = jnp.where(counted, (1 - smoothing) * jax.nn.softplus(-z) + smoothing * jax.nn.softplus(z), 0)
+    imitation = -pair_sum(weights.imitate * logps, batch)
+    alpha = config.alpha if config.name == "lpo" else 0.0
+    pairs, compared = real.sum().astype(logps.dtype), both.sum().astype(logps.dtype)
+    margin = config.beta * (s_chosen - s_rejected)
+
+    def over(mask: jax.Array, values: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.where(mask, values, 0).sum(), weight
+
+    return {
+        "loss": over(real, prefer + alpha * imitation, pairs),
+        "preference": over(real, prefer, pairs),
+        "imitation": over(real, imitation, pairs),
+        "rewards/chosen": over(both, config.beta * s_chosen, compared),
+        "rewards/rejected": over(both, config.beta * s_rejected, compared),
+        "rewards/margins": over(both, margin, compared),
+        "rewards/accuracies": over(both, (margin > 0).astype(logps.dtype), compared),
+        "logps/chosen": over(both, s_chosen, compared),
+        "logps/rejected": over(both, s_rejected, compared),
+        "empty_sides": over(real, (~both).astype(logps.dtype), pairs),
+    }
+
+
+def sft(logps: jax.Array, batch: TreeBatch, config: ObjectiveConfig) -> Terms:
+    """Supervised fine-tuning: mean negative log-likelihood of the chosen side's answer tokens (`score_prompt`: and the prompt's)."""
+    scored = (batch.pair >= 0) & (batch.side >= 0)
+    if not config.score_prompt:
+        scored &= batch.answer
+    return {"loss": (-jnp.where(scored, logps, 0).sum(), scored.sum().astype(logps.dtype))}
+
+
+OBJECTIVES = {"sft": sft, "lpo": preference, "simpo": preference}
+
+
+def heldout_metrics(logps: jax.Array, batch: TreeBatch) -> Terms:
+    """What a run is judged by, independent of its objective.
+
+    - ``pair_accuracy``: share of pairs whose secure side is likelier on its changed tokens (mean log-probability).
+    - ``margin``: mean of that difference, in nats a token. Both are over the pairs that change tokens on both sides.
+    - ``changed_nll``, ``unchanged_nll``: negative log-likelihood a token of the chosen side's changed and other answer tokens.
+    """
+    answer = batch.answer & (batch.pair >= 0)
+    sides = [answer & batch.changed & (batch.side == side) for side in (1, -1)]
+    counts = [pair_sum(side.astype(logps.dtype), batch) for side in sides]
+    means = [pair_sum(_mean(side, batch) * logps, batch) for side in sides]
+    both = (counts[0] > 0) & (counts[1] > 0)
+    margin = jnp.where(both, means[0] - means[1], 0)
+    compared = both.sum().astype(logps.dtype)
+    rest = answer & (batch.side >= 0) & ~batch.changed
+    return {
+        "pair_accuracy": ((margin > 0).sum().astype(logps.dtype), compared),
+        "margin": (margin.sum(), compared),
+        "changed_nll": (-jnp.where(sides[0], logps, 0).sum(), counts[0].sum()),
+        "unchanged_nll": (-jnp.where(rest, logps, 0).sum(), rest.sum().astype(logps.dtype)),
+    }
+
+
+def check_data(config: ObjectiveConfig, trimmed: bool, scores_prompt: bool) -> None:
+    """Refuse an objective that a shard set can't serve.
+
+    Raises:
+      ConfigError: naming the objective and how to build the shards.
+    """
+    if trimmed and config.name == "simpo":
+        raise ConfigError(
+            "objective simpo scores whole rejected answers, but these shards are trimmed; build them with `lpo-data build --untrimmed`"
+        )
+    if trimmed and config.name == "lpo" and config.mode == "reference":
+        raise ConfigError(
+            "objective lpo in mode reference weighs unchanged rejected tokens (and averages the whole answer where a mask is empty), "
+            "but these shards are trimmed; build them with `lpo-data build --masks reference --untrimmed`"
+        )
+    if config.score_prompt and not scores_prompt:
+        raise ConfigError("objective.score_prompt needs shards with scored prompts; build them with `lpo-data build --score-prompt`")
+
+
+def pair_sum(values: jax.Array, batch: TreeBatch) -> jax.Array:
+    """Sums over each pair's scored tokens: [B, N] -> [B, P]."""
+    pairs = batch.chosen_len.shape[1]
+    at = jnp.where(batch.pair < 0, pairs, batch.pair)
+    return jax.vmap(lambda v, i: jax.ops.segment_sum(v, i, pairs + 1))(values, at)[:, :pairs]
+
+
+def _of_pair(per_pair: jax.Array, batch: TreeBatch) -> jax.Array:
+    """Each scored token's pair value: [B, P] -> [B, N]."""
+    return jnp.take_along_axis(per_pair, jnp.maximum(batch.pair, 0), axis=1)
+
+
+def _mean(mask: jax.Array, batch: TreeBatch) -> jax.Array:
+    """Coefficients of the mean over a pair's masked tokens; all 0 where it has none."""
+    ones = mask.astype(jnp.result_type(float))
+    return ones / jnp.maximum(_of_pair(pair_sum(ones, batch), batch), 1)

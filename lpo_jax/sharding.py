@@ -1,0 +1,76 @@
+"""The mesh, and the one table that says which dimension of which array is cut along which of its axes.
+
+A parameter names its dimensions where it is created ("embed", "heads", ...); `RULES` translates the names to mesh axes. A
+dimension that an axis doesn't divide is replicated, and said so.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lpo_jax.config import ConfigError, MeshConfig
+
+log = logging.getLogger(__name__)
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "head_dim": None,
+    "layers": None,
+    "microbatches": None,
+}
+
+Axes = Sequence[str | None]
+"""Names of an array's dimensions; None is never cut."""
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The device mesh ("data", "fsdp", "tensor").
+
+    Raises:
+      ConfigError: the axes don't multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [config.data, config.fsdp, config.tensor]
+    if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
+        raise ConfigError(f"mesh {shape}: every axis is positive, and at most one is -1 (all that are left)")
+    if -1 in shape:
+        rest = abs(shape[0] * shape[1] * shape[2])
+        shape[shape.index(-1)] = len(devices) // rest
+    if shape[0] * shape[1] * shape[2] != len(devices):
+        raise ConfigError(f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} doesn't fit {len(devices)} devices")
+    return jax.make_mesh(tuple(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def spec(axes: Axes, shape: Sequence[int], mesh_shape: dict[str, int]) -> PartitionSpec:
+    """The partition of an array with dimensions `axes`; what isn't divisible is replicated."""
+    parts: list[str | tuple[str, ...] | None] = []
+    for name, size in zip(axes, shape, strict=True):
+        rule = RULES[name] if name is not None else None
+        ways = 1
+        for axis in (rule,) if isinstance(rule, str) else rule or ():
+            ways *= mesh_shape[axis]
+        if size % ways:
+            log.warning("dimension %r of size %d is not divisible by %s=%d: replicated", name, size, rule, ways)
+        parts.append(rule if ways > 1 and size % ways == 0 else None)
+    return PartitionSpec(*parts)
+
+
+def named(mesh: Mesh, axes: Axes, shape: Sequence[int]) -> NamedSharding:
+    """`spec` as a sharding on `mesh`."""
+    return NamedSharding(mesh, spec(axes, shape, dict(mesh.shape)))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Inside jit, lay `x` out as its dimensions' names say. Outside of any mesh (a bare function call) there is nothing to do."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, dict(mesh.shape)))

@@ -1,0 +1,1 @@
+"""Training: state and step, loop, checkpoints, metrics, report."""
