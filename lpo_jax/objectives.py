@@ -91,9 +91,8 @@ def coefficients(batch: TreeBatch, config: ObjectiveConfig) -> Coefficients:
         extra = batch.reasoning_len if config.norm_len == "answer" else 0
         chosen_len = _of_pair(jnp.maximum(batch.chosen_len + extra, 1), batch)
         rejected_len = _of_pair(jnp.maximum(batch.rejected_len + extra, 1), batch)
-        rest = on_chosen & unchanged
-        imitate = rest.astype(none.dtype) if config.imitation == "sum" else _mean(rest, batch)
-        return Coefficients((on_chosen & changed) / chosen_len, (on_rejected & changed) / rejected_len, imitate)
+        plus, minus, rest = (mask.astype(none.dtype) for mask in (on_chosen & changed, on_rejected & changed, on_chosen & unchanged))
+        return Coefficients(plus / chosen_len, minus / rejected_len, rest if config.imitation == "sum" else _mean(rest, batch))
     kept = batch.target != 0
     weight = jnp.where(changed, 1 - config.off_mask, config.off_mask)
     sides = []

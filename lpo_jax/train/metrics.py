@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from lpo_jax.objectives import Terms
 
@@ -37,6 +36,8 @@ class MetricLog:
         self._first = jax.process_index() == 0
         if not self._first:
             return
+        from tensorboardX import SummaryWriter  # slow, and it pulls in torch where that is installed
+
         path = run_dir / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["total_step"] <= resume_step]
         write_atomically(path, "".join(line + "\n" for line in kept))
@@ -64,7 +65,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file in one step: a reader, or a crash, sees the old text or the new one."""
     unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
+    unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
 
 

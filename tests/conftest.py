@@ -1,0 +1,37 @@
+"""Eight fake CPU devices, set up before anything imports jax."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+REPO = Path(__file__).resolve().parent.parent
+SEED_PAIRS = REPO / "data_pipeline" / "seed" / "pairs.jsonl"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real pairs and tokenizers that lie beside a developer's checkout; absent from releases."""
+    path = REPO.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("no shared data beside this checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def seed_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The seed pairs as shard sets, trimmed and untrimmed, with one tokenizer of 512 entries."""
+    from data_pipeline.build import BuildOptions, build
+
+    out = tmp_path_factory.mktemp("shards")
+    kinds = {"trimmed": True, "untrimmed": False}
+    for name, trim in kinds.items():
+        build([SEED_PAIRS], out / name, None, BuildOptions(row_tokens=1024, trim=trim, heldout=0.15), vocab_size=512)
+    return {name: out / name for name in kinds}

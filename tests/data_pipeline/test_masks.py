@@ -1,0 +1,163 @@
+"""Masks against the specification's vectors, difflib itself, and invariants."""
+
+import difflib
+import random
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline import masks
+
+PREFIX = [*range(10000, 10185), 20000, 7, 8, 20001, 7, 8, 20002, 7, 8]
+# id: rejected, chosen, m-, m+, and without hole filling where that differs
+VECTORS = {
+    "M1 equal": ("5 6 7", "5 6 7", "000", "000"),
+    "M2 replace": ("5 6 7 8", "5 60 7 8", "0100", "0100"),
+    "M3 insert": ("5 6 7 8", "5 6 60 61 7 8", "0000", "001100"),
+    "M4 delete": ("5 6 60 61 7 8", "5 6 7 8", "001100", "0000"),
+    "M5 hole of 1": ("5 20 6 21 7", "5 30 6 31 7", "01110", "01110", "01010", "01010"),
+    "M6 hole of 2": ("5 20 6 8 21 7", "5 30 6 8 31 7", "010010", "010010"),
+    "M7 one side": ("1 2 3", "1 50 2 51 3", "000", "01110", "000", "01010"),
+    "M8 chain": ("1 20 2 21 3 22 4", "1 30 2 31 3 32 4", "0111110", "0111110", "0101010", "0101010"),
+    "M9 look-alike": ("7 1234 8", "7 1235 8", "010", "010"),
+    "M10 uneven": ("7 100 200 8", "7 300 8", "0110", "010"),
+    "M11": ("1 40 2 3", "1 2 50 3", "0100", "0010"),
+    "M12 empty side": ("", "4 5", "", "11"),
+    "M13 id 0": ("1 0 2", "1 9 2", "010", "010"),
+    "M14 swap": ("1 2 3 4", "1 3 2 4", "0010", "0100"),
+    "M15": ("9 5 8 6", "7 5 10 6", "1110", "1110", "1010", "1010"),
+}
+DIFFLIB_IS_PINNED = sys.version_info < (3, 14)
+
+
+def bits(mask):
+    return "".join("01"[int(b)] for b in mask)
+
+
+def ids(text):
+    return [int(t) for t in text.split()]
+
+
+def ndiff_masks(rejected, chosen, hole):
+    """The authors' walk over difflib.ndiff's output."""
+    m, i = {"- ": [0] * len(rejected), "+ ": [0] * len(chosen)}, {"- ": 0, "+ ": 0}
+    for line in difflib.ndiff([str(t) for t in rejected], [str(t) for t in chosen], None, None):
+        kind = line[:2]
+        if kind in m:
+            m[kind][i[kind]] = 1
+        for side in {"- ": ["- "], "+ ": ["+ "], "  ": ["- ", "+ "], "? ": []}[kind]:
+            i[side] += 1
+    return tuple(masks.fill_holes(np.array(side, bool), hole) for side in m.values())
+
+
+def edited_pair(rng, length, vocabulary, edits):
+    chosen = [rng.randrange(vocabulary) for _ in range(length)]
+    rejected = list(chosen)
+    for _ in range(edits):
+        at, cut = rng.randrange(len(rejected) + 1), rng.randrange(6)
+        rejected[at : at + cut] = [rng.randrange(vocabulary) for _ in range(rng.randrange(6))]
+    return rejected, chosen
+
+
+@pytest.mark.parametrize("mode", [masks.clean, masks.reference])
+@pytest.mark.parametrize("name", VECTORS)
+def test_vectors(mode, name):
+    rejected, chosen, minus, plus, *unfilled = VECTORS[name]
+    assert tuple(map(bits, mode(ids(rejected), ids(chosen)))) == (minus, plus)
+    assert tuple(map(bits, mode(ids(rejected), ids(chosen), hole=0))) == tuple(unfilled or (minus, plus))
+
+
+@pytest.mark.parametrize(("prefix", "reference", "clean"), [(PREFIX, "1111", "1001"), (PREFIX[44:], "1001", "1001")])
+def test_m16_autojunk(prefix, reference, clean):
+    rejected, chosen = ([*prefix, *block, 30001, 30002] for block in ([5012, 7, 8, 4000], [4111, 7, 8, 5013]))
+    for mode, expected in ((masks.reference, reference), (masks.clean, clean)):
+        found = mode(rejected, chosen)
+        assert [bits(m[-6:-2]) for m in found] == [expected, expected]
+        assert not any(m[: len(prefix)].any() or m[-2:].any() for m in found)
+
+
+@pytest.mark.skipif(not DIFFLIB_IS_PINNED, reason="this Python's ndiff is another algorithm; ours is pinned to CPython 3.10-3.13")
+@pytest.mark.parametrize("vocabulary", [5, 30, 2000])
+@pytest.mark.parametrize("length", [8, 60, 260])
+def test_reference_is_ndiff(length, vocabulary):
+    rng = random.Random(length * vocabulary)
+    for _ in range(20):
+        rejected, chosen = edited_pair(rng, length, vocabulary, rng.randrange(1, 10))
+        for ours, theirs in zip(masks.reference(rejected, chosen), ndiff_masks(rejected, chosen, 1), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_reference_is_ndiff_on_alike_spellings():
+    """Blocks where ids look alike *and* occur on both sides: ndiff's inner alignment decides."""
+    rng = random.Random(0)
+    for _ in range(60):
+        common = list(range(300, 300 + 210))
+        block = [[rng.choice([5012, 5013, 5021, 7, 8, 4000]) for _ in range(rng.randrange(1, 9))] for _ in range(2)]
+        rejected, chosen = ([7, 8] * 3 + common + side + [9001] for side in block)
+        if DIFFLIB_IS_PINNED:
+            for ours, theirs in zip(masks.reference(rejected, chosen), ndiff_masks(rejected, chosen, 1), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
+sequences = st.lists(st.integers(0, 12), max_size=25)
+
+
+@given(sequences, sequences)
+@settings(deadline=None)
+def test_invariants(rejected, chosen):
+    for mode in (masks.clean, masks.reference):
+        bare = mode(rejected, chosen, hole=0)
+        filled = mode(rejected, chosen)
+        assert [len(m) for m in filled] == [len(rejected), len(chosen)]  # I1
+        assert [t for t, m in zip(rejected, bare[0], strict=True) if not m] == [t for t, m in zip(chosen, bare[1], strict=True) if not m]  # I3
+        assert all((f | ~b).all() for f, b in zip(filled, bare, strict=True))  # I4, token by token
+        assert not any(m.any() for m in mode(chosen, chosen))  # I2
+    for a, b in zip(masks.clean(rejected, chosen), masks.reference(rejected, chosen), strict=True):
+        np.testing.assert_array_equal(a, b)  # I6: below 200 ids the two agree
+
+
+@given(sequences, sequences, st.permutations(range(13)))
+@settings(deadline=None)
+def test_clean_masks_do_not_depend_on_the_ids_spelling(rejected, chosen, renamed):  # I13
+    for a, b in zip(
+        masks.clean(rejected, chosen), masks.clean([renamed[t] for t in rejected], [renamed[t] for t in chosen]), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@given(st.lists(st.booleans(), max_size=30), st.integers(0, 4))
+def test_fill_holes(mask, hole):
+    filled = masks.fill_holes(np.array(mask, bool), hole)
+    text, expected = bits(mask), list(bits(mask))
+    for start in range(len(text)):
+        for size in range(1, hole + 1):
+            if text[start : start + size + 2] == "1" + "0" * size + "1":
+                expected[start : start + size + 2] = "1" * (size + 2)
+    assert bits(filled) == "".join(expected)
+
+
+def test_unique_common_prefix_stays_unmarked():  # I5
+    rng = random.Random(1)
+    for _ in range(50):
+        rejected, chosen = edited_pair(rng, 40, 20, 4)
+        prefix = list(range(1000, 1030))
+        for m in masks.clean(prefix + rejected, prefix + chosen):
+            assert not m[:30].any()
+
+
+def test_spans_mark_every_token_they_touch():
+    offsets = np.array([[0, 3], [3, 4], [4, 8], [8, 9], [9, 12]])
+    found = masks.spans((offsets, offsets), ([(2, 5)], [(4, 8), (9, 10)]))
+    assert [bits(m) for m in found] == ["11100", "00101"]
+    assert [bits(m) for m in masks.spans((offsets, offsets), ([], [(8, 9)]))] == ["00000", "00010"]
+    assert [bits(m) for m in masks.spans((offsets[:0], offsets), ([(0, 3)], [(4, 8), (9, 10)]), hole=1)] == ["", "00111"]
+
+
+def test_changed_spans_are_words():
+    rejected, chosen = "yaml.load(f)", "yaml.safe_load(f)"
+    assert masks.changed_spans(rejected, chosen) == ([(5, 9)], [(5, 14)])
+    assert masks.changed_spans("é = f(x)\n", "é = f(x, ñ)\n") == ([], [(7, 10)])
+    assert masks.changed_spans("same", "same") == ([], [])

@@ -1,0 +1,122 @@
+"""The slow way: what a pair's loss is when both sequences are computed in full, straight from the formulas.
+
+Shares nothing with `lpo_jax.objectives` or the trees; only the decoder, which is checked against torch by itself.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipeline import trees
+from data_pipeline.trees import Encoded
+from lpo_jax.batch import TreeBatch
+
+WIDTHS = {"tokens": "T", "positions": "T", "subtree_end": "T", "source": "N", "target": "N", "pair": "N", "side": "N", "answer": "N", "changed": "N"}
+DTYPES = {"side": np.int8, "answer": bool, "changed": bool}
+
+
+def random_pairs(seed=0, vocabulary=50):
+    """Pairs of every kind: replaced, inserted, deleted, equal, one-token rejected diff, changed first code token, all changed."""
+    rng = np.random.default_rng(seed)
+    word = lambda n: rng.integers(1, vocabulary, n)  # noqa: E731
+    kinds = {
+        "replace": lambda a, b: ([a, word(3), b], [a, word(5), b]),
+        "insert": lambda a, b: ([a, word(4), b], [a, b]),
+        "delete": lambda a, b: ([a, b], [a, word(3), b]),
+        "one token": lambda a, b: ([a, [48], b], [a, [49], b]),
+        "first": lambda a, b: ([[48], a, b], [[49, 47], a, b]),
+        "two places": lambda a, b: ([[48], a, [47], b], [[49], a, [46], b]),
+        "everything": lambda a, b: ([[48]], [[49]]),
+        "equal": lambda a, b: ([a, b], [a, b]),
+    }
+    pairs = []
+    for name, make in kinds.items():
+        prompt, reasoning, a, b = word(4), word(int(rng.integers(0, 5))), word(5), word(6)
+        chosen, rejected = (np.concatenate([*side, [0]]).astype(np.int32) for side in make(a, b))
+        from data_pipeline import masks
+
+        minus, plus = masks.clean(rejected.tolist(), chosen.tolist())
+        start = len(prompt) + len(reasoning)
+        front = np.concatenate([prompt, reasoning]).astype(np.int32)
+        pad = np.zeros(start, bool)
+        ids = [np.concatenate([front, side]) for side in (chosen, rejected)]
+        pairs.append(Encoded(name, *ids, np.concatenate([pad, plus]), np.concatenate([pad, minus]), len(prompt), start, start))
+    return pairs
+
+
+def batch_of(planted, row_tokens, rows=None, pairs_in_row=None):
+    """Packed rows of trees as one TreeBatch."""
+    packed = trees.pack([len(t.tokens) for t in planted], row_tokens)
+    columns = [trees.join([planted[i] for i in row]) for row in packed]
+    size = {
+        "T": row_tokens,
+        "N": max(len(c["source"]) for c in columns) + 3,
+        "P": pairs_in_row or max(len(c["chosen_len"]) for c in columns) + 1,
+    }
+    out = {}
+    for name in TreeBatch.__dataclass_fields__:
+        width = size[WIDTHS.get(name, "P")]
+        fill = -1 if name == "pair" else 0
+        out[name] = np.full((rows or len(columns), width), fill, DTYPES.get(name, np.int32))
+        if name == "subtree_end":
+            out[name][:] = np.arange(1, width + 1)
+        for r, column in enumerate(columns):
+            out[name][r, : len(column[name])] = column[name]
+    return TreeBatch(**out)
+
+
+def sequence_logps(model, params, ids, length):
+    """log p(ids[t + 1] | ids[: t + 1]) for a whole sequence padded to `length`: [length - 1]."""
+    padded = jnp.zeros((1, length), jnp.int32).at[0, : len(ids)].set(ids)
+    logits = model.logits(params, padded)[0]
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return jnp.take_along_axis(jax.nn.log_softmax(wide[:-1]), padded[0, 1:, None], axis=1)[:, 0]
+
+
+def loss(model, params, pairs, config, length):
+    """The mean loss over pairs, each side a sequence of its own; formulas of the specification, one pair at a time."""
+    total = 0.0
+    for pair in pairs:
+        sides = []
+        for ids, mask in ((pair.chosen, pair.m_plus), (pair.rejected, pair.m_minus)):
+            at = np.arange(1, length)
+            answer = (at >= pair.answer_start) & (at < len(ids))
+            m = np.zeros(length - 1, bool)
+            m[: len(ids) - 1] = mask[1:]
+            labels = np.zeros(length - 1, int)
+            labels[: len(ids) - 1] = ids[1:]
+            sides.append((sequence_logps(model, params, ids, length), answer, m, labels, len(ids) - pair.chosen_code_start))
+        (lp_c, ans_c, m_c, lab_c, len_c), (lp_r, ans_r, m_r, lab_r, len_r) = sides
+        total = total + _pair_loss(config, pair, (lp_c, ans_c, m_c, lab_c, len_c), (lp_r, ans_r, m_r, lab_r, len_r))
+    return total / len(pairs)
+
+
+def _pair_loss(c, pair, chosen, rejected):
+    lp_c, ans_c, m_c, lab_c, len_c = chosen
+    lp_r, ans_r, m_r, lab_r, len_r = rejected
+    if c.name == "sft":
+        raise NotImplementedError("sft is a mean over tokens, not pairs")
+    if c.name == "simpo":
+        return jax.nn.softplus(-(c.beta * (lp_c[ans_c].mean() - lp_r[ans_r].mean()) - c.gamma))
+    if c.mode == "paper":
+        extra = pair.chosen_code_start - pair.answer_start if c.norm_len == "answer" else 0
+        delta = c.beta * (lp_c[ans_c & m_c].sum() / (len_c + extra) - lp_r[ans_r & m_r].sum() / (len_r + extra))
+        rest = lp_c[ans_c & ~m_c]
+        reg = rest.sum() if c.imitation == "sum" else rest.sum() / max(len(rest), 1)
+        return jax.nn.softplus(-(delta - c.gamma)) - c.alpha * reg
+    if c.mode == "reference":
+        s, v = [], 1 - c.off_mask
+        for lp, ans, m, lab in ((lp_c, ans_c, m_c, lab_c), (lp_r, ans_r, m_r, lab_r)):
+            w = np.where(ans & (lab != 0), np.where(m, v, 1 - v), 0.0)
+            s.append((w * lp).sum() / w.sum())
+        u = (ans_c & (lab_c != 0) & ~m_c).astype(float)
+        return jax.nn.softplus(-(c.beta * (s[0] - s[1]) - c.gamma)) - c.alpha * (u * lp_c).sum() / max(u.sum(), 1)
+    has_c, has_r = (ans_c & m_c).any(), (ans_r & m_r).any()
+    s_c = lp_c[ans_c & m_c].mean() if has_c else None
+    s_r = lp_r[ans_r & m_r].mean() if has_r else None
+    rest = lp_c[ans_c & ~m_c]
+    imitation = -rest.sum() / max(len(rest), 1)
+    if not (has_c or has_r) or (c.empty_side == "skip" and not (has_c and has_r)):
+        return c.alpha * imitation
+    s_c, s_r = (jax.lax.stop_gradient(s_r) if s_c is None else s_c), (jax.lax.stop_gradient(s_c) if s_r is None else s_r)
+    return jax.nn.softplus(-(c.beta * (s_c - s_r) - c.gamma)) + c.alpha * imitation

@@ -1,0 +1,110 @@
+"""A packed batch of trees equals the plain two-sequence computation: loss and every gradient; and nobody can peek."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipeline.trees import plant
+from lpo_jax.config import ModelConfig, ObjectiveConfig
+from lpo_jax.model.attention import attend, attend_dense
+from lpo_jax.model.decoder import Model
+from lpo_jax.objectives import OBJECTIVES, token_logps
+from lpo_jax.train.state import forward
+from tests import oracle
+
+CONFIG = ModelConfig("llama", 50, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=48, max_positions=128)
+OBJECTIVE = {
+    "clean": ObjectiveConfig("lpo", "clean", beta=3.0, gamma=0.7, alpha=0.9),
+    "clean, skip": ObjectiveConfig("lpo", "clean", beta=3.0, gamma=0.7, alpha=0.9, empty_side="skip"),
+    "paper": ObjectiveConfig("lpo", "paper", beta=20.0, gamma=0.7, alpha=0.05),
+    "paper, mean, answer": ObjectiveConfig("lpo", "paper", beta=20.0, gamma=0.7, alpha=0.5, norm_len="answer", imitation="mean"),
+    "reference": ObjectiveConfig("lpo", "reference", beta=3.0, gamma=0.7, alpha=1.0),
+    "simpo": ObjectiveConfig("simpo", beta=3.0, gamma=0.7),
+}
+NEEDS_UNTRIMMED = {"reference", "simpo"}
+LENGTH = 32
+ROW = 96
+
+
+def loud(params):
+    """Bigger weights, so that attention isn't uniform and a wrong mask shows."""
+    return jax.tree.map(lambda x: x * 8 if x.ndim > 2 else x, params)
+
+
+def tree_loss(model, params, batch, config):
+    total, weight = OBJECTIVES[config.name](forward(model, params, batch), batch, config)["loss"]
+    return total / weight
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+@pytest.mark.parametrize("name", OBJECTIVE)
+def test_tree_equals_two_sequences(name, dtype, tolerance):
+    config = OBJECTIVE[name]
+    pairs = oracle.random_pairs()
+    with jax.enable_x64(dtype == "float64"):
+        model = Model(CONFIG, dtype, dtype)
+        params = loud(model.init(jax.random.key(0)))
+        expected, expected_grads = jax.jit(jax.value_and_grad(lambda p: oracle.loss(model, p, pairs, config, LENGTH)))(params)
+        for trim in (False,) if name in NEEDS_UNTRIMMED else (True, False):
+            batch = oracle.batch_of([plant(pair, trim) for pair in pairs], ROW)
+            assert len(batch.tokens) > 1 and batch.pair.max() > 0, "the test wants several rows of several pairs"
+            found, grads = jax.jit(jax.value_and_grad(lambda p, b=batch: tree_loss(model, p, b, config)))(params)
+            assert abs(found - expected) <= tolerance * abs(expected)
+            for path, (a, b) in jax.tree.leaves_with_path(
+                jax.tree.map(lambda a, b: (np.asarray(a), np.asarray(b)), grads, expected_grads), is_leaf=lambda x: isinstance(x, tuple)
+            ):
+                assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), path
+
+
+def test_no_scored_token_can_peek():
+    """A scored token's logp has a gradient at the embeddings of its own path, and at no other token's."""
+    model = Model(CONFIG)
+    params = loud(model.init(jax.random.key(1)))
+    pairs = oracle.random_pairs(1)[:6]
+    batch = oracle.batch_of([plant(pair, trim=False) for pair in pairs], 64)
+    rows, scored = batch.source.shape
+
+    # Give every row position a token of its own, so that an embedding row is a row position.
+    positions = jnp.arange(batch.tokens.size, dtype=jnp.int32).reshape(batch.tokens.shape)
+    embed = params["embed"][batch.tokens.reshape(-1)]
+    single = batch.replace(tokens=positions)
+
+    def logps(embed):
+        hidden = model.hidden(params | {"embed": embed}, single.tokens, single.positions, single.subtree_end)
+        return token_logps(hidden, model.head(params), single)
+
+    pull = jax.vjp(logps, embed)[1]
+    one_hot = jnp.eye(rows * scored).reshape(-1, rows, scored)
+    jacobian = jax.jit(lambda: jax.lax.map(lambda cotangent: pull(cotangent)[0], one_hot))()  # [rows * scored, all positions, D]
+    touches = np.abs(np.asarray(jacobian)).sum(-1).reshape(rows, scored, rows, -1) > 0
+    for r in range(rows):
+        for n in np.flatnonzero(batch.pair[r] >= 0):
+            k, source = np.arange(batch.tokens.shape[1]), batch.source[r, n]
+            path = (k <= source) & (source < batch.subtree_end[r])
+            assert touches[r, n, r, path].all(), "a token must see its whole path, or the test proves nothing"
+            assert not touches[r, n, r, ~path].any()
+            assert not np.delete(touches[r, n], r, axis=0).any()
+
+
+def test_chunked_attention_is_the_dense_definition():
+    key = jax.random.split(jax.random.key(0), 4)
+    B, T, K, G, H = 2, 300, 2, 3, 8
+    q = jax.random.normal(key[0], (B, T, K, G, H))
+    k, v = (jax.random.normal(x, (B, T, K, H)) for x in key[1:3])
+    ends = np.maximum(np.random.default_rng(0).integers(1, T + 1, (B, T)), np.arange(1, T + 1))
+    pull = jax.random.normal(key[3], q.shape)
+    for f, g in zip(*(jax.jit(jax.vjp(lambda *x, a=a: a(*x, ends), q, k, v)[1])(pull) for a in (attend, attend_dense)), strict=True):
+        np.testing.assert_allclose(f, g, atol=2e-5)
+    np.testing.assert_allclose(attend(q, k, v, ends), attend_dense(q, k, v, ends), atol=1e-6)
+
+
+def test_remat_changes_nothing():
+    pairs = oracle.random_pairs(2)
+    batch = oracle.batch_of([plant(pair) for pair in pairs], ROW)
+    params = Model(CONFIG).init(jax.random.key(0))
+    grads = [
+        jax.jit(jax.grad(lambda p, m=Model(CONFIG, remat=remat): tree_loss(m, p, batch, OBJECTIVE["clean"])))(params) for remat in ("none", "block")
+    ]
+    for a, b in zip(*map(jax.tree.leaves, grads), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
