@@ -116,7 +116,7 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
                 # Read step n's numbers only when step n + 1 is under way, so that the device never waits for the host.
                 if pending:
                     _log_step(bar, metrics, config, clock, *pending)
-                tokens = int((rows_read.subtree_end > np.arange(1, rows_read.tokens.shape[1] + 1)).sum()) * jax.process_count()
+                tokens = int((rows_read.positions > 0).sum()) * jax.process_count()  # all but padding and each tree's first
                 pending = name, step, total + step, terms, float(schedule(step - 1)), tokens
                 if step % config.checkpoint_every_steps == 0 and step < length:
                     _log_step(bar, metrics, config, clock, *pending)

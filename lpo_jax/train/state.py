@@ -60,7 +60,7 @@ def state_shardings(model: Model, tx: optax.GradientTransformation, mesh: Mesh) 
     """The sharding of the whole state: an optimizer moment lies as its parameter does, everything else is replicated."""
     replicated = NamedSharding(mesh, PartitionSpec())
     params = param_shardings(model, mesh)
-    opt_state = optax.tree_utils.tree_map_params(
+    opt_state = optax.tree.map_params(
         tx, lambda _, s: s, jax.eval_shape(tx.init, model.shapes()), params, transform_non_params=lambda _: replicated
     )
     return TrainState(step=replicated, params=params, opt_state=opt_state)
@@ -94,7 +94,7 @@ def make_train_step(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (grads, terms), _ = jax.lax.scan(accumulate, zeros, batches)
         grads = jax.tree.map(lambda g: (g / terms["loss"][1]).astype(g.dtype), grads)
-        terms["grad_norm"] = optax.global_norm(grads), jnp.ones(())
+        terms["grad_norm"] = optax.tree.norm(grads), jnp.ones(())
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), terms
 

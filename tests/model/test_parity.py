@@ -1,0 +1,159 @@
+"""llama and qwen2 against torch + transformers on tiny random models: logits, gradients, and the way back."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from lpo_jax.config import ConfigError, MeshConfig
+from lpo_jax.model import hf
+from lpo_jax.model.decoder import Model
+from lpo_jax.sharding import make_mesh
+from lpo_jax.train.state import param_shardings
+
+SHAPE = {
+    "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
+    "max_position_embeddings": 64, "rms_norm_eps": 3e-4, "initializer_range": 0.3, "attn_implementation": "eager",
+    "bos_token_id": None, "eos_token_id": 0,
+}  # fmt: skip
+FAMILIES = {
+    "llama untied": (transformers.LlamaConfig, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "tie_word_embeddings": False}),
+    "llama tied, own head_dim": (
+        transformers.LlamaConfig,
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 3e4}, "tie_word_embeddings": True, "head_dim": 16},
+    ),
+    "qwen2 untied": (transformers.Qwen2Config, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "tie_word_embeddings": False}),
+    "qwen2 tied": (transformers.Qwen2Config, {"rope_parameters": {"rope_type": "default", "rope_theta": 2e5}, "tie_word_embeddings": True}),
+}
+TOKENS = np.random.default_rng(0).integers(0, 97, (2, 29))
+
+
+@pytest.fixture(params=FAMILIES)
+def torch_model(request):
+    cls, options = FAMILIES[request.param]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(cls(**SHAPE, **options)).eval()
+    with torch.no_grad():  # biases and norms are born 0 and 1: make them count
+        for name, value in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                value += 0.3 * torch.randn_like(value)
+    return model
+
+
+def load(directory, mesh_config=MeshConfig(data=8)):  # noqa: B008
+    model = Model(hf.read_config(directory))
+    return model, hf.read_params(directory, model, param_shardings(model, make_mesh(mesh_config)))
+
+
+def test_logits_gradients_and_round_trip(torch_model, tmp_path):
+    torch_model.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")  # several files and an index
+    assert (tmp_path / "theirs" / "model.safetensors.index.json").is_file()
+    model, params = load(tmp_path / "theirs")
+
+    tokens = torch.tensor(TOKENS)
+    theirs = torch_model(tokens).logits
+    ours = model.logits(params, jnp.array(TOKENS))
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-4)
+
+    mask = np.random.default_rng(1).random((2, 28)) < 0.4
+
+    def masked_loss(params):
+        logps = jax.nn.log_softmax(model.logits(params, jnp.array(TOKENS))[:, :-1])
+        return -(jnp.take_along_axis(logps, TOKENS[:, 1:, None], axis=-1)[..., 0] * mask).sum()
+
+    torch_logps = torch.log_softmax(theirs[:, :-1], -1).gather(-1, tokens[:, 1:, None])[..., 0]
+    (-(torch_logps * torch.tensor(mask)).sum()).backward()
+    grads = {name: tensor for name, tensor in hf._tensors(model, jax.grad(masked_loss)(params))}
+    expected = {name: p.grad.numpy() for name, p in torch_model.named_parameters()}
+    assert grads.keys() == expected.keys()
+    for name, gradient in grads.items():
+        np.testing.assert_allclose(gradient, expected[name], atol=1e-4 * max(1, np.abs(expected[name]).max()), err_msg=name)
+
+    hf.write_params(tmp_path / "ours", model, params)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    assert type(again) is type(torch_model)
+    np.testing.assert_array_equal(again(tokens).logits.detach().numpy(), theirs.detach().numpy())
+
+
+def test_import_lands_in_its_sharding(torch_model, tmp_path):
+    torch_model.save_pretrained(tmp_path)
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    model, params = load(tmp_path, mesh)
+    jax.tree.map(lambda x, s: pytest.fail(str(x.sharding)) if x.sharding != s else None, params, param_shardings(model, make_mesh(mesh)))
+    q = params["blocks"]["q"]
+    assert q.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor", None)
+    alone = load(tmp_path)[1]
+    jax.tree.map(np.testing.assert_array_equal, params, alone)
+
+
+def test_big_exports_are_cut_into_files(torch_model, tmp_path, monkeypatch):
+    torch_model.save_pretrained(tmp_path / "theirs")
+    model, params = load(tmp_path / "theirs")
+    monkeypatch.setattr(hf, "MAX_FILE_BYTES", 50_000)
+    hf.write_params(tmp_path / "ours", model, params)
+    assert len(list((tmp_path / "ours").glob("model-*-of-*.safetensors"))) > 2
+    jax.tree.map(np.testing.assert_array_equal, params, load(tmp_path / "ours")[1])
+
+
+def test_bfloat16_weights(torch_model, tmp_path):
+    torch_model.to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
+    model = Model(hf.read_config(tmp_path / "theirs"), param_dtype="bfloat16")
+    params = hf.read_params(tmp_path / "theirs", model, param_shardings(model, make_mesh(MeshConfig())))
+    assert params["embed"].dtype == ml_dtypes.bfloat16
+    hf.write_params(tmp_path / "ours", model, params)
+    theirs, ours = (load_file(tmp_path / d / "model.safetensors") for d in ("theirs", "ours"))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: llama, qwen2"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' is not supported"),
+        ({"attention_bias": True}, "attention_bias is not supported for llama"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+    ],
+)
+def test_what_we_do_not_compute_is_refused_by_name(change, message):
+    raw = transformers.LlamaConfig(**SHAPE).to_dict()
+    with pytest.raises(ConfigError, match=message):
+        hf.config_from_hf(raw | change)
+
+
+def test_old_and_new_rope_keys():
+    raw = transformers.LlamaConfig(**SHAPE).to_dict()
+    raw.pop("rope_parameters")
+    assert hf.config_from_hf(raw | {"rope_theta": 7e4}).rope_theta == 7e4
+    assert hf.config_from_hf(raw | {"rope_parameters": {"rope_type": "default", "rope_theta": 8e4}}).rope_theta == 8e4
+
+
+def test_tensors_that_do_not_fit_are_all_named(torch_model, tmp_path):
+    torch_model.save_pretrained(tmp_path)
+    file: Path = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["model.norm.weight"] = np.ones(5, np.float32)
+    tensors["surprise"] = np.ones(1, np.float32)
+    save_file(tensors, file)
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path)
+    for part in ("missing: model.layers.1.mlp.up_proj.weight", "unexpected: surprise", "shape of model.norm.weight: (5,), expected (48,)"):
+        assert part in str(error.value)
+
+
+def test_missing_files_and_pickles_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.json doesn't exist"):
+        hf.read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(transformers.LlamaConfig(**SHAPE).to_dict()))
+    with pytest.raises(ConfigError, match="download"):
+        load(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match="pickled"):
+        load(tmp_path)
