@@ -24,7 +24,7 @@ help: ## this list
 	touch $@
 
 $(RUN)_data/manifest.json: .venv/installed data_pipeline/seed/pairs.jsonl
-	$(BIN)/lpo-data build data_pipeline/seed/pairs.jsonl --train-tokenizer 2048 --row-tokens 1024 --heldout 0.15 --out $(RUN)_data --force
+	$(BIN)/lpo-data build data_pipeline/seed/pairs.jsonl --train-tokenizer 1024 --row-tokens 1024 --heldout 0.2 --out $(RUN)_data --force
 
 train: $(RUN)_data/manifest.json ## the main job on the embedded default: build, SFT, LPO, report (CPU, minutes)
 	$(BIN)/lpo train $(CONFIG) $(ARGS)

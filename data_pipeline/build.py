@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline import pairs, shards, tokenizer, trees
-from data_pipeline.encode import MaskOptions, Unusable, encode
+from data_pipeline.encode import MaskOptions, UnusableError, encode
 from data_pipeline.pairs import DataError, Drops, Pair
 from data_pipeline.shards import Manifest
 from data_pipeline.template import render
@@ -159,7 +159,7 @@ def _plant(pair: Pair) -> trees.Tree | str:
     tok, options = _worker
     try:
         return trees.plant(encode(pair, tok, options.masks), options.trim, options.score_prompt)
-    except Unusable as reason:
+    except UnusableError as reason:
         return str(reason)
 
 

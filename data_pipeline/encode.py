@@ -22,7 +22,7 @@ class MaskOptions:
     max_prompt_length: int = 128  # ... and for the prompt of a sequence that exceeds it
 
 
-class Unusable(Exception):
+class UnusableError(Exception):
     """The pair can't become a tree; the message is the reason it's counted under."""
 
 
@@ -34,7 +34,7 @@ def encode(pair: Pair, tokenizer: Tokenizer, options: MaskOptions) -> Encoded:
     both sides.
 
     Raises:
-      Unusable: both sides have the same tokens.
+      UnusableError: both sides have the same tokens.
     """
     text = render(pair)
     chosen = _Side(text, text.chosen, tokenizer)
@@ -46,7 +46,7 @@ def encode(pair: Pair, tokenizer: Tokenizer, options: MaskOptions) -> Encoded:
         m_minus[:answer_start] = m_plus[:answer_start] = False
     else:
         if np.array_equal(chosen.ids, rejected.ids):
-            raise Unusable("both sides have the same tokens")
+            raise UnusableError("both sides have the same tokens")
         m_minus, m_plus = np.zeros(len(rejected.ids), bool), np.zeros(len(chosen.ids), bool)
         m_minus[rejected.code], m_plus[chosen.code] = _code_masks(pair, text, rejected, chosen, options)
     return Encoded(
@@ -88,17 +88,16 @@ class _Side:
 def _code_masks(pair: Pair, text: Text, rejected: _Side, chosen: _Side, options: MaskOptions) -> masks.Masks:
     if options.mode == "clean":
         return masks.clean(rejected.ids[rejected.code].tolist(), chosen.ids[chosen.code].tolist(), options.hole)
-    changes = pair.rejected_spans, pair.chosen_spans
-    if changes[0] is None or changes[1] is None:
+    if pair.rejected_spans is None or pair.chosen_spans is None:
         changes = masks.changed_spans(pair.rejected, pair.chosen)
+    else:
+        changes = list(pair.rejected_spans), list(pair.chosen_spans)
     cut = len(pair.chosen) - len(text.chosen)  # a completion task's prompt holds the code's first lines
-    shifted = tuple([(max(start - cut, 0), stop - cut) for start, stop in side if stop > cut] for side in changes)
-    return masks.spans((rejected.code_offsets, chosen.code_offsets), shifted, options.hole)  # type: ignore[arg-type]
+    before, after = ([(max(start - cut, 0), stop - cut) for start, stop in side if stop > cut] for side in changes)
+    return masks.spans((rejected.code_offsets, chosen.code_offsets), (before, after), options.hole)
 
 
-def truncated_lengths(
-    prompt: int, chosen: int, rejected: int, max_length: int = 512, max_prompt_length: int = 128
-) -> tuple[int, int, int]:
+def truncated_lengths(prompt: int, chosen: int, rejected: int, max_length: int = 512, max_prompt_length: int = 128) -> tuple[int, int, int]:
     """Tokens that the authors keep of (prompt, chosen answer, rejected answer): TRL's `keep_end` truncation.
 
     If the longer sequence exceeds `max_length`, the prompt keeps its last `max_prompt_length` tokens; if it still does, both

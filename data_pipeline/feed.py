@@ -84,9 +84,7 @@ class Feed:
         ragged = tf.io.parse_example(serialised, {name: tf.io.RaggedFeature(tf.int64) for name in names})
         width = dict.fromkeys(_PER_TOKEN, self.manifest.row_tokens)
         width |= dict.fromkeys(_PER_SCORED, self.manifest.row_scored) | dict.fromkeys(_PER_PAIR, self.manifest.row_pairs)
-        batch = {
-            name: ragged[name].to_tensor(-1 if name in ("pair", "subtree_end") else 0, shape=[None, width[name]]) for name in names
-        }
+        batch = {name: ragged[name].to_tensor(-1 if name in ("pair", "subtree_end") else 0, shape=[None, width[name]]) for name in names}
         ends = batch["subtree_end"]
         batch["subtree_end"] = tf.where(ends < 0, tf.range(1, ends.shape[1] + 1, dtype=ends.dtype), ends)
         return {name: tf.cast(column, _DTYPES.get(name, tf.int32)) for name, column in batch.items()}

@@ -75,9 +75,7 @@ def _split_point(a: list[str], b: list[str], alo: int, ahi: int, blo: int, bhi: 
     return best if best is not None and best_ratio >= 0.75 else identical  # type: ignore[return-value]
 
 
-def spans(
-    offsets: tuple[np.ndarray, np.ndarray], changes: tuple[Sequence[Span], Sequence[Span]], hole: int = 0
-) -> Masks:
+def spans(offsets: tuple[np.ndarray, np.ndarray], changes: tuple[Sequence[Span], Sequence[Span]], hole: int = 0) -> Masks:
     """Masks of character spans.
 
     Args:
@@ -105,7 +103,7 @@ def changed_spans(rejected: str, chosen: str) -> tuple[list[Span], list[Span]]:
     words = [re.findall(r"\w+|\s|[^\w\s]", text) for text in (rejected, chosen)]
     ends = [np.cumsum([0] + [len(word) for word in side]) for side in words]
     found: tuple[list[Span], list[Span]] = ([], [])
-    for tag, alo, ahi, blo, bhi in difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes():
+    for tag, alo, ahi, blo, bhi in difflib.SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes():
         if tag != "equal":
             for side, (low, high) in enumerate(((alo, ahi), (blo, bhi))):
                 if low < high:

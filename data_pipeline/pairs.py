@@ -133,7 +133,7 @@ _LANGUAGES = {".py": "python", ".js": "javascript", ".jsx": "javascript", ".rb":
 def _sven(row: Mapping[str, Any], name: str) -> Pair:
     suffix = Path(row["file_name"]).suffix
     changes = row.get("char_changes")
-    spans = {}
+    spans: dict[str, Any] = {}
     if changes:
         for field_name, side in (("chosen_spans", "added"), ("rejected_spans", "deleted")):
             spans[field_name] = tuple((change["char_start"], change["char_end"]) for change in changes[side])

@@ -83,8 +83,7 @@ def write(directory: Path, split: str, rows: Sequence[tuple[dict[str, np.ndarray
         with tf.io.TFRecordWriter(str(file)) as writer:
             for row, ids in part:
                 feature = {
-                    name: tf.train.Feature(int64_list=tf.train.Int64List(value=values.astype(np.int64)))
-                    for name, values in row.items()
+                    name: tf.train.Feature(int64_list=tf.train.Int64List(value=values.astype(np.int64))) for name, values in row.items()
                 }
                 feature["ids"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[ids.encode()]))
                 writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True))

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from data_pipeline.pairs import Pair
 
-PREAMBLE = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-)
+PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def load(name: str | Path) -> Tokenizer:
     eos = next((t for t in (_declared_eos(directory), *EOS_NAMES) if t and backend.token_to_id(t) is not None), None)
     if eos is None:
         raise DataError(f"{name}: no end-of-text token; name it as `eos_token` in {directory}/tokenizer_config.json")
-    return Tokenizer(backend, backend.token_to_id(eos), _leading_id(backend))
+    return Tokenizer(backend, _id(backend, eos), _leading_id(backend))
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -73,7 +73,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return Tokenizer(backend, backend.token_to_id(EOS_NAMES[0]), None)
+    return Tokenizer(backend, _id(backend, EOS_NAMES[0]), None)
 
 
 def fingerprint(backend: tokenizers.Tokenizer) -> str:
@@ -103,6 +103,12 @@ def _declared_eos(directory: Path) -> str | None:
             if token:
                 return token["content"] if isinstance(token, dict) else token
     return None
+
+
+def _id(backend: tokenizers.Tokenizer, token: str) -> int:
+    found = backend.token_to_id(token)
+    assert found is not None
+    return found
 
 
 def _leading_id(backend: tokenizers.Tokenizer) -> int | None:

@@ -10,10 +10,7 @@ Dims: B rows, T tokens in a row, N scored tokens in a row, P pairs in a row.
 """
 
 import flax.struct
-import jax
-import numpy as np
-
-Array = jax.Array | np.ndarray
+from jax import Array
 
 TRUNK, CHOSEN, REJECTED = 0, 1, -1
 """Values of `TreeBatch.side`."""

@@ -77,7 +77,9 @@ class ObjectiveConfig:
     beta: float | None = None  # scale of the preference term; required by lpo and simpo
     gamma: float | None = None  # absolute target margin (SimPO's ratio is gamma / beta); required by lpo and simpo
     alpha: float | None = None  # weight of the SFT term on unchanged tokens; required by lpo
-    empty_side: Literal["detach", "skip"] = "detach"  # clean: a side without changed tokens is replaced by the detached other, or the pair's preference term is skipped
+    empty_side: Literal["detach", "skip"] = (
+        "detach"  # clean: a side without changed tokens is replaced by the detached other, or the pair's preference term is skipped
+    )
     norm_len: Literal["code", "answer"] = "code"  # paper: does |y| count the code, or reasoning and code?
     imitation: Literal["sum", "mean"] = "sum"  # paper: reduction of the SFT term
     off_mask: float = 1e-6  # reference: weight of unchanged tokens, the authors' 1 - loss_mask_val

@@ -84,9 +84,7 @@ def coefficients(batch: TreeBatch, config: ObjectiveConfig) -> Coefficients:
     if config.name == "simpo":
         return Coefficients(_mean(on_chosen, batch), _mean(on_rejected, batch), none)
     if config.mode == "clean":
-        return Coefficients(
-            _mean(on_chosen & changed, batch), _mean(on_rejected & changed, batch), _mean(on_chosen & unchanged, batch)
-        )
+        return Coefficients(_mean(on_chosen & changed, batch), _mean(on_rejected & changed, batch), _mean(on_chosen & unchanged, batch))
     if config.mode == "paper":
         extra = batch.reasoning_len if config.norm_len == "answer" else 0
         chosen_len = _of_pair(jnp.maximum(batch.chosen_len + extra, 1), batch)
@@ -127,7 +125,7 @@ def preference(logps: jax.Array, batch: TreeBatch, config: ObjectiveConfig) -> T
     smoothing = config.label_smoothing
     prefer = jnp.where(counted, (1 - smoothing) * jax.nn.softplus(-z) + smoothing * jax.nn.softplus(z), 0)
     imitation = -pair_sum(weights.imitate * logps, batch)
-    alpha = config.alpha if config.name == "lpo" else 0.0
+    alpha = config.alpha or 0.0 if config.name == "lpo" else 0.0
     pairs, compared = real.sum().astype(logps.dtype), both.sum().astype(logps.dtype)
     margin = config.beta * (s_chosen - s_rejected)
 

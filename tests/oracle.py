@@ -11,7 +11,17 @@ from data_pipeline import trees
 from data_pipeline.trees import Encoded
 from lpo_jax.batch import TreeBatch
 
-WIDTHS = {"tokens": "T", "positions": "T", "subtree_end": "T", "source": "N", "target": "N", "pair": "N", "side": "N", "answer": "N", "changed": "N"}
+WIDTHS = {
+    "tokens": "T",
+    "positions": "T",
+    "subtree_end": "T",
+    "source": "N",
+    "target": "N",
+    "pair": "N",
+    "side": "N",
+    "answer": "N",
+    "changed": "N",
+}
 DTYPES = {"side": np.int8, "answer": bool, "changed": bool}
 
 

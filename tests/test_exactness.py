@@ -104,7 +104,8 @@ def test_remat_changes_nothing():
     batch = oracle.batch_of([plant(pair) for pair in pairs], ROW)
     params = Model(CONFIG).init(jax.random.key(0))
     grads = [
-        jax.jit(jax.grad(lambda p, m=Model(CONFIG, remat=remat): tree_loss(m, p, batch, OBJECTIVE["clean"])))(params) for remat in ("none", "block")
+        jax.jit(jax.grad(lambda p, m=Model(CONFIG, remat=remat): tree_loss(m, p, batch, OBJECTIVE["clean"])))(params)
+        for remat in ("none", "block")
     ]
     for a, b in zip(*map(jax.tree.leaves, grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)

@@ -132,7 +132,7 @@ def read_params(directory: str | Path, model: Model, shardings: Params) -> Param
             target = whole[layer] if stacked else whole
             tensor = _read(files, name.format(layer=layer))
             target[...] = (tensor.T if inputs else tensor).reshape(target.shape)
-        placed[path] = jax.make_array_from_callback(shape.shape, flat_shardings[path], lambda index, whole=whole: whole[index])
+        placed[path] = jax.make_array_from_callback(shape.shape, flat_shardings[path], whole.__getitem__)
     return _unflatten(placed)
 
 
@@ -183,7 +183,7 @@ def _hf_layout(tensor: np.ndarray, path: str, inputs: int) -> np.ndarray:
 
 def _expected(config: ModelConfig, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a model of this config has."""
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for path, shape in shapes.items():
         name, inputs = _WEIGHTS[config.family][path]
         stacked = path.startswith("blocks.")
@@ -223,7 +223,7 @@ def _compare(expected: Mapping[str, tuple[int, ...]], files: Mapping[str, Path])
             problems.append(f"missing file: {file.name}")
             continue
         with safe_open(file, framework="np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118: not a dict
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 if name in expected and tuple(tensors.get_slice(name).get_shape()) != expected[name]:
                     problems.append(f"shape of {name}: {tuple(tensors.get_slice(name).get_shape())}, expected {expected[name]}")
     return problems

@@ -82,7 +82,9 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
         checkpoints = Checkpoints(run_dir, config.keep_checkpoints)
         done = checkpoints.progress()
         if done and done.tokenizer_sha256 != manifest.tokenizer_sha256:
-            raise ConfigError(f"{run_dir}: its checkpoints were trained with another tokenizer than {config.data.path}; choose a new run_dir")
+            raise ConfigError(
+                f"{run_dir}: its checkpoints were trained with another tokenizer than {config.data.path}; choose a new run_dir"
+            )
         evaluate = partial(_evaluate, steps.make_eval_step(model, mesh), mesh, data, config, decode)
         metrics = MetricLog(run_dir, done.total_step if done else 0)
         if done is None:
@@ -283,5 +285,3 @@ def _finish_stage(run_dir: Path, name: str, evaluated: tuple[dict[str, float], l
         result = {"metrics": evaluated[0], "pairs": evaluated[1]}
         write_atomically(run_dir / "eval" / f"{name}.json", json.dumps(result) + "\n")
         log.info("%s: %s", name, {k: round(v, 4) for k, v in evaluated[0].items()})
-
-

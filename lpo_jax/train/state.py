@@ -20,7 +20,7 @@ from lpo_jax.objectives import OBJECTIVES, Terms, heldout_metrics, token_logps
 class TrainState:
     """What a stage changes. `step` counts the stage's finished steps."""
 
-    step: jax.Array
+    step: Any
     params: Params
     opt_state: Any
 
@@ -112,9 +112,7 @@ def make_eval_step(model: Model, mesh: Mesh) -> Callable[[Params, TreeBatch], tu
         return heldout_metrics(logps, batch), logps
 
     replicated = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(
-        evaluate, in_shardings=(param_shardings(model, mesh), batch_sharding(mesh, accumulated=False)), out_shardings=replicated
-    )
+    return jax.jit(evaluate, in_shardings=(param_shardings(model, mesh), batch_sharding(mesh, accumulated=False)), out_shardings=replicated)
 
 
 def forward(model: Model, params: Params, batch: TreeBatch) -> jax.Array:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipeline import pairs, tokenizer
-from data_pipeline.encode import MaskOptions, Unusable, encode, truncated_lengths
+from data_pipeline.encode import MaskOptions, UnusableError, encode, truncated_lengths
 from data_pipeline.pairs import DataError, Drops, Pair
 from data_pipeline.template import render
 from tests.conftest import SEED_PAIRS
@@ -66,7 +66,7 @@ def test_sides_that_become_equal_are_unusable(tok):
 
     lossy = tokenizer.Tokenizer(tok.backend.from_str(tok.backend.to_str()), tok.eos_id, None)
     lossy.backend.normalizer = normalizers.NFC()
-    with pytest.raises(Unusable, match="same tokens"):
+    with pytest.raises(UnusableError, match="same tokens"):
         encode(Pair("a", "x = 'e\u0301'", "x = '\u00e9'", "Do."), lossy, CLEAN)
 
 

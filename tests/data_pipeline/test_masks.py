@@ -112,7 +112,9 @@ def test_invariants(rejected, chosen):
         bare = mode(rejected, chosen, hole=0)
         filled = mode(rejected, chosen)
         assert [len(m) for m in filled] == [len(rejected), len(chosen)]  # I1
-        assert [t for t, m in zip(rejected, bare[0], strict=True) if not m] == [t for t, m in zip(chosen, bare[1], strict=True) if not m]  # I3
+        assert [t for t, m in zip(rejected, bare[0], strict=True) if not m] == [
+            t for t, m in zip(chosen, bare[1], strict=True) if not m
+        ]  # I3
         assert all((f | ~b).all() for f, b in zip(filled, bare, strict=True))  # I4, token by token
         assert not any(m.any() for m in mode(chosen, chosen))  # I2
     for a, b in zip(masks.clean(rejected, chosen), masks.reference(rejected, chosen), strict=True):
@@ -122,9 +124,7 @@ def test_invariants(rejected, chosen):
 @given(sequences, sequences, st.permutations(range(13)))
 @settings(deadline=None)
 def test_clean_masks_do_not_depend_on_the_ids_spelling(rejected, chosen, renamed):  # I13
-    for a, b in zip(
-        masks.clean(rejected, chosen), masks.clean([renamed[t] for t in rejected], [renamed[t] for t in chosen]), strict=True
-    ):
+    for a, b in zip(masks.clean(rejected, chosen), masks.clean([renamed[t] for t in rejected], [renamed[t] for t in chosen]), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -53,7 +53,15 @@ def test_sven_jsonl(tmp_path):
 
 def test_bad_rows_are_counted_by_reason(tmp_path):
     good = {"chosen": "a", "rejected": "b"}
-    lines = [json.dumps(good), "{oops", "[1]", json.dumps(good | {"chosen": " "}), json.dumps(good | {"chosen": 3}), "", json.dumps(good | {"rejected": "a\n"})]
+    lines = [
+        json.dumps(good),
+        "{oops",
+        "[1]",
+        json.dumps(good | {"chosen": " "}),
+        json.dumps(good | {"chosen": 3}),
+        "",
+        json.dumps(good | {"rejected": "a\n"}),
+    ]
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
     found, drops = read_all(tmp_path / "p.jsonl")
     assert [p.id for p in found] == ["p.jsonl:1"]
@@ -89,5 +97,11 @@ def test_template():
 
 def test_a_pair_without_instruction_is_a_completion_task():
     text = render(Pair("a", "def f():\n    x\n    good()\n", "def f():\n    x\n    bad()\n"))
-    assert (text.prompt, text.before_code, text.chosen, text.rejected, text.after_code) == ("def f():\n    x\n", "", "    good()\n", "    bad()\n", "")
+    assert (text.prompt, text.before_code, text.chosen, text.rejected, text.after_code) == (
+        "def f():\n    x\n",
+        "",
+        "    good()\n",
+        "    bad()\n",
+        "",
+    )
     assert render(Pair("a", "good()", "bad()")).prompt == ""

@@ -159,7 +159,10 @@ def test_too_long_and_equal_pairs_are_counted_drops(tmp_path):
         file.write(json.dumps({"id": "twins", "chosen": "a", "rejected": "a"}) + "\n")
     manifest = build([tmp_path / "in.jsonl"], tmp_path / "out", None, BuildOptions(row_tokens=1024), vocab_size=400)
     assert manifest.drops == {"both sides are equal": 1, "longer than --row-tokens 1024": 1}
-    assert (tmp_path / "out" / "dropped.tsv").read_text().splitlines() == ["in.jsonl:8\tboth sides are equal", "long\tlonger than --row-tokens 1024"]
+    assert (tmp_path / "out" / "dropped.tsv").read_text().splitlines() == [
+        "in.jsonl:8\tboth sides are equal",
+        "long\tlonger than --row-tokens 1024",
+    ]
     with pytest.raises(DataError, match="no pair is left of 8 rows"):
         build([tmp_path / "in.jsonl"], tmp_path / "none", None, BuildOptions(row_tokens=8), vocab_size=400)
 

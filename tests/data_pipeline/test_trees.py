@@ -18,7 +18,10 @@ def encoded(prompt, chosen, rejected, reasoning=0, mask=masks.clean):
 
 
 def columns(tree):
-    return {name: getattr(tree, name).astype(int).tolist() for name in ("tokens", "positions", "subtree_end", "source", "target", "side", "changed")}
+    return {
+        name: getattr(tree, name).astype(int).tolist()
+        for name in ("tokens", "positions", "subtree_end", "source", "target", "side", "changed")
+    }
 
 
 def test_trimmed_layout():

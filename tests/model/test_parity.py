@@ -24,12 +24,18 @@ SHAPE = {
     "bos_token_id": None, "eos_token_id": 0,
 }  # fmt: skip
 FAMILIES = {
-    "llama untied": (transformers.LlamaConfig, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "tie_word_embeddings": False}),
+    "llama untied": (
+        transformers.LlamaConfig,
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "tie_word_embeddings": False},
+    ),
     "llama tied, own head_dim": (
         transformers.LlamaConfig,
         {"rope_parameters": {"rope_type": "default", "rope_theta": 3e4}, "tie_word_embeddings": True, "head_dim": 16},
     ),
-    "qwen2 untied": (transformers.Qwen2Config, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "tie_word_embeddings": False}),
+    "qwen2 untied": (
+        transformers.Qwen2Config,
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "tie_word_embeddings": False},
+    ),
     "qwen2 tied": (transformers.Qwen2Config, {"rope_parameters": {"rope_type": "default", "rope_theta": 2e5}, "tie_word_embeddings": True}),
 }
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 29))

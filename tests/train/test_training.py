@@ -35,7 +35,9 @@ def run_steps(feed, mesh_config, steps, rows=8, accumulate=1, objective=LPO):
     mesh, model, tx = make_mesh(mesh_config, devices), Model(MODEL), state.optimizer(OPTIM, steps)
     with jax.set_mesh(mesh):
         shardings = state.state_shardings(model, tx, mesh)
-        init = jax.jit(lambda key: (lambda p: state.TrainState(jnp.zeros((), int), p, tx.init(p)))(model.init(key)), out_shardings=shardings)
+        init = jax.jit(
+            lambda key: (lambda p: state.TrainState(jnp.zeros((), int), p, tx.init(p)))(model.init(key)), out_shardings=shardings
+        )
         s = init(jax.random.key(0))
         step = state.make_train_step(model, objective, tx, mesh)
         losses = []
@@ -60,7 +62,9 @@ def test_every_moment_has_its_parameters_sharding(seed_shards):
     _, s, shardings = run_steps(Feed(seed_shards["trimmed"]), MeshConfig(2, 2, 2), 1)
     adam = next(x for x in jax.tree.leaves(s.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState)) if hasattr(x, "mu"))
     for moment in (adam.mu, adam.nu):
-        jax.tree.map(lambda m, p: (m.sharding.is_equivalent_to(p.sharding, p.ndim)) or pytest.fail(f"{m.sharding} != {p.sharding}"), moment, s.params)
+        jax.tree.map(
+            lambda m, p: (m.sharding.is_equivalent_to(p.sharding, p.ndim)) or pytest.fail(f"{m.sharding} != {p.sharding}"), moment, s.params
+        )
     jax.tree.map(lambda x, wanted: x.sharding.is_equivalent_to(wanted, x.ndim) or pytest.fail(str(x.sharding)), s, shardings)
     q = s.params["blocks"]["q"].sharding
     assert q.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor", None)
@@ -114,7 +118,12 @@ def tiny_args(shards, run_dir, *more):
 def start(shards, run_dir):
     """The same as a process of its own, on one device."""
     env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
-    command = [sys.executable, "-m", "lpo_jax.cli", *tiny_args(shards, run_dir, "mesh.data=1", "stages.sft.batch_rows=1", "stages.lpo.batch_rows=1")]
+    command = [
+        sys.executable,
+        "-m",
+        "lpo_jax.cli",
+        *tiny_args(shards, run_dir, "mesh.data=1", "stages.sft.batch_rows=1", "stages.lpo.batch_rows=1"),
+    ]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
