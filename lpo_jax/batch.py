@@ -10,6 +10,7 @@ Dims: B rows, T tokens in a row, N scored tokens in a row, P pairs in a row.
 """
 
 import flax.struct
+import numpy as np
 from jax import Array
 
 TRUNK, CHOSEN, REJECTED = 0, 1, -1
@@ -37,3 +38,24 @@ class TreeBatch:
     chosen_len: Array  # [B, P] int32: |y+|, from the first code token
     rejected_len: Array  # [B, P] int32: |y-|, from the first code token
     reasoning_len: Array  # [B, P] int32: |R|, the answer tokens in front of the code
+
+
+def answer_tokens(batch: TreeBatch, row: int, pair: int) -> list[tuple[int, int, int | None]]:
+    """A pair's answer in reading order, for people: (token id, side, index of the scored token or None).
+
+    A trimmed rejected branch scores its changed tokens only; the ones between them are found among the row's inputs.
+    """
+    source, target, side = (np.asarray(x[row]) for x in (batch.source, batch.target, batch.side))
+    mine = np.flatnonzero((np.asarray(batch.pair[row]) == pair) & np.asarray(batch.answer[row]))
+    kept, rejected = mine[side[mine] != REJECTED], mine[side[mine] == REJECTED]
+    found: list[tuple[int, int, int | None]] = [(int(target[n]), int(side[n]), int(n)) for n in kept]
+    if not len(rejected):
+        return found
+    # The rejected branch's inputs follow the chosen branch's; its first token is predicted from the trunk.
+    chosen = kept[side[kept] == CHOSEN]
+    first = int(source[chosen].max() if len(chosen) else source[rejected].min()) + 1
+    inputs = np.asarray(batch.tokens[row])[first : int(source[rejected].max()) + 1]
+    branch: list[tuple[int, int, int | None]] = [(int(token), REJECTED, None) for token in (*inputs, target[rejected[-1]])]
+    for n in rejected:
+        branch[max(int(source[n]) - first + 1, 0)] = int(target[n]), REJECTED, int(n)
+    return found + branch

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpo_jax.config import ConfigError, RunConfig, from_dict, load
+from lpo_jax.config import ConfigError, RunConfig, load
 
 if TYPE_CHECKING:
     from data_pipeline.feed import Feed
@@ -24,6 +24,10 @@ examples:
   lpo train configs/tiny_cpu.yaml
   lpo train configs/tiny_cpu.yaml run_dir=runs/hot stages.lpo.optim.lr=1e-4 stages.lpo.objective.beta=2
   lpo train configs/lpo_hf.yaml model.path=DIR data.path=data/disco mesh.fsdp=8 mesh.data=1
+"""
+EXPORT_HELP = """\
+Write what a run has trained, from its newest checkpoint, as transformers, PEFT and vLLM load it: config.json and safetensors (a LoRA run:
+the adapter), the tokenizer's files, generation_config.json and a model card with the run's settings, data and held-out numbers.
 """
 
 
@@ -49,9 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG", help="a YAML file; every key is explained in lpo_jax/config.py")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
     train.set_defaults(run=_train)
-    export = commands.add_parser("export", help="a run's model as a Hugging Face directory: config.json, safetensors, tokenizer")
+    export = commands.add_parser("export", help="a run as a Hugging Face directory", description=EXPORT_HELP, formatter_class=raw)
     export.add_argument("run_dir", metavar="RUN", help="the run_dir of a trained config")
-    export.add_argument("out", metavar="DIR")
+    export.add_argument("out", metavar="DIR", help="where to write")
+    export.add_argument("--merge", action="store_true", help="a LoRA run: fold the adapters into the weights and write a whole model")
     export.set_defaults(run=_export)
     return parser
 
@@ -75,20 +80,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    import json
+    from lpo_jax.export import export
 
-    from data_pipeline import tokenizer
-    from lpo_jax.model import hf
-    from lpo_jax.train.loop import restore_params
-
-    run_dir = Path(args.run_dir)
-    if not (run_dir / "config.json").is_file():
-        raise ConfigError(f"{run_dir}: no config.json; give the run_dir of a trained config")
-    config: RunConfig = from_dict(RunConfig, json.loads((run_dir / "config.json").read_text()))
-    model, params = restore_params(run_dir, config)
-    hf.write_params(args.out, model, params)
-    tokenizer.load(_tokenizer_name(config)).save(args.out)
-    print(f"wrote {args.out}: load it with transformers.AutoModelForCausalLM.from_pretrained({str(args.out)!r})")
+    print(f"wrote {args.out}; load it with {export(args.run_dir, args.out, args.merge)}")
     return 0
 
 
@@ -96,7 +90,8 @@ def _check_tokenizer(config: RunConfig, data: "Feed") -> Callable[[int], str]:
     """Refuse shards of another tokenizer than the model's; returns a decoder of single ids."""
     from data_pipeline import tokenizer
 
-    name = _tokenizer_name(config)
+    # The model's tokenizer: data.tokenizer, else model.path's, else (a new model) the one the shards were built with.
+    name = config.data.tokenizer or config.model.path or str(Path(config.data.path) / "tokenizer")
     tok = tokenizer.load(name)
     if tok.sha256 != data.manifest.tokenizer_sha256:
         raise ConfigError(
@@ -104,11 +99,6 @@ def _check_tokenizer(config: RunConfig, data: "Feed") -> Callable[[int], str]:
             f"rebuild it with `lpo-data build ... --tokenizer {name}`, or correct data.tokenizer"
         )
     return lru_cache(lambda token: tok.backend.decode([token], skip_special_tokens=False))
-
-
-def _tokenizer_name(config: RunConfig) -> str:
-    """The model's tokenizer: data.tokenizer, else model.path's, else (a new model) the one the shards were built with."""
-    return config.data.tokenizer or config.model.path or str(Path(config.data.path) / "tokenizer")
 
 
 def _on_tpu_pod() -> bool:

@@ -26,10 +26,21 @@ def _check(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the length that a model was first trained on."""
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0  # llama3: wavelengths above original_positions / low_freq_factor are stretched by `factor` ...
+    high_freq_factor: float = 4.0  # ... below original_positions / high_freq_factor not at all, and in between in proportion
+    original_positions: int = 8192
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The shape of a decoder. Families differ in these values only."""
 
-    family: str  # `model_type` of a Hugging Face config.json: llama, qwen2
+    family: str  # `model_type` of a Hugging Face config.json, see lpo_jax/model/families.py
     vocab_size: int
     d_model: int
     n_layers: int
@@ -38,9 +49,22 @@ class ModelConfig:
     head_dim: int
     d_mlp: int
     max_positions: int  # longest sequence the model was made for
-    rope_theta: float = 10000.0
+    norm: Literal["rms", "layer"] = "rms"  # layer norms have a bias
     norm_eps: float = 1e-6
+    positions: Literal["rope", "learned"] = "rope"
+    rope_theta: float = 10000.0
+    rope_dim: int | None = None  # leading dims of a head that are rotated; null: all
+    rope_interleaved: bool = False  # rotate neighbouring dims (GPT-J), not the two halves (llama)
+    rope_scaling: RopeScaling | None = None
+    window: int | None = None  # a token sees this many positions, itself included; null: all
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    gated_mlp: bool = True
+    parallel: bool = False  # attention and MLP read one norm's output and are added to the residual together
     qkv_bias: bool = False
+    out_bias: bool = False  # of the attention's output projection
+    mlp_bias: bool = False
+    head_bias: bool = False
+    qk_norm: bool = False  # normalise every head's query and key
     tied_head: bool = False  # the output head is the embedding table
 
     def __post_init__(self) -> None:
@@ -48,7 +72,25 @@ class ModelConfig:
             self.n_heads % self.n_kv_heads == 0,
             f"model shape: n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})",
         )
-        _check(self.head_dim % 2 == 0, f"model shape: head_dim ({self.head_dim}) must be even for rotary positions")
+        rotated = self.head_dim if self.rope_dim is None else self.rope_dim
+        _check(
+            rotated % 2 == 0 and rotated <= self.head_dim,
+            f"model shape: the rotated dims ({rotated}) must be even and at most head_dim ({self.head_dim})",
+        )
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021): W + alpha / rank * A B is trained through A and B; W stays as it is."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0  # of the adapters' inputs, one mask for all tokens of a step
+    targets: str = r"blocks\.(q|k|v|o|gate|up|down)|head"  # regular expression, matched against whole parameter paths
+
+    def __post_init__(self) -> None:
+        _check(self.rank > 0, f"lora.rank must be positive, not {self.rank}")
+        _check(0 <= self.dropout < 1, f"lora.dropout must lie in [0, 1), not {self.dropout}")
 
 
 @dataclass(frozen=True)
@@ -60,6 +102,7 @@ class ModelSource:
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # matmuls; norms, softmax and losses are float32
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # the weights that the optimizer updates
     remat: Literal["none", "block"] = "none"  # "block": keep each layer's input only, recompute the rest backwards
+    lora: LoraConfig | None = None  # train adapters instead of the weights
 
     def __post_init__(self) -> None:
         _check(

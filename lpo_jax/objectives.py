@@ -34,7 +34,7 @@ Terms = dict[str, tuple[jax.Array, jax.Array]]
 LOGITS_CHUNK = 256
 
 
-def token_logps(hidden: jax.Array, head: jax.Array, batch: TreeBatch) -> jax.Array:
+def token_logps(hidden: jax.Array, head: jax.Array, batch: TreeBatch, bias: jax.Array | None = None) -> jax.Array:
     """Log-probability of every scored token; 0 at padding.
 
     The head is applied to scored positions only, LOGITS_CHUNK of a row at a time, and recomputed in the backward pass: no array
@@ -43,6 +43,7 @@ def token_logps(hidden: jax.Array, head: jax.Array, batch: TreeBatch) -> jax.Arr
     Args:
       hidden: [B, T, D].
       head: [D, V].
+      bias: [V], of the head, or None.
 
     Returns:
       [B, N] float32 or wider.
@@ -58,6 +59,8 @@ def token_logps(hidden: jax.Array, head: jax.Array, batch: TreeBatch) -> jax.Arr
         source, target = at  # [B, chunk]
         states = jnp.take_along_axis(hidden, source[..., None], axis=1)
         logits = jnp.einsum("BND,DV->BNV", states, head, preferred_element_type=wide)
+        if bias is not None:
+            logits += bias.astype(wide)
         chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
         return None, chosen - jax.nn.logsumexp(logits, axis=-1)
 

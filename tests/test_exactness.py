@@ -1,5 +1,7 @@
 """A packed batch of trees equals the plain two-sequence computation: loss and every gradient; and nobody can peek."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,11 @@ from lpo_jax.train.state import forward
 from tests import oracle
 
 CONFIG = ModelConfig("llama", 50, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=48, max_positions=128)
+OTHER_SHAPES = {
+    "sliding window": dataclasses.replace(CONFIG, window=6),
+    "learned positions, layer norm": dataclasses.replace(CONFIG, positions="learned", norm="layer", gated_mlp=False, n_kv_heads=1),
+    "parallel block": dataclasses.replace(CONFIG, parallel=True, rope_dim=4, rope_interleaved=True, head_bias=True),
+}
 OBJECTIVE = {
     "clean": ObjectiveConfig("lpo", "clean", beta=3.0, gamma=0.7, alpha=0.9),
     "clean, skip": ObjectiveConfig("lpo", "clean", beta=3.0, gamma=0.7, alpha=0.9, empty_side="skip"),
@@ -33,7 +40,7 @@ def loud(params):
 
 
 def tree_loss(model, params, batch, config):
-    total, weight = OBJECTIVES[config.name](forward(model, params, batch), batch, config)["loss"]
+    total, weight = OBJECTIVES[config.name](forward(model, params, {}, batch), batch, config)["loss"]
     return total / weight
 
 
@@ -57,6 +64,17 @@ def test_tree_equals_two_sequences(name, dtype, tolerance):
                 assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), path
 
 
+@pytest.mark.parametrize("name", OTHER_SHAPES)
+def test_trees_are_exact_for_other_decoders(name):
+    config, model, pairs = OBJECTIVE["clean"], Model(OTHER_SHAPES[name], "float64", "float64"), oracle.random_pairs(3)
+    with jax.enable_x64(True):
+        params = loud(model.init(jax.random.key(0)))
+        batch = oracle.batch_of([plant(pair) for pair in pairs], ROW)
+        expected = jax.jit(lambda p: oracle.loss(model, p, pairs, config, LENGTH))(params)
+        found = jax.jit(lambda p: tree_loss(model, p, batch, config))(params)
+        assert abs(found - expected) <= 1e-10 * abs(expected)
+
+
 def test_no_scored_token_can_peek():
     """A scored token's logp has a gradient at the embeddings of its own path, and at no other token's."""
     model = Model(CONFIG)
@@ -72,7 +90,7 @@ def test_no_scored_token_can_peek():
 
     def logps(embed):
         hidden = model.hidden(params | {"embed": embed}, single.tokens, single.positions, single.subtree_end)
-        return token_logps(hidden, model.head(params), single)
+        return token_logps(hidden, model.head(params)[0], single)
 
     pull = jax.vjp(logps, embed)[1]
     one_hot = jnp.eye(rows * scored).reshape(-1, rows, scored)
@@ -87,16 +105,26 @@ def test_no_scored_token_can_peek():
             assert not np.delete(touches[r, n], r, axis=0).any()
 
 
-def test_chunked_attention_is_the_dense_definition():
+@pytest.mark.parametrize("window", [None, 7])
+def test_chunked_attention_is_the_dense_definition(window):
     key = jax.random.split(jax.random.key(0), 4)
     B, T, K, G, H = 2, 300, 2, 3, 8
     q = jax.random.normal(key[0], (B, T, K, G, H))
     k, v = (jax.random.normal(x, (B, T, K, H)) for x in key[1:3])
-    ends = np.maximum(np.random.default_rng(0).integers(1, T + 1, (B, T)), np.arange(1, T + 1))
+    rng = np.random.default_rng(0)
+    ends = np.maximum(rng.integers(1, T + 1, (B, T)), np.arange(1, T + 1))
+    positions = np.sort(rng.integers(0, T, (B, T)), axis=1)
     pull = jax.random.normal(key[3], q.shape)
-    for f, g in zip(*(jax.jit(jax.vjp(lambda *x, a=a: a(*x, ends), q, k, v)[1])(pull) for a in (attend, attend_dense)), strict=True):
+    outputs, grads = zip(
+        *(
+            (a(q, k, v, ends, positions, window), jax.jit(jax.vjp(lambda *x, a=a: a(*x, ends, positions, window), q, k, v)[1])(pull))
+            for a in (attend, attend_dense)
+        ),
+        strict=True,
+    )
+    np.testing.assert_allclose(*outputs, atol=1e-6)
+    for f, g in zip(*grads, strict=True):
         np.testing.assert_allclose(f, g, atol=2e-5)
-    np.testing.assert_allclose(attend(q, k, v, ends), attend_dense(q, k, v, ends), atol=1e-6)
 
 
 def test_remat_changes_nothing():

@@ -3,23 +3,44 @@
 Flax NNX declares the parameters; outside of this file a model is `Model` (static facts) and `params` (a nested dict of arrays),
 under plain `jax.jit`, `jax.grad` and `jax.lax.scan`. Layers are stacked along a leading axis and scanned.
 
-Dims: B batch, T tokens, D model, N heads, K kv heads, G = N / K, H head dim, F mlp, V vocabulary, L layers.
+Dims: B batch, T tokens, S cache slots, D model, N heads, K kv heads, G = N / K, H head dim, F mlp, V vocabulary, L layers.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lpo_jax.config import ModelConfig
-from lpo_jax.model.attention import attend
+from lpo_jax.config import LoraConfig, ModelConfig
+from lpo_jax.model import lora
+from lpo_jax.model.attention import attend, attend_cached
 from lpo_jax.sharding import constrain
 
 Params = dict[str, Any]
 """Nested dict of arrays."""
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+"""(q, k, v) -> (attention's output, what the layer leaves behind, e.g. its cache)."""
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of the tokens seen so far; slot s holds position s."""
+
+    k: jax.Array  # [L, B, S, K, H]
+    v: jax.Array  # [L, B, S, K, H]
 
 
 class Block(nnx.Module):
@@ -30,123 +51,245 @@ class Block(nnx.Module):
         into_residual = 0.02 / (2 * L) ** 0.5
         self.c = nnx.static(c)
         self.attn_norm = _ones((L, D), ("layers", None))
-        self.q = _normal(rngs, (L, D, N, H), ("layers", "embed", "heads", "head_dim"))
-        self.k = _normal(rngs, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"))
-        self.v = _normal(rngs, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"))
-        self.o = _normal(rngs, (L, N, H, D), ("layers", "heads", "head_dim", "embed"), into_residual)
+        self.q = _matrix(rngs, (L, D, N, H), ("layers", "embed", "heads", "head_dim"))
+        self.k = _matrix(rngs, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"))
+        self.v = _matrix(rngs, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"))
+        self.o = _matrix(rngs, (L, N, H, D), ("layers", "heads", "head_dim", "embed"), inputs=2, std=into_residual)
+        if c.gated_mlp:
+            self.gate = _matrix(rngs, (L, D, F), ("layers", "embed", "mlp"))
+        self.up = _matrix(rngs, (L, D, F), ("layers", "embed", "mlp"))
+        self.down = _matrix(rngs, (L, F, D), ("layers", "mlp", "embed"), std=into_residual)
+        if not c.parallel:
+            self.mlp_norm = _ones((L, D), ("layers", None))
+        if c.norm == "layer":
+            self.attn_norm_bias = _zeros((L, D), ("layers", None))
+            if not c.parallel:
+                self.mlp_norm_bias = _zeros((L, D), ("layers", None))
         if c.qkv_bias:
             self.q_bias = _zeros((L, N, H), ("layers", "heads", "head_dim"))
             self.k_bias = _zeros((L, K, H), ("layers", "kv_heads", "head_dim"))
             self.v_bias = _zeros((L, K, H), ("layers", "kv_heads", "head_dim"))
-        self.mlp_norm = _ones((L, D), ("layers", None))
-        self.gate = _normal(rngs, (L, D, F), ("layers", "embed", "mlp"))
-        self.up = _normal(rngs, (L, D, F), ("layers", "embed", "mlp"))
-        self.down = _normal(rngs, (L, F, D), ("layers", "mlp", "embed"), into_residual)
+        if c.out_bias:
+            self.o_bias = _zeros((L, D), ("layers", None))
+        if c.mlp_bias:
+            if c.gated_mlp:
+                self.gate_bias = _zeros((L, F), ("layers", "mlp"))
+            self.up_bias = _zeros((L, F), ("layers", "mlp"))
+            self.down_bias = _zeros((L, D), ("layers", None))
+        if c.qk_norm:
+            self.q_norm = _ones((L, H), ("layers", None))
+            self.k_norm = _ones((L, H), ("layers", None))
 
-    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], subtree_end: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, D] for one layer."""
-        c, dtype = self.c, x.dtype
-        h = _rms_norm(x, self.attn_norm[...], c.norm_eps)
-        q = jnp.einsum("BTD,DNH->BTNH", h, self.q[...].astype(dtype))
-        k = jnp.einsum("BTD,DKH->BTKH", h, self.k[...].astype(dtype))
-        v = jnp.einsum("BTD,DKH->BTKH", h, self.v[...].astype(dtype))
-        if c.qkv_bias:
-            q, k, v = (y + b[...].astype(dtype) for y, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
-        q, k = _rotate(q, rope), _rotate(k, rope)
-        q = q.reshape(*q.shape[:2], c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim)
-        a = attend(q, k, v, subtree_end).reshape(*q.shape[:2], c.n_heads, c.head_dim)
-        x = constrain(x + jnp.einsum("BTNH,NHD->BTD", a, self.o[...].astype(dtype)), "batch", None, None)
-        h = _rms_norm(x, self.mlp_norm[...], c.norm_eps)
-        gate = jax.nn.silu(jnp.einsum("BTD,DF->BTF", h, self.gate[...].astype(dtype)))
-        up = jnp.einsum("BTD,DF->BTF", h, self.up[...].astype(dtype))
-        return constrain(x + jnp.einsum("BTF,FD->BTD", gate * up, self.down[...].astype(dtype)), "batch", None, None)
+    def __call__(self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array], attend: Attend) -> tuple[jax.Array, Any]:
+        """[B, T, D] -> [B, T, D] for one layer, and what `attend` leaves behind."""
+        c = self.c
+        h = self._norm(x, "attn_norm")
+        q, k, v = (self._linear(name, "BTD,DNH->BTNH", h, bias=c.qkv_bias) for name in "qkv")
+        if c.qk_norm:
+            q, k = _rms_norm(q, self.q_norm[...], c.norm_eps), _rms_norm(k, self.k_norm[...], c.norm_eps)
+        q, k = rotate(q), rotate(k)
+        a, left = attend(q.reshape(*q.shape[:2], c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim), k, v)
+        a = self._linear("o", "BTNH,NHD->BTD", a.reshape(q.shape), bias=c.out_bias)
+        if c.parallel:
+            return constrain(x + a + self._mlp(h), "batch", None, None), left
+        x = constrain(x + a, "batch", None, None)
+        return constrain(x + self._mlp(self._norm(x, "mlp_norm")), "batch", None, None), left
+
+    def _mlp(self, h: jax.Array) -> jax.Array:
+        c = self.c
+        up = self._linear("up", "BTD,DF->BTF", h, bias=c.mlp_bias)
+        if c.gated_mlp:
+            up = _ACTIVATIONS[c.activation](self._linear("gate", "BTD,DF->BTF", h, bias=c.mlp_bias)) * up
+        else:
+            up = _ACTIVATIONS[c.activation](up)
+        return self._linear("down", "BTF,FD->BTD", up, bias=c.mlp_bias)
+
+    def _linear(self, name: str, dims: str, x: jax.Array, bias: bool) -> jax.Array:
+        y = jnp.einsum(dims, x, getattr(self, name)[...].astype(x.dtype))
+        return y + getattr(self, name + "_bias")[...].astype(x.dtype) if bias else y
+
+    def _norm(self, x: jax.Array, name: str) -> jax.Array:
+        if self.c.norm == "rms":
+            return _rms_norm(x, getattr(self, name)[...], self.c.norm_eps)
+        return _layer_norm(x, getattr(self, name)[...], getattr(self, name + "_bias")[...], self.c.norm_eps)
 
 
 class Decoder(nnx.Module):
-    """Embedding, L blocks, final norm and output head."""
+    """Embedding, L blocks, final norm and output head: the parameters of a whole model."""
 
     def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
-        self.c = nnx.static(c)
-        self.embed = _normal(rngs, (c.vocab_size, c.d_model), ("vocab", "embed"))
+        self.embed = _table(rngs, (c.vocab_size, c.d_model), ("vocab", "embed"))
+        if c.positions == "learned":
+            self.positions = _table(rngs, (c.max_positions, c.d_model), (None, "embed"))
         self.blocks = Block(c, rngs)
         self.final_norm = _ones((c.d_model,), (None,))
+        if c.norm == "layer":
+            self.final_norm_bias = _zeros((c.d_model,), (None,))
         if not c.tied_head:
-            self.head = _normal(rngs, (c.d_model, c.vocab_size), ("embed", "vocab"))
-
-    def hidden(self, tokens: jax.Array, positions: jax.Array, subtree_end: jax.Array, dtype: Any, remat: str) -> jax.Array:
-        """[B, T] ids, positions and subtree ends -> [B, T, D] normalised hidden states."""
-        # The table's rows are gathered whole: looking up a table cut along `embed` makes XLA replicate the activations.
-        table = constrain(self.embed[...].astype(dtype), "vocab", None)
-        x = constrain(table[tokens], "batch", None, None)
-        rope = _rope(positions, self.c.head_dim, self.c.rope_theta, jnp.promote_types(dtype, jnp.float32))
-
-        def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            return block(x, rope, subtree_end), None
-
-        x, _ = jax.lax.scan(jax.checkpoint(layer) if remat == "block" else layer, x, self.blocks)
-        return _rms_norm(x, self.final_norm[...], self.c.norm_eps)
-
-    def head_matrix(self) -> jax.Array:
-        """[D, V]."""
-        return self.embed[...].T if self.c.tied_head else self.head[...]
+            self.head = _matrix(rngs, (c.d_model, c.vocab_size), ("embed", "vocab"))
+        if c.head_bias:
+            self.head_bias = _zeros((c.vocab_size,), ("vocab",))
 
 
 @dataclass(frozen=True)
 class Model:
-    """Everything static about a model; its parameters travel beside it."""
+    """Everything static about a model; its parameters, and the adapters of a LoRA model, travel beside it."""
 
     config: ModelConfig
     compute_dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
+    lora: LoraConfig | None = None
 
     @cached_property
-    def _abstract(self) -> tuple[Any, nnx.State]:
-        return nnx.split(nnx.eval_shape(lambda: Decoder(self.config, nnx.Rngs(0))))
+    def _variables(self) -> nnx.State:
+        return nnx.state(nnx.eval_shape(lambda: Decoder(self.config, nnx.Rngs(0))))
+
+    @cached_property
+    def _block(self) -> Any:
+        return nnx.graphdef(nnx.eval_shape(lambda: Block(self.config, nnx.Rngs(0))))
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters."""
-        _, state = nnx.split(Decoder(self.config, nnx.Rngs(key)))
-        return jax.tree.map(lambda x: x.astype(self.param_dtype), nnx.to_pure_dict(state))
+        pure = nnx.to_pure_dict(nnx.state(Decoder(self.config, nnx.Rngs(key))))
+        return jax.tree.map(lambda x: x.astype(self.param_dtype), pure)
 
     def shapes(self) -> Params:
         """The parameters as `jax.ShapeDtypeStruct`s."""
-        pure = nnx.to_pure_dict(self._abstract[1])
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(self.param_dtype)), pure)
+        dtype = jnp.dtype(self.param_dtype)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), nnx.to_pure_dict(self._variables))
 
     def axes(self) -> Params:
         """For each parameter, the names of its dimensions (see `lpo_jax.sharding.RULES`)."""
-        leaves, tree = jax.tree.flatten(self._abstract[1], is_leaf=lambda x: isinstance(x, nnx.Variable))
-        return nnx.to_pure_dict(jax.tree.unflatten(tree, [leaf.get_metadata("axes") for leaf in leaves]))
+        return self._metadata("axes")
 
-    def hidden(self, params: Params, tokens: jax.Array, positions: jax.Array, subtree_end: jax.Array) -> jax.Array:
-        """[B, T] int32 each -> final hidden states [B, T, D] in the compute dtype."""
-        return self._bind(params).hidden(tokens, positions, subtree_end, jnp.dtype(self.compute_dtype), self.remat)
+    def inputs(self) -> dict[str, int]:
+        """For each matrix ("blocks.q", "head", ...), how many of its leading dims (behind the layers') are inputs."""
+        flat = jax.tree.leaves_with_path(self._metadata("inputs"))
+        return {".".join(key.key for key in path): inputs for path, inputs in flat}
 
-    def head(self, params: Params) -> jax.Array:
-        """The output matrix [D, V] in the compute dtype."""
-        return self._bind(params).head_matrix().astype(self.compute_dtype)
+    def hidden(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array,
+        subtree_end: jax.Array,
+        adapters: Params | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """[B, T] int32 each -> final hidden states [B, T, D] in the compute dtype.
 
-    def logits(self, params: Params, tokens: jax.Array) -> jax.Array:
+        Args:
+          adapters: LoRA matrices; each layer's are merged when its turn comes, so no second copy of the model exists.
+          dropout_key: draws the adapters' dropout; None: no dropout.
+        """
+
+        def attention(q: jax.Array, k: jax.Array, v: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return attend(q, k, v, subtree_end, positions, self.config.window), None
+
+        return self._run(params, tokens, positions, attention, None, adapters, dropout_key)[0]
+
+    def decode(
+        self, params: Params, cache: KVCache, tokens: jax.Array, positions: jax.Array, adapters: Params | None = None
+    ) -> tuple[jax.Array, KVCache]:
+        """Run new tokens against a cache: [B, T] ids at [B, T] positions -> ([B, T, D], the cache with them in it).
+
+        Tokens of a call are written first and seen by one another in the order of their positions. What stands in a slot beyond a
+        row's last position is never seen, so rows of a batch may have different lengths, and rolling back is forgetting.
+        """
+        rows = jnp.arange(tokens.shape[0])[:, None]
+
+        def attention(q: jax.Array, k: jax.Array, v: jax.Array, old: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+            k, v = (before.at[rows, positions].set(x.astype(before.dtype)) for before, x in zip(old, (k, v), strict=True))
+            return attend_cached(q, k, v, positions, self.config.window), (k, v)
+
+        x, (k, v) = self._run(params, tokens, positions, attention, (cache.k, cache.v), adapters, None)
+        return x, KVCache(k, v)
+
+    def empty_cache(self, rows: int, slots: int) -> KVCache:
+        """A cache for `rows` sequences of at most `slots` tokens."""
+        c = self.config
+        zeros = jnp.zeros((c.n_layers, rows, slots, c.n_kv_heads, c.head_dim), self.compute_dtype)
+        return KVCache(zeros, zeros)
+
+    def head(
+        self, params: Params, adapters: Params | None = None, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The output matrix [D, V] in the compute dtype, and its bias [V] or None."""
+        matrix = params["embed"].T if self.config.tied_head else params["head"]
+        if adapters and "head" in adapters:
+            assert self.lora is not None
+            matrix = lora.merge({"head": matrix}, {"head": adapters["head"]}, self.lora, dropout_key)["head"]
+        bias = params["head_bias"].astype(self.compute_dtype) if self.config.head_bias else None
+        return matrix.astype(self.compute_dtype), bias
+
+    def logits(self, params: Params, tokens: jax.Array, adapters: Params | None = None) -> jax.Array:
         """[B, T] ids of plain sequences -> [B, T, V] logits. For tests and inspection: training never builds them."""
         B, T = tokens.shape
         positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-        hidden = self.hidden(params, tokens, positions, jnp.full((B, T), T))
-        return jnp.einsum("BTD,DV->BTV", hidden, self.head(params))
+        return self.unembed(params, self.hidden(params, tokens, positions, jnp.full((B, T), T), adapters), adapters)
 
-    def _bind(self, params: Params) -> Decoder:
-        return nnx.merge(self._abstract[0], nnx.State(params))
+    def unembed(self, params: Params, hidden: jax.Array, adapters: Params | None = None) -> jax.Array:
+        """[B, T, D] hidden states -> [B, T, V] logits."""
+        matrix, bias = self.head(params, adapters)
+        logits = jnp.einsum("BTD,DV->BTV", hidden, matrix)
+        return logits if bias is None else logits + bias
+
+    def _run(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array,
+        attention: Callable[..., tuple[jax.Array, Any]],
+        per_layer: Any,
+        adapters: Params | None,
+        dropout_key: jax.Array | None,
+    ) -> tuple[jax.Array, Any]:
+        """Embed, scan the layers (each with its slice of `per_layer`), normalise."""
+        c, dtype = self.config, jnp.dtype(self.compute_dtype)
+        # The table's rows are gathered whole: looking up a table cut along `embed` makes XLA replicate the activations.
+        x = constrain(params["embed"].astype(dtype), "vocab", None)[tokens]
+        if c.positions == "learned":
+            x = x + params["positions"].astype(dtype)[positions]
+        x = constrain(x, "batch", None, None)
+        rotate = _rotation(c, positions, jnp.promote_types(dtype, jnp.float32)) if c.positions == "rope" else lambda y: y
+
+        def layer(carry: tuple[jax.Array, jax.Array], inputs: tuple[Params, Params | None, Any]) -> tuple[tuple[jax.Array, jax.Array], Any]:
+            (x, index), (block, low_rank, mine) = carry, inputs
+            if low_rank:
+                assert self.lora is not None
+                key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+                block = lora.merge(block, low_rank, self.lora, key)
+            x, left = nnx.merge(self._block, nnx.State(block))(x, rotate, lambda q, k, v: attention(q, k, v, mine))
+            return (x, index + 1), left
+
+        layers = params["blocks"], (adapters or {}).get("blocks"), per_layer
+        (x, _), left = jax.lax.scan(jax.checkpoint(layer) if self.remat == "block" else layer, (x, jnp.zeros((), jnp.int32)), layers)
+        if c.norm == "rms":
+            return _rms_norm(x, params["final_norm"], c.norm_eps), left
+        return _layer_norm(x, params["final_norm"], params["final_norm_bias"], c.norm_eps), left
+
+    def _metadata(self, name: str) -> Params:
+        leaves, tree = jax.tree.flatten(self._variables, is_leaf=lambda x: isinstance(x, nnx.Variable))
+        return nnx.to_pure_dict(jax.tree.unflatten(tree, [leaf.get_metadata(name, None) for leaf in leaves]))
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float = 0.02) -> nnx.Param:
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
+Names = tuple[str | None, ...]
 
 
-def _ones(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
+def _matrix(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Names, inputs: int = 1, std: float = 0.02) -> nnx.Param:
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes, inputs=inputs)
+
+
+def _table(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Names) -> nnx.Param:
+    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def _ones(shape: tuple[int, ...], axes: Names) -> nnx.Param:
     return nnx.Param(jnp.ones(shape, jnp.float32), axes=axes)
 
 
-def _zeros(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
+def _zeros(shape: tuple[int, ...], axes: Names) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
 
 
@@ -156,15 +299,40 @@ def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (normed * scale.astype(wide.dtype)).astype(x.dtype)
 
 
-def _rope(positions: jax.Array, head_dim: int, theta: float, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of every position's angles, [B, T, H / 2] each."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim)
-    angle = positions[..., None].astype(dtype) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    return (normed * scale.astype(wide.dtype) + bias.astype(wide.dtype)).astype(x.dtype)
 
 
-def _rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary positions (Su et al. 2021) in the half-split layout of Hugging Face llama; x is [B, T, heads, H]."""
-    cos, sin = (r[:, :, None, :] for r in rope)
-    low, high = jnp.split(x.astype(cos.dtype), 2, axis=-1)
-    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
+def _rotation(c: ModelConfig, positions: jax.Array, dtype: Any) -> Callable[[jax.Array], jax.Array]:
+    """Rotary positions (Su et al. 2021) for arrays [B, T, heads, H]: a function that turns the first `rope_dim` dims of each head."""
+    rotated = c.rope_dim if c.rope_dim is not None else c.head_dim
+    angle = positions[..., None, None].astype(dtype) * _frequencies(c, rotated, dtype)  # [B, T, 1, rotated / 2]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+
+    def rotate(x: jax.Array) -> jax.Array:
+        turning = x[..., :rotated].astype(dtype)
+        if c.rope_interleaved:
+            a, b = turning[..., 0::2], turning[..., 1::2]
+            turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turning.shape)
+        else:
+            a, b = jnp.split(turning, 2, axis=-1)
+            turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return jnp.concatenate([turned.astype(x.dtype), x[..., rotated:]], axis=-1)
+
+    return rotate
+
+
+def _frequencies(c: ModelConfig, rotated: int, dtype: Any) -> jax.Array:
+    """Angle a position, for each pair of rotated dims."""
+    frequency = c.rope_theta ** (-jnp.arange(0, rotated, 2, dtype=dtype) / rotated)
+    s = c.rope_scaling
+    if s is None:
+        return frequency
+    if s.kind == "linear":
+        return frequency / s.factor
+    turns = s.original_positions * frequency / (2 * math.pi)  # within the original length
+    kept = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
+    return frequency * (kept + (1 - kept) / s.factor)

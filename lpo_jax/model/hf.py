@@ -1,46 +1,43 @@
-"""To and from Hugging Face: `config.json` to `ModelConfig`, safetensors to parameters, and back.
+"""Checkpoints in Hugging Face's format: config.json and safetensors, read into their sharding and written back.
 
-A family is two pieces of data: how its config translates, and what its weights are called (`_LLAMA_WEIGHTS`).
+Which tensor holds which parameter is said in `lpo_jax.model.families`.
 """
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from lpo_jax.config import ConfigError, ModelConfig
 from lpo_jax.model.decoder import Model, Params
+from lpo_jax.model.families import FAMILIES, Tensor, config_from_hf, config_to_hf
 
 MAX_FILE_BYTES = 5 * 10**9
 
-_LAYER = "model.layers.{layer}."
-_LLAMA_WEIGHTS: dict[str, tuple[str, int]] = {
-    # our path: (Hugging Face's name, leading dims of ours that are inputs; 0: stored as it is, else transposed to [out, in])
-    "embed": ("model.embed_tokens.weight", 0),
-    "blocks.attn_norm": (_LAYER + "input_layernorm.weight", 0),
-    "blocks.q": (_LAYER + "self_attn.q_proj.weight", 1),
-    "blocks.k": (_LAYER + "self_attn.k_proj.weight", 1),
-    "blocks.v": (_LAYER + "self_attn.v_proj.weight", 1),
-    "blocks.o": (_LAYER + "self_attn.o_proj.weight", 2),
-    "blocks.q_bias": (_LAYER + "self_attn.q_proj.bias", 0),
-    "blocks.k_bias": (_LAYER + "self_attn.k_proj.bias", 0),
-    "blocks.v_bias": (_LAYER + "self_attn.v_proj.bias", 0),
-    "blocks.mlp_norm": (_LAYER + "post_attention_layernorm.weight", 0),
-    "blocks.gate": (_LAYER + "mlp.gate_proj.weight", 1),
-    "blocks.up": (_LAYER + "mlp.up_proj.weight", 1),
-    "blocks.down": (_LAYER + "mlp.down_proj.weight", 1),
-    "final_norm": ("model.norm.weight", 0),
-    "head": ("lm_head.weight", 1),
-}
-_WEIGHTS = {"llama": _LLAMA_WEIGHTS, "qwen2": _LLAMA_WEIGHTS}
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+
+def locate(path: str) -> Path:
+    """A model's directory: `path` itself, or a snapshot of the hub id that it is.
+
+    Raises:
+      ConfigError: it is neither.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    if path.count("/") == 1 and not path.startswith((".", "/")):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "tokenizer*"]))
+    raise ConfigError(f"model.path: {path} is neither a directory nor a hub id")
 
 
 def read_config(directory: str | Path) -> ModelConfig:
@@ -55,111 +52,95 @@ def read_config(directory: str | Path) -> ModelConfig:
     return config_from_hf(json.loads(file.read_text()))
 
 
-def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
-    """Translate a parsed config.json (transformers 4 or 5)."""
-    family = raw.get("model_type")
-    if family not in _WEIGHTS:
-        raise ConfigError(f"config.json: model_type {family!r} is not supported; supported: {', '.join(sorted(_WEIGHTS))}")
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    unsupported = {
-        f"rope type {rope_type!r}": rope_type not in ("default", None),
-        f"hidden_act {raw.get('hidden_act')!r}": raw.get("hidden_act", "silu") != "silu",
-        "attention_bias": family == "llama" and raw.get("attention_bias", False),
-        "mlp_bias": raw.get("mlp_bias", False),
-        "use_sliding_window": raw.get("use_sliding_window", False),
-    }
-    for option, present in unsupported.items():
-        if present:
-            raise ConfigError(f"config.json: {option} is not supported for {family}")
-    heads = raw["num_attention_heads"]
-    return ModelConfig(
-        family=family,
-        vocab_size=raw["vocab_size"],
-        d_model=raw["hidden_size"],
-        n_layers=raw["num_hidden_layers"],
-        n_heads=heads,
-        n_kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-        d_mlp=raw["intermediate_size"],
-        max_positions=raw["max_position_embeddings"],
-        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
-        norm_eps=raw["rms_norm_eps"],
-        qkv_bias=family == "qwen2",
-        tied_head=raw.get("tie_word_embeddings", False),
-    )
-
-
-def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The config.json of a model."""
-    return {
-        "architectures": [_ARCHITECTURES[config.family]],
-        "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.d_mlp,
-        "max_position_embeddings": config.max_positions,
-        "hidden_act": "silu",
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied_head,
-    }
+def table(config: ModelConfig) -> tuple[Tensor, ...]:
+    """The tensors that a model of this config has."""
+    present = flatten_dict(Model(config).shapes(), sep=".")
+    return tuple(tensor for tensor in FAMILIES[config.family].tensors if set(tensor.paths) <= present.keys())
 
 
 def read_params(directory: str | Path, model: Model, shardings: Params) -> Params:
-    """Read a directory's safetensors, one tensor after another, each placed as `shardings` says.
+    """Read a directory's safetensors, tensor by tensor, each straight to where `shardings` puts it.
+
+    Host memory holds one tensor at a time beside the devices' own arrays: a layer is written into its stacked parameter in place.
 
     Raises:
       ConfigError: there are no safetensors, or tensors are missing, unexpected or of another shape; all are named.
     """
     files = _tensor_files(Path(directory))
-    shapes = _flatten(model.shapes())
-    problems = _compare(_expected(model.config, shapes), files)
+    shapes, places = flatten_dict(model.shapes(), sep="."), flatten_dict(shardings, sep=".")
+    tensors = table(model.config)
+    problems = _compare(_expected(model.config, tensors, shapes), files)
     if problems:
         raise ConfigError(f"model.path: the tensors of {directory} don't fit its config.json:\n  " + "\n  ".join(problems))
-    placed = {}
-    flat_shardings = _flatten(shardings)
-    for path, shape in tqdm(shapes.items(), desc="read weights", unit="tensor", disable=jax.process_index() > 0):
-        name, inputs = _WEIGHTS[model.config.family][path]
-        stacked = path.startswith("blocks.")
-        whole = np.empty(shape.shape, shape.dtype)
-        for layer in range(shape.shape[0] if stacked else 1):
-            target = whole[layer] if stacked else whole
-            tensor = _read(files, name.format(layer=layer))
-            target[...] = (tensor.T if inputs else tensor).reshape(target.shape)
-        placed[path] = jax.make_array_from_callback(shape.shape, flat_shardings[path], whole.__getitem__)
-    return _unflatten(placed)
+    layers = model.config.n_layers
+    placed: dict[str, jax.Array] = {}
+    total = sum(layers if "{layer}" in tensor.name else 1 for tensor in tensors)
+    with tqdm(total=total, desc="read weights", unit=" tensors", disable=jax.process_index() > 0) as bar:
+        for tensor in tensors:
+            stacked = "{layer}" in tensor.name
+            for layer in range(layers if stacked else 1):
+                value = _read(files, tensor.name.format(layer=layer))
+                for path, part in _split(tensor, value, {p: _layer_shape(shapes[p].shape, stacked) for p in tensor.paths}).items():
+                    part = part.astype(shapes[path].dtype)
+                    if not stacked:
+                        placed[path] = jax.make_array_from_callback(part.shape, places[path], partial(_index, part))
+                        continue
+                    if layer == 0:
+                        placed[path] = _zeros(shapes[path], places[path])
+                    spec = jax.sharding.PartitionSpec(*places[path].spec[1:])
+                    slice_place = jax.sharding.NamedSharding(places[path].mesh, spec)
+                    on_devices = jax.make_array_from_callback(part.shape, slice_place, partial(_index, part))
+                    placed[path] = _set_layer(placed[path], on_devices, layer)
+                bar.update()
+    return unflatten_dict(placed, sep=".")
 
 
-def write_params(directory: str | Path, model: Model, params: Params) -> None:
-    """Write config.json and sharded safetensors with their index, as `transformers` reads them."""
+def _index(array: np.ndarray, index: Any) -> np.ndarray:
+    return array[index]
+
+
+def _zeros(shape: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Array:
+    return jax.jit(partial(jax.numpy.zeros, shape.shape, shape.dtype), out_shardings=place)()
+
+
+@partial(jax.jit, donate_argnums=0)
+def _set_layer(stacked: jax.Array, value: jax.Array, layer: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stacked, value, layer, 0)
+
+
+def write_params(directory: str | Path, model: Model, params: Params, extra: Mapping[str, Any] | None = None) -> None:
+    """Write config.json (with `extra` keys) and sharded safetensors with their index, as `transformers` reads them.
+
+    Files are written one after another, so host memory holds one file's tensors, MAX_FILE_BYTES or one tensor.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(
-        json.dumps(config_to_hf(model.config) | {"dtype": str(np.dtype(model.param_dtype))}, indent=2) + "\n"
-    )
-    groups: list[dict[str, np.ndarray]] = [{}]
-    size = 0
-    for name, tensor in _tensors(model, params):
-        if groups[-1] and size + tensor.nbytes > MAX_FILE_BYTES:
-            groups.append({})
-            size = 0
-        groups[-1][name] = tensor
-        size += tensor.nbytes
-    if len(groups) == 1:
-        save_file(groups[0], directory / "model.safetensors", {"format": "pt"})
+    config = config_to_hf(model.config) | {"dtype": str(np.dtype(model.param_dtype)), **(extra or {})}
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    parts: list[tuple[Path, list[str]]] = []
+    group: dict[str, np.ndarray] = {}
+    total = 0
+
+    def flush() -> None:
+        file = directory / f"part-{len(parts)}.safetensors"
+        save_file(group, file, {"format": "pt"})
+        parts.append((file, list(group)))
+        group.clear()
+
+    for name, value in _tensors(model, params):
+        if group and sum(v.nbytes for v in group.values()) + value.nbytes > MAX_FILE_BYTES:
+            flush()
+        group[name] = value
+        total += value.nbytes
+    flush()
+    if len(parts) == 1:
+        shutil.move(parts[0][0], directory / "model.safetensors")
         return
     index: dict[str, str] = {}
-    for number, group in enumerate(groups, 1):
-        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        save_file(group, directory / file, {"format": "pt"})
-        index |= dict.fromkeys(group, file)
-    total = sum(tensor.nbytes for group in groups for tensor in group.values())
+    for number, (file, names) in enumerate(parts, 1):  # their number stands in their names
+        final = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        shutil.move(file, directory / final)
+        index |= dict.fromkeys(names, final)
     (directory / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2) + "\n"
     )
@@ -167,29 +148,58 @@ def write_params(directory: str | Path, model: Model, params: Params) -> None:
 
 def _tensors(model: Model, params: Params) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor under Hugging Face's name and in its layout."""
-    for path, value in _flatten(params).items():
-        name, inputs = _WEIGHTS[model.config.family][path]
-        stacked = path.startswith("blocks.")
-        whole = np.asarray(value)
-        for layer, tensor in enumerate(whole if stacked else [whole]):
-            yield name.format(layer=layer), np.ascontiguousarray(_hf_layout(tensor, path, inputs))
+    flat, inputs = flatten_dict(params, sep="."), model.inputs()
+    for tensor in table(model.config):
+        stacked = "{layer}" in tensor.name
+        for layer in range(model.config.n_layers if stacked else 1):
+            parts = {path: np.asarray(flat[path][layer] if stacked else flat[path]) for path in tensor.paths}
+            yield tensor.name.format(layer=layer), np.ascontiguousarray(_fuse(tensor, parts, inputs))
 
 
-def _hf_layout(tensor: np.ndarray, path: str, inputs: int) -> np.ndarray:
-    if inputs:
-        return tensor.reshape(math.prod(tensor.shape[:inputs]), -1).T
-    return tensor if path == "embed" else tensor.reshape(-1)
+def _fuse(tensor: Tensor, parts: Mapping[str, np.ndarray], inputs: Mapping[str, int]) -> np.ndarray:
+    """One layer's parameters as the tensor that holds them."""
+    rows = []
+    for path, part in parts.items():
+        if tensor.is_matrix:
+            part = part.reshape(math.prod(part.shape[: inputs[path]]), -1).T
+        elif path not in _TABLES:
+            part = part.reshape(-1)
+        rows.append(part)
+    if tensor.partitions == 1:
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+    return np.concatenate([piece for pieces in zip(*(np.split(r, tensor.partitions) for r in rows), strict=True) for piece in pieces])
 
 
-def _expected(config: ModelConfig, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a model of this config has."""
+def _split(tensor: Tensor, value: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The parameters that a tensor holds, in our layout: the inverse of `_fuse`."""
+    inputs = value.shape[1] if tensor.is_matrix else 1
+    sizes = [math.prod(shape) // inputs if tensor.is_matrix or len(shapes) > 1 else value.shape[0] for shape in shapes.values()]
+    pieces: list[list[np.ndarray]] = [[] for _ in sizes]
+    at = 0
+    for _ in range(tensor.partitions):
+        for rows, size in zip(pieces, sizes, strict=True):
+            rows.append(value[at : at + size // tensor.partitions])
+            at += size // tensor.partitions
+    joined = (rows[0] if len(rows) == 1 else np.concatenate(rows) for rows in pieces)
+    return {path: (rows.T if tensor.is_matrix else rows).reshape(shape) for (path, shape), rows in zip(shapes.items(), joined, strict=True)}
+
+
+_TABLES = ("embed", "positions")  # looked up, not multiplied: stored as they are
+
+
+def _layer_shape(shape: tuple[int, ...], stacked: bool) -> tuple[int, ...]:
+    return shape[1:] if stacked else shape
+
+
+def _expected(config: ModelConfig, tensors: tuple[Tensor, ...], shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's tensors."""
     expected: dict[str, tuple[int, ...]] = {}
-    for path, shape in shapes.items():
-        name, inputs = _WEIGHTS[config.family][path]
-        stacked = path.startswith("blocks.")
-        dims = shape.shape[1:] if stacked else shape.shape
-        layout = _hf_layout(np.broadcast_to(np.int8(0), dims), path, inputs).shape
-        expected |= {name.format(layer=layer): layout for layer in range(config.n_layers if stacked else 1)}
+    inputs = Model(config).inputs()
+    for tensor in tensors:
+        stacked = "{layer}" in tensor.name
+        parts = {path: np.broadcast_to(np.int8(0), _layer_shape(shapes[path].shape, stacked)) for path in tensor.paths}
+        shape = _fuse(tensor, parts, inputs).shape
+        expected |= {tensor.name.format(layer=layer): shape for layer in range(config.n_layers if stacked else 1)}
     return expected
 
 
@@ -216,7 +226,8 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
 
 def _compare(expected: Mapping[str, tuple[int, ...]], files: Mapping[str, Path]) -> list[str]:
     problems = [f"missing: {name}" for name in expected if name not in files]
-    known_extras = ("rotary_emb.inv_freq", "lm_head.weight")  # buffers of old checkpoints; a tied head's copy
+    # Buffers of old checkpoints (rotary tables, causal masks), and a tied head's copy.
+    known_extras = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attn.causal_mask", "lm_head.weight")
     problems += [f"unexpected: {name}" for name in files if name not in expected and not name.endswith(known_extras)]
     for file in sorted(set(files.values())):
         if not file.is_file():
@@ -232,22 +243,3 @@ def _compare(expected: Mapping[str, tuple[int, ...]], files: Mapping[str, Path])
 def _read(files: Mapping[str, Path], name: str) -> np.ndarray:
     with safe_open(files[name], framework="np") as tensors:
         return tensors.get_tensor(name)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict to {"a.b": leaf}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
-
-
-def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, last = path.split(".")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return tree

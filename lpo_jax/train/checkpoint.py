@@ -14,12 +14,13 @@ from lpo_jax.train.state import TrainState
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a checkpoint stands: `step` steps of `stage` are done."""
+    """Where a checkpoint stands: `step` steps of `stage` are done, which is also its position in the stage's data."""
 
     stage: str
     step: int
     total_step: int  # steps of the whole run, the checkpoint's number
-    tokenizer_sha256: str
+    data_key: str  # the shard set's build_key
+    config: dict[str, Any]  # the run's settings
 
 
 class Checkpoints:

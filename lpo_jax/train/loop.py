@@ -1,5 +1,6 @@
 """A whole training run, top to bottom: mesh, model, data, resume, stages, report."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -15,9 +16,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from lpo_jax.batch import TreeBatch
-from lpo_jax.config import ConfigError, RunConfig, StageConfig, to_dict
-from lpo_jax.model import hf
+from lpo_jax.batch import TreeBatch, answer_tokens
+from lpo_jax.config import ConfigError, MeshConfig, RunConfig, StageConfig, to_dict
+from lpo_jax.model import hf, lora
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives import Terms, check_data
 from lpo_jax.sharding import make_mesh
@@ -62,7 +63,7 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
     for stage in config.stages.values():
         check_data(stage.objective, manifest.trimmed, manifest.scores_prompt)
     run_dir = Path(config.run_dir)
-    _claim(run_dir, config)
+    _claim(run_dir, config, manifest)
 
     # --- Mesh, model and shardings.
     mesh = make_mesh(config.mesh)
@@ -81,15 +82,16 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
         # --- Resume: the newest checkpoint, else the model's own weights.
         checkpoints = Checkpoints(run_dir, config.keep_checkpoints)
         done = checkpoints.progress()
-        if done and done.tokenizer_sha256 != manifest.tokenizer_sha256:
+        if done and done.data_key != manifest.build_key:
             raise ConfigError(
-                f"{run_dir}: its checkpoints were trained with another tokenizer than {config.data.path}; choose a new run_dir"
+                f"{run_dir}: its checkpoints were trained on other shards than {config.data.path} holds now; "
+                "choose a new run_dir, or delete the directory to start again"
             )
         evaluate = partial(_evaluate, steps.make_eval_step(model, mesh), mesh, data, config, decode)
         metrics = MetricLog(run_dir, done.total_step if done else 0)
+        params, frozen = load_params(config, model, mesh) if done is None or model.lora else ({}, {})
         if done is None:
-            params = load_params(config, model, mesh)
-            _finish_stage(run_dir, "init", evaluate(params))
+            _finish_stage(run_dir, "init", evaluate(params, frozen))
 
         # --- The stages, each with a fresh optimizer.
         lengths = {name: _stage_steps(stage, data.rows("train")) for name, stage in config.stages.items()}
@@ -105,16 +107,15 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
                 state = checkpoints.restore(_abstract_state(model, tx, shardings))
                 params = state.params
             else:
-                init = jax.jit(lambda p, tx=tx: TrainState(jax.numpy.zeros((), int), p, tx.init(p)), out_shardings=shardings)
-                state = init(params)
-            train_step = steps.make_train_step(model, stage.objective, tx, mesh)
+                state = jax.jit(partial(steps.new_state, tx=tx), out_shardings=shardings)(params)
+            train_step = steps.make_train_step(model, stage.objective, tx, mesh, config.seed + index)
             start = int(state.step)
             batches = data.batches(stage.batch_rows, start, length, stream=index)
             bar = tqdm(batches, name, length, initial=start, unit="step", dynamic_ncols=True, disable=jax.process_index() > 0)
             clock, pending = _Clock(), None
             schedule = steps.learning_rate(stage.optim, length)
             for step, rows_read in enumerate(bar, start + 1):
-                state, terms = train_step(state, _to_devices(rows_read, mesh, stage.accumulate))
+                state, terms = train_step(state, frozen, _to_devices(rows_read, mesh, stage.accumulate))
                 # Read step n's numbers only when step n + 1 is under way, so that the device never waits for the host.
                 if pending:
                     _log_step(bar, metrics, config, clock, *pending)
@@ -123,16 +124,16 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
                 if step % config.checkpoint_every_steps == 0 and step < length:
                     _log_step(bar, metrics, config, clock, *pending)
                     pending = None
-                    checkpoints.save(state, Progress(name, step, total + step, manifest.tokenizer_sha256))
+                    checkpoints.save(state, Progress(name, step, total + step, manifest.build_key, to_dict(config)))
                 if config.eval_every_steps and step % config.eval_every_steps == 0 and step < length:
-                    metrics.write(name, step, total + step, evaluate(state.params)[0], group="heldout")
+                    metrics.write(name, step, total + step, evaluate(state.params, frozen)[0], group="heldout")
             if pending:
                 _log_step(bar, metrics, config, clock, *pending)
             bar.close()
             total += length
             params = state.params
-            _finish_stage(run_dir, name, evaluate(params))
-            checkpoints.save(state, Progress(name, length, total, manifest.tokenizer_sha256))
+            _finish_stage(run_dir, name, evaluate(params, frozen))
+            checkpoints.save(state, Progress(name, length, total, manifest.build_key, to_dict(config)))
 
         # --- Wind up.
         checkpoints.close()
@@ -147,26 +148,35 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
 def open_model(config: RunConfig) -> Model:
     """The model that a run's config describes, without its weights."""
     source = config.model
-    shape = source.new if source.path is None else hf.read_config(source.path)
+    shape = source.new if source.path is None else hf.read_config(hf.locate(source.path))
     assert shape is not None
-    return Model(shape, source.compute_dtype, source.param_dtype, source.remat)
+    return Model(shape, source.compute_dtype, source.param_dtype, source.remat, source.lora)
 
 
-def load_params(config: RunConfig, model: Model, mesh: Mesh) -> Params:
-    """The initial parameters, sharded: read from model.path, or random."""
+def load_params(config: RunConfig, model: Model, mesh: Mesh) -> tuple[Params, Params]:
+    """What is trained and what is frozen, sharded. Without LoRA: (parameters, {}); with it: (new adapters, parameters).
+
+    The parameters are read from model.path, or random.
+    """
+    key = jax.random.key(config.seed)
     shardings = steps.param_shardings(model, mesh)
     if config.model.path is not None:
-        return hf.read_params(config.model.path, model, shardings)
-    return jax.jit(model.init, out_shardings=shardings)(jax.random.key(config.seed))
+        params = hf.read_params(hf.locate(config.model.path), model, shardings)
+    else:
+        params = jax.jit(model.init, out_shardings=shardings)(key)
+    if model.lora is None:
+        return params, {}
+    adapters = jax.jit(partial(lora.init, model=model, config=model.lora), out_shardings=steps.trainable_shardings(model, mesh))
+    return adapters(key), params
 
 
-def restore_params(run_dir: str | Path, config: RunConfig) -> tuple[Model, Params]:
-    """A run's model with the parameters of its newest checkpoint.
+def restore_params(run_dir: str | Path, config: RunConfig) -> tuple[Model, Params, Params]:
+    """A run's model with what it trained, from its newest checkpoint, and what is frozen; cut over all devices that are here.
 
     Raises:
       ConfigError: the run has no checkpoint yet.
     """
-    mesh, model = make_mesh(config.mesh), open_model(config)
+    mesh, model = make_mesh(MeshConfig(data=1, fsdp=-1)), open_model(config)
     checkpoints = Checkpoints(Path(run_dir), config.keep_checkpoints)
     done = checkpoints.progress()
     if done is None:
@@ -174,7 +184,7 @@ def restore_params(run_dir: str | Path, config: RunConfig) -> tuple[Model, Param
     tx = steps.optimizer(config.stages[done.stage].optim, done.step)
     state = checkpoints.restore(_abstract_state(model, tx, steps.state_shardings(model, tx, mesh)))
     checkpoints.close()
-    return model, state.params
+    return model, state.params, load_params(config, model, mesh)[1] if model.lora else {}
 
 
 def read_summary(run_dir: Path, config: RunConfig) -> dict[str, dict[str, float]]:
@@ -182,19 +192,21 @@ def read_summary(run_dir: Path, config: RunConfig) -> dict[str, dict[str, float]
     return {name: json.loads((run_dir / "eval" / f"{name}.json").read_text())["metrics"] for name in ("init", *config.stages)}
 
 
-def _claim(run_dir: Path, config: RunConfig) -> None:
+def _claim(run_dir: Path, config: RunConfig, manifest: Any) -> None:
     """Make the run directory this config's, or check that it is."""
     file = run_dir / "config.json"
     mine = to_dict(config)
     if file.is_file():
         theirs = json.loads(file.read_text())
-        free = {"mesh", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_rows", "report_pairs"}
+        # What may change without changing the parameters; the shards are compared by their content.
+        free = {"run_dir", "data", "mesh", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_rows", "report_pairs"}
         differ = sorted(k for k in mine.keys() | theirs.keys() if k not in free and mine.get(k) != theirs.get(k))
         if differ:
             raise ConfigError(f"{run_dir} holds a run with another {', '.join(differ)}; choose a new run_dir, or delete the directory")
     elif jax.process_index() == 0:
         try:
             (run_dir / "eval").mkdir(parents=True, exist_ok=True)
+            write_atomically(run_dir / "data.json", json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
             write_atomically(file, json.dumps(mine, indent=2) + "\n")
         except OSError as error:
             raise ConfigError(f"run_dir {run_dir} can't be written: {error.strerror}") from None
@@ -208,7 +220,7 @@ def _stage_steps(stage: StageConfig, rows: int) -> int:
 
 
 def _abstract_state(model: Model, tx: Any, shardings: TrainState) -> TrainState:
-    shapes = jax.eval_shape(lambda p: TrainState(jax.numpy.zeros((), int), p, tx.init(p)), model.shapes())
+    shapes = jax.eval_shape(partial(steps.new_state, tx=tx), steps.trainable_shapes(model))
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
@@ -252,13 +264,13 @@ def _log_step(
 
 
 def _evaluate(
-    eval_step: Any, mesh: Mesh, data: Data, config: RunConfig, decode: Callable[[int], str], params: Params
+    eval_step: Any, mesh: Mesh, data: Data, config: RunConfig, decode: Callable[[int], str], params: Params, frozen: Params
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Held-out metrics, and for the report the first pairs with their tokens' log-probabilities."""
     total: Terms | None = None
     drawn: list[dict[str, Any]] = []
     for index, rows in enumerate(data.heldout(config.eval_rows)):
-        terms, logps = eval_step(params, _to_devices(rows, mesh, None))
+        terms, logps = eval_step(params, frozen, _to_devices(rows, mesh, None))
         total = jax.device_get(add(total, terms))
         if len(drawn) < config.report_pairs:
             whole = jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), rows)
@@ -270,12 +282,14 @@ def _evaluate(
 
 
 def _draw(rows: TreeBatch, logps: np.ndarray, data: Data, first_row: int, decode: Callable[[int], str]) -> list[dict[str, Any]]:
-    """The answer tokens of every pair in a batch: text, side, changed or not, log-probability."""
+    """The answer of every pair in a batch, token by token: text, side, changed or not, log-probability (None: not scored)."""
     drawn = []
     for r in range(min(len(rows.tokens), data.rows("heldout") - first_row)):
         for p, pair_id in enumerate(data.pair_ids("heldout", first_row + r)):
-            mine = np.flatnonzero((rows.pair[r] == p) & rows.answer[r])
-            tokens = [[decode(int(rows.target[r, n])), int(rows.side[r, n]), bool(rows.changed[r, n]), float(logps[r, n])] for n in mine]
+            tokens = [
+                [decode(token), side, n is not None and bool(rows.changed[r, n]), None if n is None else float(logps[r, n])]
+                for token, side, n in answer_tokens(rows, r, p)
+            ]
             drawn.append({"id": pair_id, "tokens": tokens})
     return drawn
 

@@ -162,17 +162,19 @@ def _pairs(run_dir: Path, names: list[str]) -> list[dict[str, Any]]:
 def _pair(drawn: Sequence[dict[str, Any]], names: list[str]) -> dict[str, Any]:
     """One pair's tokens by side, and its changed tokens' mean log-probabilities (nats) at each evaluation."""
     _, side, changed, _ = (np.array(column) for column in zip(*drawn[0]["tokens"], strict=True))
-    logps = np.array([[token[3] for token in pair["tokens"]] for pair in drawn])  # [evaluations, tokens]
+    # [evaluations, tokens]; NaN: a token that carries no loss, kept for reading only
+    logps = np.array([[token[3] for token in pair["tokens"]] for pair in drawn], float)
     change = logps[-1] - logps[-2:][0]
     blocks: dict[int, list[dict[str, Any]]] = {s: [] for s in SIDES}
     for (text, s, mask, _), delta, values in zip(drawn[0]["tokens"], change, logps.T, strict=True):
+        scored = not np.isnan(delta)
         exact = ", ".join(f"{name} {_number(value)}" for name, value in zip(names, values, strict=True))
         blocks[s].append(
             {
                 "lines": text.translate(CONTROLS).split("\n"),
                 "classes": f"{'up' if delta > 0 else 'down'}{' changed' if mask else ''}",
-                "strength": f"{min(abs(delta) / CLIP, 1):.2f}",
-                "title": f"{exact}; change {_number(delta, '+.3f')} nats",
+                "strength": f"{min(abs(delta) / CLIP, 1):.2f}" if scored else "0.00",
+                "title": f"{exact}; change {_number(delta, '+.3f')} nats" if scored else "carries no loss: not scored",
             }
         )
     masks = [changed & (side == s) for s in (1, -1)]

@@ -1,6 +1,7 @@
 """The training state, its sharding, and the jitted steps."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -12,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lpo_jax import sharding
 from lpo_jax.batch import TreeBatch
 from lpo_jax.config import ObjectiveConfig, OptimConfig
+from lpo_jax.model import lora
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives import OBJECTIVES, Terms, heldout_metrics, token_logps
 
@@ -51,19 +53,39 @@ def _decayed(params: Params) -> Params:
 
 def param_shardings(model: Model, mesh: Mesh) -> Params:
     """The sharding of every parameter, from the names of its dimensions."""
-    return jax.tree.map(
-        lambda axes, shape: sharding.named(mesh, axes, shape.shape), model.axes(), model.shapes(), is_leaf=lambda x: isinstance(x, tuple)
-    )
+    return _shardings(model.axes(), model.shapes(), mesh)
+
+
+def trainable_shapes(model: Model) -> Params:
+    """What the optimizer updates: the adapters of a LoRA model, else the parameters."""
+    if model.lora is None:
+        return model.shapes()
+    return jax.eval_shape(partial(lora.init, model=model, config=model.lora), jax.random.key(0))
+
+
+def trainable_shardings(model: Model, mesh: Mesh) -> Params:
+    """The sharding of `trainable_shapes`."""
+    axes = model.axes() if model.lora is None else lora.axes(model, model.lora)
+    return _shardings(axes, trainable_shapes(model), mesh)
+
+
+def _shardings(axes: Params, shapes: Params, mesh: Mesh) -> Params:
+    return jax.tree.map(lambda a, shape: sharding.named(mesh, a, shape.shape), axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def state_shardings(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The sharding of the whole state: an optimizer moment lies as its parameter does, everything else is replicated."""
     replicated = NamedSharding(mesh, PartitionSpec())
-    params = param_shardings(model, mesh)
+    params = trainable_shardings(model, mesh)
     opt_state = optax.tree.map_params(
-        tx, lambda _, s: s, jax.eval_shape(tx.init, model.shapes()), params, transform_non_params=lambda _: replicated
+        tx, lambda _, s: s, jax.eval_shape(tx.init, trainable_shapes(model)), params, transform_non_params=lambda _: replicated
     )
     return TrainState(step=replicated, params=params, opt_state=opt_state)
+
+
+def new_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
+    """A stage's first state."""
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
 def batch_sharding(mesh: Mesh, accumulated: bool) -> NamedSharding:
@@ -73,48 +95,68 @@ def batch_sharding(mesh: Mesh, accumulated: bool) -> NamedSharding:
 
 
 def make_train_step(
-    model: Model, objective: ObjectiveConfig, tx: optax.GradientTransformation, mesh: Mesh
-) -> Callable[[TrainState, TreeBatch], tuple[TrainState, Terms]]:
-    """The jitted step: (state, batch with leaves [microbatches, rows, ...]) -> (state, terms). The state is donated.
+    model: Model, objective: ObjectiveConfig, tx: optax.GradientTransformation, mesh: Mesh, seed: int = 0
+) -> Callable[[TrainState, Params, TreeBatch], tuple[TrainState, Terms]]:
+    """The jitted step: (state, frozen, batch with leaves [microbatches, rows, ...]) -> (state, terms). The state is donated.
 
-    Gradients of the loss *sum* are added up over the microbatches and divided once by the loss weight, so that
-    accumulation equals one big batch. Besides the objective's terms there is ``grad_norm``, before clipping.
+    `frozen` is a LoRA model's base parameters, else {}. Gradients of the loss *sum* are added up over the microbatches and divided
+    once by the loss weight, so that accumulation equals one big batch. Besides the objective's terms there is ``grad_norm``, before
+    clipping.
     """
+    drops = model.lora is not None and model.lora.dropout > 0
 
-    def loss_sum(params: Params, batch: TreeBatch) -> tuple[jax.Array, Terms]:
-        terms = OBJECTIVES[objective.name](forward(model, params, batch), batch, objective)
+    def loss_sum(params: Params, frozen: Params, batch: TreeBatch, key: jax.Array | None) -> tuple[jax.Array, Terms]:
+        terms = OBJECTIVES[objective.name](forward(model, params, frozen, batch, key), batch, objective)
         return terms["loss"][0], terms
 
-    def step(state: TrainState, batches: TreeBatch) -> tuple[TrainState, Terms]:
-        def accumulate(carry: tuple[Params, Terms], batch: TreeBatch) -> tuple[tuple[Params, Terms], None]:
-            grads, terms = jax.grad(loss_sum, has_aux=True)(state.params, batch)
-            return jax.tree.map(jnp.add, carry, (grads, terms)), None
+    def step(state: TrainState, frozen: Params, batches: TreeBatch) -> tuple[TrainState, Terms]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if drops else None
 
-        shapes = jax.eval_shape(jax.grad(loss_sum, has_aux=True), state.params, jax.tree.map(lambda x: x[0], batches))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (grads, terms), _ = jax.lax.scan(accumulate, zeros, batches)
-        grads = jax.tree.map(lambda g: (g / terms["loss"][1]).astype(g.dtype), grads)
+        def gradient(batch: TreeBatch, index: jax.Array) -> tuple[Params, Terms]:
+            own = None if key is None else jax.random.fold_in(key, index)
+            return jax.grad(loss_sum, has_aux=True)(state.params, frozen, batch, own)
+
+        def accumulate(carry: tuple[Params, Terms], inputs: tuple[TreeBatch, jax.Array]) -> tuple[tuple[Params, Terms], None]:
+            return jax.tree.map(jnp.add, carry, gradient(*inputs)), None
+
+        indices = jnp.arange(batches.tokens.shape[0])
+        shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], batches), indices[0])
+        # Sums of gradients are float32 or wider, also those of bfloat16 weights.
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
+        (grads, terms), _ = jax.lax.scan(accumulate, zeros, (batches, indices))
+        grads = jax.tree.map(lambda g, p: (g / terms["loss"][1]).astype(p.dtype), grads, state.params)
         terms["grad_norm"] = optax.tree.norm(grads), jnp.ones(())
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), terms
 
     states, replicated = state_shardings(model, tx, mesh), NamedSharding(mesh, PartitionSpec())
     return jax.jit(
-        step, in_shardings=(states, batch_sharding(mesh, accumulated=True)), out_shardings=(states, replicated), donate_argnums=0
+        step,
+        in_shardings=(states, _frozen_shardings(model, mesh), batch_sharding(mesh, accumulated=True)),
+        out_shardings=(states, replicated),
+        donate_argnums=0,
     )
 
 
-def make_eval_step(model: Model, mesh: Mesh) -> Callable[[Params, TreeBatch], tuple[Terms, jax.Array]]:
-    """The jitted evaluation: (params, batch) -> (held-out terms, logps [B, N])."""
+def make_eval_step(model: Model, mesh: Mesh) -> Callable[[Params, Params, TreeBatch], tuple[Terms, jax.Array]]:
+    """The jitted evaluation: (params, frozen, batch) -> (held-out terms, logps [B, N])."""
 
-    def evaluate(params: Params, batch: TreeBatch) -> tuple[Terms, jax.Array]:
-        logps = forward(model, params, batch)
+    def evaluate(params: Params, frozen: Params, batch: TreeBatch) -> tuple[Terms, jax.Array]:
+        logps = forward(model, params, frozen, batch)
         return heldout_metrics(logps, batch), logps
 
     replicated = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(evaluate, in_shardings=(param_shardings(model, mesh), batch_sharding(mesh, accumulated=False)), out_shardings=replicated)
+    shardings = trainable_shardings(model, mesh), _frozen_shardings(model, mesh), batch_sharding(mesh, accumulated=False)
+    return jax.jit(evaluate, in_shardings=shardings, out_shardings=replicated)
 
 
-def forward(model: Model, params: Params, batch: TreeBatch) -> jax.Array:
+def forward(model: Model, params: Params, frozen: Params, batch: TreeBatch, dropout_key: jax.Array | None = None) -> jax.Array:
     """Log-probabilities of a batch's scored tokens, [B, N]."""
-    return token_logps(model.hidden(params, batch.tokens, batch.positions, batch.subtree_end), model.head(params), batch)
+    base, adapters = (params, None) if model.lora is None else (frozen, params)
+    head, bias = model.head(base, adapters, dropout_key)
+    hidden = model.hidden(base, batch.tokens, batch.positions, batch.subtree_end, adapters, dropout_key)
+    return token_logps(hidden, head, batch, bias)
+
+
+def _frozen_shardings(model: Model, mesh: Mesh) -> Params:
+    return {} if model.lora is None else param_shardings(model, mesh)

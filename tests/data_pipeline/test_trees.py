@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from data_pipeline import masks
 from data_pipeline.trees import Encoded, join, pack, plant
+from lpo_jax.batch import answer_tokens
+from tests.oracle import batch_of
 
 
 def encoded(prompt, chosen, rejected, reasoning=0, mask=masks.clean):
@@ -121,3 +123,13 @@ def test_joined_rows_shift_indices():
     assert row["source"].tolist() == [*a.source, *(b.source + n)]
     assert row["pair"].tolist() == [0] * len(a.source) + [1] * len(b.source)
     assert row["chosen_len"].tolist() == [2, 3]
+
+
+def test_answer_tokens_restore_what_trimming_left_unscored():
+    pair = encoded([1, 2], [3, 9, 4, 4, 5, 6, 7, 0], [3, 8, 4, 4, 5, 5, 6, 6, 0], reasoning=1)
+    batch = batch_of([plant(encoded([1], [2, 0], [3, 0])), plant(pair)], 32)
+    answer = answer_tokens(batch, 0, 1 if batch.chosen_len[0, 1] == 7 else 0)
+    stop = np.flatnonzero(pair.m_minus)[-1] + 1
+    assert [token for token, side, _ in answer if side >= 0] == pair.chosen[2:].tolist()
+    assert [token for token, side, _ in answer if side < 0] == pair.rejected[3:stop].tolist()
+    assert [n is not None and bool(batch.changed[0, n]) for _, side, n in answer if side < 0] == pair.m_minus[3:stop].tolist()

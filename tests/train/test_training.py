@@ -1,6 +1,5 @@
 """The loop: one device equals eight, accumulation equals one big batch, and a killed run ends as if undisturbed."""
 
-import dataclasses
 import json
 import os
 import random
@@ -35,14 +34,12 @@ def run_steps(feed, mesh_config, steps, rows=8, accumulate=1, objective=LPO):
     mesh, model, tx = make_mesh(mesh_config, devices), Model(MODEL), state.optimizer(OPTIM, steps)
     with jax.set_mesh(mesh):
         shardings = state.state_shardings(model, tx, mesh)
-        init = jax.jit(
-            lambda key: (lambda p: state.TrainState(jnp.zeros((), int), p, tx.init(p)))(model.init(key)), out_shardings=shardings
-        )
+        init = jax.jit(lambda key: state.new_state(model.init(key), tx), out_shardings=shardings)
         s = init(jax.random.key(0))
         step = state.make_train_step(model, objective, tx, mesh)
         losses = []
         for batch in feed.batches(rows, 0, steps):
-            s, terms = step(s, loop._to_devices(batch, mesh, accumulate))
+            s, terms = step(s, {}, loop._to_devices(batch, mesh, accumulate))
             losses.append(float(terms["loss"][0] / terms["loss"][1]))
     return losses, s, shardings
 
@@ -111,7 +108,8 @@ def tiny_args(shards, run_dir, *more):
         "train", str(REPO / "configs" / "tiny_cpu.yaml"), f"run_dir={run_dir}", f"data.path={shards}", "model.new.vocab_size=512",
         "model.new.d_model=32", "model.new.n_layers=1", "model.new.n_heads=2", "model.new.n_kv_heads=1", "model.new.head_dim=16",
         "model.new.d_mlp=32", "mesh.data=8", "eval_rows=8", "stages.sft.epochs=null", "stages.sft.steps=8", "stages.sft.batch_rows=8",
-        "stages.lpo.epochs=null", "stages.lpo.steps=12", "stages.lpo.batch_rows=8", "checkpoint_every_steps=3", "report_pairs=2", *more,
+        "stages.lpo.epochs=null", "stages.lpo.steps=12", "stages.lpo.batch_rows=8", "checkpoint_every_steps=3", "eval_every_steps=5",
+        "report_pairs=2", *more,
     ]  # fmt: skip
 
 
@@ -129,7 +127,6 @@ def start(shards, run_dir):
 
 def final_params(run_dir: Path):
     run = config.from_dict(config.RunConfig, json.loads((run_dir / "config.json").read_text()))
-    run = dataclasses.replace(run, mesh=MeshConfig(8, 1, 1))
     return loop.restore_params(run_dir, run)[1]
 
 
@@ -160,9 +157,10 @@ def test_kill_9_and_resume_is_bit_equal(seed_shards, tmp_path):
     logs = [[json.loads(line) for line in (tmp_path / d / "metrics.jsonl").read_text().splitlines()] for d in ("killed", "straight")]
     for log in logs:
         for line in log:
-            line.pop("tokens_per_s")
+            line.pop("tokens_per_s", None)
     assert logs[0] == logs[1]
-    assert [line["total_step"] for line in logs[0]] == list(range(1, 21))
+    assert [line["total_step"] for line in logs[0] if line["group"] == "train"] == list(range(1, 21))
+    assert [line["total_step"] for line in logs[0] if line["group"] == "heldout"] == [5, 13, 18]
     summaries = [json.loads((tmp_path / d / "summary.json").read_text()) for d in ("killed", "straight")]
     assert summaries[0] == summaries[1]
     assert list(summaries[0]) == ["init", "sft", "lpo", "names"]
@@ -182,6 +180,9 @@ def test_run_resume_export_and_refusals(seed_shards, tmp_path, capsys):
 
     assert cli.main([*args, "stages.lpo.optim.lr=1e-9"]) == 2
     assert "holds a run with another stages; choose a new run_dir" in capsys.readouterr().err
+    elsewhere = [f"data.path={seed_shards['untrimmed']}" if a.startswith("data.path=") else a for a in args]
+    assert cli.main(elsewhere) == 2
+    assert "its checkpoints were trained on other shards" in capsys.readouterr().err
 
     import transformers
 
@@ -192,7 +193,7 @@ def test_run_resume_export_and_refusals(seed_shards, tmp_path, capsys):
 
     ids = tokenizer("def f(x):\n    return x", return_tensors="pt").input_ids
     run = config.from_dict(config.RunConfig, json.loads((tmp_path / "run" / "config.json").read_text()))
-    model, params = loop.restore_params(tmp_path / "run", dataclasses.replace(run, mesh=MeshConfig(8, 1, 1)))
+    model, params, _ = loop.restore_params(tmp_path / "run", run)
     with torch.no_grad():
         np.testing.assert_allclose(model.logits(params, jnp.array(ids.numpy())), theirs(ids).logits.numpy(), atol=1e-4)
 
@@ -236,3 +237,16 @@ def test_shards_of_another_tokenizer_are_refused(seed_shards, tmp_path, capsys):
 def test_a_loss_that_is_not_finite_stops_the_run(seed_shards, tmp_path, capsys):
     assert cli.main(tiny_args(seed_shards["trimmed"], tmp_path / "run", "stages.sft.optim.lr=1e30")) == 2
     assert "stage sft, step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["qwen", "codellama"])
+def test_real_pairs_with_a_real_tokenizer_train(shared_data, tmp_path, name):
+    from data_pipeline.build import BuildOptions, build
+
+    files = [shared_data / "safecoder" / "sec-new-desc.train.jsonl", shared_data / "sven" / "train.python.jsonl"]
+    manifest = build(files, tmp_path / "data", str(shared_data / "tokenizers" / name), BuildOptions(row_tokens=1024, heldout=0.02))
+    more = [f"model.new.vocab_size={manifest.vocab_size}", "model.new.d_model=16", "stages.sft.steps=1", "stages.lpo.steps=2"]
+    assert cli.main(tiny_args(tmp_path / "data", tmp_path / "run", *more)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["init"]["unchanged_nll"] == pytest.approx(np.log(manifest.vocab_size), rel=0.05)  # a fresh model knows nothing
+    assert summary["lpo"]["unchanged_nll"] < summary["init"]["unchanged_nll"]

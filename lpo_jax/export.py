@@ -1,0 +1,92 @@
+"""A run as a Hugging Face directory: weights or adapters, config, tokenizer, generation config and a model card."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lpo_jax.config import ConfigError, RunConfig, from_dict, to_dict
+from lpo_jax.model import hf, lora
+from lpo_jax.train.loop import read_summary, restore_params
+from lpo_jax.train.metrics import ENGLISH
+
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "generation_config.json",
+)
+
+
+def export(run_dir: str | Path, out: str | Path, merge: bool = False) -> str:
+    """Write what a run has trained to `out`; returns how to load it.
+
+    A LoRA run gives an adapter in PEFT's format, or with `merge` a whole model.
+
+    Raises:
+      ConfigError: the directory holds no run, the run has no checkpoint, or there is nothing to merge.
+    """
+    run_dir, out = Path(run_dir), Path(out)
+    if not (run_dir / "config.json").is_file():
+        raise ConfigError(f"{run_dir}: no config.json; give the run_dir of a trained config")
+    config: RunConfig = from_dict(RunConfig, json.loads((run_dir / "config.json").read_text()))
+    if merge and config.model.lora is None:
+        raise ConfigError(f"{run_dir}: --merge is for LoRA runs; this one trained the weights themselves")
+    model, params, frozen = restore_params(run_dir, config)
+    manifest = json.loads((run_dir / "data.json").read_text())
+    ids = {"bos_token_id": manifest["bos_id"], "eos_token_id": manifest["eos_id"]}
+    tokenizer_dir = Path(config.data.path) / "tokenizer"
+    if config.model.path is not None:
+        tokenizer_dir = hf.locate(config.model.path)
+        raw = json.loads((tokenizer_dir / "config.json").read_text())
+        ids |= {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
+    out.mkdir(parents=True, exist_ok=True)
+    loader = f"transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
+    if model.lora is None:
+        hf.write_params(out, model, params, ids)
+    elif merge:
+        hf.write_params(out, model, lora.merge(frozen, params, model.lora), ids)
+    else:
+        lora.save_peft(out, model, params, model.lora, config.model.path or "")
+        loader = f"peft.PeftModel.from_pretrained(base, {str(out)!r})"
+    for pattern in _TOKENIZER_FILES:
+        for file in tokenizer_dir.glob(pattern):
+            shutil.copyfile(file, out / file.name)
+    if not (out / "generation_config.json").is_file():
+        (out / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+    (out / "README.md").write_text(_card(config, manifest, read_summary(run_dir, config), loader), encoding="utf-8")
+    return loader
+
+
+def _card(config: RunConfig, manifest: Mapping[str, Any], summary: Mapping[str, Mapping[str, float]], loader: str) -> str:
+    """The model card: what it is, its held-out numbers, the data and the settings."""
+    front = {"library_name": "transformers", "tags": ["code", "security", "lpo"]}
+    if config.model.path is not None:
+        front["base_model"] = config.model.path
+    rows = [f"| {name} | " + " | ".join(f"{row[k]:.3f}" if k in row else "-" for k in ENGLISH) + " |" for name, row in summary.items()]
+    splits = ", ".join(f"{name}: {s['pairs']} pairs ({s['tokens']} tokens)" for name, s in manifest["splits"].items())
+    inputs = "\n".join(f"- `{file['file']}` (sha256 `{file['sha256']}`)" for file in manifest["inputs"])
+    stages = ", then ".join(f"{name} ({stage.objective.name})" for name, stage in config.stages.items())
+    return "\n".join(
+        [
+            "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
+            f"# {Path(config.run_dir).name}",
+            f"\nTrained with lpo-jax for secure code (LPO: https://arxiv.org/abs/2506.00419): {stages}.\n",
+            f"```python\n{loader}\n```\n",
+            "## Held-out pairs\n",
+            "| after | " + " | ".join(ENGLISH) + " |",
+            "|---" * (len(ENGLISH) + 1) + "|",
+            *rows,
+            "",
+            *(f"- `{name}`: {text}" for name, text in ENGLISH.items()),
+            f"\n## Data\n\n{splits}; masks `{manifest['masks']['mode']}`; tokenizer sha256 `{manifest['tokenizer_sha256']}`.\n\n{inputs}\n",
+            "## Settings\n",
+            "```yaml\n" + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True) + "```\n",
+        ]
+    )

@@ -1,0 +1,253 @@
+"""The model families, as data: how a config.json translates to `ModelConfig`, and what a model's tensors are called.
+
+A family is one `Family` record. Most tensors hold one parameter; a fused one (qkv) holds several.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lpo_jax.config import ConfigError, ModelConfig, RopeScaling
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a checkpoint."""
+
+    name: str  # Hugging Face's, with {layer} for one of a layer's
+    paths: tuple[str, ...]  # our parameters in it, one after another along its first axis
+    is_matrix: bool = False  # stored as [outputs, inputs]; ours are [inputs ..., outputs ...]
+    partitions: int = 1  # the first axis is cut so often, and each part holds its share of every path
+
+
+@dataclass(frozen=True)
+class Family:
+    """What sets a family apart."""
+
+    architecture: str
+    keys: Mapping[str, str]  # ModelConfig field -> config.json key
+    tensors: tuple[Tensor, ...]
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # ModelConfig fields that every model of the family has
+    flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # config.json boolean -> ModelConfig fields
+    only: Mapping[str, Any] = field(default_factory=dict)  # config.json options that are computed for this value alone
+    tied_head: bool = False  # where config.json doesn't say
+
+
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+_HF_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+
+
+def _linear(name: str, *paths: str, partitions: int = 1) -> tuple[Tensor, ...]:
+    biases = tuple(path + "_bias" for path in paths)
+    return Tensor(name + ".weight", paths, True, partitions), Tensor(name + ".bias", biases, False, partitions)
+
+
+def _norm(name: str, path: str) -> tuple[Tensor, ...]:
+    return Tensor(name + ".weight", (path,)), Tensor(name + ".bias", (path + "_bias",))
+
+
+def _model(embed: str, layer: str, final_norm: str, blocks: Mapping[str, str]) -> tuple[Tensor, ...]:
+    """A family's tensors from the names of its modules; `blocks` maps our parameter to the module within a layer."""
+    tensors = [Tensor(embed + ".weight", ("embed",)), *_norm(final_norm, "final_norm"), *_linear("lm_head", "head")]
+    for path, module in blocks.items():
+        make = _norm if path.endswith("norm") else _linear
+        tensors += make(f"{layer}.{{layer}}.{module}", "blocks." + path)
+    return tuple(tensors)
+
+
+_ATTENTION = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"}
+_NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+_LLAMA_BLOCKS = _ATTENTION | _NORMS | {"o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
+_LLAMA_TENSORS = _model("model.embed_tokens", "model.layers", "model.norm", _LLAMA_BLOCKS)
+_QWEN3_TENSORS = _model(
+    "model.embed_tokens", "model.layers", "model.norm", _LLAMA_BLOCKS | {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+)
+_STARCODER2_TENSORS = _model(
+    "model.embed_tokens",
+    "model.layers",
+    "model.norm",
+    _ATTENTION | _NORMS | {"o": "self_attn.o_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"},
+)
+_PHI_TENSORS = _model(
+    "model.embed_tokens",
+    "model.layers",
+    "model.final_layernorm",
+    _ATTENTION | {"attn_norm": "input_layernorm", "o": "self_attn.dense", "up": "mlp.fc1", "down": "mlp.fc2"},
+)
+_BIGCODE_TENSORS = (
+    *_model(
+        "transformer.wte",
+        "transformer.h",
+        "transformer.ln_f",
+        {"attn_norm": "ln_1", "mlp_norm": "ln_2", "o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"},
+    ),
+    Tensor("transformer.wpe.weight", ("positions",)),
+    *_linear("transformer.h.{layer}.attn.c_attn", "blocks.q", "blocks.k", "blocks.v"),
+)
+_CODEGEN_TENSORS = (
+    *_model(
+        "transformer.wte",
+        "transformer.h",
+        "transformer.ln_f",
+        {"attn_norm": "ln_1", "o": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out"},
+    ),
+    # Laid out for four tensor-parallel cores, each with its share of queries, values and keys, in that order.
+    *_linear("transformer.h.{layer}.attn.qkv_proj", "blocks.q", "blocks.v", "blocks.k", partitions=4),
+)
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "d_mlp": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "activation": "hidden_act",
+}
+_GPT_SIZES = {
+    "vocab_size": "vocab_size",
+    "d_model": "n_embd",
+    "n_layers": "n_layer",
+    "n_heads": "n_head",
+    "d_mlp": "n_inner",
+    "max_positions": "n_positions",
+    "activation": "activation_function",
+    "norm_eps": "layer_norm_epsilon",
+}
+_LLAMA_KEYS = _SIZES | {"n_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "norm_eps": "rms_norm_eps"}
+_LAYER_NORM = {"norm": "layer", "gated_mlp": False}
+
+FAMILIES = {
+    "llama": Family(
+        "LlamaForCausalLM",
+        _LLAMA_KEYS,
+        _LLAMA_TENSORS,
+        flags={"attention_bias": ("qkv_bias", "out_bias"), "mlp_bias": ("mlp_bias",)},
+    ),
+    "mistral": Family("MistralForCausalLM", _LLAMA_KEYS | {"window": "sliding_window"}, _LLAMA_TENSORS),
+    "qwen2": Family(
+        "Qwen2ForCausalLM", _LLAMA_KEYS, _LLAMA_TENSORS, fixed={"qkv_bias": True}, only={"use_sliding_window": False}
+    ),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        _LLAMA_KEYS,
+        _QWEN3_TENSORS,
+        fixed={"qk_norm": True},
+        flags={"attention_bias": ("qkv_bias", "out_bias")},
+        only={"use_sliding_window": False},
+    ),
+    "starcoder2": Family(
+        "Starcoder2ForCausalLM",
+        _SIZES | {"n_kv_heads": "num_key_value_heads", "norm_eps": "norm_epsilon", "window": "sliding_window"},
+        _STARCODER2_TENSORS,
+        fixed=_LAYER_NORM,
+        flags={"use_bias": ("qkv_bias", "out_bias", "mlp_bias")},
+        only={"mlp_type": "default"},
+        tied_head=True,
+    ),
+    "gpt_bigcode": Family(
+        "GPTBigCodeForCausalLM",
+        _GPT_SIZES,
+        _BIGCODE_TENSORS,
+        fixed=_LAYER_NORM | {"n_kv_heads": 1, "positions": "learned", "qkv_bias": True, "out_bias": True, "mlp_bias": True},
+        only={"multi_query": True, "scale_attn_weights": True, "add_cross_attention": False},
+        tied_head=True,
+    ),
+    "codegen": Family(
+        "CodeGenForCausalLM",
+        _GPT_SIZES | {"rope_dim": "rotary_dim"},
+        _CODEGEN_TENSORS,
+        fixed=_LAYER_NORM | {"rope_interleaved": True, "parallel": True, "mlp_bias": True, "head_bias": True},
+    ),
+    "phi": Family(
+        "PhiForCausalLM",
+        _SIZES | {"n_kv_heads": "num_key_value_heads", "norm_eps": "layer_norm_eps"},
+        _PHI_TENSORS,
+        fixed=_LAYER_NORM | {"parallel": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True, "head_bias": True},
+        only={"qk_layernorm": False},
+    ),
+}  # fmt: skip
+
+
+def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
+    """Translate a parsed config.json (transformers 4 or 5).
+
+    Raises:
+      ConfigError: a family we don't have, an option we don't compute, or a missing key; named.
+    """
+    name = raw.get("model_type")
+    if name not in FAMILIES:
+        raise ConfigError(f"config.json: model_type {name!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
+    family = FAMILIES[name]
+    for key, value in family.only.items():
+        if raw.get(key, value) != value:
+            raise ConfigError(f"config.json: {key}={raw[key]!r} is not supported for {name}, only {value!r}")
+    values: dict[str, Any] = {ours: raw.get(theirs) for ours, theirs in family.keys.items()} | dict(family.fixed)
+    if values["activation"] not in _ACTIVATIONS:
+        raise ConfigError(f"config.json: {family.keys['activation']} {values['activation']!r} is not supported for {name}")
+    values["activation"] = _ACTIVATIONS[values["activation"]]
+    for key, fields in family.flags.items():
+        values |= dict.fromkeys(fields, raw.get(key, False))
+    optional = {"n_kv_heads", "head_dim", "d_mlp", "window", "rope_dim"}
+    missing = [family.keys[ours] for ours, value in values.items() if value is None and ours not in optional]
+    if missing:
+        raise ConfigError(f"config.json: missing {', '.join(missing)}")
+    values["n_kv_heads"] = values.get("n_kv_heads") or values["n_heads"]
+    values["head_dim"] = values.get("head_dim") or values["d_model"] // values["n_heads"]
+    values["d_mlp"] = values["d_mlp"] or 4 * values["d_model"]
+    if values.get("positions") != "learned":
+        values |= _rope_from_hf(raw, values["head_dim"])
+    return ModelConfig(family=name, tied_head=raw.get("tie_word_embeddings", family.tied_head), **values)
+
+
+def _rope_from_hf(raw: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    kind = rope.get("rope_type", rope.get("type", "default")) or "default"
+    values: dict[str, Any] = {"rope_theta": float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)}
+    if kind == "linear":
+        values["rope_scaling"] = RopeScaling("linear", float(rope["factor"]))
+    elif kind == "llama3":
+        original = rope["original_max_position_embeddings"]
+        values["rope_scaling"] = RopeScaling(
+            "llama3", float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]), original
+        )
+    elif kind != "default":
+        raise ConfigError(f"config.json: rope type {kind!r} is not supported; supported: default, linear, llama3")
+    share = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
+    if share is not None and share != 1.0:
+        values["rope_dim"] = int(head_dim * share)
+    return values
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a model."""
+    family = FAMILIES[config.family]
+    raw: dict[str, Any] = {"architectures": [family.architecture], "model_type": config.family, "tie_word_embeddings": config.tied_head}
+    raw |= {theirs: getattr(config, ours) for ours, theirs in family.keys.items()}
+    raw[family.keys["activation"]] = _HF_ACTIVATIONS[config.activation]
+    raw |= {key: getattr(config, fields[0]) for key, fields in family.flags.items()}
+    raw |= family.only
+    if config.positions == "rope":
+        raw |= _rope_to_hf(config)
+    return raw
+
+
+def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default"}
+    s = config.rope_scaling
+    if s is not None:
+        rope = {"rope_type": s.kind, "factor": s.factor}
+        if s.kind == "llama3":
+            rope |= {
+                "low_freq_factor": s.low_freq_factor,
+                "high_freq_factor": s.high_freq_factor,
+                "original_max_position_embeddings": s.original_positions,
+            }
+    raw: dict[str, Any] = {"rope_theta": config.rope_theta}  # for transformers 4; version 5 reads rope_parameters
+    if s is not None:
+        raw["rope_scaling"] = rope
+    raw["rope_parameters"] = rope | {"rope_theta": config.rope_theta}
+    if config.rope_dim is not None and config.family != "codegen":
+        share = config.rope_dim / config.head_dim
+        raw["partial_rotary_factor"] = raw["rope_parameters"]["partial_rotary_factor"] = share
+    return raw
