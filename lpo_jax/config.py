@@ -97,7 +97,8 @@ class LoraConfig:
 class ModelSource:
     """Where the model comes from, and how it is computed. Exactly one of `path` and `new` is set."""
 
-    path: str | None = None  # Hugging Face directory: config.json + safetensors
+    path: str | None = None  # a directory with config.json and *.safetensors, or a hub id
+    adapter: str | None = None  # a PEFT directory, merged into the weights first, as the authors do between SFT and LPO
     new: ModelConfig | None = None  # a randomly initialised model of this shape
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # matmuls; norms, softmax and losses are float32
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # the weights that the optimizer updates

@@ -164,6 +164,9 @@ def load_params(config: RunConfig, model: Model, mesh: Mesh) -> tuple[Params, Pa
         params = hf.read_params(hf.locate(config.model.path), model, shardings)
     else:
         params = jax.jit(model.init, out_shardings=shardings)(key)
+    if config.model.adapter is not None:
+        earlier, settings = lora.load_peft(config.model.adapter, model)
+        params = jax.jit(partial(lora.merge, config=settings), out_shardings=shardings, donate_argnums=0)(params, earlier)
     if model.lora is None:
         return params, {}
     adapters = jax.jit(partial(lora.init, model=model, config=model.lora), out_shardings=steps.trainable_shardings(model, mesh))
