@@ -108,6 +108,7 @@ def build(
         row_tokens=options.row_tokens,
         row_scored=_round_up(max(len(row["source"]) for row in every), 64),
         row_pairs=max(len(row["chosen_len"]) for row in every),
+        longest_path=int(max(row["positions"].max() for row in every)) + 1,
         splits={split: shards.write(out, split, rows[split]) for split in shards.SPLITS},
         drops=drops.counts(),
         inputs=sources,

@@ -38,6 +38,7 @@ class Manifest:
     row_tokens: int  # T
     row_scored: int  # N, the most in any row, rounded up
     row_pairs: int  # P
+    longest_path: int  # tokens that a model reads in one sequence, at most
     splits: dict[str, dict[str, Any]]  # name -> rows, pairs, tokens, shards: [{file, rows, sha256}]
     drops: dict[str, int]  # reason -> count; dropped.tsv lists the rows
     inputs: list[dict[str, Any]]  # [{file, sha256}]

@@ -1,9 +1,10 @@
-"""Eight fake CPU devices, set up before anything imports jax."""
+"""Eight fake CPU devices, set up before anything imports jax. Tests compile more than they compute: LLVM may be lazy."""
 
+import dataclasses
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -27,11 +28,18 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def seed_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The seed pairs as shard sets, trimmed and untrimmed, with one tokenizer of 512 entries."""
+    """The seed pairs with short texts as shard sets, trimmed and untrimmed, with one tokenizer of 512 entries."""
+    from data_pipeline import pairs
     from data_pipeline.build import BuildOptions, build
 
+    def first_words(text: str) -> str:
+        return " ".join(text.split()[:5])
+
     out = tmp_path_factory.mktemp("shards")
+    rows = pairs.read(SEED_PAIRS, pairs.Drops())
+    short = [dataclasses.replace(p, instruction=first_words(p.instruction), reasoning=first_words(p.reasoning)) for p in rows]
+    pairs.write(short, out / "pairs.jsonl")
     kinds = {"trimmed": True, "untrimmed": False}
     for name, trim in kinds.items():
-        build([SEED_PAIRS], out / name, None, BuildOptions(row_tokens=1024, trim=trim, heldout=0.15), vocab_size=512)
+        build([out / "pairs.jsonl"], out / name, None, BuildOptions(row_tokens=384, trim=trim, heldout=0.15), vocab_size=512)
     return {name: out / name for name in kinds}

@@ -75,30 +75,30 @@ def batch_of(planted, row_tokens, rows=None, pairs_in_row=None):
     return TreeBatch(**out)
 
 
-def sequence_logps(model, params, ids, length):
-    """log p(ids[t + 1] | ids[: t + 1]) for a whole sequence padded to `length`: [length - 1]."""
-    padded = jnp.zeros((1, length), jnp.int32).at[0, : len(ids)].set(ids)
-    logits = model.logits(params, padded)[0]
+def sequence_logps(model, params, sequences, length):
+    """log p(ids[t + 1] | ids[: t + 1]) for whole sequences, each a row of its own, padded to `length`: [sequences, length - 1]."""
+    padded = np.zeros((len(sequences), length), np.int32)
+    for row, ids in zip(padded, sequences, strict=True):
+        row[: len(ids)] = ids
+    logits = model.logits(params, jnp.array(padded))
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return jnp.take_along_axis(jax.nn.log_softmax(wide[:-1]), padded[0, 1:, None], axis=1)[:, 0]
+    return jnp.take_along_axis(jax.nn.log_softmax(wide[:, :-1]), padded[:, 1:, None], axis=-1)[..., 0]
 
 
 def loss(model, params, pairs, config, length):
     """The mean loss over pairs, each side a sequence of its own; formulas of the specification, one pair at a time."""
-    total = 0.0
-    for pair in pairs:
-        sides = []
-        for ids, mask in ((pair.chosen, pair.m_plus), (pair.rejected, pair.m_minus)):
-            at = np.arange(1, length)
-            answer = (at >= pair.answer_start) & (at < len(ids))
-            m = np.zeros(length - 1, bool)
-            m[: len(ids) - 1] = mask[1:]
-            labels = np.zeros(length - 1, int)
-            labels[: len(ids) - 1] = ids[1:]
-            sides.append((sequence_logps(model, params, ids, length), answer, m, labels, len(ids) - pair.chosen_code_start))
-        (lp_c, ans_c, m_c, lab_c, len_c), (lp_r, ans_r, m_r, lab_r, len_r) = sides
-        total = total + _pair_loss(config, pair, (lp_c, ans_c, m_c, lab_c, len_c), (lp_r, ans_r, m_r, lab_r, len_r))
-    return total / len(pairs)
+    sequences = [(pair, *side) for pair in pairs for side in ((pair.chosen, pair.m_plus), (pair.rejected, pair.m_minus))]
+    logps = sequence_logps(model, params, [ids for _, ids, _ in sequences], length)
+    sides = []
+    for lp, (pair, ids, mask) in zip(logps, sequences, strict=True):
+        at = np.arange(1, length)
+        answer = (at >= pair.answer_start) & (at < len(ids))
+        m = np.zeros(length - 1, bool)
+        m[: len(ids) - 1] = mask[1:]
+        labels = np.zeros(length - 1, int)
+        labels[: len(ids) - 1] = ids[1:]
+        sides.append((lp, answer, m, labels, len(ids) - pair.chosen_code_start))
+    return sum(_pair_loss(config, pair, *sides[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)) / len(pairs)
 
 
 def _pair_loss(c, pair, chosen, rejected):

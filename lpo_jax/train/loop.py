@@ -73,6 +73,11 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
             f"the shards' tokenizer has {manifest.vocab_size} entries, the model's vocabulary {model.config.vocab_size}: "
             "set model.new.vocab_size, or build the shards with the model's own tokenizer"
         )
+    if manifest.longest_path > model.config.max_positions:
+        raise ConfigError(
+            f"{config.data.path} holds sequences of {manifest.longest_path} tokens, the model was made for {model.config.max_positions}: "
+            f"build the shards with --row-tokens {model.config.max_positions}, which drops them"
+        )
     rows = {f"stages.{name}.batch_rows / accumulate": s.batch_rows // s.accumulate for name, s in config.stages.items()}
     for key, size in (rows | {"eval_rows": config.eval_rows}).items():
         if size % (mesh.shape["data"] * mesh.shape["fsdp"]):

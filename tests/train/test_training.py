@@ -28,10 +28,10 @@ LPO = ObjectiveConfig("lpo", "clean", beta=5.0, gamma=1.0, alpha=1.0)
 OPTIM = OptimConfig(lr=1e-2, weight_decay=0.1)
 
 
-def run_steps(feed, mesh_config, steps, rows=8, accumulate=1, objective=LPO):
+def run_steps(feed, mesh_config, steps, rows=8, accumulate=1, objective=LPO, model=Model(MODEL)):
     """Losses and final parameters of a few steps."""
     devices = jax.devices()[: abs(mesh_config.data * mesh_config.fsdp * mesh_config.tensor)]
-    mesh, model, tx = make_mesh(mesh_config, devices), Model(MODEL), state.optimizer(OPTIM, steps)
+    mesh, tx = make_mesh(mesh_config, devices), state.optimizer(OPTIM, steps)
     with jax.set_mesh(mesh):
         shardings = state.state_shardings(model, tx, mesh)
         init = jax.jit(lambda key: state.new_state(model.init(key), tx), out_shardings=shardings)
@@ -47,7 +47,7 @@ def run_steps(feed, mesh_config, steps, rows=8, accumulate=1, objective=LPO):
 def test_one_device_equals_eight(seed_shards, capfd):
     feed = Feed(seed_shards["trimmed"])
     alone, params = run_steps(feed, MeshConfig(1, 1, 1), 10)[:2]
-    assert alone[-1] < alone[0]
+    assert len(set(alone)) == 10
     for mesh in (MeshConfig(8, 1, 1), MeshConfig(1, 8, 1), MeshConfig(2, 2, 2)):
         losses, many, _ = run_steps(feed, mesh, 10)
         np.testing.assert_allclose(losses, alone, rtol=1e-5)
@@ -115,7 +115,8 @@ def tiny_args(shards, run_dir, *more):
 
 def start(shards, run_dir):
     """The same as a process of its own, on one device."""
-    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(run_dir.parent / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env = os.environ | cache | {"XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
     command = [
         sys.executable,
         "-m",
@@ -211,6 +212,7 @@ def test_run_resume_export_and_refusals(seed_shards, tmp_path, capsys):
         (["stages.lpo.objective.name=simpo"], "objective simpo scores whole rejected answers.*--untrimmed"),
         (["stages.lpo.objective.mode=reference"], "mode reference weighs unchanged rejected tokens.*--masks reference --untrimmed"),
         (["stages.lpo.optim.lrr=1"], "unknown key stages.lpo.optim.lrr: did you mean 'lr'?"),
+        (["model.new.max_positions=64"], "the model was made for 64: build the shards with --row-tokens 64"),
         (["model.new.vocab_size=100"], "tokenizer has 512 entries, the model's vocabulary 100"),
         (["stages.sft.accumulate=8"], "batch_rows / accumulate is 1: it must be a multiple of data \\* fsdp = 8"),
         (["data.path=/nowhere"], "no such file; build the set with `lpo-data build`"),
@@ -239,14 +241,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(seed_shards, tmp_path, capsys):
     assert "stage sft, step" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["qwen", "codellama"])
+@pytest.mark.parametrize("name", [pytest.param("qwen", marks=pytest.mark.slow), "codellama"])
 def test_real_pairs_with_a_real_tokenizer_train(shared_data, tmp_path, name):
     from data_pipeline.build import BuildOptions, build
 
     files = [shared_data / "safecoder" / "sec-new-desc.train.jsonl", shared_data / "sven" / "train.python.jsonl"]
-    manifest = build(files, tmp_path / "data", str(shared_data / "tokenizers" / name), BuildOptions(row_tokens=1024, heldout=0.02))
+    manifest = build(files, tmp_path / "data", str(shared_data / "tokenizers" / name), BuildOptions(row_tokens=512, heldout=0.01))
     more = [f"model.new.vocab_size={manifest.vocab_size}", "model.new.d_model=16", "stages.sft.steps=1", "stages.lpo.steps=2"]
     assert cli.main(tiny_args(tmp_path / "data", tmp_path / "run", *more)) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["init"]["unchanged_nll"] == pytest.approx(np.log(manifest.vocab_size), rel=0.05)  # a fresh model knows nothing
     assert summary["lpo"]["unchanged_nll"] < summary["init"]["unchanged_nll"]
+
+
+def test_dtypes(seed_shards):
+    """bfloat16 compute keeps float32 master weights and moments; bfloat16 weights keep float32 losses; both stay near float32."""
+    feed = Feed(seed_shards["trimmed"])
+    losses = {}
+    for compute, param in (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")):
+        losses[compute, param], s, _ = run_steps(feed, MeshConfig(1, 1, 1), 2, rows=2, model=Model(MODEL, compute, param))
+        assert {str(x.dtype) for x in jax.tree.leaves(s.params)} == {param}
+    np.testing.assert_allclose(losses["bfloat16", "float32"], losses["float32", "float32"], rtol=0.01)
+    np.testing.assert_allclose(losses["bfloat16", "bfloat16"], losses["float32", "float32"], rtol=0.02)
