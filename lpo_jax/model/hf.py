@@ -83,20 +83,16 @@ def read_params(directory: str | Path, model: Model, shardings: Params) -> Param
                 for path, part in _split(tensor, value, {p: _layer_shape(shapes[p].shape, stacked) for p in tensor.paths}).items():
                     part = part.astype(shapes[path].dtype)
                     if not stacked:
-                        placed[path] = jax.make_array_from_callback(part.shape, places[path], partial(_index, part))
+                        placed[path] = jax.make_array_from_callback(part.shape, places[path], part.__getitem__)
                         continue
                     if layer == 0:
                         placed[path] = _zeros(shapes[path], places[path])
                     spec = jax.sharding.PartitionSpec(*places[path].spec[1:])
                     slice_place = jax.sharding.NamedSharding(places[path].mesh, spec)
-                    on_devices = jax.make_array_from_callback(part.shape, slice_place, partial(_index, part))
+                    on_devices = jax.make_array_from_callback(part.shape, slice_place, part.__getitem__)
                     placed[path] = _set_layer(placed[path], on_devices, layer)
                 bar.update()
     return unflatten_dict(placed, sep=".")
-
-
-def _index(array: np.ndarray, index: Any) -> np.ndarray:
-    return array[index]
 
 
 def _zeros(shape: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Array:

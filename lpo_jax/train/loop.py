@@ -62,8 +62,6 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
     manifest = data.manifest
     for stage in config.stages.values():
         check_data(stage.objective, manifest.trimmed, manifest.scores_prompt)
-    run_dir = Path(config.run_dir)
-    _claim(run_dir, config, manifest)
 
     # --- Mesh, model and shardings.
     mesh = make_mesh(config.mesh)
@@ -82,6 +80,8 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
     for key, size in (rows | {"eval_rows": config.eval_rows}).items():
         if size % (mesh.shape["data"] * mesh.shape["fsdp"]):
             raise ConfigError(f"{key} is {size}: it must be a multiple of data * fsdp = {mesh.shape['data'] * mesh.shape['fsdp']}")
+    run_dir = Path(config.run_dir)
+    _claim(run_dir, config, manifest)
 
     with jax.set_mesh(mesh):
         # --- Resume: the newest checkpoint, else the model's own weights.
@@ -112,7 +112,7 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
                 state = checkpoints.restore(_abstract_state(model, tx, shardings))
                 params = state.params
             else:
-                state = jax.jit(partial(steps.new_state, tx=tx), out_shardings=shardings)(params)
+                state = jax.jit(partial(steps.new_state, tx=tx), out_shardings=shardings, donate_argnums=0)(params)
             train_step = steps.make_train_step(model, stage.objective, tx, mesh, config.seed + index)
             start = int(state.step)
             batches = data.batches(stage.batch_rows, start, length, stream=index)

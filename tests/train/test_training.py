@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -223,9 +224,8 @@ def test_bad_input_is_one_line(seed_shards, tmp_path, capsys, more, message):
     assert cli.main(tiny_args(seed_shards["trimmed"], tmp_path / "run", *more)) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lpo: error: ")]
     assert len(error) == 1
-    import re
-
     assert re.search(message, error[0])
+    assert not (tmp_path / "run" / "config.json").exists()  # the directory is still free for the corrected config
 
 
 def test_shards_of_another_tokenizer_are_refused(seed_shards, tmp_path, capsys):
