@@ -3,9 +3,11 @@
 A family is one `Family` record. Most tensors hold one parameter; a fused one (qkv) holds several.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from lpo_jax.config import ConfigError, ModelConfig, RopeScaling
 
@@ -15,9 +17,24 @@ class Tensor:
     """One tensor of a checkpoint."""
 
     name: str  # Hugging Face's, with {layer} for one of a layer's
-    paths: tuple[str, ...]  # our parameters in it, one after another along its first axis
+    paths: tuple[str, ...]  # our parameters in it, one after another along its outputs
     is_matrix: bool = False  # stored as [outputs, inputs]; ours are [inputs ..., outputs ...]
-    partitions: int = 1  # the first axis is cut so often, and each part holds its share of every path
+    partitions: int = 1  # the outputs are cut so often, and each part holds its share of every path
+
+    def fuse(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """The paths' arrays [..., outputs] as one."""
+        if len(parts) == 1:
+            return parts[0]
+        grouped = [part.reshape(*part.shape[:-1], self.partitions, -1) for part in parts]
+        return np.concatenate(grouped, axis=-1).reshape(*parts[0].shape[:-1], -1)
+
+    def cut(self, fused: np.ndarray, outputs: Sequence[int]) -> list[np.ndarray]:
+        """The inverse of `fuse`; `outputs` are the paths' own."""
+        if len(outputs) == 1:
+            return [fused]
+        grouped = fused.reshape(*fused.shape[:-1], self.partitions, -1)
+        parts = np.split(grouped, np.cumsum(outputs)[:-1] // self.partitions, axis=-1)
+        return [part.reshape(*fused.shape[:-1], -1) for part in parts]
 
 
 @dataclass(frozen=True)

@@ -154,30 +154,16 @@ def _tensors(model: Model, params: Params) -> Iterator[tuple[str, np.ndarray]]:
 
 def _fuse(tensor: Tensor, parts: Mapping[str, np.ndarray], inputs: Mapping[str, int]) -> np.ndarray:
     """One layer's parameters as the tensor that holds them."""
-    rows = []
-    for path, part in parts.items():
-        if tensor.is_matrix:
-            part = part.reshape(math.prod(part.shape[: inputs[path]]), -1).T
-        elif path not in _TABLES:
-            part = part.reshape(-1)
-        rows.append(part)
-    if tensor.partitions == 1:
-        return rows[0] if len(rows) == 1 else np.concatenate(rows)
-    return np.concatenate([piece for pieces in zip(*(np.split(r, tensor.partitions) for r in rows), strict=True) for piece in pieces])
+    if tensor.is_matrix:
+        return tensor.fuse([part.reshape(math.prod(part.shape[: inputs[path]]), -1) for path, part in parts.items()]).T
+    return tensor.fuse([part if path in _TABLES else part.reshape(-1) for path, part in parts.items()])
 
 
 def _split(tensor: Tensor, value: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The parameters that a tensor holds, in our layout: the inverse of `_fuse`."""
-    inputs = value.shape[1] if tensor.is_matrix else 1
-    sizes = [math.prod(shape) // inputs if tensor.is_matrix or len(shapes) > 1 else value.shape[0] for shape in shapes.values()]
-    pieces: list[list[np.ndarray]] = [[] for _ in sizes]
-    at = 0
-    for _ in range(tensor.partitions):
-        for rows, size in zip(pieces, sizes, strict=True):
-            rows.append(value[at : at + size // tensor.partitions])
-            at += size // tensor.partitions
-    joined = (rows[0] if len(rows) == 1 else np.concatenate(rows) for rows in pieces)
-    return {path: (rows.T if tensor.is_matrix else rows).reshape(shape) for (path, shape), rows in zip(shapes.items(), joined, strict=True)}
+    fused = value.T if tensor.is_matrix else value
+    outputs = [math.prod(shape) // math.prod(fused.shape[:-1]) for shape in shapes.values()]
+    return {path: part.reshape(shape) for (path, shape), part in zip(shapes.items(), tensor.cut(fused, outputs), strict=True)}
 
 
 _TABLES = ("embed", "positions")  # looked up, not multiplied: stored as they are

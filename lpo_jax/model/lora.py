@@ -112,7 +112,7 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
                 end = start + b_parts[path].shape[1]
                 block[:, start:end], start = b_parts[path], end
             blocks.append(block)
-        b = _join(blocks, tensor.partitions)
+        b = tensor.fuse(blocks)
         for layer in range(len(a)):
             module = f"base_model.model.{_module(tensor).format(layer=layer)}"
             tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(a[layer].T)
@@ -170,7 +170,7 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
             if A.shape != (r, into) or B.shape != (sum(outs), r):
                 raise ConfigError(f"{directory}: {name}: lora_A {A.shape} and lora_B {B.shape}, expected {(r, into)} and {(sum(outs), r)}")
             a[layer, :, :r], b[layer, :r] = A.T, B.T * (_scale(settings, name) * rank / alpha)
-        for path, rows in zip(tensor.paths, _cut(b, outs, tensor.partitions), strict=True):
+        for path, rows in zip(tensor.paths, tensor.cut(b, outs), strict=True):
             # Blocks of `save_peft` come back as they were: rank that a matrix doesn't use isn't its own.
             used = np.asarray(rows.any(axis=(0, 2)) if len(outs) > 1 and b.any() else np.ones(widest, bool))
             if used.any():
@@ -224,19 +224,6 @@ def _matrices(model: Model) -> list[Tensor]:
 
 def _module(tensor: Tensor) -> str:
     return tensor.name.removesuffix(".weight")
-
-
-def _join(parts: Sequence[np.ndarray], partitions: int) -> np.ndarray:
-    """Fuse matrices [..., out] along their outputs, in the order of `Tensor`."""
-    grouped = [part.reshape(*part.shape[:-1], partitions, -1) for part in parts]
-    return np.concatenate(grouped, axis=-1).reshape(*parts[0].shape[:-1], -1)
-
-
-def _cut(fused: np.ndarray, outs: Sequence[int], partitions: int) -> list[np.ndarray]:
-    """The inverse of `_join`."""
-    grouped = fused.reshape(*fused.shape[:-1], partitions, -1)
-    parts = np.split(grouped, np.cumsum(outs)[:-1] // partitions, axis=-1)
-    return [part.reshape(*fused.shape[:-1], -1) for part in parts]
 
 
 def _settings(directory: Path) -> dict[str, Any]:

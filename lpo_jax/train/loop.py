@@ -96,13 +96,12 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
         metrics = MetricLog(run_dir, done.total_step if done else 0)
         params, frozen = load_params(config, model, mesh) if done is None or model.lora else ({}, {})
         if done is None:
-            _finish_stage(run_dir, "init", evaluate(params, frozen))
+            _finish_stage(run_dir, "init", evaluate(params, frozen, draw=config.report_pairs))
 
         # --- The stages, each with a fresh optimizer.
-        lengths = {name: _stage_steps(stage, data.rows("train")) for name, stage in config.stages.items()}
         names, total = list(config.stages), 0
         for index, (name, stage) in enumerate(config.stages.items()):
-            length = lengths[name]
+            length = _stage_steps(stage, data.rows("train"))
             if done and names.index(done.stage) > index:
                 total += length
                 continue
@@ -137,7 +136,7 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
             bar.close()
             total += length
             params = state.params
-            _finish_stage(run_dir, name, evaluate(params, frozen))
+            _finish_stage(run_dir, name, evaluate(params, frozen, draw=config.report_pairs))
             checkpoints.save(state, Progress(name, length, total, manifest.build_key, to_dict(config)))
 
         # --- Wind up.
@@ -272,21 +271,21 @@ def _log_step(
 
 
 def _evaluate(
-    eval_step: Any, mesh: Mesh, data: Data, config: RunConfig, decode: Callable[[int], str], params: Params, frozen: Params
+    eval_step: Any, mesh: Mesh, data: Data, config: RunConfig, decode: Callable[[int], str], params: Params, frozen: Params, draw: int = 0
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Held-out metrics, and for the report the first pairs with their tokens' log-probabilities."""
+    """Held-out metrics, and the first `draw` pairs with their tokens' log-probabilities, for the report."""
     total: Terms | None = None
     drawn: list[dict[str, Any]] = []
     for index, rows in enumerate(data.heldout(config.eval_rows)):
         terms, logps = eval_step(params, frozen, _to_devices(rows, mesh, None))
         total = jax.device_get(add(total, terms))
-        if len(drawn) < config.report_pairs:
+        if len(drawn) < draw:
             whole = jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), rows)
             drawn += _draw(whole, np.asarray(logps), data, index * config.eval_rows, decode)
     if total is None:
         log.warning("the shard set has no held-out split: nothing is evaluated")
         return {}, []
-    return means(total), drawn[: config.report_pairs]
+    return means(total), drawn[:draw]
 
 
 def _draw(rows: TreeBatch, logps: np.ndarray, data: Data, first_row: int, decode: Callable[[int], str]) -> list[dict[str, Any]]:
