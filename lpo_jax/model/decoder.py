@@ -16,6 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lpo_jax.config import LoraConfig, ModelConfig
 from lpo_jax.model import lora
@@ -32,6 +33,15 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
+
+
+_LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
+
+_KEPT: dict[str, tuple[str, ...]] = {  # by remat policy, what a layer keeps for the backward pass besides its input
+    "block": (),
+    "attention": ("attention",),
+    "dots": ("attention", *_LINEAR),
 }
 
 
@@ -89,7 +99,8 @@ class Block(nnx.Module):
             q, k = _rms_norm(q, self.q_norm[...], c.norm_eps), _rms_norm(k, self.k_norm[...], c.norm_eps)
         q, k = rotate(q), rotate(k)
         a, left = attend(q.reshape(*q.shape[:2], c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim), k, v)
-        a = self._linear("o", "BTNH,NHD->BTD", a.reshape(q.shape), bias=c.out_bias)
+        a = checkpoint_name(a.reshape(q.shape), "attention")
+        a = self._linear("o", "BTNH,NHD->BTD", a, bias=c.out_bias)
         if c.parallel:
             return constrain(x + a + self._mlp(h), "batch", None, None), left
         x = constrain(x + a, "batch", None, None)
@@ -105,7 +116,7 @@ class Block(nnx.Module):
         return self._linear("down", "BTF,FD->BTD", up, bias=c.mlp_bias)
 
     def _linear(self, name: str, dims: str, x: jax.Array, bias: bool) -> jax.Array:
-        y = jnp.einsum(dims, x, getattr(self, name)[...].astype(x.dtype))
+        y = checkpoint_name(jnp.einsum(dims, x, getattr(self, name)[...].astype(x.dtype)), name)
         return y + getattr(self, name + "_bias")[...].astype(x.dtype) if bias else y
 
     def _norm(self, x: jax.Array, name: str) -> jax.Array:
@@ -138,7 +149,7 @@ class Model:
     config: ModelConfig
     compute_dtype: str = "float32"
     param_dtype: str = "float32"
-    remat: str = "none"
+    remat: str = "none"  # "none" keeps everything; the others recompute what isn't in _KEPT
     lora: LoraConfig | None = None
 
     @cached_property
@@ -263,8 +274,10 @@ class Model:
             x, left = nnx.merge(self._block, nnx.State(block))(x, rotate, lambda q, k, v: attention(q, k, v, mine))
             return (x, index + 1), left
 
+        if self.remat != "none":
+            layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*_KEPT[self.remat]))
         layers = params["blocks"], (adapters or {}).get("blocks"), per_layer
-        (x, _), left = jax.lax.scan(jax.checkpoint(layer) if self.remat == "block" else layer, (x, jnp.zeros((), jnp.int32)), layers)
+        (x, _), left = jax.lax.scan(layer, (x, jnp.zeros((), jnp.int32)), layers)
         if c.norm == "rms":
             return _rms_norm(x, params["final_norm"], c.norm_eps), left
         return _layer_norm(x, params["final_norm"], params["final_norm_bias"], c.norm_eps), left
