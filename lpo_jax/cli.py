@@ -25,6 +25,22 @@ examples:
   lpo train configs/tiny_cpu.yaml run_dir=runs/hot stages.lpo.optim.lr=1e-4 stages.lpo.objective.beta=2
   lpo train configs/lpo_hf.yaml model.path=DIR data.path=data/disco mesh.fsdp=8 mesh.data=1
 """
+PLAN_HELP = """\
+Compile the step that `lpo train CONFIG` would run, for a TPU slice, on this machine, which needs no TPU: minutes on a CPU. Says whether
+it fits, what fills each device's memory, what a step computes and moves, and how fast it can be at most. Needs libtpu:
+pip install 'lpo-jax[tpu]'.
+
+The model's weights aren't read: its shape comes from model.shape, model.new, or model.path's config.json. The rows' shape comes from the
+manifest in data.path, or where there is none yet from the keys under `plan`.
+
+Exit code: 0 if it fits, 1 if it doesn't, 2 if the config is wrong.
+"""
+PLAN_EXAMPLES = """\
+examples:
+  lpo plan configs/pods/codellama_34b_v5p_2x2x4.yaml
+  lpo plan configs/pods/codellama_34b_v5p_2x2x4.yaml mesh.topology=v5p:2x2x2 mesh.fsdp=8 stages.lpo.batch_rows=8 --json plan.json
+  lpo plan configs/codellama_7b.yaml mesh.topology=v5e:2x4 --search
+"""
 EXPORT_HELP = """\
 Write what a run has trained, from its newest checkpoint, as transformers, PEFT and vLLM load it: config.json and safetensors (a LoRA run:
 the adapter), the tokenizer's files, generation_config.json and a model card with the run's settings, data and held-out numbers.
@@ -53,6 +69,21 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG", help="a YAML file; every key is explained in lpo_jax/config.py")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
     train.set_defaults(run=_train)
+    plan = commands.add_parser(
+        "plan", help="does a config fit a TPU slice?", description=PLAN_HELP, epilog=PLAN_EXAMPLES, formatter_class=raw
+    )
+    plan.add_argument("config", metavar="CONFIG", help="a YAML file; every key is explained in lpo_jax/config.py")
+    plan.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, e.g. mesh.topology=v5p:4x4x4")
+    plan.add_argument("--stage", metavar="NAME", help="the stage to plan; default: the last")
+    plan.add_argument("--search", action="store_true", help="try meshes, remat policies and batches, and print the fastest that fits")
+    plan.add_argument("--tries", type=int, default=12, metavar="N", help="with --search: compile so many at most (default: %(default)s)")
+    plan.add_argument("--json", metavar="FILE", help="write everything that was found")
+    plan.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="plans made before (default: lpo-jax in $XDG_CACHE_HOME or ~/.cache); made anew when code or versions change",
+    )
+    plan.set_defaults(run=_plan)
     export = commands.add_parser("export", help="a run as a Hugging Face directory", description=EXPORT_HELP, formatter_class=raw)
     export.add_argument("run_dir", metavar="RUN", help="the run_dir of a trained config")
     export.add_argument("out", metavar="DIR", help="where to write")
@@ -77,6 +108,35 @@ def _train(args: argparse.Namespace) -> int:
     if jax.process_index() == 0:
         _print_summary(summary, Path(config.run_dir))
     return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # to compile for a TPU, not to hold one
+    config = load(args.config, args.overrides)
+    from data_pipeline.shards import Manifest
+    from lpo_jax import plan, search
+    from lpo_jax.plan_text import describe
+
+    stage = args.stage or list(config.stages)[-1]
+    if stage not in config.stages:
+        raise ConfigError(f"--stage {stage}: the config's stages are {', '.join(config.stages)}")
+    row = plan.RowShape.assumed(config.plan)
+    if (Path(config.data.path) / "manifest.json").is_file():
+        manifest = Manifest.load(config.data.path)
+        train = manifest.splits["train"]
+        row = plan.RowShape(manifest.row_tokens, manifest.row_scored, manifest.row_pairs, train["pairs"] / train["rows"])
+    cache = Path(args.cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lpo-jax")
+    if args.search:
+        best = search.search(config, stage, row, cache, args.tries)
+        if best is None:
+            return 1
+        print()
+    else:
+        best = plan.cached(config, stage, row, cache)
+    print(describe(best))
+    if args.json:
+        Path(args.json).write_text(best.to_json())
+    return 0 if best.fits else 1
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -30,8 +30,9 @@ def count(jaxpr: Jaxpr, recomputed: bool = False) -> Flops:
         redo = recomputed or "rematted_computation" in str(eqn.source_info.name_stack)
         if name == "dot_general":
             ((contracted, _), _) = params["dimension_numbers"]
-            shape, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-            parts = [_all(2 * math.prod(out) * math.prod(shape[d] for d in contracted), redo)]
+            left: Any = eqn.invars[0].aval
+            out: Any = eqn.outvars[0].aval
+            parts = [_all(2 * math.prod(out.shape) * math.prod(left.shape[d] for d in contracted), redo)]
         elif name == "pallas_call" and params["cost_estimate"] is not None:
             parts = [_all(params["cost_estimate"].flops, redo)]
         else:

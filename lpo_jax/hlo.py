@@ -175,12 +175,12 @@ class _Module:
         test = self.computations[condition][self.roots[condition]]
         if test.op != "compare" or "direction=LT" not in test.attributes:
             return None
-        counter = self.computations[condition][test.operands[0]]
+        counter = self._origin(condition, test.operands[0])
         if counter.op != "get-tuple-element":
             return None
         index = _index(counter)
         start_values = self.computations[computation][loop.operands[0]]
-        following = self.computations[body][self.computations[body][self.roots[body]].operands[index]]
+        following = self._origin(body, self.computations[body][self.roots[body]].operands[index])
         if start_values.op != "tuple" or following.op != "add":
             return None
         outside = (computation, start_values.operands)
@@ -191,15 +191,18 @@ class _Module:
             return None
         return max(0, -(-(limit - start) // steps[0]))
 
+    def _origin(self, computation: str, name: str) -> _Instruction:
+        """The instruction that a value was copied from."""
+        i = self.computations[computation][name]
+        return self._origin(computation, i.operands[0]) if i.op in ("copy", "copy-start", "copy-done", "bitcast", "convert") else i
+
     def _constant(
         self, computation: str, name: str, outside: tuple[str, list[str]] | None = None, counter: int | None = None
     ) -> int | None:
         """An integer that is fixed in a computation, or, in a loop, before it; the loop's own counter isn't."""
-        i = self.computations[computation][name]
+        i = self._origin(computation, name)
         if i.op == "constant":
             return int(i.attributes)
-        if i.op in ("copy", "bitcast", "convert"):
-            return self._constant(computation, i.operands[0], outside, counter)
         if i.op == "get-tuple-element" and outside is not None and _index(i) != counter:
             return self._constant(outside[0], outside[1][_index(i)])
         return None

@@ -53,7 +53,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         shape[shape.index(-1)] = len(devices) // rest
     if shape[0] * shape[1] * shape[2] != len(devices):
         raise ConfigError(f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} doesn't fit {len(devices)} devices")
-    return jax.make_mesh(tuple(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    try:
+        return jax.make_mesh(tuple(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    except NotImplementedError:
+        raise ConfigError(
+            f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} can't be laid out on these {len(devices)} chips: each of its axes takes "
+            "whole axes of the slice, e.g. on a 4x8 slice 4, 8 or 32 chips; `lpo plan --search` finds one"
+        ) from None
 
 
 def topology_size(name: str) -> int:

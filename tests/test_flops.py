@@ -26,7 +26,9 @@ def square():
 def test_matrix_products():
     assert counted(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), jnp.ones((3, 4, 5)), jnp.ones((3, 5, 6))) == (2 * 3 * 4 * 5 * 6, 0)
     assert counted(lambda a, b: a @ b + a * b, square(), square()) == (PRODUCT, 0)
-    assert counted(jax.grad(lambda w, x: (jnp.sin(x @ w) @ w).sum()), square(), square()).executed == 5 * PRODUCT  # the input has no gradient
+    assert (
+        counted(jax.grad(lambda w, x: (jnp.sin(x @ w) @ w).sum()), square(), square()).executed == 5 * PRODUCT
+    )  # the input has no gradient
 
 
 def test_a_scans_body_counts_times_its_length():

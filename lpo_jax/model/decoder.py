@@ -36,13 +36,21 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-_LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
-
-_KEPT: dict[str, tuple[str, ...]] = {  # by remat policy, what a layer keeps for the backward pass besides its input
+# By remat policy, what a layer keeps for the backward pass besides its input: outputs of matrices, and of attention.
+_KEPT: dict[str, tuple[str, ...]] = {
     "block": (),
     "attention": ("attention",),
-    "dots": ("attention", *_LINEAR),
+    "dots": ("attention", "q", "k", "v", "o", "gate", "up", "down"),
 }
+
+
+def kept_width(c: ModelConfig, remat: str, tensor: int = 1) -> int:
+    """How many numbers a token's layer keeps on a device that holds its `tensor`-th part of heads and mlp: at least, with "none"."""
+    heads, kv_heads, mlp = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor, c.d_mlp // tensor
+    widths = {"attention": heads, "q": heads, "k": kv_heads, "v": kv_heads, "o": c.d_model, "up": mlp, "down": c.d_model}
+    if c.gated_mlp:
+        widths["gate"] = mlp
+    return c.d_model + sum(widths.get(name, 0) for name in _KEPT["dots" if remat == "none" else remat])
 
 
 @flax.struct.dataclass

@@ -76,10 +76,7 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
             f"{config.data.path} holds sequences of {manifest.longest_path} tokens, the model was made for {model.config.max_positions}: "
             f"build the shards with --row-tokens {model.config.max_positions}, which drops them"
         )
-    rows = {f"stages.{name}.batch_rows / accumulate": s.batch_rows // s.accumulate for name, s in config.stages.items()}
-    for key, size in (rows | {"eval_rows": config.eval_rows}).items():
-        if size % (mesh.shape["data"] * mesh.shape["fsdp"]):
-            raise ConfigError(f"{key} is {size}: it must be a multiple of data * fsdp = {mesh.shape['data'] * mesh.shape['fsdp']}")
+    steps.check_rows(config, mesh)
     run_dir = Path(config.run_dir)
     _claim(run_dir, config, manifest)
 
