@@ -111,6 +111,12 @@ class Plan:
         return sum(self.memory.values())
 
     @property
+    def needed(self) -> float | None:
+        """The bytes of a device that the compiler names in its verdict."""
+        match = re.search(r"\(([\d.]+)([KMGT])\) exceeds", self.verdict)
+        return float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])) if match else None
+
+    @property
     def seconds(self) -> dict[str, float]:
         """How long a step takes at the chip's peak rates, by what limits it."""
         times = {"compute": self.executed_flops / self.devices / self.chip.flops}
@@ -137,18 +143,25 @@ class Plan:
     def pairs_per_s(self) -> float:
         return self.rows * self.row.mean_pairs / self.step_seconds
 
-    def to_json(self) -> str:
-        """All of it, with what is derived."""
+    def facts(self) -> dict[str, Any]:
+        """All of it, with what is derived, as JSON has it."""
         derived = ("fits", "used", "seconds", "step_seconds", "mfu", "tokens_per_s", "pairs_per_s")
-        facts = dataclasses.asdict(self) | {"hbm": int(self.chip.hbm)} | {name: getattr(self, name) for name in derived}
-        return json.dumps(facts, indent=2) + "\n"
+        return dataclasses.asdict(self) | {"hbm": int(self.chip.hbm)} | {name: getattr(self, name) for name in derived}
 
     @staticmethod
-    def from_json(text: str) -> "Plan":
-        raw = json.loads(text)
-        raw["row"] = RowShape(**raw["row"])
-        raw["traffic"] = raw["traffic"] and hlo.Traffic(**raw["traffic"])
-        return Plan(**{f.name: raw[f.name] for f in dataclasses.fields(Plan)})
+    def from_facts(facts: dict[str, Any]) -> "Plan":
+        """The inverse of `facts`."""
+        nested = {"row": RowShape(**facts["row"]), "traffic": facts["traffic"] and hlo.Traffic(**facts["traffic"])}
+        return Plan(**{f.name: facts[f.name] for f in dataclasses.fields(Plan)} | nested)
+
+
+_LIBTPU = {  # read once, when libtpu is loaded
+    "TPU_SKIP_MDS_QUERY": "1",  # don't ask the metadata server of a cloud machine ...
+    "TPU_WORKER_HOSTNAMES": "localhost",  # ... which hosts there are
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # without a TPU, several processes may compile
+    "TPU_LOG_DIR": "disabled",
+    "TPU_STDERR_LOG_LEVEL": "1",  # the warnings that a plan repeats
+}
 
 
 def topology_devices(name: str) -> list[Any]:
@@ -159,8 +172,7 @@ def topology_devices(name: str) -> list[Any]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError("a plan needs the TPU compiler, which runs on any CPU machine: pip install 'lpo-jax[tpu]', or libtpu==0.0.52")
-    # Without a TPU, libtpu would ask a metadata server for one, and let in one process a machine.
-    for key, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
+    for key, value in _LIBTPU.items():
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
@@ -254,11 +266,11 @@ def cached(config: RunConfig, stage_name: str, row: RowShape, directory: Path) -
     }
     file = directory / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]}.json"
     if file.is_file():
-        return Plan.from_json(file.read_text())
+        return Plan.from_facts(json.loads(file.read_text()))
     plan = make(config, stage_name, row)
     directory.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(plan.to_json())
+    unfinished.write_text(json.dumps(plan.facts(), indent=2))
     os.replace(unfinished, file)
     return plan
 
@@ -363,8 +375,10 @@ def _largest(report: str, number: int = 3) -> list[str]:
 
 def _compiler_warnings(printed: str) -> list[str]:
     """What a user can do something about, each once."""
-    found = re.findall(r"Involuntary full rematerialization.*?HLO operation: (%\S+ = \S+)", printed, re.DOTALL)
-    warnings = [f"XLA replicates {what} to change its sharding (involuntary full rematerialization)" for what in found]
+    found = re.findall(r"Involuntary full rematerialization.*?HLO operation:? %\S+ = (\w+\[[\d,]*\]).*?op_name=\"([^\"]*)", printed)
+    warnings = [
+        f"XLA replicates a {array} to change its sharding (involuntary full rematerialization) in {where}" for array, where in found
+    ]
     return list(dict.fromkeys(warnings + re.findall(r"dimension '.*: replicated", printed)))
 
 

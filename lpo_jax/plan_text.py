@@ -53,18 +53,36 @@ def _size(bytes_: float) -> str:
 
 _COLUMNS = (
     "model", "trained", "slice", "data x fsdp x tensor", "remat", "rows x tokens", "parameters", "optimizer", "gradients", "activations",
-    "GiB of HBM", "model / executed PFLOPs", "arithmetic / memory / network s", "MFU <=", "pairs/s <=", "compile s",
+    "all, of what a chip has", "PFLOPs: model / executed", "s: arithmetic / memory / network", "MFU at most", "pairs/s at most", "compiled in s",
 )  # fmt: skip
 
 
-def table(plans: Sequence[tuple[Path, Plan]]) -> str:
-    """docs/plans.md's table: one row a config."""
+_PAGE = """\
+# Plans
+
+What the TPU compiler says about the configs in `configs/pods/`: the step of the last stage, compiled for each slice on a machine without
+a TPU. `make plan` writes this page anew; `lpo plan CONFIG` says more of each. No TPU has run them yet.
+
+{table}
+
+- Bytes are those of one device, in GiB. *Activations* are all temporaries at their peak besides the gradients; gathered weights are among
+  them. The sum counts the batch and the program's code too.
+- FLOPs are those of the matrix products of all devices, counted by walking the step's jaxpr; *executed* includes what rematerialisation
+  repeats.
+- Seconds a step: its arithmetic, its memory traffic and its traffic between chips, each at the chip's peak rate, as if the others took no
+  time. The traffic is counted in the compiled program: every operation reads its operands and writes its results once; collectives
+  send as on a ring over all of a chip's links. No run can be faster than the longest of the three, which gives the bounds on MFU (of
+  model FLOPs) and on pairs, of {pair_tokens:.0f} tokens each.
+
+Compiled by {versions}.
+"""
+
+
+def page(plans: Sequence[tuple[Path, Plan]]) -> str:
+    """docs/plans.md: a table with one row a config."""
     rows = [" | ".join(_COLUMNS), " | ".join(["---"] * len(_COLUMNS))]
     for config, plan in plans:
-        memory = [
-            f"{plan.memory[kind] / GIB:.2f}" if kind in plan.memory else "-"
-            for kind in ("parameters", "optimizer", "gradients", "activations")
-        ]
+        kinds = ("parameters", "optimizer", "gradients", "activations")
         cells = [
             f"[{plan.model.rpartition('/')[2]}](../{config})",
             plan.trained,
@@ -72,7 +90,7 @@ def table(plans: Sequence[tuple[Path, Plan]]) -> str:
             " x ".join(str(size) for size in plan.mesh.values()),
             plan.remat,
             f"{plan.rows} x {plan.row.tokens}",
-            *memory,
+            *(f"{plan.memory[kind] / GIB:.2f}" if kind in plan.memory else "-" for kind in kinds),
             f"{plan.used / GIB:.2f} of {plan.chip.hbm / GIB:.2f}" if plan.fits else f"**no**: {plan.verdict}",
             f"{plan.model_flops / 1e15:.2f} / {plan.executed_flops / 1e15:.2f}",
             " / ".join(f"{seconds:.2f}" for seconds in plan.seconds.values()),
@@ -81,4 +99,7 @@ def table(plans: Sequence[tuple[Path, Plan]]) -> str:
             f"{plan.compile_seconds:.0f}",
         ]
         rows.append(" | ".join(cells))
-    return "\n".join(f"| {row} |" for row in rows)
+    _, first = plans[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
+    table = "\n".join(f"| {row} |" for row in rows)
+    return _PAGE.format(table=table, versions=versions, pair_tokens=first.row.tokens / first.row.mean_pairs)

@@ -25,7 +25,9 @@ class Candidate:
     """A config to try, with what is known before compiling it."""
 
     config: RunConfig
-    least_bytes: float  # on a device: state, gradients, and what the layers keep for the backward pass
+    held: float  # bytes of a device: state and gradients
+    kept: float  # and at least, what its layers keep for the backward pass
+    tokens: int  # of a device, at once
     least_seconds: float  # a step's arithmetic at the chip's peak
     guess_seconds: float  # with the traffic between chips that such a mesh needs
     pairs: float  # in a step
@@ -41,8 +43,9 @@ class Candidate:
 def search(config: RunConfig, stage: str, row: RowShape, cache: Path, tries: int) -> Plan | None:
     """Compile the most promising candidates, `tries` at most; prints a line for each, and returns the plan with most pairs a second.
 
-    Dropped without compiling are candidates that can't fit (by `least_bytes`), that can't beat the best so far (by `least_seconds`), and
-    that need more than one that didn't fit: on the same mesh, at least as many rows at once and a policy that keeps at least as much.
+    Dropped without compiling are candidates that can't fit (`held` and `kept`), that can't beat the best so far (`least_seconds`), and
+    that won't fit by what the compiler said of one that didn't, with as large a tensor axis and a policy that keeps no more: its
+    temporaries grow with a device's tokens.
 
     Returns:
       None if nothing fits.
@@ -50,18 +53,18 @@ def search(config: RunConfig, stage: str, row: RowShape, cache: Path, tries: int
     chip = plan.chip(config)
     with captured_stderr("estimate"):
         candidates = sorted(_candidates(config, stage, row), key=lambda c: c.pairs / c.guess_seconds, reverse=True)
-    fitting = [c for c in candidates if c.least_bytes <= chip.hbm]
+    fitting = [c for c in candidates if c.held + c.kept <= chip.hbm]
     print(f"{len(candidates)} candidates; {len(fitting)} may fit {chip.hbm / GIB:.2f} GiB; the {tries} most promising are compiled\n")
     print(f"{'GiB':>8} {'s/step':>8} {'MFU':>6} {'pairs/s':>8}   data x fsdp x tensor, remat, rows / microbatches")
     best: tuple[Plan, Candidate] | None = None
-    too_big: list[Candidate] = []
+    failed: list[tuple[Candidate, float]] = []  # with the bytes that a token needs
     with tqdm(total=tries, desc="search", unit="plan", leave=False) as bar:
         for c in fitting:
             if bar.n == tries:
                 break
             if best is not None and c.pairs / c.least_seconds <= best[0].pairs_per_s:
                 continue
-            if any(_needs_more(c, other, stage) for other in too_big):
+            if any(_comparable(c, other) and c.held + c.tokens * each > chip.hbm for other, each in failed):
                 continue
             found = plan.cached(c.config, stage, row, cache)
             bar.update()
@@ -69,7 +72,7 @@ def search(config: RunConfig, stage: str, row: RowShape, cache: Path, tries: int
             what = f"{' x '.join(map(str, found.mesh.values()))}, {found.remat}, {found.rows} / {found.accumulate}"
             tqdm.write(f"{numbers if found.fits else 'does not fit':33}   {what}")
             if not found.fits:
-                too_big.append(c)
+                failed.append((c, max(0.0, (found.needed or chip.hbm) - c.held) / c.tokens))
             elif best is None or found.pairs_per_s > best[0].pairs_per_s:
                 best = found, c
     if best is None:
@@ -103,7 +106,7 @@ def _candidates(config: RunConfig, stage: str, row: RowShape) -> Iterator[Candid
                     least = work[remat].executed * batch / rows / len(devices) / chip.flops
                     sent = _sent(model, mesh_config, pieces, tokens) / chip.sent_rate
                     tried = _replaced(config, mesh_config, remat, batch, pieces)
-                    yield Candidate(tried, held + kept, least, max(least, sent), batch * row.mean_pairs)
+                    yield Candidate(tried, held, kept, tokens, least, max(least, sent), batch * row.mean_pairs)
 
 
 def _meshes(topology: str | None, devices: int, heads: int) -> Iterator[MeshConfig]:
@@ -142,9 +145,8 @@ def _sent(model: Model, mesh: MeshConfig, microbatches: int, tokens: int) -> flo
     return gathered + replicas + reductions * model.config.n_layers * 2 * activation * others(mesh.tensor)
 
 
-def _needs_more(c: Candidate, other: Candidate, stage: str) -> bool:
-    """Whether `c` needs at least the memory of `other`."""
-    mine, theirs = c.config, other.config
-    at_once = [config.stages[stage].batch_rows // config.stages[stage].accumulate for config in (mine, theirs)]
-    keeps_more = _REMAT.index(mine.model.remat) <= _REMAT.index(theirs.model.remat)
-    return mine.mesh == theirs.mesh and at_once[0] >= at_once[1] and keeps_more
+def _comparable(c: Candidate, failed: Candidate) -> bool:
+    """Whether a token of `c` needs at least the temporaries of one of `failed`."""
+    return c.config.mesh.tensor == failed.config.mesh.tensor and _REMAT.index(c.config.model.remat) <= _REMAT.index(
+        failed.config.model.remat
+    )
