@@ -97,7 +97,7 @@ class _Module:
     def _sent(self, computation: str, i: _Instruction) -> tuple[str, int]:
         """A collective's kind and the bytes that one device sends."""
         kind = i.op.removesuffix("-start")
-        size = sum(_bytes(self.computations[computation][name].type, anywhere=True) for name in i.operands)
+        size = sum(array_bytes(self.computations[computation][name].type, anywhere=True) for name in i.operands)
         group = _group_size(i.attributes) or self.devices
         if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):  # the TPU's fused form
             kind = "reduce-scatter"
@@ -112,20 +112,20 @@ class _Module:
         if i.op in _FREE or _BUFFERS.search(i.attributes):
             return 0
         if i.op.endswith("-done"):  # what its start has read
-            return _bytes(i.type)
+            return array_bytes(i.type)
         types = [self.computations[computation][name].type for name in i.operands]
         if i.op == "fusion":
             (fused,) = _called(i, "calls")
-            reads = sum(min(_bytes(t), self._read(fused, p)) for p, t in zip(self._parameters(fused), types, strict=True))
+            reads = sum(min(array_bytes(t), self._read(fused, p)) for p, t in zip(self._parameters(fused), types, strict=True))
             return reads + self._written(fused, self.roots[fused])
-        written = 0 if i.op.endswith("-start") else _bytes(i.type)
+        written = 0 if i.op.endswith("-start") else array_bytes(i.type)
         if i.op in _SLICES:
-            return written + min(_bytes(types[0]), _bytes(i.type, anywhere=True))
+            return written + min(array_bytes(types[0]), array_bytes(i.type, anywhere=True))
         if i.op == "slice-start":  # its type repeats the operand's
-            return min(_bytes(types[0]), _bytes(i.type, anywhere=True) - _bytes(types[0], anywhere=True))
+            return min(array_bytes(types[0]), array_bytes(i.type, anywhere=True) - array_bytes(types[0], anywhere=True))
         if i.op == "dynamic-update-slice":  # in place
-            return 2 * _bytes(types[1])
-        return written + sum(map(_bytes, types))
+            return 2 * array_bytes(types[1])
+        return written + sum(map(array_bytes, types))
 
     def _parameters(self, computation: str) -> list[str]:
         names = [name for name, i in self.computations[computation].items() if i.op == "parameter"]
@@ -142,9 +142,9 @@ class _Module:
                     (inner,) = _called(i, "calls")
                     total += self._read(inner, self._parameters(inner)[position])
                 elif i.op in _SLICES and position == 0:
-                    total += _bytes(i.type, anywhere=True)
+                    total += array_bytes(i.type, anywhere=True)
                 elif not self._passes(i) and not (i.op == "dynamic-update-slice" and position == 0):
-                    return _bytes(self.computations[fused][value].type, anywhere=True)
+                    return array_bytes(self.computations[fused][value].type, anywhere=True)
         return total
 
     def _written(self, fused: str, value: str) -> int:
@@ -156,12 +156,12 @@ class _Module:
             return 0
         if i.op == "fusion":
             (inner,) = _called(i, "calls")
-            return min(_bytes(i.type), self._written(inner, self.roots[inner]))
+            return min(array_bytes(i.type), self._written(inner, self.roots[inner]))
         if i.op == "bitcast":
-            return min(_bytes(i.type), self._written(fused, i.operands[0]))
+            return min(array_bytes(i.type), self._written(fused, i.operands[0]))
         if i.op == "dynamic-update-slice":
-            return min(_bytes(i.type), _bytes(self.computations[fused][i.operands[1]].type, anywhere=True))
-        return _bytes(i.type)
+            return min(array_bytes(i.type), array_bytes(self.computations[fused][i.operands[1]].type, anywhere=True))
+        return array_bytes(i.type)
 
     def _passes(self, i: _Instruction) -> bool:
         """Whether an instruction in a fusion hands buffers on: an asynchronous collective's bytes move beside the fusion."""
@@ -245,7 +245,7 @@ def _index(i: _Instruction) -> int:
 
 
 @cache
-def _bytes(type_: str, anywhere: bool = False) -> int:
+def array_bytes(type_: str, anywhere: bool = False) -> int:
     """Bytes of a type's arrays: those that lie in HBM (a layout's S(n) names another memory), or all."""
     total = 0
     for dtype, dims, layout in _ARRAY.findall(type_):
