@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lpo_jax.config import LoraConfig, ModelConfig
 from lpo_jax.model import lora
-from lpo_jax.model.attention import attend, attend_cached
+from lpo_jax.model.attention import ancestors, attend, attend_cached
 from lpo_jax.sharding import constrain
 
 Params = dict[str, Any]
@@ -203,8 +203,10 @@ class Model:
           dropout_key: draws the adapters' dropout; None: no dropout.
         """
 
+        seen = ancestors(subtree_end, positions, self.config.window)
+
         def attention(q: jax.Array, k: jax.Array, v: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return attend(q, k, v, subtree_end, positions, self.config.window), None
+            return attend(q, k, v, seen), None
 
         return self._run(params, tokens, positions, attention, None, adapters, dropout_key)[0]
 
