@@ -211,7 +211,7 @@ def make(config: RunConfig, stage_name: str, row: RowShape) -> Plan:
     Raises:
       ConfigError: no topology, no compiler, or mesh and batch don't fit together.
     """
-    chip(config)
+    chip(config)  # or an error
     topology, source, stage, model = str(config.mesh.topology), config.model, config.stages[stage_name], open_model(config)
     begin = time.perf_counter()
     with captured_stderr(f"compile for {topology}") as printed, tempfile.TemporaryDirectory() as dump:
@@ -248,7 +248,7 @@ def make(config: RunConfig, stage_name: str, row: RowShape) -> Plan:
         model_flops=counted.executed - counted.recomputed,
         executed_flops=counted.executed,
         traffic=traffic,
-        warnings=[*_compiler_warnings(printed.getvalue()), *_uncut(arguments, mesh), *_uncounted(traffic)],
+        warnings=[*_compiler_warnings(printed.getvalue()), *_uncut(arguments, mesh, chip(config).hbm), *_uncounted(traffic)],
         compile_seconds=round(time.perf_counter() - begin, 1),
         versions={name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
     )
@@ -385,17 +385,15 @@ def _compiler_warnings(printed: str) -> list[str]:
     return list(dict.fromkeys(warnings + re.findall(r"dimension '.*: replicated", printed)))
 
 
-def _uncut(arguments: tuple[TrainState, Any, TreeBatch], mesh: Mesh) -> list[str]:
-    """Parameters that a device holds more of than its share, where it is more than a hundredth of a GiB."""
+def _uncut(arguments: tuple[TrainState, Any, TreeBatch], mesh: Mesh, hbm: float) -> list[str]:
+    """Parameters that a device holds more of than its share, where that is a hundredth of its memory or more."""
     warnings = []
     for path, x in jax.tree.leaves_with_path((arguments[0].params, arguments[1])):
-        share = x.size // (mesh.shape["fsdp"] * mesh.shape["tensor"])
-        excess = (_shard_size(x) - share) * x.dtype.itemsize
-        if excess > GIB / 100:
+        ways = x.size // _shard_size(x)
+        excess = (_shard_size(x) - x.size // (mesh.shape["fsdp"] * mesh.shape["tensor"])) * x.dtype.itemsize
+        if excess > hbm / 100:
             name = ".".join(key.key for key in path[1:])
-            warnings.append(
-                f"{name} is cut {x.size // _shard_size(x)} ways only: {excess / GIB:.2f} GiB more than its share on every device"
-            )
+            warnings.append(f"{name} is cut {ways} ways, not fsdp * tensor: {excess / GIB:.2f} GiB more than its share on every device")
     return warnings
 
 

@@ -91,9 +91,10 @@ def test_a_plan_of_two_layers(tiny, tmp_path, capsys, monkeypatch):
     tokens, scored = 8 * 512, 8 * 512  # of 384 scored tokens whole chunks of 256 are computed
     forward = 2 * (tokens * (matrices - 2 * V * D) + scored * V * D)
     attention = 2 * 2 * L * 8 * 512 * 512 * 2 * H
-    assert 3 * forward + 0.4 * 3 * attention < found["model_flops"] < 3 * forward + 3 * attention
+    # One block of queries and keys: two products of all of them forwards, seven backwards (the kernels' own recomputation included).
+    assert 3 * forward + 0.4 * 3 * attention < found["model_flops"] <= 3 * forward + 4.5 * attention
     # A second forward pass but for the layers' last matrix, which no gradient needs.
-    assert forward - 2 * tokens * L * D * F < found["executed_flops"] - found["model_flops"] < forward + attention
+    assert forward - 2 * tokens * L * D * F < found["executed_flops"] - found["model_flops"] <= forward + attention
     # In each of two microbatches every matrix is gathered twice in bfloat16, the head once a chunk at most, and its gradient scattered.
     layers = 2 * (matrices - 2 * V * D) * 3 // 4
     gathered, reduced = found["traffic"]["sent"]["all-gather"], found["traffic"]["sent"]["reduce-scatter"]
@@ -202,7 +203,8 @@ def test_a_parameter_that_is_not_cut_is_named():
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=8), jax.devices()[:8])
     run = config.load(REPO / "configs" / "tiny_cpu.yaml")
     arguments = plan.abstract_arguments(Model(shape), run.stages["lpo"], plan.RowShape.assumed(run.plan), mesh)
-    warnings = plan._uncut(arguments, mesh)
+    assert plan._uncut(arguments, mesh, 15.75 * 2**30) == []
+    warnings = plan._uncut(arguments, mesh, 2**30)
     assert len(warnings) == 2 and all(name in " ".join(warnings) for name in ("blocks.k", "blocks.v"))
 
 

@@ -107,8 +107,7 @@ class Block(nnx.Module):
             q, k = _rms_norm(q, self.q_norm[...], c.norm_eps), _rms_norm(k, self.k_norm[...], c.norm_eps)
         q, k = rotate(q), rotate(k)
         a, left = attend(q.reshape(*q.shape[:2], c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim), k, v)
-        a = checkpoint_name(a.reshape(q.shape), "attention")
-        a = self._linear("o", "BTNH,NHD->BTD", a, bias=c.out_bias)
+        a = self._linear("o", "BTNH,NHD->BTD", a.reshape(q.shape), bias=c.out_bias)
         if c.parallel:
             return constrain(x + a + self._mlp(h), "batch", None, None), left
         x = constrain(x + a, "batch", None, None)
