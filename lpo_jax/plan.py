@@ -370,7 +370,7 @@ def _shard_size(x: Any) -> int:
 def _largest(report: str, number: int = 3) -> list[str]:
     """The largest temporaries of the compiler's memory report, each with an array that lies there: "250.00MiB f32[2048,32000]"."""
     found = []
-    for size, arrays in re.findall(r"^ *\S+\( *\d+%\); +(\S+); +\d+; +\d+; (.*)$", report, re.MULTILINE)[:number]:
+    for size, arrays in re.findall(r"^ *\S+\( *\d+%\); +(\S+[MG]iB); +\d+; +\d+; (.*)$", report, re.MULTILINE)[:number]:
         one_of_them = max(re.findall(r"[a-z]\w*\[[\d,]*\]", arrays), key=hlo.array_bytes)  # they lie there at different times
         found.append(f"{size} {one_of_them}")
     return found
