@@ -6,7 +6,7 @@ The compiler's own `cost_analysis` counts the body of a loop once, and nothing o
 import math
 from typing import Any, NamedTuple
 
-from jax.extend.core import Jaxpr, jaxprs_in_params
+from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 
 
 class Flops(NamedTuple):
@@ -19,10 +19,12 @@ class Flops(NamedTuple):
 def count(jaxpr: Jaxpr, recomputed: bool = False) -> Flops:
     """Walk a jaxpr: a scan's body counts times its length, a program for one device times the devices.
 
+    A while loop counts as often as it may run at most: its condition must compare the counter with a number, as `lpo_jax.logps` does.
+
     A Pallas kernel counts as its cost estimate says; without one as its body times its grid, the blocks that it skips included.
 
     Raises:
-      ValueError: a while loop holds matrix products; how many is known only when it runs.
+      ValueError: a while loop without such a bound holds matrix products.
     """
     executed = again = 0
     for eqn in jaxpr.eqns:
@@ -47,10 +49,18 @@ def count(jaxpr: Jaxpr, recomputed: bool = False) -> Flops:
             platforms = params.get("branches_platforms")
             parts = [max(parts) if platforms is None else parts[_tpu_branch(platforms)]]
         elif name == "while" and any(part.executed for part in parts):
-            raise ValueError("a while loop holds matrix products, of unknown number: use scan, or give its Pallas kernel a cost_estimate")
+            times = _most_turns(params["cond_jaxpr"].jaxpr)
         executed += times * sum(part.executed for part in parts)
         again += times * sum(part.recomputed for part in parts)
     return Flops(executed, again)
+
+
+def _most_turns(condition: Jaxpr) -> int:
+    """The smallest number that the condition compares something with."""
+    bounds = [int(e.invars[1].val) for e in condition.eqns if e.primitive.name == "lt" and isinstance(e.invars[1], Literal)]
+    if not bounds:
+        raise ValueError("a while loop holds matrix products, of unknown number: use scan, or give its Pallas kernel a cost_estimate")
+    return min(bounds)
 
 
 def _all(flops: int, redo: bool) -> Flops:

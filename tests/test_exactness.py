@@ -9,8 +9,9 @@ import pytest
 
 from data_pipeline.trees import plant
 from lpo_jax.config import ModelConfig, ObjectiveConfig
+from lpo_jax.logps import token_logps
 from lpo_jax.model.decoder import Model
-from lpo_jax.objectives import OBJECTIVES, token_logps
+from lpo_jax.objectives import OBJECTIVES
 from lpo_jax.train.state import forward
 from tests import oracle
 

@@ -13,9 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lpo_jax import sharding
 from lpo_jax.batch import TreeBatch
 from lpo_jax.config import ConfigError, ObjectiveConfig, OptimConfig, RunConfig
+from lpo_jax.logps import token_logps
 from lpo_jax.model import lora
 from lpo_jax.model.decoder import Model, Params
-from lpo_jax.objectives import OBJECTIVES, Terms, heldout_metrics, token_logps
+from lpo_jax.objectives import OBJECTIVES, Terms, heldout_metrics
 
 
 @flax.struct.dataclass

@@ -42,6 +42,7 @@ def ancestors(subtree_end: jax.Array, positions: jax.Array, window: int | None =
       backend: "cpu", "gpu" or "tpu"; default: the platform that the computation is traced for. A kernel of another platform is interpreted.
     """
     backend = backend or platform()
+    subtree_end, positions = jnp.asarray(subtree_end), jnp.asarray(positions)
     T = subtree_end.shape[1]
     size = BLOCK[backend]
     if backend == "tpu":
