@@ -19,6 +19,10 @@ class Traffic:
     sent: dict[str, int]  # to other devices, by kind of collective, as on a ring
     uncounted_loops: int  # loops whose number of trips can't be read from the program: counted once
 
+    def warnings(self) -> list[str]:
+        loops = self.uncounted_loops
+        return [f"{loops} loops whose trips aren't in the program: their bytes are counted once"] if loops else []
+
 
 class _Instruction(NamedTuple):
     type: str
