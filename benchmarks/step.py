@@ -135,7 +135,7 @@ def own_step(model: Model, params: Params, batch: TreeBatch, objective: Objectiv
 
 def padded_loss(model: Model, params: Params, tokens: jax.Array, answer: jax.Array, changed: jax.Array) -> jax.Array:
     """LPO in mode clean over one padded microbatch, the straight way: the sum over its pairs."""
-    logps = jax.nn.log_softmax(model.logits(params, tokens)[:, :-1])
+    logps = jax.nn.log_softmax(model.logits(params, tokens)[:, :-1].astype(jnp.float32))
     logps = jnp.take_along_axis(logps, tokens[:, 1:, None], axis=-1)[..., 0]
     answer, changed = answer[:, 1:], changed[:, 1:]
     chosen, rejected = jnp.split(mean(logps, answer & changed), 2)
