@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from lpo_jax.config import ConfigError, RunConfig, load
+from lpo_jax.config import ConfigError, RunConfig, load, to_dict
 
 T = TypeVar("T")
 REPO = Path(__file__).resolve().parent.parent
 PREEMPTED = 75  # lpo train was told to stop, has saved, and goes on when started again (EX_TEMPFAIL)
 NEVER_SENT = [":(exclude,glob)**/.env*", ":(exclude,glob)**/*.pem", ":(exclude,glob)**/*.key", ":(exclude,glob)**/id_rsa*"]
+INPUTS = [("data", "path"), ("data", "tokenizer"), ("model", "path"), ("model", "adapter"), ("model", "shape")]
 TAIL = 2**18  # bytes of a stream's end that are kept
 
 
@@ -130,23 +131,24 @@ def default_name(config: str) -> str:
 def read_config(path: str, overrides: Sequence[str]) -> RunConfig:
     """The run's settings; paths in it must be relative, because a run elsewhere starts in another directory: the bucket."""
     config = load(path, overrides)
-    for key, value in run_paths(config).items():
-        if Path(value).is_absolute() or ".." in Path(value).parts or "://" in value:
+    for key, value in {"run_dir": config.run_dir, **inputs(config)}.items():
+        native = key == "run_dir" and value.startswith("gs://")  # checkpoints need no mounted bucket
+        if not native and (Path(value).is_absolute() or ".." in Path(value).parts or "://" in value):
             raise LaunchError(
                 f"{key}={value}: give a path relative to this checkout here and to the bucket there, like runs/NAME or data/NAME"
             )
     return config
 
 
-def run_paths(config: RunConfig) -> dict[str, str]:
-    paths = {
-        "run_dir": config.run_dir,
-        "data.path": config.data.path,
-        "data.tokenizer": config.data.tokenizer,
-        "model.path": config.model.path,
-        "model.adapter": config.model.adapter,
-    }
-    return {key: value for key, value in paths.items() if value is not None}
+def inputs(config: RunConfig) -> dict[str, str]:
+    """The paths that a run reads, by key."""
+    settings = to_dict(config)
+    found = {f"{part}.{key}": settings[part].get(key) for part, key in INPUTS}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def run_url(config: RunConfig, bucket: str) -> str:
+    return config.run_dir if config.run_dir.startswith("gs://") else f"gs://{bucket}/{config.run_dir}"
 
 
 def upload(shell: Shell, config: RunConfig, bucket: str) -> None:
@@ -155,9 +157,7 @@ def upload(shell: Shell, config: RunConfig, bucket: str) -> None:
     Raises:
       LaunchError: the shards are neither here nor in the bucket.
     """
-    for key, value in run_paths(config).items():
-        if key == "run_dir":
-            continue
+    for key, value in inputs(config).items():
         if Path(value).is_dir():
             shell.run(["gcloud", "storage", "rsync", "--recursive", value, f"gs://{bucket}/{value}"])
         elif Path(value).is_file():
@@ -166,7 +166,7 @@ def upload(shell: Shell, config: RunConfig, bucket: str) -> None:
             raise LaunchError(f"data.path={value} is neither here nor in gs://{bucket}: build it with `lpo-data build ... --out {value}`")
 
 
-def check_cloud(shell: Shell, checks: Checks, bucket: str, project: str) -> None:
+def check_cloud(shell: Shell, checks: Checks, bucket: str, project: str, config: RunConfig | None) -> None:
     """Is there an account, and a bucket that checkpoints can live in?"""
     account = shell.ask(["gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)"], pretend="you")
     if account.returncode or not account.stdout.strip():
@@ -177,20 +177,24 @@ def check_cloud(shell: Shell, checks: Checks, bucket: str, project: str) -> None
     create = "gcloud storage buckets create gs://NAME --location=REGION --uniform-bucket-level-access --enable-hierarchical-namespace"
     if found.returncode:
         checks.missing.append(f"LPO_BUCKET={bucket}: {last_line(found.stderr)}. To make one in the TPU's region: {create}")
-    elif found.stdout.strip().lower() != "true":  # without, gcsfuse can't rename a directory, and so not finish a checkpoint
-        checks.missing.append(f"LPO_BUCKET={bucket} has no hierarchical namespace, which checkpoints need; make one that has: {create}")
+    elif found.stdout.strip().lower() != "true" and not (config and config.run_dir.startswith("gs://")):
+        # Without, gcsfuse can't rename a directory, and so not finish a checkpoint.
+        checks.missing.append(
+            f"LPO_BUCKET={bucket} has no hierarchical namespace, which checkpoints in a mounted bucket need; make one that has: {create}, "
+            f"or write to it unmounted: run_dir=gs://{bucket}/runs/NAME"
+        )
 
 
-def plan(shell: Shell, config: str, overrides: Sequence[str], topology: str) -> None:
+def plan(shell: Shell, config: str, overrides: Sequence[str]) -> None:
     """Let the TPU compiler say, here and now, whether the run fits.
 
     Raises:
       LaunchError: it doesn't.
     """
     try:
-        shell.run(["lpo", "plan", config, f"mesh.topology={topology}", *overrides])
+        shell.run(["lpo", "plan", config, *overrides])
     except LaunchError:
-        raise LaunchError(f"`lpo plan` doesn't let {config} onto {topology}: see above. SKIP_PLAN=1 starts it all the same") from None
+        raise LaunchError(f"`lpo plan` refuses {config}, see above. SKIP_PLAN=1 starts it all the same") from None
 
 
 def snapshot(shell: Shell, config: str) -> tuple[str, str]:

@@ -164,19 +164,20 @@ def up(args: argparse.Namespace) -> int:
     built = ":" not in image.rpartition("/")[2]
     if built:
         checks.program("docker", "https://docs.docker.com/get-docker")
-    wanted = common.collect(checks, lambda: slices.required(args.tpu))
     config = common.collect(checks, lambda: common.read_config(args.config, args.overrides))
+    found = common.collect(checks, lambda: slices.of_run(args.tpu, config, args.overrides))
     if not checks.missing or args.dry_run:
-        common.check_cloud(shell, checks, bucket, jobs.project)
+        common.check_cloud(shell, checks, bucket, jobs.project, config)
     checks.finish()
-    if wanted is None or config is None:  # only a dry run comes here without
+    if found is None or config is None:  # only a dry run comes here without
         return 2
+    wanted, args.overrides = found
     jobs.connect()
     if jobs.state() == "Running" and not args.dry_run:
         say(f"{args.name} is under way: following it")
     else:
         if not args.skip_plan:
-            common.plan(shell, args.config, args.overrides, wanted.name)
+            common.plan(shell, args.config, args.overrides)
         snapshot = common.snapshot(shell, args.config)
         image = build(shell, snapshot, image) if built else image
         common.upload(shell, config, bucket)
@@ -193,7 +194,7 @@ def up(args: argparse.Namespace) -> int:
     if code:
         say(f"{args.name} failed; its log is above. Delete it: make train-gke-down JOB={args.name}")
     else:
-        say(f"done. The report: gcloud storage cp gs://{bucket}/{config.run_dir}/report.html .")
+        say(f"done. The report: gcloud storage cp {common.run_url(config, bucket)}/report.html .")
     return code
 
 

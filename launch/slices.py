@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 from launch.common import LaunchError
+from lpo_jax.config import RunConfig, to_dict
 
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBIC = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
@@ -96,7 +97,15 @@ def parse(text: str) -> Slice:
     raise LaunchError(f"TPU={text}: write e.g. v5e:4x4, v6e:4x8, v5p:2x2x4 (JAX's names) or v5litepod-16, v6e-32, v5p-32 (Google Cloud's)")
 
 
-def required(text: str | None) -> Slice:
+def of_run(given: str | None, config: RunConfig | None, overrides: list[str]) -> tuple[Slice, list[str]]:
+    """The slice that a run asks for, by TPU= or else by its config, and the overrides that tell `lpo` of it.
+
+    Raises:
+      LaunchError: neither names one.
+    """
+    planned: str | None = to_dict(config)["mesh"].get("topology") if config else None
+    text = given or planned
     if not text:
         raise LaunchError("TPU: which slice, e.g. TPU=v5e:4x4 or TPU=v5litepod-16")
-    return parse(text)
+    wanted = parse(text)
+    return wanted, overrides if wanted.name == planned else [f"mesh.topology={wanted.name}", *overrides]

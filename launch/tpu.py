@@ -321,15 +321,16 @@ def up(args: argparse.Namespace) -> int:
     zone = checks.variable("LPO_ZONE", "a zone where the project has TPU quota, e.g. us-west4-a")
     bucket = checks.variable("LPO_BUCKET", "a Cloud Storage bucket for data and checkpoints, without gs://")
     checks.program("gcloud", "https://cloud.google.com/sdk/docs/install")
-    wanted = common.collect(checks, lambda: slices.required(args.tpu))
     config = common.collect(checks, lambda: common.read_config(args.config, args.overrides))
+    found = common.collect(checks, lambda: slices.of_run(args.tpu, config, args.overrides))
     if not checks.missing or args.dry_run:
-        common.check_cloud(shell, checks, bucket, project)
+        common.check_cloud(shell, checks, bucket, project, config)
     checks.finish()
-    if wanted is None or config is None:  # only a dry run comes here without
+    if found is None or config is None:  # only a dry run comes here without
         return 2
+    wanted, args.overrides = found
     if not args.skip_plan:
-        common.plan(shell, args.config, args.overrides, wanted.name)
+        common.plan(shell, args.config, args.overrides)
     snapshot = common.snapshot(shell, args.config)
     common.upload(shell, config, bucket)
 
@@ -343,7 +344,7 @@ def up(args: argparse.Namespace) -> int:
     if code:
         say(f"lpo train ended with exit code {code}; its log is above")
     else:
-        say(f"done. The report: gcloud storage cp gs://{bucket}/{config.run_dir}/report.html .")
+        say(f"done. The report: gcloud storage cp {common.run_url(config, bucket)}/report.html .")
     return code
 
 

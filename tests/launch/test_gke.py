@@ -62,7 +62,7 @@ def test_the_manifest(cluster):
         "cloud.google.com/gke-spot": "true",
     }
     (container,) = pod["containers"]
-    assert container["command"] == ["lpo", "train", f"/lpo-jax/{CONFIG}", *wild]
+    assert container["command"] == ["lpo", "train", f"/lpo-jax/{CONFIG}", "mesh.topology=v5e:4x4", *wild]
     assert container["image"] == "reg.dev/proj/repo/lpo:0123456789ab"
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["workingDir"] == container["volumeMounts"][0]["mountPath"]
@@ -149,7 +149,7 @@ def test_xpk(cluster):
     (create,) = [call["argv"] for call in cluster.calls if call["argv"][:3] == ["xpk", "workload", "create"]]
     assert {"--cluster=clu", "--project=proj", "--zone=us-west4-a", "--tpu-type=v5litepod-16", "--max-restarts=20"} <= set(create)
     assert "--docker-image=reg.dev/proj/repo/lpo:0123456789ab" in create
-    assert f"--command=cd /bucket && lpo train /lpo-jax/{CONFIG} 'run_dir=runs/a b'" in create
+    assert f"--command=cd /bucket && lpo train /lpo-jax/{CONFIG} mesh.topology=v5e:4x4 'run_dir=runs/a b'" in create
     assert any(word.startswith("--restart-on-exit-codes=") and word.endswith("75") for word in create)
     assert "hf_sesame" not in " ".join(create)
     assert cluster.lines("xpk workload delete")

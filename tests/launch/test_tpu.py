@@ -1,5 +1,6 @@
 """`make train-tpu` against a stand-in for gcloud: order, arguments, retries, preemption, clean-up."""
 
+import dataclasses
 import json
 import shlex
 import stat
@@ -12,10 +13,12 @@ import pytest
 from launch import slices, tpu
 from launch.common import LaunchError
 from launch.slices import Slice
+from lpo_jax.config import MeshConfig
 from tests.conftest import REPO
 
 NOT_FOUND = "ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: Resource was not found\n"
 CONFIG = "configs/tiny_cpu.yaml"
+TOPOLOGY = "mesh.topology=v5e:4x4"
 STEPS = [
     "plan",
     "storage",
@@ -59,7 +62,7 @@ def test_all_of_it_in_order(cloud):
     done = up(cloud, "run_dir=runs/x")
     assert done.returncode == 0, done.stderr
     assert cloud.order(STEPS) == ["storage", "plan", "storage", "tpu-vm create", "scp", "setup", "worker.sh start", "follow"]
-    assert cloud.lines("lpo plan") == [f"lpo plan {CONFIG} mesh.topology=v5e:4x4 run_dir=runs/x"]
+    assert cloud.lines("lpo plan") == [f"lpo plan {CONFIG} {TOPOLOGY} run_dir=runs/x"]
     where = "--project=proj --zone=us-west4-a --quiet"
     create = f"gcloud compute tpus tpu-vm create lpo-eve-tiny-cpu {where} --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite"
     assert cloud.lines("tpu-vm create") == [create]
@@ -75,7 +78,7 @@ def test_arguments_arrive_as_they_were_given(cloud):
     assert up(cloud, *wild).returncode == 0
     (line,) = cloud.lines("worker.sh start")
     (command,) = [word.partition("=")[2] for word in shlex.split(line) if word.startswith("--command=")]
-    assert shlex.split(command) == ["bash", "lpo-jax/launch/worker.sh", "start", CONFIG, *wild]
+    assert shlex.split(command) == ["bash", "lpo-jax/launch/worker.sh", "start", CONFIG, TOPOLOGY, *wild]
 
 
 def test_all_that_is_missing_is_said_at_once(cloud):
@@ -107,11 +110,26 @@ def test_nothing_is_created_when_a_check_fails(cloud, pattern, out, code, said):
     assert cloud.lines("create ") == []
 
 
-@pytest.mark.parametrize("path", ["/data/disco", "gs://bkt/data", "../data"])
+@pytest.mark.parametrize("path", ["run_dir=/data/disco", "data.path=gs://bkt/data", "run_dir=../data"])
 def test_paths_must_be_the_buckets(cloud, path):
-    done = up(cloud, f"run_dir={path}")
+    done = up(cloud, path)
     assert done.returncode == 2
-    assert f"run_dir={path}: give a path relative to this checkout" in done.stderr
+    assert f"{path}: give a path relative to this checkout" in done.stderr
+
+
+def test_a_run_may_write_to_a_flat_bucket_unmounted(cloud):
+    cloud.answer("buckets describe", "", first=True)
+    done = up(cloud, "run_dir=gs://bkt/runs/x")
+    assert done.returncode == 0, done.stderr
+    assert " gs://bkt/runs/x/report.html " in done.stdout
+
+
+@pytest.mark.skipif("topology" not in {f.name for f in dataclasses.fields(MeshConfig)}, reason="configs don't name their slice yet")
+def test_the_config_may_name_the_slice(cloud):
+    done = cloud.run("tpu", CONFIG, "mesh.topology=v5e:4x4")
+    assert done.returncode == 0, done.stderr
+    assert cloud.lines("lpo plan") == [f"lpo plan {CONFIG} mesh.topology=v5e:4x4"]
+    assert "--accelerator-type=v5litepod-16" in cloud.lines("tpu-vm create")[0]
 
 
 def test_skipping_the_plan(cloud):
@@ -238,6 +256,15 @@ def test_lpos_own_error_is_final(cloud, delete, deleted):
     assert len(cloud.lines("worker.sh start")) == 1
     assert bool(cloud.lines("tpu-vm delete")) is deleted
     assert ("make train-tpu-down" in done.stdout) is not deleted
+
+
+def test_lpos_own_error_is_final_even_if_the_tpu_is_gone_by_then(cloud):
+    cloud.answer("worker.sh follow", "worker.sh: over 2\n", first=True)
+    cloud.answers = [a for a in cloud.answers if a["pattern"] != "tpu-vm describe"]
+    for out, code, times in ((NOT_FOUND, 1, 1), (node(), 0, 1), (node("PREEMPTED"), 0, -1)):
+        cloud.answer("tpu-vm describe", out, code, times)
+    assert up(cloud).returncode == 2
+    assert len(cloud.lines("tpu-vm create")) == 1
 
 
 def test_a_crash_on_a_tpu_that_is_there_ends_with_its_exit_code(cloud):

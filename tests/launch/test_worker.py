@@ -134,7 +134,8 @@ def test_shellcheck():
 
 def test_make_passes_settings_on():
     words = ["TPU=v5p:2x2x4", "SPOT=1", "QUEUED=0", "DELETE=always", "JOB=mine", "ARGS='a={b: c}' d=e", "CONFIG=configs/lpo_hf.yaml"]
-    shown = subprocess.run(["make", "-n", "train-tpu", *words], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    env = {key: value for key, value in os.environ.items() if "MAKE" not in key and key != "MFLAGS"}  # `make test` runs this
+    shown = subprocess.run(["make", "-n", "train-tpu", *words], cwd=REPO, env=env, capture_output=True, text=True, check=True).stdout
     command = shown.splitlines()[-1]
     assert command.startswith(".venv/bin/python -m launch.tpu ")
     assert command.endswith(" configs/lpo_hf.yaml 'a={b: c}' d=e")
