@@ -4,6 +4,7 @@ CONFIG ?= configs/tiny_cpu.yaml
 RUN ?= runs/tiny_cpu
 ARGS ?=
 BIN := .venv/bin
+LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m launch
 # Settings of the launchers, all explained by `python -m launch.tpu --help`; $(call on,SPOT,--spot) is the option unless SPOT is empty or 0.
 on = $(if $(filter-out 0 no false,$($(1))),$(2))
 with = $(if $($(1)),$(2)=$($(1)))
@@ -40,26 +41,26 @@ train: $(RUN)_data/manifest.json ## the main job on the embedded default: build,
 	touch $@
 
 train-tpu: $(if $(call on,SKIP_PLAN,1),.venv/installed,.venv/installed-tpu) ## the same job on a Cloud TPU: TPU=v5e:4x4 CONFIG=... ARGS="key=value ..." (SPOT=1 QUEUED=1 DELETE=1 DRY_RUN=1); on a TPU host it just runs
-	$(BIN)/python -m launch.tpu $(CLOUD) $(call on,QUEUED,--queued) $(call with,WAIT_MIN,--wait-min) $(CONFIG) $(ARGS)
+	$(LAUNCH).tpu $(CLOUD) $(call on,QUEUED,--queued) $(call with,WAIT_MIN,--wait-min) $(CONFIG) $(ARGS)
 
 train-tpu-down: .venv/installed ## delete that TPU: CONFIG=... or JOB=...
-	$(BIN)/python -m launch.tpu --down $(CLOUD) $(CONFIG)
+	$(LAUNCH).tpu --down $(CLOUD) $(CONFIG)
 
 train-gke: $(if $(call on,SKIP_PLAN,1),.venv/installed,.venv/installed-tpu) ## the same job on a GKE cluster, as a JobSet (XPK=1: made by XPK)
-	$(BIN)/python -m launch.gke $(CLOUD) $(call on,XPK,--xpk) $(CONFIG) $(ARGS)
+	$(LAUNCH).gke $(CLOUD) $(call on,XPK,--xpk) $(CONFIG) $(ARGS)
 
 train-gke-down: .venv/installed ## delete that JobSet: CONFIG=... or JOB=...
-	$(BIN)/python -m launch.gke --down $(CLOUD) $(call on,XPK,--xpk) $(CONFIG)
+	$(LAUNCH).gke --down $(CLOUD) $(call on,XPK,--xpk) $(CONFIG)
 
 train-slurm: .venv/installed ## the same job on SLURM, from a login node: NODES=2 GPUS=8 CONFIG=... ARGS="key=value ..."
 	$(if $(GPUS),$(BIN)/pip install --quiet --editable '.[cuda]')
-	$(BIN)/python -m launch.slurm $(call with,NODES,--nodes) $(call with,GPUS,--gpus) $(call with,JOB,--name) $(call with,RESTARTS,--restarts) $(call on,DRY_RUN,--dry-run) $(CONFIG) $(ARGS)
+	$(LAUNCH).slurm $(call with,NODES,--nodes) $(call with,GPUS,--gpus) $(call with,JOB,--name) $(call with,RESTARTS,--restarts) $(call on,DRY_RUN,--dry-run) $(CONFIG) $(ARGS)
 
 # Eight devices want eight rows a step; the default has one.
 REHEARSAL = $(if $(filter configs/tiny_cpu.yaml,$(CONFIG)),run_dir=$(RUN)_multihost stages.sft.batch_rows=8 stages.lpo.batch_rows=8 eval_rows=8)
 
 train-local-multihost: $(RUN)_data/manifest.json ## the main job in two processes of four fake devices, as two hosts would
-	$(BIN)/python -m launch.local $(call on,DRY_RUN,--dry-run) $(CONFIG) $(REHEARSAL) $(ARGS)
+	$(LAUNCH).local $(call on,DRY_RUN,--dry-run) $(CONFIG) $(REHEARSAL) $(ARGS)
 
 test: .venv/installed-dev ## the default test suite
 	$(BIN)/python -m pytest -n 2 -m 'not slow' $(ARGS)

@@ -354,7 +354,7 @@ def _leave(tpu: Tpu, failed: bool) -> None:
         return
     if tpu.args.delete == "always" or (tpu.args.delete == "success" and not failed):
         tpu.delete()
-    else:
+    elif not tpu.shell.dry_run:
         say(f"{tpu.name} may still exist and cost money. Delete it: make train-tpu-down JOB={tpu.name}")
 
 

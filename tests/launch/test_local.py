@@ -1,5 +1,8 @@
 """`make train-local-multihost` with a stand-in for lpo: what each process is told, and how they end."""
 
+import importlib.util
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -65,6 +68,30 @@ def test_one_that_fails_ends_the_others(fakes, logs):
     done = fakes.run("local", "--name=lpo-test-local", "--grace-s=0.2", CONFIG, env={"PATH": f"{fakes.bin}:/usr/bin:/bin"})
     assert done.returncode == 3
     assert "exit codes: 137, 3" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("lpo_jax.train.distributed") is None, reason="lpo train doesn't look for other processes yet")
+def test_two_real_processes_train_one_model(fakes, tmp_path, seed_shards, logs):
+    fakes.add("lpo", f'#!/bin/sh\nexec {sys.executable} -m lpo_jax.cli "$@"\n')  # this tree's, whatever is installed
+    two = [f"stages.{stage}.{setting}" for stage in ("sft", "lpo") for setting in ("batch_rows=8", "epochs=null", "steps=3")]
+    settings = [
+        f"run_dir={tmp_path}/run",
+        f"data.path={seed_shards['trimmed']}",
+        "eval_rows=8",
+        "eval_every_steps=0",
+        "report_pairs=2",
+        *two,
+    ]
+    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PATH": f"{fakes.bin}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "launch.local", "--name=lpo-test-local", CONFIG, *settings]
+    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "exit codes: 0, 0" in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines if line["group"] == "train"] == [
+        (s, n) for s in ("sft", "lpo") for n in (1, 2, 3)
+    ]
 
 
 def test_a_dry_run_runs_nothing(fakes):
