@@ -1,8 +1,11 @@
 """TPU slices: their names in JAX (v5e:4x4), in Google Cloud (v5litepod-16) and on GKE."""
 
+import glob
 import math
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from launch.common import LaunchError
 from lpo_jax.config import RunConfig, to_dict
@@ -109,3 +112,12 @@ def of_run(given: str | None, config: RunConfig | None, overrides: list[str]) ->
         raise LaunchError("TPU: which slice, e.g. TPU=v5e:4x4 or TPU=v5litepod-16")
     wanted = parse(text)
     return wanted, overrides if wanted.name == planned else [f"mesh.topology={wanted.name}", *overrides]
+
+
+def on_tpu(root: Path = Path("/")) -> bool:
+    """Whether this machine is a TPU host: GKE's variables for libtpu, or Google's chips and their device files."""
+    if os.environ.get("TPU_WORKER_ID") and os.environ.get("TPU_WORKER_HOSTNAMES"):
+        return True
+    files = [path for pattern in ("dev/accel[0-9]*", "dev/vfio/[0-9]*") for path in glob.glob(str(root / pattern))]
+    vendors = [Path(path).read_text().strip() for path in glob.glob(str(root / "sys/bus/pci/devices/*/vendor"))]
+    return bool(files) and "0x1ae0" in vendors

@@ -1,7 +1,6 @@
 """Train on a Cloud TPU from a laptop: check, plan, create, copy, install, run, follow, restart after preemption, delete."""
 
 import argparse
-import glob
 import json
 import os
 import re
@@ -300,18 +299,22 @@ class Run:
         return self.tpu.describe().state == READY
 
 
-def on_tpu(root: Path = Path("/")) -> bool:
-    """Whether this machine is a TPU host: GKE's variables for libtpu, or Google's chips and their device files."""
-    if os.environ.get("TPU_WORKER_ID") and os.environ.get("TPU_WORKER_HOSTNAMES"):
-        return True
-    files = [path for pattern in ("dev/accel[0-9]*", "dev/vfio/[0-9]*") for path in glob.glob(str(root / pattern))]
-    vendors = [Path(path).read_text().strip() for path in glob.glob(str(root / "sys/bus/pci/devices/*/vendor"))]
-    return bool(files) and "0x1ae0" in vendors
+def check_ssh_agent(shell: Shell, checks: Checks) -> None:
+    """gcloud refuses several workers when the ssh agent holds keys but not its own, and would say so only when the TPU is there."""
+    key = Path.home() / ".ssh/google_compute_engine"
+    known = shell.ask(["ssh-add", "-l"])
+    if known.returncode or shell.dry_run:  # an empty agent, or none, is fine
+        return
+    mine = shell.ask(["ssh-keygen", "-lf", str(key)])
+    if mine.returncode:
+        checks.missing.append(f"gcloud's ssh key, which your ssh agent must hold: ssh-keygen -t rsa -f {key} && ssh-add {key}")
+    elif mine.stdout.split()[1] not in known.stdout:
+        checks.missing.append(f"gcloud's ssh key in your ssh agent: ssh-add {key}")
 
 
 def up(args: argparse.Namespace) -> int:
     shell = Shell(args.dry_run)
-    if on_tpu():
+    if slices.on_tpu():
         command = ["lpo", "train", args.config, *args.overrides]
         say("this is a TPU host: training here")
         shell.become(command)
@@ -325,6 +328,8 @@ def up(args: argparse.Namespace) -> int:
     found = common.collect(checks, lambda: slices.of_run(args.tpu, config, args.overrides))
     if not checks.missing or args.dry_run:
         common.check_cloud(shell, checks, bucket, project, config)
+        if os.environ.get("SSH_AUTH_SOCK") and found and found[0].hosts > 1:
+            check_ssh_agent(shell, checks)
     checks.finish()
     if found is None or config is None:  # only a dry run comes here without
         return 2

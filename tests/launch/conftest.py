@@ -35,11 +35,29 @@ for word in argv:
 if "scp" in argv:
     source = argv[argv.index("scp") + 1]
     shutil.copy2(source, home + "/copied-" + os.path.basename(source))
-if said:
+if said and said["out"] == "hang":
+    import time
+    time.sleep(60)
+elif said:
     (sys.stderr if said["code"] else sys.stdout).write(said["out"])
     sys.exit(said["code"])
 """
-PROGRAMS = ("gcloud", "kubectl", "xpk", "docker", "tar", "sbatch", "squeue", "sacct", "srun", "scontrol", "git", "lpo")
+PROGRAMS = (
+    "gcloud",
+    "kubectl",
+    "xpk",
+    "docker",
+    "tar",
+    "sbatch",
+    "squeue",
+    "sacct",
+    "srun",
+    "scontrol",
+    "git",
+    "lpo",
+    "ssh-add",
+    "ssh-keygen",
+)
 ENVIRONMENT = {
     "LPO_PROJECT": "proj",
     "LPO_ZONE": "us-west4-a",
@@ -68,7 +86,7 @@ class Fakes:
         (self.bin / name).chmod(0o755)
 
     def answer(self, pattern: str, out: str = "", code: int = 0, times: int = -1, first: bool = False) -> None:
-        """What a call that matches `pattern` prints and ends with, `times` times (-1: always); earlier answers win, but for `first`."""
+        """What a call that matches `pattern` prints ("hang": nothing, for a minute) and ends with, `times` times (-1: always); earlier answers win, but for `first`."""
         answer = {"pattern": pattern, "out": out, "code": code, "times": times}
         self.answers.insert(0, answer) if first else self.answers.append(answer)
 

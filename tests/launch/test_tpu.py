@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import os
 import shlex
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from launch import slices, tpu
+from launch import slices
 from launch.common import LaunchError
 from launch.slices import Slice
 from lpo_jax.config import MeshConfig
@@ -108,6 +111,24 @@ def test_nothing_is_created_when_a_check_fails(cloud, pattern, out, code, said):
     assert done.returncode == 2
     assert said in done.stderr
     assert cloud.lines("create ") == []
+
+
+@pytest.mark.parametrize(
+    ("agent", "key", "said"),
+    [
+        ((0, "256 SHA256:other you (RSA)\n"), (0, "256 SHA256:mine you (RSA)\n"), "ssh-add"),
+        ((0, "256 SHA256:other you (RSA)\n"), (255, "no such file\n"), "ssh-keygen -t rsa"),
+        ((0, "256 SHA256:mine you (RSA)\n"), (0, "256 SHA256:mine you (RSA)\n"), None),
+        ((1, "The agent has no identities.\n"), (0, "256 SHA256:mine you (RSA)\n"), None),
+    ],
+)
+def test_gclouds_key_must_be_in_an_agent_that_holds_keys(cloud, agent, key, said):
+    cloud.answer("ssh-add -l", agent[1], agent[0])
+    cloud.answer("ssh-keygen", key[1], key[0])
+    done = up(cloud, env={"SSH_AUTH_SOCK": "/run/agent"})
+    assert done.returncode == (2 if said else 0), done.stderr
+    assert said is None or said in done.stderr
+    assert bool(cloud.lines("create ")) is (said is None)
 
 
 @pytest.mark.parametrize("path", ["run_dir=/data/disco", "data.path=gs://bkt/data", "run_dir=../data"])
@@ -273,6 +294,24 @@ def test_a_crash_on_a_tpu_that_is_there_ends_with_its_exit_code(cloud):
     assert len(cloud.lines("worker.sh start")) == 1
 
 
+@pytest.mark.parametrize(("delete", "deleted"), [("success", False), ("always", True)])
+def test_ctrl_c_leaves_the_run_running(cloud, delete, deleted):
+    cloud.answer("worker.sh follow", "hang", first=True)
+    options = cloud.options()
+    options.pop("timeout"), options.pop("capture_output")
+    command = [sys.executable, "-m", "launch.tpu", "--pause-s=0", "--tpu=v5e:4x4", CONFIG, f"--delete={delete}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, **options) as process:
+        for _ in range(400):
+            if cloud.lines("follow"):
+                break
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        shown, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert bool(cloud.lines("delete")) is deleted
+    assert ("make train-tpu-down" in shown) is not deleted
+
+
 def test_delete_after_success(cloud):
     assert up(cloud, "--delete=success").returncode == 0
     assert cloud.order(STEPS)[-2:] == ["follow", "tpu-vm delete"]
@@ -361,9 +400,9 @@ def test_a_tpu_host_is_known_by_its_chips(tmp_path, monkeypatch):
     (device / "vendor").write_text("0x8086\n")
     (tmp_path / "dev/vfio").mkdir(parents=True)
     (tmp_path / "dev/vfio/7").touch()
-    assert not tpu.on_tpu(tmp_path)  # another vendor's card passed through
+    assert not slices.on_tpu(tmp_path)  # another vendor's card passed through
     (device / "vendor").write_text("0x1ae0\n")
-    assert tpu.on_tpu(tmp_path)
+    assert slices.on_tpu(tmp_path)
 
 
 @pytest.mark.parametrize(
