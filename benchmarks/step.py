@@ -32,8 +32,9 @@ from lpo_jax.objectives import OBJECTIVES
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
 
-LPO = ObjectiveConfig("lpo", "clean", beta=10.0, gamma=5.4, alpha=1.0)
-REFERENCE = ObjectiveConfig("lpo", "reference", beta=10.0, gamma=5.4, alpha=1.0)
+BETA, GAMMA = 10.0, 5.4  # the authors'
+LPO = ObjectiveConfig("lpo", "clean", beta=BETA, gamma=GAMMA, alpha=1.0)
+REFERENCE = ObjectiveConfig("lpo", "reference", beta=BETA, gamma=GAMMA, alpha=1.0)
 SFT = ObjectiveConfig("sft")
 OPTIM = OptimConfig(lr=1e-5)
 MICROBATCH = 4  # pairs whose full logits exist at the same time in the padded ways
@@ -144,10 +145,10 @@ def padded_loss(model: Model, params: Params, tokens: jax.Array, answer: jax.Arr
         jnp.where(has_chosen, chosen, jax.lax.stop_gradient(rejected)),
         jnp.where(has_rejected, rejected, jax.lax.stop_gradient(chosen)),
     )
-    prefer = jax.nn.softplus(-(LPO.beta * (chosen - rejected) - LPO.gamma))
+    prefer = jax.nn.softplus(-(BETA * (chosen - rejected) - GAMMA))
     imitate = jnp.split(mean(logps, answer & ~changed), 2)[0]
     real = jnp.split(answer.any(-1), 2)[0]
-    return jnp.where(real, prefer - LPO.alpha * imitate, 0).sum()
+    return jnp.where(real, prefer - imitate, 0).sum()
 
 
 def mean(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -204,7 +205,7 @@ def torch_loss(network: Any, padded: Padded, m: int) -> Any:
     chosen, rejected = ((weight * logps).sum(1) / weight.sum(1).clamp(min=1e-30)).chunk(2)
     rest = (keep & ~changed[:, 1:]).float()
     imitate = ((rest * logps).sum(1) / rest.sum(1).clamp(min=1)).chunk(2)[0]
-    prefer = torch.nn.functional.softplus(-(REFERENCE.beta * (chosen - rejected) - REFERENCE.gamma))
+    prefer = torch.nn.functional.softplus(-(BETA * (chosen - rejected) - GAMMA))
     return torch.where(keep.any(1).chunk(2)[0], prefer - imitate, 0.0).sum()
 
 
