@@ -2,12 +2,19 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks import common, memory
-from data_pipeline.trees import pack, plant
+from benchmarks import step as step_benchmark
+from data_pipeline.feed import Feed
+from data_pipeline.trees import Encoded, pack, plant
 from lpo_jax import logps
+from lpo_jax.config import MeshConfig, ModelConfig, OptimConfig
+from lpo_jax.model.decoder import Model
+from lpo_jax.sharding import make_mesh
+from lpo_jax.train import loop, state
 
 
 def with_prefix(pair, length):
@@ -49,6 +56,26 @@ def test_rows_are_full(real_pairs):
     sizes = [len(plant(p).tokens) for p in real_pairs]
     sizes = [size for size in sizes if size <= 4096]
     assert sum(sizes) / (4096 * len(pack(sizes, 4096))) >= 0.96
+
+
+def test_nothing_is_compiled_again_after_the_first_step(seed_shards):
+    feed = Feed(seed_shards["trimmed"])
+    mesh, tx = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), state.optimizer(OptimConfig(lr=1e-3), 100)
+    model = Model(ModelConfig("llama", 512, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_mlp=16, max_positions=1024))
+    with jax.set_mesh(mesh):
+        now = jax.device_put(state.new_state(model.init(jax.random.key(0)), tx), state.state_shardings(model, tx, mesh))
+        step = state.make_train_step(model, step_benchmark.LPO, tx, mesh)
+        for batch in feed.batches(4, 0, 2 * feed.rows("train") // 4):  # two epochs
+            now, _ = step(now, {}, loop._to_devices(batch, mesh, 1))
+    assert step._cache_size() == 1
+
+
+def test_model_flops_by_hand():
+    shape = ModelConfig("llama", 64, d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=48, max_positions=64)
+    pair = Encoded("x", *(np.arange(33, dtype=np.int32),) * 2, *(np.zeros(33, bool),) * 2, 1, 1, 1)
+    batch = common.pack([plant(pair)], 48)  # 33 tokens, 32 of them scored, and padding
+    layer = 32 * 8 * (8 + 4) + 3 * 32 * 48
+    assert step_benchmark.model_flops(shape, batch) == 3 * (2 * 3 * layer * 33 + 2 * 32 * 64 * 32 + 4 * 3 * 4 * 8 * (33 * 34 // 2))
 
 
 def test_a_tree_step_holds_less_than_half_of_the_padded_steps_memory(shared_data):
