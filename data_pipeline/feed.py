@@ -12,13 +12,11 @@ import tensorflow as tf
 
 from data_pipeline.pairs import DataError
 from data_pipeline.shards import Manifest, Records
+from data_pipeline.trees import PER_PAIR, PER_SCORED, PER_TOKEN
 from lpo_jax.batch import TreeBatch
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
 
-_PER_TOKEN = ("tokens", "positions", "subtree_end")
-_PER_SCORED = ("source", "target", "pair", "side", "answer", "changed")
-_PER_PAIR = ("chosen_len", "rejected_len", "reasoning_len")
 _DTYPES = {"side": tf.int8, "answer": tf.bool, "changed": tf.bool}
 
 
@@ -80,10 +78,10 @@ class Feed:
 
     def _parse(self, serialised: tf.Tensor) -> dict[str, tf.Tensor]:
         """Serialised rows to padded columns; an empty string is a row of padding."""
-        names = (*_PER_TOKEN, *_PER_SCORED, *_PER_PAIR)
+        names = (*PER_TOKEN, *PER_SCORED, *PER_PAIR)
         ragged = tf.io.parse_example(serialised, {name: tf.io.RaggedFeature(tf.int64) for name in names})
-        width = dict.fromkeys(_PER_TOKEN, self.manifest.row_tokens)
-        width |= dict.fromkeys(_PER_SCORED, self.manifest.row_scored) | dict.fromkeys(_PER_PAIR, self.manifest.row_pairs)
+        width = dict.fromkeys(PER_TOKEN, self.manifest.row_tokens)
+        width |= dict.fromkeys(PER_SCORED, self.manifest.row_scored) | dict.fromkeys(PER_PAIR, self.manifest.row_pairs)
         batch = {name: ragged[name].to_tensor(-1 if name in ("pair", "subtree_end") else 0, shape=[None, width[name]]) for name in names}
         ends = batch["subtree_end"]
         batch["subtree_end"] = tf.where(ends < 0, tf.range(1, ends.shape[1] + 1, dtype=ends.dtype), ends)

@@ -17,7 +17,7 @@ All preference objectives are one formula; they differ in the coefficients they 
   changed and off_mask on unchanged ones; tokens with id 0 carry no loss at all.
 - ``simpo`` (Meng et al. 2024, Eq. 6): s is the mean over all answer tokens; nothing is imitated.
 
-Dims: B rows, T tokens, N scored tokens, P pairs in a row, D model, V vocabulary.
+Dims: B rows, N scored tokens, P pairs in a row.
 """
 
 from typing import NamedTuple
@@ -30,44 +30,6 @@ from lpo_jax.config import ConfigError, ObjectiveConfig
 
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 """Named (sum, weight) pairs of scalars."""
-
-LOGITS_CHUNK = 256
-
-
-def token_logps(hidden: jax.Array, head: jax.Array, batch: TreeBatch, bias: jax.Array | None = None) -> jax.Array:
-    """Log-probability of every scored token; 0 at padding.
-
-    The head is applied to scored positions only, LOGITS_CHUNK of a row at a time, and recomputed in the backward pass: no array
-    of [tokens, V] exists.
-
-    Args:
-      hidden: [B, T, D].
-      head: [D, V].
-      bias: [V], of the head, or None.
-
-    Returns:
-      [B, N] float32 or wider.
-    """
-    B, N = batch.source.shape
-    chunk = min(LOGITS_CHUNK, N)
-    padding = ((0, 0), (0, -N % chunk))
-    source, target = jnp.pad(batch.source, padding), jnp.pad(batch.target, padding)
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
-
-    @jax.checkpoint
-    def scored(_: None, at: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        source, target = at  # [B, chunk]
-        states = jnp.take_along_axis(hidden, source[..., None], axis=1)
-        logits = jnp.einsum("BND,DV->BNV", states, head, preferred_element_type=wide)
-        if bias is not None:
-            logits += bias.astype(wide)
-        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-        return None, chosen - jax.nn.logsumexp(logits, axis=-1)
-
-    chunks = tuple(jnp.moveaxis(x.reshape(B, -1, chunk), 1, 0) for x in (source, target))
-    _, logps = jax.lax.scan(scored, None, chunks)
-    logps = jnp.moveaxis(logps, 0, 1).reshape(B, -1)[:, :N]
-    return jnp.where(batch.pair >= 0, logps, 0)
 
 
 class Coefficients(NamedTuple):

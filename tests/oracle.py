@@ -11,19 +11,6 @@ from data_pipeline import trees
 from data_pipeline.trees import Encoded
 from lpo_jax.batch import TreeBatch
 
-WIDTHS = {
-    "tokens": "T",
-    "positions": "T",
-    "subtree_end": "T",
-    "source": "N",
-    "target": "N",
-    "pair": "N",
-    "side": "N",
-    "answer": "N",
-    "changed": "N",
-}
-DTYPES = {"side": np.int8, "answer": bool, "changed": bool}
-
 
 def random_pairs(seed=0, vocabulary=50):
     """Pairs of every kind: replaced, inserted, deleted, equal, one-token rejected diff, changed first code token, all changed."""
@@ -58,21 +45,9 @@ def batch_of(planted, row_tokens, rows=None, pairs_in_row=None):
     """Packed rows of trees as one TreeBatch."""
     packed = trees.pack([len(t.tokens) for t in planted], row_tokens)
     columns = [trees.join([planted[i] for i in row]) for row in packed]
-    size = {
-        "T": row_tokens,
-        "N": max(len(c["source"]) for c in columns) + 3,
-        "P": pairs_in_row or max(len(c["chosen_len"]) for c in columns) + 1,
-    }
-    out = {}
-    for name in TreeBatch.__dataclass_fields__:
-        width = size[WIDTHS.get(name, "P")]
-        fill = -1 if name == "pair" else 0
-        out[name] = np.full((rows or len(columns), width), fill, DTYPES.get(name, np.int32))
-        if name == "subtree_end":
-            out[name][:] = np.arange(1, width + 1)
-        for r, column in enumerate(columns):
-            out[name][r, : len(column[name])] = column[name]
-    return TreeBatch(**out)
+    columns += [{name: np.zeros(0, int) for name in columns[0]}] * ((rows or len(columns)) - len(columns))
+    scored = max(len(c["source"]) for c in columns) + 3
+    return TreeBatch(**trees.pad(columns, row_tokens, scored, pairs_in_row or max(len(c["chosen_len"]) for c in columns) + 1))
 
 
 def sequence_logps(model, params, sequences, length):

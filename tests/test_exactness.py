@@ -9,9 +9,9 @@ import pytest
 
 from data_pipeline.trees import plant
 from lpo_jax.config import ModelConfig, ObjectiveConfig
-from lpo_jax.model.attention import attend, attend_dense
+from lpo_jax.logps import token_logps
 from lpo_jax.model.decoder import Model
-from lpo_jax.objectives import OBJECTIVES, token_logps
+from lpo_jax.objectives import OBJECTIVES
 from lpo_jax.train.state import forward
 from tests import oracle
 
@@ -66,6 +66,14 @@ def test_tree_equals_two_sequences(name, dtype, tolerance):
                 assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), path
 
 
+@pytest.mark.parametrize("name", ["clean", "reference"])
+@pytest.mark.parametrize("backend", ["tpu", "gpu"])
+def test_tree_equals_two_sequences_through_the_kernels(backend, name, monkeypatch):
+    """The kernels are interpreted here; the CPU's back end is what every other test runs."""
+    monkeypatch.setattr("lpo_jax.model.attention.mask.platform", lambda: backend)
+    test_tree_equals_two_sequences(name, "float32", 1e-5)
+
+
 @pytest.mark.parametrize("name", OTHER_SHAPES)
 def test_trees_are_exact_for_other_decoders(name):
     config, model, pairs = OBJECTIVE["clean"], Model(OTHER_SHAPES[name], "float64", "float64"), oracle.random_pairs(3)
@@ -107,35 +115,14 @@ def test_no_scored_token_can_peek():
             assert not np.delete(touches[r, n], r, axis=0).any()
 
 
-@pytest.mark.parametrize("window", [None, 7])
-def test_chunked_attention_is_the_dense_definition(window):
-    key = jax.random.split(jax.random.key(0), 4)
-    B, T, K, G, H = 2, 300, 2, 3, 8
-    q = jax.random.normal(key[0], (B, T, K, G, H))
-    k, v = (jax.random.normal(x, (B, T, K, H)) for x in key[1:3])
-    rng = np.random.default_rng(0)
-    ends = np.maximum(rng.integers(1, T + 1, (B, T)), np.arange(1, T + 1))
-    positions = np.sort(rng.integers(0, T, (B, T)), axis=1)
-    pull = jax.random.normal(key[3], q.shape)
-    outputs, grads = zip(
-        *(
-            (a(q, k, v, ends, positions, window), jax.jit(jax.vjp(lambda *x, a=a: a(*x, ends, positions, window), q, k, v)[1])(pull))
-            for a in (attend, attend_dense)
-        ),
-        strict=True,
-    )
-    np.testing.assert_allclose(*outputs, atol=1e-6)
-    for f, g in zip(*grads, strict=True):
-        np.testing.assert_allclose(f, g, atol=2e-5)
-
-
 def test_remat_changes_nothing():
     pairs = oracle.random_pairs(2)
     batch = oracle.batch_of([plant(pair) for pair in pairs], ROW)
     params = Model(CONFIG).init(jax.random.key(0))
     grads = [
         jax.jit(jax.grad(lambda p, m=Model(CONFIG, remat=remat): tree_loss(m, p, batch, OBJECTIVE["clean"])))(params)
-        for remat in ("none", "block")
+        for remat in ("none", "dots", "attention", "block")
     ]
-    for a, b in zip(*map(jax.tree.leaves, grads), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    for other in grads[1:]:
+        for a, b in zip(jax.tree.leaves(grads[0]), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)

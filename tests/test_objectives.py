@@ -11,7 +11,8 @@ from data_pipeline import masks
 from data_pipeline.trees import Encoded, plant
 from lpo_jax.batch import TreeBatch
 from lpo_jax.config import ConfigError, ObjectiveConfig
-from lpo_jax.objectives import check_data, coefficients, heldout_metrics, preference, sft, token_logps
+from lpo_jax.logps import token_logps
+from lpo_jax.objectives import check_data, coefficients, heldout_metrics, preference, sft
 from tests.oracle import batch_of
 
 C_LP, M_PLUS = [-0.1, -0.2, -0.3, -0.4, -0.5, -0.6], "001100"

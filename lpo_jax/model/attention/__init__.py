@@ -1,0 +1,16 @@
+"""Attention over a token's ancestors (training) and over a cache (decoding).
+
+Token q sees token k if and only if ``k <= q < subtree_end[k]``, and with a sliding window ``position[q] - position[k] < window``.
+
+`attend` computes it block by block with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022): no [T, T] array exists, forward or
+backward, and blocks in which nobody sees anybody are skipped. What decides that, `Ancestors`, is built once a step. Three back ends
+share the algorithm: a loop in plain XLA (CPU), and Pallas kernels for TPU and GPU. `attend_dense` is the definition, for tests.
+
+Dims: B batch, T tokens, Q queries, S cache slots, K kv heads, G query heads per kv head, H head dim.
+"""
+
+from lpo_jax.model.attention.dense import attend_cached, attend_dense
+from lpo_jax.model.attention.dispatch import attend
+from lpo_jax.model.attention.mask import Ancestors, ancestors
+
+__all__ = ["Ancestors", "ancestors", "attend", "attend_cached", "attend_dense"]

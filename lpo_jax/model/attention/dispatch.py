@@ -1,0 +1,108 @@
+"""`attend`: one differentiable function over the back ends, laid out over the mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+from lpo_jax.model.attention import gpu, loop, tpu
+from lpo_jax.model.attention.mask import Ancestors
+from lpo_jax.sharding import spec
+
+BACKENDS = {"cpu": loop, "gpu": gpu, "tpu": tpu}
+"""Modules with ``forward(q, k, v, ancestors) -> (out, lse)`` and ``backward(q, k, v, ancestors, lse, delta, dout) -> (dq, dk, dv)``, in
+heads-first layout: q, out [B, K, G, T, H]; k, v [B, K, T, H]; lse (log of the softmax's sum) and delta (out . dout) [B, K, G, T]."""
+
+
+@jax.custom_vjp
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> jax.Array:
+    """Softmax attention of every token over its ancestors and itself; softmax and sums are float32 or wider.
+
+    Args:
+      q: [B, T, K, G, H], scaled by nothing yet.
+      k, v: [B, T, K, H].
+      ancestors: the mask of the batch.
+
+    Returns:
+      [B, T, K, G, H] in q's dtype.
+    """
+    return _forward(q, k, v, ancestors)[0]
+
+
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> tuple[jax.Array, Any]:
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> tuple[jax.Array, jax.Array]:
+        heads_first = (_heads_first(x, ancestors) for x in (q, k, v))
+        out, lse = BACKENDS[ancestors.backend].forward(*heads_first, ancestors)
+        return _tokens_first(out, q), lse
+
+    heads = _Layout(q, k)
+    out, lse = heads.shard(local, (heads.q, heads.kv, heads.kv), (heads.q, heads.lse), ancestors)(q, k, v, ancestors)
+    # Names for a rematerialisation policy that keeps them: then the backward pass needs no second forward of the attention.
+    out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
+    return out, (q, k, v, ancestors, out, lse)
+
+
+def _backward(residuals: Any, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    q, k, v, ancestors, out, lse = residuals
+    heads = _Layout(q, k)
+
+    def local(
+        q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, dout: jax.Array, lse: jax.Array, ancestors: Ancestors
+    ) -> tuple[jax.Array, ...]:
+        wide = lse.dtype
+        delta = _heads_first((out.astype(wide) * dout.astype(wide)).sum(-1, keepdims=True), ancestors)[..., 0]
+        heads_first = (_heads_first(x, ancestors) for x in (q, k, v))
+        grads = BACKENDS[ancestors.backend].backward(*heads_first, ancestors, lse, delta, _heads_first(dout, ancestors))
+        dq, dk, dv = (_tokens_first(g, x) for g, x in zip(grads, (q, k, v), strict=True))
+        if heads.shares_kv:
+            dk, dv = (jax.lax.psum(x, "tensor") for x in (dk, dv))
+        return dq, dk, dv
+
+    specs = (heads.q, heads.kv, heads.kv, heads.q, heads.q, heads.lse)
+    return *heads.shard(local, specs, (heads.q, heads.kv, heads.kv), ancestors)(q, k, v, out, dout, lse, ancestors), None
+
+
+attend.defvjp(_forward, _backward)
+
+
+class _Layout:
+    """How heads and rows lie on the mesh. A device computes the attention of its rows and heads by itself.
+
+    If kv heads don't divide along `tensor` but the query heads of each do (multi-query attention), all devices hold the kv heads and
+    their gradients are summed (`shares_kv`).
+    """
+
+    def __init__(self, q: jax.Array, k: jax.Array):
+        self.mesh = jax.sharding.get_abstract_mesh()
+        if self.mesh.empty:
+            self.shares_kv, self.q, self.kv, self.lse, self.rows = False, *(PartitionSpec(),) * 4
+            return
+        mesh_shape, (K, G) = dict(self.mesh.shape), q.shape[2:4]
+        ways = mesh_shape["tensor"]
+        self.shares_kv = ways > 1 and K % ways > 0 and G % ways == 0
+        rows = spec(("batch",), k.shape[:1], mesh_shape)[0]
+        kv = "tensor" if ways > 1 and K % ways == 0 else None
+        group = "tensor" if self.shares_kv else None
+        self.q, self.kv = PartitionSpec(rows, None, kv, group, None), PartitionSpec(rows, None, kv, None)
+        self.lse, self.rows = PartitionSpec(rows, kv, group, None), PartitionSpec(rows)
+
+    def shard(self, f: Callable, in_specs: tuple, out_specs: Any, ancestors: Ancestors) -> Callable:
+        """`f`, whose last argument is the mask, run by each device on its part."""
+        if self.mesh.empty:
+            return f
+        masks = jax.tree.map(lambda _: self.rows, ancestors)
+        return jax.shard_map(f, in_specs=(*in_specs, masks), out_specs=out_specs, check_vma=False)
+
+
+def _heads_first(x: jax.Array, ancestors: Ancestors) -> jax.Array:
+    """[B, T, heads ..., H] -> [B, heads ..., T, H], T padded to whole blocks."""
+    padding = ancestors.subtree_end.shape[1] - x.shape[1]
+    return jnp.moveaxis(jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2))), 1, -2)
+
+
+def _tokens_first(x: jax.Array, like: jax.Array) -> jax.Array:
+    """The inverse, in `like`'s shape and dtype."""
+    return jnp.moveaxis(x, -2, 1)[:, : like.shape[1]].astype(like.dtype)

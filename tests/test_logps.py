@@ -1,0 +1,74 @@
+"""Log-probabilities in chunks equal the whole log-softmax: values and gradients, with and without bias, alone and on a mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lpo_jax import logps
+from lpo_jax.batch import TreeBatch
+from lpo_jax.config import MeshConfig
+from lpo_jax.sharding import make_mesh
+
+B, T, N, D, V = 8, 24, 20, 16, 44  # 44 columns: not divisible by 8 devices
+
+
+def scored(rng, rows=B):
+    """A batch with nothing but scored tokens: some rows empty, some full, sources shared by several."""
+    lengths = rng.integers(0, N + 1, rows)
+    lengths[:2] = 0, N
+    pair = np.where(np.arange(N) < lengths[:, None], 0, -1)
+    fields = dict.fromkeys(TreeBatch.__dataclass_fields__)
+    fields |= {"source": rng.integers(0, T, (rows, N)), "target": rng.integers(0, V, (rows, N)), "pair": pair}
+    return TreeBatch(**{name: None if x is None else jnp.array(x, jnp.int32) for name, x in fields.items()})
+
+
+def arrays(dtype, bias, rows=B):
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden, head = jax.random.normal(keys[0], (rows, T, D), dtype), 3 * jax.random.normal(keys[1], (D, V), dtype)
+    return hidden, head, jax.random.normal(keys[2], (V,), dtype) if bias else None, jax.random.normal(keys[3], (rows, N), dtype)
+
+
+def whole(hidden, head, batch, bias):
+    logits = hidden @ head + (0 if bias is None else bias)
+    states = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.source[..., None], axis=1)
+    return jnp.where(batch.pair >= 0, jnp.take_along_axis(states, batch.target[..., None], axis=2)[..., 0], 0)
+
+
+def both_ways(f, batch, hidden, head, bias, pull):
+    out, back = jax.vjp(lambda *x: f(x[0], x[1], batch, x[2]), hidden, head, bias)
+    return out, *back(pull)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("chunk", [7, 1024])
+def test_chunks_are_exact(chunk, bias, monkeypatch):
+    monkeypatch.setattr(logps, "CHUNK", chunk)
+    with jax.enable_x64(True):
+        batch, args = scored(np.random.default_rng(0)), arrays("float64", bias)
+        for f, e in zip(
+            *(jax.tree.leaves(jax.jit(both_ways, static_argnums=0)(g, batch, *args)) for g in (logps.token_logps, whole)), strict=True
+        ):
+            np.testing.assert_allclose(f, e, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [8, 3], ids=["rows cut", "rows not divisible"])
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)], ids=str)
+def test_a_mesh_changes_nothing(mesh, rows, monkeypatch):
+    monkeypatch.setattr(logps, "CHUNK", 5)
+    batch, (hidden, head, bias, pull) = scored(np.random.default_rng(1), rows), arrays("float32", True, rows)
+    expected = both_ways(whole, batch, hidden, head, bias, pull)
+    mesh = make_mesh(MeshConfig(*mesh))
+    with jax.set_mesh(mesh):
+        head = jax.device_put(head, NamedSharding(mesh, PartitionSpec("fsdp", "tensor")))
+        found = jax.jit(both_ways, static_argnums=0)(logps.token_logps, batch, hidden, head, bias, pull)
+    for f, e in zip(found, expected, strict=True):
+        np.testing.assert_allclose(f, e, rtol=1e-5, atol=2e-5)
+
+
+def test_huge_logits_are_no_nan():
+    """Beyond the last real token a chunk holds junk, whose weight is 0: 0 times infinity must not come of it."""
+    batch, (hidden, head, _, pull) = scored(np.random.default_rng(2)), arrays("float32", False)
+    for x in both_ways(logps.token_logps, batch, 100 * hidden, 100 * head, None, pull)[:3]:
+        assert np.isfinite(x).all()
