@@ -3,6 +3,8 @@
 Dims: B pairs, R tokens of a rejected side, C tokens of a chosen side, W = ceil(R / 32) words.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -27,7 +29,7 @@ def token_diff(rejected: Array, chosen: Array, rejected_len: Array, chosen_len: 
     Returns:
       (m_minus, m_plus): [B, R] and [B, C] bool; padding is never marked.
     """
-    return jax.vmap(lambda *pair: _diff(*pair, hole))(rejected, chosen, rejected_len, chosen_len)
+    return jax.vmap(functools.partial(_diff, hole=hole))(rejected, chosen, rejected_len, chosen_len)
 
 
 def _diff(rejected: Array, chosen: Array, rejected_len: Array, chosen_len: Array, hole: int) -> tuple[Array, Array]:
