@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-tpu test test-slow lint clean
+.PHONY: help train train-tpu plan test test-slow lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ train: $(RUN)_data/manifest.json ## the main job on the embedded default: build,
 train-tpu: .venv/installed ## the same job on the TPU host this runs on; CONFIG=... ARGS="key=value ..."
 	$(BIN)/pip install --quiet --editable '.[tpu]'
 	$(BIN)/lpo train $(CONFIG) $(ARGS)
+
+plan: .venv/installed-dev ## compile every config of configs/pods/ for its TPU slice (no TPU needed; minutes each) and write docs/plans.md
+	$(BIN)/lpo plan configs/pods/*.yaml --table docs/plans.md $(ARGS)
 
 test: .venv/installed-dev ## the default test suite
 	$(BIN)/python -m pytest -n 2 -m 'not slow' $(ARGS)

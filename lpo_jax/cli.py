@@ -1,11 +1,12 @@
 """`lpo`: train a model and export it. The composition root: the only place where the learner meets the data pipeline."""
 
 import argparse
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from lpo_jax.config import ConfigError, RunConfig, load
 
 if TYPE_CHECKING:
     from data_pipeline.feed import Feed
+    from lpo_jax.plan import RowShape
 
 TRAIN_HELP = """\
 Run every stage of a config, e.g. sft, then lpo, and write into its run_dir:
@@ -24,6 +26,23 @@ examples:
   lpo train configs/tiny_cpu.yaml
   lpo train configs/tiny_cpu.yaml run_dir=runs/hot stages.lpo.optim.lr=1e-4 stages.lpo.objective.beta=2
   lpo train configs/lpo_hf.yaml model.path=DIR data.path=data/disco mesh.fsdp=8 mesh.data=1
+"""
+PLAN_HELP = """\
+Compile the step that `lpo train CONFIG` would run, for a TPU slice, on this machine, which needs no TPU: minutes on a CPU. Says whether
+it fits, what fills each device's memory, what a step computes and moves, and how fast it can be at most. Needs libtpu:
+pip install 'lpo-jax[tpu]'.
+
+The model's weights aren't read: its shape comes from model.shape, model.new, or model.path's config.json. The rows' shape comes from the
+manifest in data.path, or where there is none yet from the keys under `plan`.
+
+Exit code: 0 if it fits (of several configs: if all do), 1 if it doesn't, 2 if a config is wrong.
+"""
+PLAN_EXAMPLES = """\
+examples:
+  lpo plan configs/pods/codellama_34b_v5p_2x2x4.yaml
+  lpo plan configs/pods/codellama_34b_v5p_2x2x4.yaml mesh.topology=v5p:2x2x2 mesh.fsdp=8 stages.lpo.batch_rows=8 --json plan.json
+  lpo plan configs/codellama_7b.yaml mesh.topology=v5e:2x4 --search
+  lpo plan configs/pods/*.yaml --table docs/plans.md
 """
 EXPORT_HELP = """\
 Write what a run has trained, from its newest checkpoint, as transformers, PEFT and vLLM load it: config.json and safetensors (a LoRA run:
@@ -53,6 +72,26 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG", help="a YAML file; every key is explained in lpo_jax/config.py")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
     train.set_defaults(run=_train)
+    plan = commands.add_parser(
+        "plan", help="does a config fit a TPU slice?", description=PLAN_HELP, epilog=PLAN_EXAMPLES, formatter_class=raw
+    )
+    plan.add_argument(
+        "configs",
+        nargs="+",
+        metavar="CONFIG | KEY=VALUE",
+        help="YAML files; settings that replace the files', e.g. mesh.topology=v5p:4x4x4",
+    )
+    plan.add_argument("--stage", metavar="NAME", help="the stage to plan; default: the last")
+    plan.add_argument("--search", action="store_true", help="try meshes, remat policies and batches, and print the fastest that fits")
+    plan.add_argument("--tries", type=int, default=12, metavar="N", help="with --search: compile so many at most (default: %(default)s)")
+    plan.add_argument("--json", metavar="FILE", help="write everything that was found; of several configs: a list")
+    plan.add_argument("--table", metavar="FILE", help="write a page with a row for each config, in Markdown")
+    plan.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="plans made before (default: lpo-jax in $XDG_CACHE_HOME or ~/.cache); made anew when code or versions change",
+    )
+    plan.set_defaults(run=_plan)
     export = commands.add_parser("export", help="a run as a Hugging Face directory", description=EXPORT_HELP, formatter_class=raw)
     export.add_argument("run_dir", metavar="RUN", help="the run_dir of a trained config")
     export.add_argument("out", metavar="DIR", help="where to write")
@@ -77,6 +116,46 @@ def _train(args: argparse.Namespace) -> int:
     if jax.process_index() == 0:
         _print_summary(summary, Path(config.run_dir))
     return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # to compile for a TPU, not to hold one
+    from lpo_jax import plan, plan_text, search
+
+    overrides = [arg for arg in args.configs if "=" in arg]
+    files = [Path(arg) for arg in args.configs if "=" not in arg]
+    if not files:
+        raise ConfigError("give a config to plan, e.g. configs/pods/codellama_7b_v5e_4x4.yaml")
+    cache = Path(args.cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lpo-jax")
+    plans: list[tuple[Path, plan.Plan]] = []
+    for file in files:
+        config = load(file, overrides)
+        stage = args.stage or list(config.stages)[-1]
+        if stage not in config.stages:
+            raise ConfigError(f"--stage {stage}: the stages of {file} are {', '.join(config.stages)}")
+        find = partial(search.search, tries=args.tries) if args.search else plan.cached
+        found = find(config, stage, _row_shape(config), cache)
+        if found is not None:
+            plans.append((file, found))
+            print(plan_text.describe(found), end="\n\n")
+    if args.json:
+        facts = [found.facts() for _, found in plans]
+        Path(args.json).write_text(json.dumps(facts if len(files) > 1 else facts[0], indent=2) + "\n")
+    if args.table:
+        Path(args.table).write_text(plan_text.page(plans))
+    return 0 if len(plans) == len(files) and all(found.fits for _, found in plans) else 1
+
+
+def _row_shape(config: RunConfig) -> "RowShape":
+    """The shape of the shards' rows, or what the config assumes of shards that aren't built yet."""
+    from data_pipeline.shards import Manifest
+    from lpo_jax.plan import RowShape
+
+    if not (Path(config.data.path) / "manifest.json").is_file():
+        return RowShape.assumed(config.plan)
+    manifest = Manifest.load(config.data.path)
+    train = manifest.splits["train"]
+    return RowShape(manifest.row_tokens, manifest.row_scored, manifest.row_pairs, train["pairs"] / train["rows"])
 
 
 def _export(args: argparse.Namespace) -> int:

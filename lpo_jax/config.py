@@ -98,11 +98,14 @@ class ModelSource:
     """Where the model comes from, and how it is computed. Exactly one of `path` and `new` is set."""
 
     path: str | None = None  # a directory with config.json and *.safetensors, or a hub id
+    shape: str | None = None  # a copy of path's config.json: `lpo plan` needs no more of a model; a run refuses weights that differ
     adapter: str | None = None  # a PEFT directory, merged into the weights first, as the authors do between SFT and LPO
     new: ModelConfig | None = None  # a randomly initialised model of this shape
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # matmuls; norms, softmax and losses are float32
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # the weights that the optimizer updates
-    remat: Literal["none", "block"] = "none"  # "block": keep each layer's input only, recompute the rest backwards
+    remat: Literal["none", "dots", "attention", "block"] = (
+        "none"  # what each layer keeps for the backward pass, see lpo_jax/model/decoder.py
+    )
     lora: LoraConfig | None = None  # train adapters instead of the weights
 
     def __post_init__(self) -> None:
@@ -110,6 +113,7 @@ class ModelSource:
             (self.path is None) != (self.new is None),
             "model: set exactly one of model.path (a Hugging Face directory) and model.new (a shape)",
         )
+        _check(self.shape is None or self.new is None, "model.shape describes model.path; model.new is a shape itself")
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,7 @@ class MeshConfig:
     data: int = -1  # replicas: whole copies of the model
     fsdp: int = 1  # the batch and every parameter are cut along this axis
     tensor: int = 1  # heads, mlp and vocabulary are cut along this axis
+    topology: str | None = None  # the TPU slice in JAX's names, e.g. v5e:4x4: `lpo plan` compiles for it; a run checks its size
 
 
 @dataclass(frozen=True)
@@ -195,6 +200,19 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class PlanConfig:
+    """What `lpo plan` assumes of shards that aren't built yet; where data.path holds some, it reads their manifest."""
+
+    row_tokens: int = 4096  # T
+    scored_share: float = 0.75  # N / T
+    pair_tokens: int = 700  # a pair's mean length as a tree, shared parts once
+
+    def __post_init__(self) -> None:
+        _check(self.row_tokens > 0 and self.pair_tokens > 0, "plan.row_tokens and plan.pair_tokens must be positive")
+        _check(0 < self.scored_share <= 1, f"plan.scored_share must lie in (0, 1], not {self.scored_share}")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run: stages that follow one another on one model, e.g. sft, then lpo."""
 
@@ -203,6 +221,7 @@ class RunConfig:
     model: ModelSource
     stages: dict[str, StageConfig]
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     seed: int = 0
     eval_rows: int = 8  # rows in one evaluation batch
     eval_every_steps: int = 0  # held-out metrics during training; 0: only before and after each stage

@@ -5,6 +5,8 @@ dimension that an axis doesn't divide is replicated, and said so.
 """
 
 import logging
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,9 +37,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The device mesh ("data", "fsdp", "tensor").
 
     Raises:
-      ConfigError: the axes don't multiply to the number of devices.
+      ConfigError: the axes don't multiply to the number of devices, or these aren't the topology's.
     """
     devices = jax.devices() if devices is None else devices
+    if config.topology is not None and topology_size(config.topology) != len(devices):
+        raise ConfigError(
+            f"mesh.topology {config.topology} has {topology_size(config.topology)} devices, here are {len(devices)}: "
+            "set it to the slice that this runs on, or to null"
+        )
     shape = [config.data, config.fsdp, config.tensor]
     if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
         raise ConfigError(f"mesh {shape}: every axis is positive, and at most one is -1 (all that are left)")
@@ -46,7 +53,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         shape[shape.index(-1)] = len(devices) // rest
     if shape[0] * shape[1] * shape[2] != len(devices):
         raise ConfigError(f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} doesn't fit {len(devices)} devices")
-    return jax.make_mesh(tuple(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    try:
+        return jax.make_mesh(tuple(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    except NotImplementedError:
+        raise ConfigError(
+            f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} can't be laid out on these {len(devices)} chips: each of its axes takes "
+            "whole axes of the slice, e.g. on a 4x8 slice 4, 8 or 32 chips; `lpo plan --search` finds one"
+        ) from None
+
+
+def topology_size(name: str) -> int:
+    """How many JAX devices a TPU slice has: one a chip, but two a tpu7x chip.
+
+    Raises:
+      ConfigError: the name isn't like v5e:4x4.
+    """
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
+    if match is None:
+        raise ConfigError(f"mesh.topology {name!r}: write generation and shape as JAX does, e.g. v5e:4x4, v6e:4x8, v5p:2x2x4, tpu7x:2x2x1")
+    return math.prod(map(int, match[2].split("x"))) * (2 if match[1] == "tpu7x" else 1)
 
 
 def spec(axes: Axes, shape: Sequence[int], mesh_shape: dict[str, int]) -> PartitionSpec:

@@ -58,7 +58,7 @@ def test_broken_files(tmp_path):
         config.load(tmp_path / "c.yaml")
 
 
-@pytest.mark.parametrize("path", sorted((REPO / "configs").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((REPO / "configs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_configs_load_and_are_complete(path: Path):
     loaded, raw = config.to_dict(config.load(path)), yaml.safe_load(path.read_text())
 

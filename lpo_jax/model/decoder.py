@@ -16,6 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lpo_jax.config import LoraConfig, ModelConfig
 from lpo_jax.model import lora
@@ -33,6 +34,23 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
 }
+
+
+# By remat policy, what a layer keeps for the backward pass besides its input: outputs of matrices, and of attention.
+_KEPT: dict[str, tuple[str, ...]] = {
+    "block": (),
+    "attention": ("attention",),
+    "dots": ("attention", "q", "k", "v", "o", "gate", "up", "down"),
+}
+
+
+def kept_width(c: ModelConfig, remat: str, tensor: int = 1) -> int:
+    """How many numbers a token's layer keeps on a device that holds its `tensor`-th part of heads and mlp: at least, with "none"."""
+    heads, kv_heads, mlp = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor, c.d_mlp // tensor
+    widths = {"attention": heads, "q": heads, "k": kv_heads, "v": kv_heads, "o": c.d_model, "up": mlp, "down": c.d_model}
+    if c.gated_mlp:
+        widths["gate"] = mlp
+    return c.d_model + sum(widths.get(name, 0) for name in _KEPT["dots" if remat == "none" else remat])
 
 
 @flax.struct.dataclass
@@ -105,7 +123,7 @@ class Block(nnx.Module):
         return self._linear("down", "BTF,FD->BTD", up, bias=c.mlp_bias)
 
     def _linear(self, name: str, dims: str, x: jax.Array, bias: bool) -> jax.Array:
-        y = jnp.einsum(dims, x, getattr(self, name)[...].astype(x.dtype))
+        y = checkpoint_name(jnp.einsum(dims, x, getattr(self, name)[...].astype(x.dtype)), name)
         return y + getattr(self, name + "_bias")[...].astype(x.dtype) if bias else y
 
     def _norm(self, x: jax.Array, name: str) -> jax.Array:
@@ -138,7 +156,7 @@ class Model:
     config: ModelConfig
     compute_dtype: str = "float32"
     param_dtype: str = "float32"
-    remat: str = "none"
+    remat: str = "none"  # "none" keeps everything; the others recompute what isn't in _KEPT
     lora: LoraConfig | None = None
 
     @cached_property
@@ -265,8 +283,10 @@ class Model:
             x, left = nnx.merge(self._block, nnx.State(block))(x, rotate, lambda q, k, v: attention(q, k, v, mine))
             return (x, index + 1), left
 
+        if self.remat != "none":
+            layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*_KEPT[self.remat]))
         layers = params["blocks"], (adapters or {}).get("blocks"), per_layer
-        (x, _), left = jax.lax.scan(jax.checkpoint(layer) if self.remat == "block" else layer, (x, jnp.zeros((), jnp.int32)), layers)
+        (x, _), left = jax.lax.scan(layer, (x, jnp.zeros((), jnp.int32)), layers)
         if c.norm == "rms":
             return _rms_norm(x, params["final_norm"], c.norm_eps), left
         return _layer_norm(x, params["final_norm"], params["final_norm_bias"], c.norm_eps), left

@@ -3,6 +3,7 @@
 Which tensor holds which parameter is said in `lpo_jax.model.families`.
 """
 
+import dataclasses
 import json
 import math
 import shutil
@@ -18,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from lpo_jax.config import ConfigError, ModelConfig
+from lpo_jax.config import ConfigError, ModelConfig, ModelSource
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor, config_from_hf, config_to_hf
 
@@ -50,6 +51,54 @@ def read_config(directory: str | Path) -> ModelConfig:
     if not file.is_file():
         raise ConfigError(f"model.path: {file} doesn't exist; give a directory with config.json and *.safetensors")
     return config_from_hf(json.loads(file.read_text()))
+
+
+def shape(source: ModelSource) -> ModelConfig:
+    """The shape of the model that a run trains, from the weights' own config.json.
+
+    Raises:
+      ConfigError: model.shape, from which the run was planned, says something else.
+    """
+    if source.path is None:
+        assert source.new is not None
+        return source.new
+    found = read_config(locate(source.path))
+    if source.shape is not None:
+        planned = planned_shape(source)
+        differ = [
+            f"{f.name} {getattr(planned, f.name)!r} there, {getattr(found, f.name)!r} here"
+            for f in dataclasses.fields(found)
+            if getattr(planned, f.name) != getattr(found, f.name)
+        ]
+        if differ:
+            raise ConfigError(
+                f"model.shape: {source.shape} is no copy of {source.path}'s config.json: {'; '.join(differ)}; correct it or set null"
+            )
+    return found
+
+
+def planned_shape(source: ModelSource) -> ModelConfig:
+    """The model's shape without its weights: model.new, model.shape, or model.path's config.json alone.
+
+    Raises:
+      ConfigError: none of them can be read here.
+    """
+    if source.new is not None:
+        return source.new
+    if source.shape is not None:
+        file = Path(source.shape)
+        if not file.is_file():
+            raise ConfigError(f"model.shape: {file} doesn't exist; the shipped ones are in configs/shapes/, relative to the repository")
+        return config_from_hf(json.loads(file.read_text()))
+    assert source.path is not None
+    if Path(source.path).is_dir():
+        return read_config(source.path)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return config_from_hf(json.loads(Path(hf_hub_download(source.path, "config.json")).read_text()))
+    except (OSError, ValueError) as error:  # what the hub raises when it isn't there or has no such model
+        raise ConfigError(f"model.path: no config.json of {source.path} ({error}); set model.shape to a copy of it") from None
 
 
 def table(config: ModelConfig) -> tuple[Tensor, ...]:

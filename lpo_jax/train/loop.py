@@ -76,10 +76,7 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
             f"{config.data.path} holds sequences of {manifest.longest_path} tokens, the model was made for {model.config.max_positions}: "
             f"build the shards with --row-tokens {model.config.max_positions}, which drops them"
         )
-    rows = {f"stages.{name}.batch_rows / accumulate": s.batch_rows // s.accumulate for name, s in config.stages.items()}
-    for key, size in (rows | {"eval_rows": config.eval_rows}).items():
-        if size % (mesh.shape["data"] * mesh.shape["fsdp"]):
-            raise ConfigError(f"{key} is {size}: it must be a multiple of data * fsdp = {mesh.shape['data'] * mesh.shape['fsdp']}")
+    steps.check_rows(config, mesh)
     run_dir = Path(config.run_dir)
     _claim(run_dir, config, manifest)
 
@@ -152,9 +149,7 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
 def open_model(config: RunConfig) -> Model:
     """The model that a run's config describes, without its weights."""
     source = config.model
-    shape = source.new if source.path is None else hf.read_config(hf.locate(source.path))
-    assert shape is not None
-    return Model(shape, source.compute_dtype, source.param_dtype, source.remat, source.lora)
+    return Model(hf.shape(source), source.compute_dtype, source.param_dtype, source.remat, source.lora)
 
 
 def load_params(config: RunConfig, model: Model, mesh: Mesh) -> tuple[Params, Params]:
@@ -206,7 +201,17 @@ def _claim(run_dir: Path, config: RunConfig, manifest: Any) -> None:
     if file.is_file():
         theirs = json.loads(file.read_text())
         # What may change without changing the parameters; the shards are compared by their content.
-        free = {"run_dir", "data", "mesh", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_rows", "report_pairs"}
+        free = {
+            "run_dir",
+            "data",
+            "mesh",
+            "plan",
+            "log_every_steps",
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+            "eval_rows",
+            "report_pairs",
+        }
         differ = sorted(k for k in mine.keys() | theirs.keys() if k not in free and mine.get(k) != theirs.get(k))
         if differ:
             raise ConfigError(f"{run_dir} holds a run with another {', '.join(differ)}; choose a new run_dir, or delete the directory")

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lpo_jax import sharding
 from lpo_jax.batch import TreeBatch
-from lpo_jax.config import ObjectiveConfig, OptimConfig
+from lpo_jax.config import ConfigError, ObjectiveConfig, OptimConfig, RunConfig
 from lpo_jax.logps import token_logps
 from lpo_jax.model import lora
 from lpo_jax.model.decoder import Model, Params
@@ -93,6 +93,19 @@ def batch_sharding(mesh: Mesh, accumulated: bool) -> NamedSharding:
     """Rows are cut over data and fsdp; with accumulation a leading microbatch axis stands in front."""
     rows = PartitionSpec(("data", "fsdp"))
     return NamedSharding(mesh, PartitionSpec(None, *rows) if accumulated else rows)
+
+
+def check_rows(config: RunConfig, mesh: Mesh) -> None:
+    """Refuse batches that can't be cut evenly.
+
+    Raises:
+      ConfigError: naming the key and the number that it must be a multiple of.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = {f"stages.{name}.batch_rows / accumulate": s.batch_rows // s.accumulate for name, s in config.stages.items()}
+    for key, size in (rows | {"eval_rows": config.eval_rows}).items():
+        if size % ways:
+            raise ConfigError(f"{key} is {size}: it must be a multiple of data * fsdp = {ways}")
 
 
 def make_train_step(

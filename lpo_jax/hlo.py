@@ -1,0 +1,268 @@
+"""Bytes that a compiled program moves in memory and between chips, counted from its HLO text.
+
+The compiler's own `cost_analysis` counts the body of a loop once; here it counts times its trips.
+"""
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one device in one run of a program."""
+
+    memory: int  # read from and written to HBM: every operation reads its operands and writes its results once
+    sent: dict[str, int]  # to other devices, by kind of collective, as on a ring
+    uncounted_loops: int  # loops whose number of trips can't be read from the program: counted once
+
+
+class _Instruction(NamedTuple):
+    type: str
+    op: str
+    operands: list[str]
+    attributes: str
+
+
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
+_ARRAY = re.compile(r"(pred|[a-z]\w*?)\[([\d,]*)\](?:\{([^}]*)\})?")
+_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+_BUFFERS = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast|AsyncCollective\w+)"')
+_FREE = {  # these move nothing themselves
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all", "opt-barrier", "iota",
+    "partition-id", "replica-id", "async-start", "async-update", "async-done", "add-dependency",
+}  # fmt: skip
+
+
+def traffic(text: str, devices: int) -> Traffic:
+    """What a module (`Compiled.as_text()`) for so many devices moves."""
+    return _Module(text, devices).traffic()
+
+
+class _Module:
+    def __init__(self, text: str, devices: int):
+        self.devices, self.entry = devices, ""
+        self.computations: dict[str, dict[str, _Instruction]] = {}
+        self.roots: dict[str, str] = {}
+        current = ""
+        for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+            if header := _HEADER.match(line):
+                current = header[2]
+                self.computations[current] = {}
+                self.entry = current if header[1] else self.entry
+            elif current and (found := _LINE.match(line)):
+                self.computations[current][found[2]] = _parse(found[3])
+                if found[1]:
+                    self.roots[current] = found[2]
+
+    def traffic(self) -> Traffic:
+        memory, unknown = 0, 0
+        runs: Counter[str] = Counter()
+        pending = [(self.entry, 1)]
+        while pending:  # computations outside of fusions, with how often they run
+            name, times = pending.pop()
+            runs[name] += times
+            for i in self.computations[name].values():
+                trips = self._trips(name, i) if i.op == "while" else 1
+                unknown += trips is None
+                keys = {"while": ("body",), "call": ("to_apply",), "async-start": ("calls",), "conditional": ("_computations?",)}
+                pending += [(c, times * (trips or 1)) for key in keys.get(i.op, ()) for c in _called(i, key)]
+        # An asynchronous collective stands in its start, in the fusions that it overlaps and in its end: one channel, one collective.
+        once: dict[str, tuple[int, str, int]] = {}
+        for name, times in runs.items():
+            for own, i in self.computations[name].items():
+                memory += times * self._memory(name, i)
+                for inside, each in [(name, i), *self._fused(i)]:
+                    if each.op.removesuffix("-start") in _KINDS:
+                        channel = re.search(r"channel_id=(\d+)", each.attributes)
+                        key = channel[1] if channel else f"{name}/{own}"
+                        once[key] = max(once.get(key, (0, "", 0)), (times, *self._sent(inside, each)))
+        sent: Counter[str] = Counter()
+        for times, kind, size in once.values():
+            sent[kind] += times * size
+        return Traffic(memory, dict(sent), unknown)
+
+    def _fused(self, i: _Instruction) -> list[tuple[str, _Instruction]]:
+        """The instructions of a fusion, those of fusions in it too, each with its computation."""
+        found = []
+        for name in _called(i, "calls") if i.op in ("fusion", "async-start") else ():
+            for each in self.computations[name].values():
+                found += [(name, each), *self._fused(each)]
+        return found
+
+    def _sent(self, computation: str, i: _Instruction) -> tuple[str, int]:
+        """A collective's kind and the bytes that one device sends."""
+        kind = i.op.removesuffix("-start")
+        size = sum(array_bytes(self.computations[computation][name].type, anywhere=True) for name in i.operands)
+        group = _group_size(i.attributes) or self.devices
+        if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):  # the TPU's fused form
+            kind = "reduce-scatter"
+        if kind == "all-gather":
+            return kind, size * (group - 1)
+        if kind == "collective-permute":
+            return kind, size
+        return kind, size * (group - 1) * (2 if kind == "all-reduce" else 1) // group
+
+    def _memory(self, computation: str, i: _Instruction) -> int:
+        """Bytes that an instruction outside of fusions reads and writes in HBM."""
+        if i.op in _FREE or _BUFFERS.search(i.attributes):
+            return 0
+        if i.op.endswith("-done"):  # what its start has read
+            return array_bytes(i.type)
+        types = [self.computations[computation][name].type for name in i.operands]
+        if i.op == "fusion":
+            (fused,) = _called(i, "calls")
+            reads = sum(min(array_bytes(t), self._read(fused, p)) for p, t in zip(self._parameters(fused), types, strict=True))
+            return reads + self._written(fused, self.roots[fused])
+        written = 0 if i.op.endswith("-start") else array_bytes(i.type)
+        if i.op in _SLICES:
+            return written + min(array_bytes(types[0]), array_bytes(i.type, anywhere=True))
+        if i.op == "slice-start":  # its type repeats the operand's
+            return min(array_bytes(types[0]), array_bytes(i.type, anywhere=True) - array_bytes(types[0], anywhere=True))
+        if i.op == "dynamic-update-slice":  # in place
+            return 2 * array_bytes(types[1])
+        return written + sum(map(array_bytes, types))
+
+    def _parameters(self, computation: str) -> list[str]:
+        names = [name for name, i in self.computations[computation].items() if i.op == "parameter"]
+        return sorted(names, key=lambda name: int(self.computations[computation][name].attributes))
+
+    def _read(self, fused: str, value: str) -> int:
+        """How much of a value a fused computation reads: of what it only slices, the slices; of what it passes on, nothing."""
+        total = 0
+        for name, i in self.computations[fused].items():
+            for position in (k for k, operand in enumerate(i.operands) if operand == value):
+                if i.op == "bitcast":
+                    total += self._read(fused, name)
+                elif i.op == "fusion":
+                    (inner,) = _called(i, "calls")
+                    total += self._read(inner, self._parameters(inner)[position])
+                elif i.op in _SLICES and position == 0:
+                    total += array_bytes(i.type, anywhere=True)
+                elif not self._passes(i) and not (i.op == "dynamic-update-slice" and position == 0):
+                    return array_bytes(self.computations[fused][value].type, anywhere=True)
+        return total
+
+    def _written(self, fused: str, value: str) -> int:
+        """How much a fused computation writes into HBM of its result, which a tuple may hold and an update fills in part."""
+        i = self.computations[fused][value]
+        if i.op == "tuple":
+            return sum(self._written(fused, name) for name in i.operands)
+        if i.op == "parameter" or self._passes(i):
+            return 0
+        if i.op == "fusion":
+            (inner,) = _called(i, "calls")
+            return min(array_bytes(i.type), self._written(inner, self.roots[inner]))
+        if i.op == "bitcast":
+            return min(array_bytes(i.type), self._written(fused, i.operands[0]))
+        if i.op == "dynamic-update-slice":
+            return min(array_bytes(i.type), array_bytes(self.computations[fused][i.operands[1]].type, anywhere=True))
+        return array_bytes(i.type)
+
+    def _passes(self, i: _Instruction) -> bool:
+        """Whether an instruction in a fusion hands buffers on: an asynchronous collective's bytes move beside the fusion."""
+        return i.op == "tuple" or i.op in _KINDS or bool(_BUFFERS.search(i.attributes))
+
+    def _trips(self, computation: str, loop: _Instruction) -> int | None:
+        """A loop's trips, where it counts up to a constant as all of JAX's scans do."""
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+            return int(known[1])
+        (condition,), (body,) = _called(loop, "condition"), _called(loop, "body")
+        test = self.computations[condition][self.roots[condition]]
+        if test.op != "compare" or "direction=LT" not in test.attributes:
+            return None
+        counter = self._origin(condition, test.operands[0])
+        if counter.op != "get-tuple-element":
+            return None
+        index = _index(counter)
+        start_values = self.computations[computation][loop.operands[0]]
+        following = self._origin(body, self.computations[body][self.roots[body]].operands[index])
+        if start_values.op != "tuple" or following.op != "add":
+            return None
+        outside = (computation, start_values.operands)
+        limit = self._constant(condition, test.operands[1], outside)
+        start = self._constant(computation, start_values.operands[index])
+        steps = [k for name in following.operands if (k := self._constant(body, name, outside, index)) is not None]
+        if limit is None or start is None or len(steps) != 1:
+            return None
+        return max(0, -(-(limit - start) // steps[0]))
+
+    def _origin(self, computation: str, name: str) -> _Instruction:
+        """The instruction that a value was copied from."""
+        i = self.computations[computation][name]
+        return self._origin(computation, i.operands[0]) if i.op in ("copy", "copy-start", "copy-done", "bitcast", "convert") else i
+
+    def _constant(
+        self, computation: str, name: str, outside: tuple[str, list[str]] | None = None, counter: int | None = None
+    ) -> int | None:
+        """An integer that is fixed in a computation, or, in a loop, before it; the loop's own counter isn't."""
+        i = self._origin(computation, name)
+        if i.op == "constant":
+            return int(i.attributes)
+        if i.op == "get-tuple-element" and outside is not None and _index(i) != counter:
+            return self._constant(outside[0], outside[1][_index(i)])
+        return None
+
+
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+
+def _parse(text: str) -> _Instruction:
+    """An instruction behind its name: type, operation, operands, attributes (of a constant or parameter: its value or number)."""
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    op, _, rest = text[end:].strip().partition("(")
+    end_of_operands = _closing("(" + rest, 0) - 1
+    inside, attributes = rest[:end_of_operands], rest[end_of_operands + 1 :]
+    operands = re.findall(r"%([\w.\-]+)", inside)
+    return _Instruction(text[:end], op, operands, inside if op in ("constant", "parameter") else attributes)
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the parenthesis that opens at `start` closes."""
+    depth = 0
+    for match in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            return match.start()
+    raise ValueError(f"unbalanced parentheses in {text[:80]!r}")
+
+
+def _called(i: _Instruction, key: str) -> list[str]:
+    """The computations that an attribute names."""
+    return [
+        name for match in re.finditer(rf"\b{key}=(\{{[^}}]*\}}|%[\w.\-]+)", i.attributes) for name in re.findall(r"%([\w.\-]+)", match[1])
+    ]
+
+
+def _index(i: _Instruction) -> int:
+    match = re.search(r"index=(\d+)", i.attributes)
+    assert match is not None
+    return int(match[1])
+
+
+@cache
+def array_bytes(type_: str, anywhere: bool = False) -> int:
+    """Bytes of a type's arrays: those that lie in HBM (a layout's S(n) names another memory), or all."""
+    total = 0
+    for dtype, dims, layout in _ARRAY.findall(type_):
+        bits = 8 if dtype == "pred" else int((re.findall(r"\d+", dtype) or ["0"])[0])
+        if anywhere or "S(" not in layout:
+            total += math.prod(int(d) for d in dims.split(",") if d) * bits // 8
+    return total
+
+
+def _group_size(attributes: str) -> int | None:
+    """How many devices take part in a collective, from its replica groups in any of their notations; None: all."""
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return len(match[1].split(","))
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
+        return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[(.*?)\]\s*\{(.*?)\}", attributes):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'?([\w.]+)'?=(\d+)", match[1])}
+        parts = re.findall(r"'?([A-Za-z_][\w.]*)'?(?::\(\d+\)(\d+))?", match[2])
+        return math.prod(int(part) if part else sizes[axis] for axis, part in parts)
+    return None
