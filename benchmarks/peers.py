@@ -21,7 +21,7 @@ import sys
 import tempfile
 import venv
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from data_pipeline.trees import Encoded, plant
 from lpo_jax.config import MeshConfig, ModelConfig, ObjectiveConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model, Params
-from lpo_jax.objectives import coefficients, pair_sum, preference
+from lpo_jax.objectives import coefficients, preference
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
 
@@ -47,12 +47,91 @@ HERE = Path(__file__).parent
 
 
 def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU, leave room for the others
+    on_gpu = jax.default_backend() == "gpu"
+
+    # --- The same pairs and weights for all.
+    tok = common.load_tokenizer(args.tokenizer)
+    usable = [(t, p) for t, p in common.load_texts(args.data, tok) if max(len(p.chosen), len(p.rejected)) <= args.max_tokens]
+    if len(usable) < args.pairs:
+        raise SystemExit(
+            f"{len(usable)} pairs have at most {args.max_tokens} tokens a side: ask for fewer with --pairs, or give more --data"
+        )
+    pairs = [pair for _, pair in usable[: args.pairs]]
+    model, mesh = Model(shape(tok, args), compute_dtype="bfloat16" if on_gpu else "float32"), make_mesh(MeshConfig())
+    params = model.init(jax.random.key(0))
+    print(
+        f"{len(pairs)} pairs, {args.layers} layers of {args.d_model}, vocabulary {model.config.vocab_size}, {jax.devices()[0].device_kind}"
+    )
+
+    peers: dict[str, Peer] = {}
+    not_run: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as running, jax.set_mesh(mesh):
+        # --- The peers' first steps.
+        write_inputs(Path(scratch), model, params, tok, usable[: args.pairs])
+        shared = {
+            "model": scratch,
+            "data": f"{scratch}/pairs.jsonl",
+            "scratch": scratch,
+            "pairs": args.pairs,
+            "max_tokens": args.max_tokens,
+        }
+        shared |= {"beta": SIMPO.beta, "gamma": SIMPO.gamma, "lr": OPTIM.lr, "bf16": on_gpu}
+        for name, own in ways(args).items():
+            try:
+                python = environment(project(name), Path(args.venv), on_gpu)
+                peer = running.enter_context(Peer(python, HERE / f"peer_{project(name)}.py", shared | own))
+                peer.step()  # compiles, or fails for want of memory
+                peers[name] = peer
+            except PeerError as error:
+                not_run[name] = str(error)
+                print(f"  {name} is not run: {error}")
+
+        # --- All in turn.
+        expected, lengths = first_step(model, params, pairs), [[len(p.chosen), len(p.rejected)] for p in pairs]
+        batch = fullest([plant(p) for p in pairs])
+        tree = own_step(model, params, batch, LPO, mesh)
+        tree()
+        seconds = common.interleave({"tree": tree} | {name: peer.step for name, peer in peers.items()}, args.repeats, warm_up=False)
+        logged = {name: peer.finish() for name, peer in peers.items()}
+
+    # --- Did they compute the same?
+    print(f"\n{'':14} {'tokens given':>12} {'computed':>9}   mean log-probability of chosen, rejected at the first step; losses")
+    print(
+        f"{'tree':14} {np.sum(lengths):12} {batch.tokens.size:9}   per token {spell(*expected.mean)}, per answer {spell(*expected.total)}"
+    )
+    for name, log in logged.items():
+        values, losses = spell(log["chosen"][0], log["rejected"][0]), " ".join(f"{loss:.4f}" for loss in log["loss"])
+        print(f"{name:14} {np.sum(peers[name].lengths):12} {log['tokens']:9.0f}   {values}; {losses}")
+        if peers[name].lengths == lengths:
+            check(name, log, expected, tolerance=1e-2 if on_gpu else 1e-4)
+        else:
+            print(f"{name}: its tokenisation differs from ours, so its log-probabilities are not compared")
+    print(f"SimPO's loss at the first step, by our objective on whole answers: {expected.simpo:.4f}")
+
+    rows = common.table(seconds, "tree", dict.fromkeys(seconds, len(pairs)), "pairs")
+    ratios: dict[str, float] = {}
+    for name in peers:  # a project's ratio is that of its fastest way
+        key = f"{project(name)}_over_tree"
+        ratios[key] = min(ratios.get(key, np.inf), rows[name]["ratio"])
+    print()
+    for key, ratio in ratios.items():
+        print(f"{key:24} {ratio:6.2f}   (its fastest way)")
+    for name, reason in not_run.items():
+        print(f"{name:24} not run: {reason}")
+    result = {"ratios": ratios, "rows": rows, "not_run": not_run, "logged": logged, "expected": vars(expected), "model": vars(model.config)}
+    common.write_json(args.json, result)
+    return 0
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common.add_data_arguments(parser)
     parser.add_argument("--peers", nargs="+", choices=["trl", "tunix"], default=["trl", "tunix"])
     parser.add_argument("--venv", default=".venv-peers", help="where their environments lie or are made (default: .venv-peers)")
-    parser.add_argument("--trl-batch", nargs="+", type=int, default=[4], help="TRL's pairs in a microbatch, each a way of its own (default: 4)")
-    parser.add_argument("--tunix-batch", type=int, default=2, help="Tunix' pairs in a microbatch; it pads all alike (default: 2)")
+    parser.add_argument("--trl-batch", nargs="+", type=int, default=[4], help="pairs in TRL's microbatch; each is a way (default: 4)")
+    parser.add_argument("--tunix-batch", type=int, default=2, help="pairs in Tunix' microbatch; it pads all alike (default: 2)")
     parser.add_argument("--tunix-loss", nargs="+", choices=["orpo", "dpo"], default=["orpo", "dpo"])
     parser.add_argument("--pairs", type=int, default=16, help="pairs in a step (default: 16)")
     parser.add_argument("--max-tokens", type=int, default=1024, help="longest sequence that is used (default: 1024)")
@@ -62,84 +141,26 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     for batch in (*args.trl_batch, args.tunix_batch):
         if args.pairs % batch:
-            parser.error(f"a microbatch of {batch} pairs doesn't divide the step's {args.pairs}")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU, leave room for the others
-
-    tok = common.load_tokenizer(args.tokenizer)
-    usable = [(t, p) for t, p in common.load_texts(args.data, tok) if max(len(p.chosen), len(p.rejected)) <= args.max_tokens]
-    if len(usable) < args.pairs:
-        parser.error(f"{len(usable)} pairs have at most {args.max_tokens} tokens a side; ask for fewer with --pairs, or give more --data")
-    pairs = [pair for _, pair in usable[: args.pairs]]
-    on_gpu = jax.default_backend() == "gpu"
-    model, mesh = Model(shape(tok, args.d_model, args.layers, args.max_tokens), "bfloat16" if on_gpu else "float32"), make_mesh(MeshConfig())
-    params = model.init(jax.random.key(0))
-    print(f"{args.pairs} pairs a step, {args.layers} layers of {args.d_model}, vocabulary {model.config.vocab_size}, {jax.devices()[0].device_kind}")
-
-    not_run: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as running:
-        write_inputs(Path(scratch), model, params, tok, usable[: args.pairs])
-        spec = {
-            "model": scratch,
-            "data": f"{scratch}/pairs.jsonl",
-            "scratch": scratch,
-            "pairs": args.pairs,
-            "max_tokens": args.max_tokens,
-            "beta": SIMPO.beta,
-            "gamma": SIMPO.gamma,
-            "lr": OPTIM.lr,
-            "bf16": on_gpu,
-        }
-        wanted = {f"trl, batch {b}": ("trl", spec | {"batch": b}) for b in args.trl_batch}
-        wanted |= {f"tunix {loss}": ("tunix", spec | {"batch": args.tunix_batch, "algorithm": loss}) for loss in args.tunix_loss}
-        peers: dict[str, Peer] = {}
-        for name, (project, settings) in wanted.items():
-            if project not in args.peers:
-                continue
-            try:
-                peer = running.enter_context(Peer(environment(project, Path(args.venv), on_gpu), project, settings))
-                peer.step()  # compiles, or fails for want of memory
-            except PeerError as error:
-                not_run[name] = str(error)
-                print(f"  {name:14} not run: {error}")
-            else:
-                peers[name] = peer
-        with jax.set_mesh(mesh):
-            expected = answers_seen(model, params, pairs)
-            batch = fullest([plant(p) for p in pairs])
-            tree = own_step(model, params, batch, LPO, mesh)
-            tree()
-            seconds = common.interleave({"tree": tree} | {name: peer.step for name, peer in peers.items()}, args.repeats, warm_up=False)
-        logged = {name: peer.finish() for name, peer in peers.items()}
-
-    lengths = [[len(p.chosen), len(p.rejected)] for p in pairs]
-    print(f"\n{'':14} {'tokens given':>12} {'computed':>9}   first step's mean log-probability of chosen, rejected answers; loss")
-    print(f"{'tree':14} {np.sum(lengths):12} {batch.tokens.size:9}   a token: {spell(expected.mean)}, an answer: {spell(expected.total)}")
-    for name, log in logged.items():
-        print(
-            f"{name:14} {np.sum(peers[name].lengths):12} {log['tokens']:9.0f}   {spell((log['chosen'][0], log['rejected'][0]))}; "
-            + " ".join(f"{loss:.4f}" for loss in log["loss"])
-        )
-        check(name, log, expected.mean if name.startswith("trl") else expected.total, peers[name].lengths == lengths, 1e-2 if on_gpu else 1e-4)
-    if any(name.startswith("trl") for name in peers):
-        print(f"SimPO's loss of the first step is {expected.simpo:.6f} by our objective on whole answers")
-
-    rows = common.table(seconds, "tree", dict.fromkeys(seconds, args.pairs), "pairs")
-    ratios = {
-        f"{project}_over_tree": min(row["ratio"] for name, row in rows.items() if name.startswith(project))
-        for project in args.peers
-        if any(name.startswith(project) for name in rows)
-    }
-    print("\n" + "\n".join(f"{name:24} {ratio:6.2f}   (its fastest way)" for name, ratio in ratios.items()))
-    for name, reason in not_run.items():
-        print(f"{name}: not run: {reason}")
-    common.write_json(args.json, {"ratios": ratios, "rows": rows, "not_run": not_run, "logged": logged, "expected": vars(expected)})
-    return 0
+            parser.error(f"a microbatch of {batch} pairs doesn't divide a step of {args.pairs}")
+    return args
 
 
-def shape(tok: Tokenizer, d_model: int, layers: int, max_positions: int) -> ModelConfig:
+def ways(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The peers' names, which begin with their project's, and what sets each apart."""
+    trl = {f"trl, batch {batch}": {"batch": batch} for batch in args.trl_batch}
+    tunix = {f"tunix {loss}": {"batch": args.tunix_batch, "algorithm": loss} for loss in args.tunix_loss}
+    return {name: own for name, own in (trl | tunix).items() if project(name) in args.peers}
+
+
+def project(name: str) -> str:
+    return name.replace(",", " ").split()[0]
+
+
+def shape(tok: Tokenizer, args: argparse.Namespace) -> ModelConfig:
     """A llama that all of them compute alike: Tunix' turns positions with base 1e6, whatever its config says."""
-    vocab, heads = -(-tok.backend.get_vocab_size() // 1024) * 1024, d_model // 64
-    return ModelConfig("llama", vocab, d_model, layers, heads, heads, 64, d_model * 11 // 4, max_positions, rope_theta=1e6)
+    vocab, heads = -(-tok.backend.get_vocab_size() // 1024) * 1024, args.d_model // 64
+    mlp = args.d_model * 11 // 4
+    return ModelConfig("llama", vocab, args.d_model, args.layers, heads, heads, 64, mlp, max_positions=args.max_tokens, rope_theta=1e6)
 
 
 def write_inputs(directory: Path, model: Model, params: Params, tok: Tokenizer, pairs: Sequence[tuple[Text, Encoded]]) -> None:
@@ -159,14 +180,14 @@ def write_inputs(directory: Path, model: Model, params: Params, tok: Tokenizer, 
             file.write(json.dumps(row) + "\n")
 
 
-def environment(project: str, root: Path, on_gpu: bool) -> Path:
+def environment(name: str, root: Path, on_gpu: bool) -> Path:
     """The Python of a project's environment, which is made where it doesn't exist or was made of other requirements.
 
     Raises:
       PeerError: its packages can't be installed.
     """
-    home, requirements = root.resolve() / project, HERE / f"peers_{project}.txt"
-    extra = ["jax[cuda13]"] if project == "tunix" and on_gpu else []
+    home, requirements = root.resolve() / name, HERE / f"peers_{name}.txt"
+    extra = ["jax[cuda13]"] if name == "tunix" and on_gpu else []
     python, stamp, made_of = home / "bin" / "python", home / "made_of.txt", "\n".join([requirements.read_text(), *extra])
     if not stamp.is_file() or stamp.read_text() != made_of:
         print(f"installing {requirements.name} into {home} (once)", flush=True)
@@ -182,18 +203,18 @@ class PeerError(RuntimeError):
 
 
 class Peer:
-    """A trainer in a process of its own, as a context manager that ends it. It has compiled nothing before its first step.
+    """A trainer in a process of its own, which the context manager ends.
 
     Raises:
-      PeerError: it has died, here and in every method.
+      PeerError: it has died; here and in every method.
     """
 
-    def __init__(self, python: Path, project: str, spec: dict[str, Any]):
+    def __init__(self, python: str | Path, script: Path, spec: dict[str, Any]):
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long-lived as the process)
         with tempfile.NamedTemporaryFile("w", suffix=".json", dir=spec["scratch"], delete=False) as file:
             json.dump(spec, file)
         self._process = subprocess.Popen(
-            [python, "-I", HERE / f"peer_{project}.py", file.name],
+            [python, "-I", script, file.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -212,10 +233,8 @@ class Peer:
     def step(self) -> None:
         """One whole optimizer step."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # the missing answer will say why
             print("step", file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # the answer will be missing, and says why
         self._answer()
 
     def finish(self) -> dict[str, Any]:
@@ -236,45 +255,43 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a trainer should log at its first step, (chosen, rejected)."""
+class FirstStep:
+    """What a trainer should log at its first step: means over the pairs, of (chosen, rejected)."""
 
-    mean: tuple[float, float]  # log-probability of an answer's token, averaged over each answer, then over the pairs
-    total: tuple[float, float]  # log-probability of an answer, averaged over the pairs
-    simpo: float
+    mean: tuple[float, float]  # log-probability of an answer, over its tokens
+    total: tuple[float, float]  # log-probability of an answer
+    simpo: float  # SimPO's loss
 
 
-def answers_seen(model: Model, params: Params, pairs: list[Encoded]) -> Seen:
+def first_step(model: Model, params: Params, pairs: list[Encoded]) -> FirstStep:
     """Our own computation of it, on untrimmed trees."""
     batch = fullest([plant(p, trim=False) for p in pairs])
 
     @jax.jit
     def compute(params: Params) -> tuple[jax.Array, ...]:
         logps = state.forward(model, params, {}, batch)
-        weights, terms = coefficients(batch, SIMPO), preference(logps, batch, SIMPO)
-        sides = [*weights[:2], *(jnp.sign(w) for w in weights[:2])]
-        return *(pair_sum(w * logps, batch).sum() / len(pairs) for w in sides), terms["loss"][0] / terms["loss"][1]
+        weights, (loss, count) = coefficients(batch, SIMPO), preference(logps, batch, SIMPO)["loss"]
+        sides = weights.chosen, weights.rejected, jnp.sign(weights.chosen), jnp.sign(weights.rejected)
+        return *(jnp.sum(w * logps) / len(pairs) for w in sides), loss / count
 
     mean_chosen, mean_rejected, chosen, rejected, simpo = (float(x) for x in compute(params))
-    return Seen((mean_chosen, mean_rejected), (chosen, rejected), simpo)
+    return FirstStep((mean_chosen, mean_rejected), (chosen, rejected), simpo)
 
 
-def check(name: str, log: dict[str, Any], expected: tuple[float, float], same_tokens: bool, tolerance: float) -> None:
-    """Hold what a trainer logged against our own numbers, and its losses against NaN.
+def check(name: str, log: dict[str, Any], expected: FirstStep, tolerance: float) -> None:
+    """Hold what a trainer logged against our own numbers.
 
     Raises:
-      AssertionError: it computes something else on the same tokens.
+      AssertionError: it computes something else, or a loss is not finite.
     """
+    found, wanted = [log["chosen"][0], log["rejected"][0]], list(expected.total)
+    if project(name) == "trl":
+        found, wanted = [*found, log["loss"][0]], [*expected.mean, expected.simpo]
+    np.testing.assert_allclose(found, wanted, rtol=tolerance, err_msg=f"{name} computes something else at the same weights")
     assert np.isfinite(log["loss"]).all(), f"{name}: its losses are {log['loss']}"
-    if same_tokens:
-        np.testing.assert_allclose(
-            (log["chosen"][0], log["rejected"][0]), expected, rtol=tolerance, err_msg=f"{name} computes other log-probabilities"
-        )
-    else:
-        print(f"{name}: its tokenisation differs from ours, so its log-probabilities are not compared")
 
 
-def spell(numbers: tuple[float, float]) -> str:
+def spell(*numbers: float) -> str:
     return ", ".join(f"{x:.5f}" for x in numbers)
 
 
