@@ -70,15 +70,11 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as running, jax.set_mesh(mesh):
         # --- The peers' first steps.
         write_inputs(Path(scratch), model, params, tok, usable[: args.pairs])
-        shared = {
-            "model": scratch,
-            "data": f"{scratch}/pairs.jsonl",
-            "scratch": scratch,
-            "pairs": args.pairs,
-            "max_tokens": args.max_tokens,
-        }
-        shared |= {"beta": SIMPO.beta, "gamma": SIMPO.gamma, "lr": OPTIM.lr, "bf16": on_gpu}
+        inputs = {"model": scratch, "data": f"{scratch}/pairs.jsonl", "scratch": scratch}
+        sizes = {"pairs": args.pairs, "max_tokens": args.max_tokens, "bf16": on_gpu}
+        shared = inputs | sizes | {"beta": SIMPO.beta, "gamma": SIMPO.gamma, "lr": OPTIM.lr}
         for name, own in ways(args).items():
+            print(f"  {name}: starts, makes its first step", flush=True)
             try:
                 python = environment(project(name), Path(args.venv), on_gpu)
                 peer = running.enter_context(Peer(python, HERE / f"peer_{project(name)}.py", shared | own))
@@ -130,7 +126,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     common.add_data_arguments(parser)
     parser.add_argument("--peers", nargs="+", choices=["trl", "tunix"], default=["trl", "tunix"])
     parser.add_argument("--venv", default=".venv-peers", help="where their environments lie or are made (default: .venv-peers)")
-    parser.add_argument("--trl-batch", nargs="+", type=int, default=[4], help="pairs in TRL's microbatch; each is a way (default: 4)")
+    parser.add_argument("--trl-batch", nargs="+", type=int, default=[2, 4], help="pairs in TRL's microbatch; each is a way (default: 2 4)")
     parser.add_argument("--tunix-batch", type=int, default=2, help="pairs in Tunix' microbatch; it pads all alike (default: 2)")
     parser.add_argument("--tunix-loss", nargs="+", choices=["orpo", "dpo"], default=["orpo", "dpo"])
     parser.add_argument("--pairs", type=int, default=16, help="pairs in a step (default: 16)")
