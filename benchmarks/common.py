@@ -47,15 +47,15 @@ def load_pairs(files: Sequence[str | Path], tok: tokenizer.Tokenizer, masks: Mas
 def load_texts(files: Sequence[str | Path], tok: tokenizer.Tokenizer, masks: MaskOptions | None = None) -> list[tuple[Text, Encoded]]:
     """`load_pairs`, each pair with its text in front.
 
-    Pairs that come without reasoning (SVEN, SafeCoder) borrow a shipped pair's, of their own CWE where there is one: its text is about
-    other code, but as long as the reasoning that training sees.
+    Pairs that come without reasoning (SafeCoder) or instruction (SVEN) borrow a shipped pair's, of their own CWE where there is one: its text
+    is about other code, but as long as what training sees.
     """
     shipped = _read([SEED_PAIRS])
     found = []
     for number, pair in enumerate(_read(files)):
-        if not pair.reasoning and pair.instruction:
-            own = [p for p in shipped if p.cwe == pair.cwe] or shipped
-            pair = Pair(**vars(pair) | {"reasoning": own[number % len(own)].reasoning})
+        own = [p for p in shipped if p.cwe == pair.cwe] or shipped
+        lender = own[number % len(own)]
+        pair = Pair(**vars(pair) | {key: getattr(pair, key) or getattr(lender, key) for key in ("instruction", "reasoning")})
         try:
             found.append((render(pair), encode(pair, tok, masks or MaskOptions())))
         except UnusableError:
@@ -103,7 +103,7 @@ def pack(planted: Sequence[Tree], row_tokens: int) -> TreeBatch:
     """All of them in one batch of packed rows."""
     rows = [trees.join([planted[i] for i in row]) for row in trees.pack([len(t.tokens) for t in planted], row_tokens)]
     widest = max(len(row["source"]) for row in rows)
-    return TreeBatch(**trees.pad(rows, row_tokens, -(-widest // 64) * 64, max(len(row["chosen_len"]) for row in rows)))
+    return TreeBatch(**trees.pad(rows, row_tokens, -(-widest // 64) * 64, max(len(row["chosen_len"]) for row in rows)))  # type: ignore[arg-type]
 
 
 def interleave(

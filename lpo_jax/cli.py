@@ -141,7 +141,7 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         facts = [found.facts() for _, found in plans]
         Path(args.json).write_text(json.dumps(facts if len(files) > 1 else facts[0], indent=2) + "\n")
-    if args.table:
+    if args.table and plans:
         Path(args.table).write_text(plan_text.page(plans))
     return 0 if len(plans) == len(files) and all(found.fits for _, found in plans) else 1
 

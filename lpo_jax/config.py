@@ -103,9 +103,9 @@ class ModelSource:
     new: ModelConfig | None = None  # a randomly initialised model of this shape
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # matmuls; norms, softmax and losses are float32
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # the weights that the optimizer updates
-    remat: Literal["none", "dots", "attention", "block"] = (
-        "none"  # what each layer keeps for the backward pass, see lpo_jax/model/decoder.py
-    )
+    # What a layer keeps for the backward pass, which recomputes the rest. block: its input; attention: and attention's output;
+    # dots: and every other matrix product's; none: everything.
+    remat: Literal["none", "dots", "attention", "block"] = "none"
     lora: LoraConfig | None = None  # train adapters instead of the weights
 
     def __post_init__(self) -> None:

@@ -19,6 +19,10 @@ class Traffic:
     sent: dict[str, int]  # to other devices, by kind of collective, as on a ring
     uncounted_loops: int  # loops whose number of trips can't be read from the program: counted once
 
+    def warnings(self) -> list[str]:
+        loops = self.uncounted_loops
+        return [f"{loops} loops whose trips aren't in the program: their bytes are counted once"] if loops else []
+
 
 class _Instruction(NamedTuple):
     type: str
@@ -168,17 +172,23 @@ class _Module:
         return i.op == "tuple" or i.op in _KINDS or bool(_BUFFERS.search(i.attributes))
 
     def _trips(self, computation: str, loop: _Instruction) -> int | None:
-        """A loop's trips, where it counts up to a constant as all of JAX's scans do."""
+        """A loop's trips, where it counts up to a constant as all of JAX's scans do; at most, where it may end before."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(known[1])
-        (condition,), (body,) = _called(loop, "condition"), _called(loop, "body")
+        (condition,) = _called(loop, "condition")
         test = self.computations[condition][self.roots[condition]]
+        tests = [self._origin(condition, name) for name in test.operands] if test.op == "and" else [test]
+        counts = [self._counted(computation, loop, condition, test) for test in tests]
+        return min((count for count in counts if count is not None), default=None)
+
+    def _counted(self, computation: str, loop: _Instruction, condition: str, test: _Instruction) -> int | None:
+        """How often `counter < limit` holds."""
         if test.op != "compare" or "direction=LT" not in test.attributes:
             return None
         counter = self._origin(condition, test.operands[0])
         if counter.op != "get-tuple-element":
             return None
-        index = _index(counter)
+        index, (body,) = _index(counter), _called(loop, "body")
         start_values = self.computations[computation][loop.operands[0]]
         following = self._origin(body, self.computations[body][self.roots[body]].operands[index])
         if start_values.op != "tuple" or following.op != "add":

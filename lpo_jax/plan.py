@@ -102,6 +102,11 @@ class Plan:
         return not self.verdict
 
     @property
+    def too_large(self) -> bool:
+        """Whether memory is what the compiler has against it."""
+        return "RESOURCE_EXHAUSTED" in self.verdict
+
+    @property
     def chip(self) -> Chip:
         return CHIPS[self.topology.partition(":")[0]]
 
@@ -226,8 +231,6 @@ def make(config: RunConfig, stage_name: str, row: RowShape) -> Plan:
             text, report = _dumped(dump, "after_optimizations"), _dumped(dump, "after_optimizations-memory-usage-report")
             traffic, largest = hlo.traffic(text, mesh.size), _largest(report)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
             verdict = str(error).partition(" HLO module")[0].partition("\n")[0]
     counted = flops.count(traced.jaxpr.jaxpr)
     return Plan(
@@ -248,7 +251,11 @@ def make(config: RunConfig, stage_name: str, row: RowShape) -> Plan:
         model_flops=counted.executed - counted.recomputed,
         executed_flops=counted.executed,
         traffic=traffic,
-        warnings=[*_compiler_warnings(printed.getvalue()), *_uncut(arguments, mesh, chip(config).hbm), *_uncounted(traffic)],
+        warnings=[
+            *_compiler_warnings(printed.getvalue()),
+            *_uncut(arguments, mesh, chip(config).hbm),
+            *(traffic.warnings() if traffic else []),
+        ],
         compile_seconds=round(time.perf_counter() - begin, 1),
         versions={name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
     )
@@ -313,13 +320,13 @@ def trace_step(model: Model, stage: StageConfig, row: RowShape, mesh: Mesh) -> j
         return step.trace(*arguments)  # type: ignore[attr-defined]
 
 
-def compile_step(model: Model, stage: StageConfig, row: RowShape, mesh: Mesh) -> jax.stages.Compiled:
-    """Compile the train step for the mesh's devices, which may be a topology's.
+def compile_step(model: Model, stage: StageConfig, row: RowShape, mesh: Mesh, dump: str | None = None) -> jax.stages.Compiled:
+    """Compile the train step for the mesh's devices, which may be a topology's; `dump` is a directory for the compiler's reports.
 
     Raises:
       jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED with the compiler's own figures, where it doesn't fit.
     """
-    return _compile(trace_step(model, stage, row, mesh), mesh, None)
+    return _compile(trace_step(model, stage, row, mesh), mesh, dump)
 
 
 def _compile(traced: jax.stages.Traced, mesh: Mesh, dump: str | None) -> jax.stages.Compiled:
@@ -370,7 +377,7 @@ def _shard_size(x: Any) -> int:
 def _largest(report: str, number: int = 3) -> list[str]:
     """The largest temporaries of the compiler's memory report, each with an array that lies there: "250.00MiB f32[2048,32000]"."""
     found = []
-    for size, arrays in re.findall(r"^ *\S+\( *\d+%\); +(\S+); +\d+; +\d+; (.*)$", report, re.MULTILINE)[:number]:
+    for size, arrays in re.findall(r"^ *\S+\( *\d+%\); +(\S+[MG]iB); +\d+; +\d+; (.*)$", report, re.MULTILINE)[:number]:
         one_of_them = max(re.findall(r"[a-z]\w*\[[\d,]*\]", arrays), key=hlo.array_bytes)  # they lie there at different times
         found.append(f"{size} {one_of_them}")
     return found
@@ -395,8 +402,3 @@ def _uncut(arguments: tuple[TrainState, Any, TreeBatch], mesh: Mesh, hbm: float)
             name = ".".join(key.key for key in path[1:])
             warnings.append(f"{name} is cut {ways} ways, not fsdp * tensor: {excess / GIB:.2f} GiB more than its share on every device")
     return warnings
-
-
-def _uncounted(traffic: hlo.Traffic | None) -> list[str]:
-    loops = traffic.uncounted_loops if traffic else 0
-    return [f"{loops} loops whose trips aren't in the program: their bytes are counted once"] if loops else []

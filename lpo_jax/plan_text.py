@@ -22,7 +22,7 @@ def describe(plan: Plan) -> str:
         lines.append(f"FITS: {_size(plan.used)} of {hbm} on every device")
     else:
         lines += [
-            "DOES NOT FIT. The compiler says:",
+            f"DOES NOT {'FIT' if plan.too_large else 'COMPILE'}. The compiler says:",
             f"  {plan.verdict}",
             f"Of {hbm} on every device, the run needs before it computes anything:",
         ]

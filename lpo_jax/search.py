@@ -70,10 +70,10 @@ def search(config: RunConfig, stage: str, row: RowShape, cache: Path, tries: int
             bar.update()
             numbers = f"{found.used / GIB:8.2f} {found.step_seconds:8.2f} {found.mfu:6.0%} {found.pairs_per_s:8.1f}"
             what = f"{' x '.join(map(str, found.mesh.values()))}, {found.remat}, {found.rows} / {found.accumulate}"
-            tqdm.write(f"{numbers if found.fits else 'does not fit':33}   {what}")
-            if not found.fits:
+            tqdm.write(f"{numbers if found.fits else 'does not fit' if found.too_large else 'does not compile':33}   {what}")
+            if found.too_large:
                 failed.append((c, max(0.0, (found.needed or chip.hbm) - c.held) / c.tokens))
-            elif best is None or found.pairs_per_s > best[0].pairs_per_s:
+            elif found.fits and (best is None or found.pairs_per_s > best[0].pairs_per_s):
                 best = found, c
     if best is None:
         print("\nnothing fits: take a larger slice, LoRA (model.lora), or model.param_dtype=bfloat16")

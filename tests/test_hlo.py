@@ -44,6 +44,20 @@ def test_collectives_in_a_loop_count_times_its_trips():
     assert (found.sent, found.uncounted_loops) == ({"all-gather": L * 3 * SHARD}, 0)
 
 
+@needs_libtpu
+def test_a_loop_that_may_end_early_counts_as_often_as_it_may_run():
+    """As the loop over chunks of scored tokens does."""
+
+    def chain(ws, x):
+        enough = (x > 0).sum()
+        go_on = lambda state: (state[0] < L) & (state[0] < enough)  # noqa: E731
+        return jax.lax.while_loop(go_on, lambda state: (state[0] + 1, jnp.tanh(state[1] @ ws[state[0]])), (0, x))[1]
+
+    shapes = ((L, D, D), PartitionSpec(None, "x")), ((B, D), PartitionSpec("x"))
+    found = hlo.traffic(compiled(chain, plan.topology_devices("v5e:2x2"), *shapes).as_text(), 4)
+    assert found.uncounted_loops == 0 and found.sent["all-gather"] == L * 3 * SHARD // 2, found
+
+
 @pytest.mark.parametrize(
     ("function", "specs", "sent"),
     [

@@ -111,10 +111,17 @@ def test_a_plan_of_two_layers(tiny, tmp_path, capsys, monkeypatch):
 
 
 @needs_libtpu
-def test_a_batch_that_is_too_large_fails_with_the_compilers_figure(tiny, tmp_path, capsys):
+def test_what_the_compiler_refuses_fails_in_its_own_words(tiny, tmp_path, capsys, monkeypatch):
     assert cli.main(["plan", str(tiny), "stages.lpo.batch_rows=80000", "--cache", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert "DOES NOT FIT" in printed and "exceeds available HBM (15.75G)" in printed
+
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a pass has failed")
+
+    monkeypatch.setattr(plan, "_compile", broken)
+    assert cli.main(["plan", str(tiny), "--cache", str(tmp_path)]) == 1
+    assert "DOES NOT COMPILE. The compiler says:\n  INTERNAL: a pass has failed" in capsys.readouterr().out
 
 
 def test_wrong_configs_are_named(tiny, tmp_path, capsys, monkeypatch):

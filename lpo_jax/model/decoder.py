@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lpo_jax.config import LoraConfig, ModelConfig
 from lpo_jax.model import lora
 from lpo_jax.model.attention import ancestors, attend, attend_cached
+from lpo_jax.model.embedding import embed
 from lpo_jax.sharding import constrain
 
 Params = dict[str, Any]
@@ -267,8 +268,7 @@ class Model:
     ) -> tuple[jax.Array, Any]:
         """Embed, scan the layers (each with its slice of `per_layer`), normalise."""
         c, dtype = self.config, jnp.dtype(self.compute_dtype)
-        # The table's rows are gathered whole: looking up a table cut along `embed` makes XLA replicate the activations.
-        x = constrain(params["embed"].astype(dtype), "vocab", None)[tokens]
+        x = embed(params["embed"], tokens, self.compute_dtype)
         if c.positions == "learned":
             x = x + params["positions"].astype(dtype)[positions]
         x = constrain(x, "batch", None, None)

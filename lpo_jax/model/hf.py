@@ -88,7 +88,7 @@ def planned_shape(source: ModelSource) -> ModelConfig:
     if source.shape is not None:
         file = Path(source.shape)
         if not file.is_file():
-            raise ConfigError(f"model.shape: {file} doesn't exist; the shipped ones are in configs/shapes/, relative to the repository")
+            raise ConfigError(f"model.shape: {file} doesn't exist here; correct it, or set null to go by model.path alone")
         return config_from_hf(json.loads(file.read_text()))
     assert source.path is not None
     if Path(source.path).is_dir():
