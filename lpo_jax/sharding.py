@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lpo_jax.config import ConfigError, MeshConfig
@@ -32,7 +34,7 @@ Axes = Sequence[str | None]
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The device mesh ("data", "fsdp", "tensor").
+    """The device mesh ("data", "fsdp", "tensor"). Across slices, which only a slow network joins, lies the data axis.
 
     Raises:
       ConfigError: the axes don't multiply to the number of devices.
@@ -46,7 +48,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         shape[shape.index(-1)] = len(devices) // rest
     if shape[0] * shape[1] * shape[2] != len(devices):
         raise ConfigError(f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} doesn't fit {len(devices)} devices")
-    return jax.make_mesh(tuple(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    names, types = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", 0) for device in devices})  # CPUs have no such thing
+    if slices == 1:
+        return jax.make_mesh(tuple(shape), names, axis_types=types, devices=devices)
+    if shape[0] % slices:
+        log.warning(
+            "mesh.data=%d is no multiple of the %d slices: the other axes communicate over the network between them", shape[0], slices
+        )
+        return Mesh(np.array(devices).reshape(shape), names, axis_types=types)
+    within, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+    return Mesh(create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True), names, axis_types=types)
 
 
 def spec(axes: Axes, shape: Sequence[int], mesh_shape: dict[str, int]) -> PartitionSpec:
