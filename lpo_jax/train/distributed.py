@@ -38,3 +38,6 @@ def initialize() -> None:
     except ValueError as error:
         if "coordinator_address" not in str(error):  # what JAX says when it finds no cluster
             raise
+    except RuntimeError as error:
+        if "must be called before" not in str(error):  # a process that has computed something, e.g. a notebook's, goes alone
+            raise
