@@ -4,12 +4,18 @@ CONFIG ?= configs/tiny_cpu.yaml
 RUN ?= runs/tiny_cpu
 ARGS ?=
 BIN := .venv/bin
+LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m launch
+# Settings of the launchers, all explained by `python -m launch.tpu --help`; $(call on,SPOT,--spot) is the option unless SPOT is empty or 0.
+on = $(if $(filter-out 0 no false,$($(1))),$(2))
+with = $(if $($(1)),$(2)=$($(1)))
+CLOUD = $(call with,TPU,--tpu) $(call with,JOB,--name) $(call with,RESTARTS,--restarts) $(call on,SPOT,--spot) $(call on,SKIP_PLAN,--skip-plan) \
+	$(call on,DRY_RUN,--dry-run) $(if $(filter always,$(DELETE)),--delete=always,$(call on,DELETE,--delete=success))
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-tpu plan test test-slow lint clean
+.PHONY: help train train-tpu train-tpu-down train-gke train-gke-down train-slurm train-local-multihost plan test test-slow lint clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lpo-jax needs Python 3.11 or newer; set PYTHON=...")'
@@ -29,9 +35,32 @@ $(RUN)_data/manifest.json: .venv/installed data_pipeline/seed/pairs.jsonl
 train: $(RUN)_data/manifest.json ## the main job on the embedded default: build, SFT, LPO, report (CPU, minutes)
 	$(BIN)/lpo train $(CONFIG) $(ARGS)
 
-train-tpu: .venv/installed ## the same job on the TPU host this runs on; CONFIG=... ARGS="key=value ..."
+# The TPU's own library, and its compiler, which `lpo plan` runs anywhere.
+.venv/installed-tpu: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[tpu]'
-	$(BIN)/lpo train $(CONFIG) $(ARGS)
+	touch $@
+
+train-tpu: $(if $(call on,SKIP_PLAN,1),.venv/installed,.venv/installed-tpu) ## the same job on a Cloud TPU, all of it from a laptop: TPU=v5e:4x4 SPOT=1 DELETE=1 DRY_RUN=1 ...; on a TPU host it just runs
+	$(LAUNCH).tpu $(CLOUD) $(call on,QUEUED,--queued) $(call with,WAIT_MIN,--wait-min) $(CONFIG) $(ARGS)
+
+train-tpu-down: .venv/installed ## delete that TPU: CONFIG=... or JOB=...
+	$(LAUNCH).tpu --down $(CLOUD) $(CONFIG)
+
+train-gke: $(if $(call on,SKIP_PLAN,1),.venv/installed,.venv/installed-tpu) ## the same job on a GKE cluster, as a JobSet (XPK=1: made by XPK); launch/README.md has them all
+	$(LAUNCH).gke $(CLOUD) $(call on,XPK,--xpk) $(CONFIG) $(ARGS)
+
+train-gke-down: .venv/installed ## delete that JobSet: CONFIG=... or JOB=...
+	$(LAUNCH).gke --down $(CLOUD) $(call on,XPK,--xpk) $(CONFIG)
+
+train-slurm: .venv/installed ## the same job on SLURM, from a login node: NODES=2 GPUS=8 CONFIG=... ARGS="key=value ..."
+	$(if $(GPUS),$(BIN)/pip install --quiet --editable '.[cuda]')
+	$(LAUNCH).slurm $(call with,NODES,--nodes) $(call with,GPUS,--gpus) $(call with,JOB,--name) $(call with,RESTARTS,--restarts) $(call on,DRY_RUN,--dry-run) $(CONFIG) $(ARGS)
+
+# Eight devices want eight rows a step; the default has one.
+REHEARSAL = $(if $(filter configs/tiny_cpu.yaml,$(CONFIG)),run_dir=$(RUN)_multihost stages.sft.batch_rows=8 stages.lpo.batch_rows=8 eval_rows=8)
+
+train-local-multihost: $(RUN)_data/manifest.json ## the main job in two processes of four fake devices, as two hosts would
+	$(LAUNCH).local $(call on,DRY_RUN,--dry-run) $(CONFIG) $(REHEARSAL) $(ARGS)
 
 plan: .venv/installed-dev ## compile every config of configs/pods/ for its TPU slice (no TPU needed; minutes each) and write docs/plans.md
 	$(BIN)/lpo plan configs/pods/*.yaml --table docs/plans.md $(ARGS)
@@ -42,10 +71,11 @@ test: .venv/installed-dev ## the default test suite
 test-slow: .venv/installed-dev ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-lint: .venv/installed-dev ## ruff and mypy
+lint: .venv/installed-dev ## ruff, mypy and shellcheck
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck launch/*.sh launch/*.sbatch .ci/run
 
 clean: ## remove the virtual environment and caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

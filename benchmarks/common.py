@@ -15,7 +15,7 @@ from data_pipeline import pairs as pair_files
 from data_pipeline import tokenizer, trees
 from data_pipeline.encode import MaskOptions, UnusableError, encode
 from data_pipeline.pairs import Pair
-from data_pipeline.template import render
+from data_pipeline.template import Text, render
 from data_pipeline.trees import Encoded, Tree
 from lpo_jax.batch import TreeBatch
 
@@ -40,19 +40,24 @@ def load_tokenizer(name: str | None) -> tokenizer.Tokenizer:
 
 
 def load_pairs(files: Sequence[str | Path], tok: tokenizer.Tokenizer, masks: MaskOptions | None = None) -> list[Encoded]:
-    """Token ids and masks of every usable pair, in a fixed random order.
+    """Token ids and masks of every usable pair, in a fixed random order."""
+    return [encoded for _, encoded in load_texts(files, tok, masks)]
 
-    Pairs that come without reasoning (SVEN, SafeCoder) borrow a shipped pair's, of their own CWE where there is one: its text is about
-    other code, but as long as the reasoning that training sees.
+
+def load_texts(files: Sequence[str | Path], tok: tokenizer.Tokenizer, masks: MaskOptions | None = None) -> list[tuple[Text, Encoded]]:
+    """`load_pairs`, each pair with its text in front.
+
+    Pairs that come without reasoning (SafeCoder) or instruction (SVEN) borrow a shipped pair's, of their own CWE where there is one: its text
+    is about other code, but as long as what training sees.
     """
     shipped = _read([SEED_PAIRS])
     found = []
     for number, pair in enumerate(_read(files)):
-        if not pair.reasoning and pair.instruction:
-            own = [p for p in shipped if p.cwe == pair.cwe] or shipped
-            pair = Pair(**vars(pair) | {"reasoning": own[number % len(own)].reasoning})
+        own = [p for p in shipped if p.cwe == pair.cwe] or shipped
+        lender = own[number % len(own)]
+        pair = Pair(**vars(pair) | {key: getattr(pair, key) or getattr(lender, key) for key in ("instruction", "reasoning")})
         try:
-            found.append(encode(pair, tok, masks or MaskOptions()))
+            found.append((render(pair), encode(pair, tok, masks or MaskOptions())))
         except UnusableError:
             continue
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
@@ -98,13 +103,15 @@ def pack(planted: Sequence[Tree], row_tokens: int) -> TreeBatch:
     """All of them in one batch of packed rows."""
     rows = [trees.join([planted[i] for i in row]) for row in trees.pack([len(t.tokens) for t in planted], row_tokens)]
     widest = max(len(row["source"]) for row in rows)
-    return TreeBatch(**trees.pad(rows, row_tokens, -(-widest // 64) * 64, max(len(row["chosen_len"]) for row in rows)))
+    return TreeBatch(**trees.pad(rows, row_tokens, -(-widest // 64) * 64, max(len(row["chosen_len"]) for row in rows)))  # type: ignore[arg-type]
 
 
-def interleave(ways: dict[str, Callable[[], Any]], repeats: int, say: Callable[[str], None] = print) -> dict[str, list[float]]:
-    """Seconds of each way, after one warm-up each, taken in turn (A B C A B C ...) so that a drift of the machine hits all alike."""
+def interleave(
+    ways: dict[str, Callable[[], Any]], repeats: int, say: Callable[[str], None] = print, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each way, after a warm-up of each, taken in turn (A B C A B C ...) so that a drift of the machine hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
+    for turn in range(0 if warm_up else 1, repeats + 1):
         for name, run in ways.items():
             start = time.perf_counter()
             run()

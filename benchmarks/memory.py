@@ -4,8 +4,12 @@ Needs libtpu and no TPU. Both programs are compiled for the same pairs, full fin
 """
 
 import argparse
+import math
+import re
 import sys
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,13 +36,15 @@ def main(argv: list[str] | None = None) -> int:
     found = compare(args.data, args.tokenizer, args.topology)
     for name in ("tree", "padded"):
         print(f"{name:8} {found[name]['temporaries'] / plan.GIB:7.2f} GiB a chip beside the state, rows {found[name]['rows']}")
-    print(f"tree over padded {found['tree_over_padded']:.2f}")
+    print(
+        f"tree over padded {found['tree_over_padded']:.2f}; the tree step's largest array of logits has {found['largest_logits']:,} elements"
+    )
     common.write_json(args.json, found)
     return 0
 
 
 def compare(data: list[Any], tokenizer: str | None, topology: str) -> dict[str, Any]:
-    """Temporaries of both steps for as many pairs as fill one row a chip, and the largest arrays that the tree step holds."""
+    """Temporaries of both steps for as many pairs as fill one row a chip, and the largest array with a vocabulary in the tree's."""
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1), plan.topology_devices(topology))
     usable = [p for p in common.load_pairs(data, common.load_tokenizer(tokenizer)) if max(len(p.chosen), len(p.rejected)) <= ROW_TOKENS]
     usable = [p for p in usable if len(plant(p).tokens) <= ROW_TOKENS]
@@ -49,18 +55,40 @@ def compare(data: list[Any], tokenizer: str | None, topology: str) -> dict[str, 
     row = plan.RowShape(ROW_TOKENS, scored, max(map(len, packed)), len(members) / len(packed))
     model = Model(LLAMA_8B, "bfloat16", "float32", "block")
     stage = StageConfig(step.LPO, step.OPTIM, batch_rows=len(packed), steps=1)
-    tree = plan.compile_step(model, stage, row, mesh)
+    with tempfile.TemporaryDirectory() as dump:
+        tree = plan.compile_step(model, stage, row, mesh, dump)
+        (program,) = Path(dump).glob("*after_optimizations.txt")
+        logits = largest_logits(program.read_text(), mesh.size)
 
     longest = max(max(len(usable[i].chosen), len(usable[i].rejected)) for i in members)
     sequences = -(-2 * len(members) // mesh.size) * mesh.size
     padded = compile_padded(model, mesh, sequences, -(-longest // 128) * 128)
-    temporaries = {name: program.memory_analysis().temp_size_in_bytes for name, program in (("tree", tree), ("padded", padded))}
+    temporaries = {name: temporary_bytes(program) for name, program in (("tree", tree), ("padded", padded))}
     return {
         "tree": {"temporaries": temporaries["tree"], "rows": [len(packed), ROW_TOKENS]},
         "padded": {"temporaries": temporaries["padded"], "rows": [sequences, -(-longest // 128) * 128]},
         "pairs": len(members),
+        "largest_logits": logits,
         "tree_over_padded": temporaries["tree"] / temporaries["padded"],
     }
+
+
+def temporary_bytes(program: jax.stages.Compiled) -> int:
+    memory = program.memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
+
+
+def largest_logits(program: str, parts: int) -> int:
+    """Elements of the largest array in a compiled program with a dimension of the vocabulary, whole or cut, but for head and embedding."""
+    V, D = LLAMA_8B.vocab_size, LLAMA_8B.d_model
+    sizes = {0}
+    for shape in set(re.findall(r"(?:f32|bf16)\[([\d,]+)\]", program)):
+        dims = [int(d) for d in shape.split(",") if d != "1"]
+        weights = sorted(dims) in (sorted((V // a, D // b)) for a in (1, parts) for b in (1, parts)) or math.prod(dims) == V * D // parts
+        if {V, V // parts} & set(dims) and not weights:
+            sizes.add(math.prod(dims))
+    return max(sizes)
 
 
 def compile_padded(model: Model, mesh: Any, sequences: int, length: int) -> Any:

@@ -8,6 +8,9 @@
   sft          our step on the chosen sides alone, objective sft: what the tree is compared with from below
 
 Every way makes one AdamW step on the same pairs. First the losses and gradient norms are held against one another.
+
+Model FLOPs count what the tree needs, each multiplication and addition: 6 for every weight of a layer and tree token, 6 D V for every scored
+token, 12 N H for every layer and pair of tokens of which one sees the other. MFU is their rate over the chip's peak.
 """
 
 import argparse
@@ -32,10 +35,12 @@ from lpo_jax.objectives import OBJECTIVES
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
 
-LPO = ObjectiveConfig("lpo", "clean", beta=10.0, gamma=5.4, alpha=1.0)
-REFERENCE = ObjectiveConfig("lpo", "reference", beta=10.0, gamma=5.4, alpha=1.0)
+BETA, GAMMA = 10.0, 5.4  # the authors'
+LPO = ObjectiveConfig("lpo", "clean", beta=BETA, gamma=GAMMA, alpha=1.0)
+REFERENCE = ObjectiveConfig("lpo", "reference", beta=BETA, gamma=GAMMA, alpha=1.0)
 SFT = ObjectiveConfig("sft")
 OPTIM = OptimConfig(lr=1e-5)
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12}  # dense bfloat16
 MICROBATCH = 4  # pairs whose full logits exist at the same time in the padded ways
 
 
@@ -46,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=1024, help="longest sequence that is used (default: 1024)")
     parser.add_argument("--d-model", type=int, default=512, help="width; head dim 64, MLP 2.75 times as wide (default: 512)")
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the matrix products (default: float32)")
     parser.add_argument("--repeats", type=int, default=3, help="turns that count, after a warm-up (default: 3)")
     parser.add_argument("--ways", nargs="+", default=["tree", "packed", "packed, lean", "padded", "torch", "sft"])
     args = parser.parse_args(argv)
@@ -56,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     vocab = -(-tok.backend.get_vocab_size() // 1024) * 1024
     heads = args.d_model // 64
     config = ModelConfig("llama", vocab, args.d_model, args.layers, heads, heads, 64, args.d_model * 11 // 4, max_positions=args.max_tokens)
-    model, mesh = Model(config), make_mesh(MeshConfig())
+    model, mesh = Model(config, args.dtype), make_mesh(MeshConfig())
     params = model.init(jax.random.key(0))
     print(f"{len(pairs)} pairs, {config.n_layers} layers of {config.d_model}, vocabulary {vocab}, {jax.devices()[0].device_kind}")
 
@@ -76,7 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"  {'padded':13} {padded.tokens.size:7} tokens")
 
     with jax.set_mesh(mesh):
-        check(model, params, batches, padded, pairs)
+        if args.dtype == "float32":
+            check(model, params, batches, padded, pairs)
         ways: dict[str, Callable[[], Any]] = {}
         for name, objective in (("tree", LPO), ("packed", LPO), ("packed, lean", LPO), ("sft", SFT)):
             ways[name] = own_step(model, params, batches[name], objective, mesh)
@@ -89,7 +96,14 @@ def main(argv: list[str] | None = None) -> int:
     if "sft" in rows:
         ratios["tree_over_sft"] = 1 / rows["sft"]["ratio"]
     print("\n" + "\n".join(f"{name:24} {ratio:6.2f}" for name, ratio in ratios.items()))
-    common.write_json(args.json, {"ratios": ratios, "rows": rows, "tokens": tokens, "model": vars(config) | {"rope_scaling": None}})
+    rate = model_flops(config, batches["tree"]) / rows["tree"]["median_s"]
+    kind = jax.devices()[0].device_kind
+    peak = next((peak for name, peak in PEAKS.items() if name in kind), None)
+    mfu = None if peak is None else rate / (peak * jax.device_count())
+    print(f"{'tree, model FLOP/s':24} {rate:.3g}" + ("" if mfu is None else f", MFU {mfu:.1%} of {peak:.3g}"))
+    common.write_json(
+        args.json, {"ratios": ratios, "rows": rows, "tokens": tokens, "model_flops_per_s": rate, "mfu": mfu, "model": vars(config)}
+    )
     return 0
 
 
@@ -98,6 +112,19 @@ def fullest(trees: list[Tree]) -> TreeBatch:
     sizes = [len(t.tokens) for t in trees]
     lengths = range(-(-max(sizes) // 64) * 64, 2 * max(sizes) + 64, 64)
     return common.pack(trees, min(lengths, key=lambda length: len(pack(sizes, length)) * length))
+
+
+def model_flops(c: ModelConfig, batch: TreeBatch) -> int:
+    """Of one training step, as the module's docstring counts them; padding is no use."""
+    index = np.arange(batch.tokens.shape[1])
+    ends, positions = np.asarray(batch.subtree_end), np.asarray(batch.positions)
+    real = (positions > 0) | (ends > index + 1)
+    seen = int(np.where(real, positions + 1, 0).sum())  # a token at position p sees p ancestors and itself
+    layer = c.d_model * c.head_dim * (2 * c.n_heads + 2 * c.n_kv_heads) + (3 if c.gated_mlp else 2) * c.d_model * c.d_mlp
+    scored = int((np.asarray(batch.pair) >= 0).sum())
+    return (
+        6 * c.n_layers * layer * int(real.sum()) + 6 * c.d_model * c.vocab_size * scored + 12 * c.n_layers * c.n_heads * c.head_dim * seen
+    )
 
 
 class Padded:
@@ -144,10 +171,10 @@ def padded_loss(model: Model, params: Params, tokens: jax.Array, answer: jax.Arr
         jnp.where(has_chosen, chosen, jax.lax.stop_gradient(rejected)),
         jnp.where(has_rejected, rejected, jax.lax.stop_gradient(chosen)),
     )
-    prefer = jax.nn.softplus(-(LPO.beta * (chosen - rejected) - LPO.gamma))
+    prefer = jax.nn.softplus(-(BETA * (chosen - rejected) - GAMMA))
     imitate = jnp.split(mean(logps, answer & ~changed), 2)[0]
     real = jnp.split(answer.any(-1), 2)[0]
-    return jnp.where(real, prefer - LPO.alpha * imitate, 0).sum()
+    return jnp.where(real, prefer - imitate, 0).sum()
 
 
 def mean(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -204,7 +231,7 @@ def torch_loss(network: Any, padded: Padded, m: int) -> Any:
     chosen, rejected = ((weight * logps).sum(1) / weight.sum(1).clamp(min=1e-30)).chunk(2)
     rest = (keep & ~changed[:, 1:]).float()
     imitate = ((rest * logps).sum(1) / rest.sum(1).clamp(min=1)).chunk(2)[0]
-    prefer = torch.nn.functional.softplus(-(REFERENCE.beta * (chosen - rejected) - REFERENCE.gamma))
+    prefer = torch.nn.functional.softplus(-(BETA * (chosen - rejected) - GAMMA))
     return torch.where(keep.any(1).chunk(2)[0], prefer - imitate, 0.0).sum()
 
 

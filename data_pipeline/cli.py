@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--tokenizer", help="tokenizer.json, a directory that holds one, or a hub id")
     which.add_argument("--train-tokenizer", type=int, metavar="SIZE", help="train a byte-level BPE of SIZE entries on the inputs")
     build.add_argument("--row-tokens", type=int, default=2048, help="tokens in a packed row; longer pairs are dropped (default: 2048)")
-    build.add_argument("--masks", choices=("clean", "reference", "spans"), default="clean", help="how changed tokens are found: an integer diff of the code (clean), the LPO authors' ndiff over at most 512 tokens (reference), recorded character spans (spans)")  # fmt: skip
+    build.add_argument("--masks", choices=("clean", "lcs", "reference", "spans"), default="clean", help="how changed tokens are found: a diff of the code's tokens by longest common blocks (clean) or by longest common subsequence, which marks the fewest (lcs), the LPO authors' ndiff over at most 512 tokens (reference), recorded character spans (spans)")  # fmt: skip
     build.add_argument("--hole", type=int, default=1, help="fill runs of up to so many unchanged tokens between changed ones (default: 1)")
     build.add_argument("--untrimmed", action="store_true", help="keep and score the whole rejected branch: simpo and lpo's reference mode need it")  # fmt: skip
     build.add_argument("--score-prompt", action="store_true", help="score the prompt's tokens too, for sft on everything")

@@ -16,7 +16,7 @@ from data_pipeline.trees import Encoded
 class MaskOptions:
     """How m+ and m- are made (see `data_pipeline.masks`)."""
 
-    mode: Literal["clean", "reference", "spans"] = "clean"
+    mode: Literal["clean", "lcs", "reference", "spans"] = "clean"
     hole: int = 1  # longest run of unchanged tokens between changed ones that is filled
     max_length: int = 512  # reference only: the authors' limits in tokens, for a whole sequence ...
     max_prompt_length: int = 128  # ... and for the prompt of a sequence that exceeds it
@@ -42,7 +42,7 @@ def encode(pair: Pair, tokenizer: Tokenizer, options: MaskOptions) -> Encoded:
     answer_start = min(chosen.answer_start, rejected.answer_start)
     if options.mode == "reference":
         answer_start = _truncate(chosen, rejected, answer_start, options)
-        m_minus, m_plus = masks.reference(rejected.ids.tolist(), chosen.ids.tolist(), options.hole)
+        m_minus, m_plus = masks.reference(rejected.ids, chosen.ids, options.hole)
         m_minus[:answer_start] = m_plus[:answer_start] = False
     else:
         if np.array_equal(chosen.ids, rejected.ids):
@@ -86,8 +86,9 @@ class _Side:
 
 
 def _code_masks(pair: Pair, text: Text, rejected: _Side, chosen: _Side, options: MaskOptions) -> masks.Masks:
-    if options.mode == "clean":
-        return masks.clean(rejected.ids[rejected.code].tolist(), chosen.ids[chosen.code].tolist(), options.hole)
+    if options.mode != "spans":
+        mark = masks.clean if options.mode == "clean" else masks.lcs
+        return mark(rejected.ids[rejected.code], chosen.ids[chosen.code], options.hole)
     if pair.rejected_spans is None or pair.chosen_spans is None:
         changes = masks.changed_spans(pair.rejected, pair.chosen)
     else:

@@ -105,8 +105,11 @@ def _train(args: argparse.Namespace) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
-    if _on_tpu_pod():
-        jax.distributed.initialize()
+    from lpo_jax.train import distributed
+
+    distributed.initialize()
+    if jax.process_index() > 0:
+        logging.getLogger().setLevel(logging.ERROR)  # process 0 speaks for all
     from data_pipeline.feed import Feed
     from lpo_jax.train.loop import train
 
@@ -178,11 +181,6 @@ def _check_tokenizer(config: RunConfig, data: "Feed") -> Callable[[int], str]:
             f"rebuild it with `lpo-data build ... --tokenizer {name}`, or correct data.tokenizer"
         )
     return lru_cache(lambda token: tok.backend.decode([token], skip_special_tokens=False))
-
-
-def _on_tpu_pod() -> bool:
-    """Several hosts share a TPU slice; libtpu's environment names them."""
-    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def _print_summary(summary: dict[str, dict[str, float]], run_dir: Path) -> None:

@@ -320,13 +320,13 @@ def trace_step(model: Model, stage: StageConfig, row: RowShape, mesh: Mesh) -> j
         return step.trace(*arguments)  # type: ignore[attr-defined]
 
 
-def compile_step(model: Model, stage: StageConfig, row: RowShape, mesh: Mesh) -> jax.stages.Compiled:
-    """Compile the train step for the mesh's devices, which may be a topology's.
+def compile_step(model: Model, stage: StageConfig, row: RowShape, mesh: Mesh, dump: str | None = None) -> jax.stages.Compiled:
+    """Compile the train step for the mesh's devices, which may be a topology's; `dump` is a directory for the compiler's reports.
 
     Raises:
       jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED with the compiler's own figures, where it doesn't fit.
     """
-    return _compile(trace_step(model, stage, row, mesh), mesh, None)
+    return _compile(trace_step(model, stage, row, mesh), mesh, dump)
 
 
 def _compile(traced: jax.stages.Traced, mesh: Mesh, dump: str | None) -> jax.stages.Compiled:

@@ -27,6 +27,17 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_ids(shared_data: Path) -> list[tuple[list[int], list[int]]]:
+    """The two sides, rejected first, of real pairs as CodeLlama's tokens: 375 pairs of 10 to 2,800 tokens a side."""
+    from data_pipeline import pairs, tokenizer
+
+    encode = tokenizer.load(shared_data / "tokenizers" / "codellama").backend.encode
+    files = shared_data / "sven" / "train.python.jsonl", shared_data / "safecoder" / "sec-new-desc.val.jsonl"
+    found = [pair for file in files for pair in pairs.read(file, pairs.Drops())]
+    return [(encode(pair.rejected).ids, encode(pair.chosen).ids) for pair in found]
+
+
+@pytest.fixture(scope="session")
 def seed_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The seed pairs with short texts as shard sets, trimmed and untrimmed, with one tokenizer of 512 entries."""
     from data_pipeline import pairs

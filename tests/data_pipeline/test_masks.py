@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.masks import ndiff_masks
 from data_pipeline import masks
 
 PREFIX = [*range(10000, 10185), 20000, 7, 8, 20001, 7, 8, 20002, 7, 8]
@@ -41,18 +42,6 @@ def ids(text):
     return [int(t) for t in text.split()]
 
 
-def ndiff_masks(rejected, chosen, hole):
-    """The authors' walk over difflib.ndiff's output."""
-    m, i = {"- ": [0] * len(rejected), "+ ": [0] * len(chosen)}, {"- ": 0, "+ ": 0}
-    for line in difflib.ndiff([str(t) for t in rejected], [str(t) for t in chosen], None, None):
-        kind = line[:2]
-        if kind in m:
-            m[kind][i[kind]] = 1
-        for side in {"- ": ["- "], "+ ": ["+ "], "  ": ["- ", "+ "], "? ": []}[kind]:
-            i[side] += 1
-    return tuple(masks.fill_holes(np.array(side, bool), hole) for side in m.values())
-
-
 def edited_pair(rng, length, vocabulary, edits):
     chosen = [rng.randrange(vocabulary) for _ in range(length)]
     rejected = list(chosen)
@@ -62,7 +51,7 @@ def edited_pair(rng, length, vocabulary, edits):
     return rejected, chosen
 
 
-@pytest.mark.parametrize("mode", [masks.clean, masks.reference])
+@pytest.mark.parametrize("mode", [masks.clean, masks.reference, masks.lcs])
 @pytest.mark.parametrize("name", VECTORS)
 def test_vectors(mode, name):
     rejected, chosen, minus, plus, *unfilled = VECTORS[name]
@@ -79,27 +68,92 @@ def test_m16_autojunk(prefix, reference, clean):
         assert not any(m[: len(prefix)].any() or m[-2:].any() for m in found)
 
 
-@pytest.mark.skipif(not DIFFLIB_IS_PINNED, reason="this Python's ndiff is another algorithm; ours is pinned to CPython 3.10-3.13")
-@pytest.mark.parametrize("vocabulary", [5, 30, 2000])
+def blocks_masks(rejected, chosen):
+    """What difflib's plain matcher leaves unmatched."""
+    found = np.ones(len(rejected), bool), np.ones(len(chosen), bool)
+    for i, j, size in difflib.SequenceMatcher(None, rejected, chosen, autojunk=False).get_matching_blocks():
+        found[0][i : i + size] = found[1][j : j + size] = False
+    return found
+
+
+def table_masks(rejected, chosen):
+    """The rule of `masks.lcs`, on the table of all lengths."""
+    found = np.ones(len(rejected), bool), np.ones(len(chosen), bool)
+    start, shorter = 0, min(len(rejected), len(chosen))
+    while start < shorter and rejected[start] == chosen[start]:
+        found[0][start] = found[1][start] = False
+        start += 1
+    i, j = len(rejected), len(chosen)
+    while min(i, j) > start and rejected[i - 1] == chosen[j - 1]:
+        i, j = i - 1, j - 1
+        found[0][i] = found[1][j] = False
+    length = lcs_lengths(rejected[start:i], chosen[start:j])
+    i, j = i - start, j - start
+    while length[i, j]:
+        while length[i - 1, j] == length[i, j]:
+            i -= 1
+        while length[i, j - 1] == length[i, j]:
+            j -= 1
+        i, j = i - 1, j - 1
+        found[0][start + i] = found[1][start + j] = False
+    return found
+
+
+def lcs_lengths(a, b):
+    length = np.zeros((len(a) + 1, len(b) + 1), int)
+    for i in range(len(a)):
+        for j in range(len(b)):
+            length[i + 1, j + 1] = length[i, j] + 1 if a[i] == b[j] else max(length[i, j + 1], length[i + 1, j])
+    return length
+
+
+def assert_equal(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 5, 30, 2000])
 @pytest.mark.parametrize("length", [8, 60, 260])
-def test_reference_is_ndiff(length, vocabulary):
+def test_clean_is_difflib_and_reference_is_ndiff(length, vocabulary):
     rng = random.Random(length * vocabulary)
-    for _ in range(20):
+    for _ in range(12):
         rejected, chosen = edited_pair(rng, length, vocabulary, rng.randrange(1, 10))
-        for ours, theirs in zip(masks.reference(rejected, chosen), ndiff_masks(rejected, chosen, 1), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        assert_equal(masks.clean(rejected, chosen, hole=0), blocks_masks(rejected, chosen))
+        if DIFFLIB_IS_PINNED and (length < 200 or vocabulary >= 30):  # ndiff takes minutes where every id is frequent
+            assert_equal(masks.reference(rejected, chosen), ndiff_masks(np.array(rejected, np.int32), np.array(chosen, np.int32)))
 
 
+def test_real_pairs_get_the_masks_of_difflib_and_ndiff(real_ids):
+    for rejected, chosen in real_ids:
+        if max(len(rejected), len(chosen)) <= 1000:  # difflib itself takes seconds for the longest
+            assert_equal(masks.clean(rejected, chosen, hole=0), blocks_masks(rejected, chosen))
+        cut = np.array(rejected[:512], np.int32), np.array(chosen[:512], np.int32)
+        if DIFFLIB_IS_PINNED:
+            assert_equal(masks.reference(*cut), ndiff_masks(*cut))
+
+
+@pytest.mark.skipif(not DIFFLIB_IS_PINNED, reason="this Python's ndiff is another algorithm; ours is pinned to CPython 3.10-3.13")
 def test_reference_is_ndiff_on_alike_spellings():
     """Blocks where ids look alike *and* occur on both sides: ndiff's inner alignment decides."""
     rng = random.Random(0)
-    for _ in range(60):
+    for _ in range(200):
         common = list(range(300, 300 + 210))
-        block = [[rng.choice([5012, 5013, 5021, 7, 8, 4000]) for _ in range(rng.randrange(1, 9))] for _ in range(2)]
-        rejected, chosen = ([7, 8] * 3 + common + side + [9001] for side in block)
-        if DIFFLIB_IS_PINNED:
-            for ours, theirs in zip(masks.reference(rejected, chosen), ndiff_masks(rejected, chosen, 1), strict=True):
-                np.testing.assert_array_equal(ours, theirs)
+        block = [[rng.choice([5012, 5013, 5021, 7, 8, 4000, 0, 77]) for _ in range(rng.randrange(1, 9))] for _ in range(2)]
+        rejected, chosen = (np.array([7, 8] * 3 + common + side + [9001], np.int32) for side in block)
+        assert_equal(masks.reference(rejected, chosen), ndiff_masks(rejected, chosen))
+
+
+@pytest.mark.parametrize("vocabulary", [2, 7, 300])
+@pytest.mark.parametrize("length", [10, 63, 64, 65, 140])
+def test_lcs_is_the_shortest_diff_and_keeps_its_rule(length, vocabulary):
+    rng = random.Random(length * vocabulary)
+    for turn in range(6):
+        rejected, chosen = edited_pair(rng, length, vocabulary, rng.randrange(1, 9))
+        if turn < 2:
+            rejected = [rng.randrange(vocabulary) for _ in range(length)]
+        found = masks.lcs(rejected, chosen, hole=0)
+        assert sum(m.sum() for m in found) == len(rejected) + len(chosen) - 2 * lcs_lengths(rejected, chosen)[-1, -1]
+        assert_equal(found, table_masks(rejected, chosen))
 
 
 sequences = st.lists(st.integers(0, 12), max_size=25)
@@ -108,7 +162,7 @@ sequences = st.lists(st.integers(0, 12), max_size=25)
 @given(sequences, sequences)
 @settings(deadline=None)
 def test_invariants(rejected, chosen):
-    for mode in (masks.clean, masks.reference):
+    for mode in (masks.clean, masks.reference, masks.lcs):
         bare = mode(rejected, chosen, hole=0)
         filled = mode(rejected, chosen)
         assert [len(m) for m in filled] == [len(rejected), len(chosen)]  # I1
@@ -117,18 +171,26 @@ def test_invariants(rejected, chosen):
         ]  # I3
         assert all((f | ~b).all() for f, b in zip(filled, bare, strict=True))  # I4, token by token
         assert not any(m.any() for m in mode(chosen, chosen))  # I2
-    for a, b in zip(masks.clean(rejected, chosen), masks.reference(rejected, chosen), strict=True):
-        np.testing.assert_array_equal(a, b)  # I6: below 200 ids the two agree
+    assert_equal(masks.clean(rejected, chosen), masks.reference(rejected, chosen))  # I6: below 200 ids the two agree
+    assert_equal(masks.clean(rejected, chosen, hole=0), blocks_masks(rejected, chosen))
+    assert_equal(masks.lcs(rejected, chosen, hole=0), table_masks(rejected, chosen))
 
 
 @given(sequences, sequences, st.permutations(range(13)))
 @settings(deadline=None)
-def test_clean_masks_do_not_depend_on_the_ids_spelling(rejected, chosen, renamed):  # I13
-    for a, b in zip(masks.clean(rejected, chosen), masks.clean([renamed[t] for t in rejected], [renamed[t] for t in chosen]), strict=True):
-        np.testing.assert_array_equal(a, b)
+def test_masks_do_not_depend_on_the_ids_spelling(rejected, chosen, renamed):  # I13
+    for mode in (masks.clean, masks.lcs):
+        assert_equal(mode(rejected, chosen), mode([renamed[t] for t in rejected], [renamed[t] for t in chosen]))
+
+
+@pytest.mark.parametrize("mode", [masks.clean, masks.lcs, masks.reference])
+def test_ids_may_be_as_large_as_int32(mode):
+    largest = 2**31 - 1
+    assert_equal(mode([largest, 1, largest - 1], [largest, largest - 1]), (np.array([False, True, False]), np.array([False, False])))
 
 
 @given(st.lists(st.booleans(), max_size=30), st.integers(0, 4))
+@settings(deadline=None)
 def test_fill_holes(mask, hole):
     filled = masks.fill_holes(np.array(mask, bool), hole)
     text, expected = bits(mask), list(bits(mask))
@@ -144,8 +206,9 @@ def test_unique_common_prefix_stays_unmarked():  # I5
     for _ in range(50):
         rejected, chosen = edited_pair(rng, 40, 20, 4)
         prefix = list(range(1000, 1030))
-        for m in masks.clean(prefix + rejected, prefix + chosen):
-            assert not m[:30].any()
+        for mode in (masks.clean, masks.lcs):
+            for m in mode(prefix + rejected, prefix + chosen):
+                assert not m[:30].any()
 
 
 def test_spans_mark_every_token_they_touch():

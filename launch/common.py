@@ -1,0 +1,272 @@
+"""What the launchers share: commands run or only shown, checks that come first, the tree that travels, the plan."""
+
+import argparse
+import getpass
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from lpo_jax.config import ConfigError, RunConfig, load, to_dict
+
+T = TypeVar("T")
+REPO = Path(__file__).resolve().parent.parent
+PREEMPTED = 75  # lpo train was told to stop, has saved, and goes on when started again (EX_TEMPFAIL)
+NEVER_SENT = [":(exclude,glob)**/.env*", ":(exclude,glob)**/*.pem", ":(exclude,glob)**/*.key", ":(exclude,glob)**/id_rsa*"]
+INPUTS = [("data", "path"), ("data", "tokenizer"), ("model", "path"), ("model", "adapter"), ("model", "shape")]
+TAIL = 2**18  # bytes of a stream's end that are kept
+
+
+class LaunchError(RuntimeError):
+    """What stands in the way, and what to do about it."""
+
+
+def say(text: str) -> None:
+    print(f"==> {text}", flush=True)
+
+
+@dataclass
+class Shell:
+    """Runs commands, each shown first; with `dry_run` it only shows them and takes the answer that is given as `pretend`."""
+
+    dry_run: bool = False
+
+    def run(self, command: Sequence[str], *, stdin: str | None = None) -> None:
+        """Run to the end, output to the terminal.
+
+        Raises:
+          LaunchError: it failed.
+        """
+        self._show(command)
+        if not self.dry_run:
+            # No terminal for the command: a tool that asks a question fails at once and doesn't wait for an answer nobody gives.
+            done = subprocess.run(command, **({"input": stdin, "text": True} if stdin is not None else {"stdin": subprocess.DEVNULL}))
+            if done.returncode:
+                raise LaunchError(f"{command[0]} failed with exit code {done.returncode}")
+
+    def ask(self, command: Sequence[str], *, pretend: str = "", quiet: bool = False) -> subprocess.CompletedProcess[str]:
+        """Run and return what it printed; a failure is the caller's to judge. `quiet` doesn't show the command (polling)."""
+        if not quiet or self.dry_run:
+            self._show(command)
+        if self.dry_run:
+            return subprocess.CompletedProcess(command, 0, pretend, "")
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+    def stream(self, command: Sequence[str], *, pretend: str = "") -> subprocess.CompletedProcess[str]:
+        """Run, show its output (and errors) as it comes, and return the end of it; a failure is the caller's to judge."""
+        self._show(command)
+        if self.dry_run:
+            return subprocess.CompletedProcess(command, 0, pretend)
+        tail = b""
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            assert process.stdout is not None
+            while chunk := os.read(process.stdout.fileno(), 65536):
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
+                tail = (tail + chunk)[-TAIL:]
+        return subprocess.CompletedProcess(command, process.returncode, tail.decode(errors="replace"))
+
+    def become(self, command: Sequence[str]) -> None:
+        """Run instead of this process: signals are the command's, and so is the exit code."""
+        self._show(command)
+        if not self.dry_run:
+            os.execvp(command[0], list(command))
+
+    def sleep(self, seconds: float) -> None:
+        if not self.dry_run:
+            time.sleep(seconds)
+
+    def _show(self, command: Sequence[str]) -> None:
+        print(f"+ {shlex.join(command)}", flush=True)
+
+
+@dataclass
+class Checks:
+    """Collects all that is missing, so that it is said once."""
+
+    dry_run: bool
+    missing: list[str] = field(default_factory=list)
+
+    def variable(self, name: str, what: str) -> str:
+        """An environment variable's value; in a dry run a missing one is shown as itself."""
+        value = os.environ.get(name, "")
+        if not value:
+            self.missing.append(f"{name}: {what}")
+        return value or f"${name}"
+
+    def program(self, name: str, source: str) -> None:
+        if shutil.which(name) is None:
+            self.missing.append(f"the program {name}: {source}")
+
+    def finish(self) -> None:
+        """Raise one error that lists all that is missing; a dry run goes on."""
+        if self.missing:
+            text = "before this can start, set or correct:\n" + "\n".join(f"  - {line}" for line in self.missing)
+            if not self.dry_run:
+                raise LaunchError(text)
+            say(text)
+
+
+def collect(checks: Checks, make: Callable[[], T]) -> T | None:
+    """A value, or None where making it raises; the error is then one more thing that is missing."""
+    try:
+        return make()
+    except (LaunchError, ConfigError) as error:
+        checks.missing.append(str(error))
+        return None
+
+
+def default_name(config: str) -> str:
+    """A name for the cloud's resources: lpo, the user and the config."""
+    return re.sub(r"[^a-z0-9]+", "-", f"lpo-{getpass.getuser()}-{Path(config).stem}".lower())[:40].strip("-")
+
+
+def read_config(path: str, overrides: Sequence[str]) -> RunConfig:
+    """The run's settings; paths in it must be relative, because a run elsewhere starts in another directory: the bucket."""
+    config = load(path, overrides)
+    for key, value in {"run_dir": config.run_dir, **inputs(config)}.items():
+        native = key == "run_dir" and value.startswith("gs://")  # checkpoints need no mounted bucket
+        if not native and (Path(value).is_absolute() or ".." in Path(value).parts or "://" in value):
+            raise LaunchError(
+                f"{key}={value}: give a path relative to this checkout here and to the bucket there, like runs/NAME or data/NAME"
+            )
+    return config
+
+
+def inputs(config: RunConfig) -> dict[str, str]:
+    """The paths that a run reads, by key."""
+    settings = to_dict(config)
+    found = {f"{part}.{key}": settings[part].get(key) for part, key in INPUTS}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def run_url(config: RunConfig, bucket: str) -> str:
+    return config.run_dir if config.run_dir.startswith("gs://") else f"gs://{bucket}/{config.run_dir}"
+
+
+def upload(shell: Shell, config: RunConfig, bucket: str) -> None:
+    """Bring the bucket what of the run's inputs lies here: shards, a model's directory. A hub id stays for the workers to fetch.
+
+    Raises:
+      LaunchError: the shards are neither here nor in the bucket.
+    """
+    for key, value in inputs(config).items():
+        if Path(value).is_dir():
+            shell.run(["gcloud", "storage", "rsync", "--recursive", value, f"gs://{bucket}/{value}"])
+        elif Path(value).is_file():
+            shell.run(["gcloud", "storage", "cp", value, f"gs://{bucket}/{value}"])
+        elif key == "data.path" and shell.ask(["gcloud", "storage", "ls", f"gs://{bucket}/{value}/manifest.json"]).returncode:
+            raise LaunchError(f"data.path={value} is neither here nor in gs://{bucket}: build it with `lpo-data build ... --out {value}`")
+
+
+def check_cloud(shell: Shell, checks: Checks, bucket: str, project: str, config: RunConfig | None) -> None:
+    """Is there an account, and a bucket that checkpoints can live in?"""
+    account = shell.ask(["gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)"], pretend="you")
+    if account.returncode or not account.stdout.strip():
+        checks.missing.append("an account: gcloud auth login")
+        return
+    layout = ["--raw", "--format=value(hierarchicalNamespace.enabled)"]
+    found = shell.ask(["gcloud", "storage", "buckets", "describe", f"gs://{bucket}", f"--project={project}", *layout], pretend="True")
+    create = "gcloud storage buckets create gs://NAME --location=REGION --uniform-bucket-level-access --enable-hierarchical-namespace"
+    if found.returncode:
+        checks.missing.append(f"LPO_BUCKET={bucket}: {last_line(found.stderr)}. To make one in the TPU's region: {create}")
+    elif found.stdout.strip().lower() != "true" and not (config and config.run_dir.startswith("gs://")):
+        # Without, gcsfuse can't rename a directory, and so not finish a checkpoint.
+        checks.missing.append(
+            f"LPO_BUCKET={bucket} has no hierarchical namespace, which checkpoints in a mounted bucket need; make one that has: {create}, "
+            f"or write to it unmounted: run_dir=gs://{bucket}/runs/NAME"
+        )
+
+
+def plan(shell: Shell, config: str, overrides: Sequence[str]) -> None:
+    """Let the TPU compiler say, here and now, whether the run fits.
+
+    Raises:
+      LaunchError: it doesn't.
+    """
+    try:
+        shell.run(["lpo", "plan", config, *overrides])
+    except LaunchError:
+        raise LaunchError(f"`lpo plan` refuses {config}, see above. SKIP_PLAN=1 starts it all the same") from None
+
+
+def snapshot(shell: Shell, config: str) -> tuple[str, str]:
+    """The tree that travels: HEAD with the changes to tracked files. Returns its commit and an id of its content.
+
+    Raises:
+      LaunchError: the config isn't in it.
+    """
+    if shell.ask(["git", "ls-files", "--error-unmatch", "--", config]).returncode:
+        raise LaunchError(f"git doesn't track {config}, so it would not be sent: git add {config}")
+    # A stash entry that is never stored: a commit of the tracked files as they are. It needs a name for its author.
+    made = shell.ask(["git", "-c", "user.name=lpo", "-c", "user.email=lpo@localhost", "stash", "create"])
+    commit = made.stdout.strip() or "HEAD"
+    tree = shell.ask(["git", "rev-parse", f"{commit}^{{tree}}"], pretend="TREE")
+    if made.returncode or tree.returncode:
+        raise LaunchError(f"git: {last_line(made.stderr + tree.stderr)}")
+    return commit, tree.stdout.strip()[:12]
+
+
+def archive(shell: Shell, commit: str, path: Path) -> None:
+    """Write a snapshot as .tar.gz: no untracked file, and nothing that looks like a key."""
+    shell.run(["git", "archive", "--format=tar.gz", f"--output={path}", commit, "--", ".", *NEVER_SENT])
+
+
+def last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no message"
+
+
+def backoff(base_s: float, attempt: int) -> float:
+    """Seconds before the next try: doubled each time, at most ten minutes."""
+    return min(base_s * 2**attempt, 600.0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every launcher for the cloud takes."""
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file that git tracks, e.g. configs/lpo_hf.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, as for `lpo train`")
+    parser.add_argument("--tpu", metavar="SLICE", help="v5e:4x4, v6e:4x8, v5p:2x2x4, ... or v5litepod-16, v6e-32, v5p-32, ...")
+    parser.add_argument("--name", help="of what is created (default: lpo, your user name and the config's)")
+    parser.add_argument("--restarts", type=int, default=20, help="restarts after preemption (default: 20)")
+    parser.add_argument("--delete", choices=("never", "success", "always"), default="never", help="delete what was created at the end: after a run that succeeded, or also after one that failed (default: never)")  # fmt: skip
+    parser.add_argument("--skip-plan", action="store_true", help="don't ask `lpo plan` first")
+    parser.add_argument(
+        "--pause-s", type=float, default=30, help="seconds between looks at the cloud, and before a first retry (default: 30)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show every command, run none")
+    parser.add_argument("--down", action="store_true", help="delete what an earlier run created, and do nothing else")
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with a name and the config's path within the repository, which becomes the working directory."""
+    args = parser.parse_intermixed_args()
+    if args.config is None and not (args.down and args.name):  # required, but for --down --name
+        parser.error("the following arguments are required: CONFIG (or --down --name NAME)")
+    if args.config is not None:
+        args.config = os.path.relpath(args.config, REPO)
+    args.name = args.name or default_name(args.config or "")
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", args.name):
+        parser.error(f"{args.name!r} can't name a job: small letters, digits and dashes, at most 40")
+    # A program beside this Python, as in a virtual environment that isn't activated, is found after those on the PATH.
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    os.chdir(REPO)
+    return args
+
+
+def guard(prog: str, act: Callable[[], int]) -> int:
+    """Turn what goes wrong into one message and an exit code."""
+    try:
+        return act()
+    except (LaunchError, ConfigError) as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

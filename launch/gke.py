@@ -1,0 +1,223 @@
+"""Train on GKE: build the image, apply a JobSet (or an XPK workload), follow worker 0, delete."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from launch import common, slices
+from launch.common import Checks, LaunchError, Shell, say
+from launch.slices import Slice
+
+HELP = """\
+Train a config on a TPU slice of a GKE cluster, all of it from here:
+  1. check the environment, once for all that is missing      2. ask `lpo plan` whether the run fits; stop where it doesn't
+  3. build and push an image of git's files                   4. upload the run's inputs to the bucket
+  5. apply a JobSet, launch/jobset.yaml.j2 (--xpk: let XPK make it)
+  6. stream worker 0's log until the set is done; Kubernetes restarts it after a preemption, up to --restarts times
+  7. delete it when told to (--delete)
+
+The cluster must have a TPU node pool of that slice, the JobSet controller and the Cloud Storage FUSE driver; the bucket is the run's working
+directory, as on TPU VMs. Ctrl-C leaves the set running, the same command follows it again.
+
+environment:
+  LPO_PROJECT  Google Cloud project          LPO_ZONE    zone or region of the cluster       LPO_CLUSTER  its name
+  LPO_BUCKET   bucket (no gs://) with a hierarchical namespace
+  LPO_IMAGE    where to push to, e.g. us-docker.pkg.dev/PROJECT/REPO/lpo-jax; with a :tag it is taken as it is and nothing is built
+  LPO_SERVICE_ACCOUNT  optional, Kubernetes account that may write the bucket (default: default)
+  LPO_QUEUE    optional, Kueue queue, e.g. multislice-queue on a cluster that XPK made
+  HF_TOKEN     optional, for gated models; becomes a Secret, never printed
+"""
+EXAMPLES = """\
+examples:
+  make train-gke CONFIG=configs/qwen2_5_coder_7b.yaml TPU=v5e:4x4 ARGS="data.path=data/disco run_dir=runs/qwen"
+  make train-gke CONFIG=... TPU=v6e:4x8 XPK=1 DRY_RUN=1
+  make train-gke-down CONFIG=...        (or JOB=...)
+"""
+
+
+def manifest(wanted: Slice, image: str, command: list[str], bucket: str, args: argparse.Namespace, secret: str | None) -> str:
+    """The JobSet as YAML; every value passes through JSON, so that none can be read as anything else."""
+    folder = jinja2.FileSystemLoader(Path(__file__).parent)
+    env = jinja2.Environment(loader=folder, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    env.filters["tojson"] = lambda value: Markup(json.dumps(value))
+    account, queue = os.environ.get("LPO_SERVICE_ACCOUNT", "default"), os.environ.get("LPO_QUEUE")
+    given = {"slice": wanted, "image": image, "command": command, "bucket": bucket, "secret": secret}
+    return env.get_template("jobset.yaml.j2").render(given | vars(args), service_account=account, queue=queue)
+
+
+class JobSet:
+    """A set of pods by name: one `lpo train` on one slice."""
+
+    def __init__(self, shell: Shell, args: argparse.Namespace, checks: Checks):
+        self.shell, self.args, self.name = shell, args, args.name
+        self.project = checks.variable("LPO_PROJECT", "your Google Cloud project")
+        zone = checks.variable("LPO_ZONE", "the cluster's zone or region")
+        cluster = checks.variable("LPO_CLUSTER", "the GKE cluster's name")
+        checks.program("gcloud", "https://cloud.google.com/sdk/docs/install")
+        checks.program("kubectl", "gcloud components install kubectl gke-gcloud-auth-plugin")
+        if args.xpk:
+            checks.program("xpk", "pip install xpk")
+        self._cluster = [cluster, f"--location={zone}", f"--project={self.project}"]
+        self._kubectl = ["kubectl", f"--context=gke_{self.project}_{zone}_{cluster}"]
+        self._xpk = [f"--workload={self.name}", f"--cluster={cluster}", f"--project={self.project}", f"--zone={zone}"]
+
+    def connect(self) -> None:
+        self.shell.run(["gcloud", "container", "clusters", "get-credentials", *self._cluster])
+
+    def create(self, wanted: Slice, image: str, bucket: str) -> None:
+        command = ["lpo", "train", f"/lpo-jax/{self.args.config}", *self.args.overrides]
+        if self.args.xpk:
+            # XPK mounts what `xpk storage attach` gave it, and restarts by itself on the exit codes of a killed process.
+            mine = [f"--docker-image={image}", f"--command=cd /bucket && {shlex.join(command)}", f"--max-restarts={self.args.restarts}"]
+            flags = [f"--tpu-type={wanted.accelerator_type}", "--num-slices=1", f"--restart-on-exit-codes=1,{common.PREEMPTED}"]
+            token = ["--env-file=launch/xpk.env"] if os.environ.get("HF_TOKEN") else []  # which names HF_TOKEN; xpk reads its value
+            self.shell.run(["xpk", "workload", "create", *self._xpk, *flags, *mine, *token, *(["--spot"] if self.args.spot else [])])
+            return
+        text = manifest(wanted, image, command, bucket, self.args, self._secret())
+        if self.shell.dry_run:
+            print(text)
+        self.shell.run([*self._kubectl, "apply", "--filename=-"], stdin=text)
+
+    def delete(self) -> None:
+        if self.args.xpk:
+            self.shell.run(["xpk", "workload", "delete", *self._xpk, "--force"])
+        else:
+            names = [f"jobset/{self.name}", f"secret/{self.name}-hf"]
+            self.shell.run([*self._kubectl, "delete", *names, "--ignore-not-found"])
+
+    def follow(self) -> int:
+        """Stream worker 0's log, through restarts, until the set is over. Returns 0 if it completed."""
+        worker = f"--selector=jobset.sigs.k8s.io/jobset-name={self.name},batch.kubernetes.io/job-completion-index=0"
+        seen = ""
+        since: list[str] = []
+        while True:
+            state = self.state()
+            if not state:
+                raise LaunchError(f"{self.name} is gone: it was deleted elsewhere; the same command starts it again, from its checkpoint")
+            phase = self._ask("get", "pods", worker, "--output=jsonpath={.items[*].status.phase}", pretend="Running")
+            if phase != seen:
+                say(f"worker 0 of {self.name}: {phase or 'no pod'}")
+                seen = phase
+            if phase and "Pending" not in phase:
+                self.shell.stream([*self._kubectl, "logs", worker, "--follow", "--tail=-1", *since])
+                # What is shown isn't shown again; a restarted pod's log is newer.
+                since = [f"--since-time={datetime.now(UTC).isoformat(timespec='seconds').replace('+00:00', 'Z')}"]
+            if state != "Running":
+                return 0 if state == "Completed" else 1
+            self.shell.sleep(self.args.pause_s)
+
+    def state(self) -> str:
+        """ "" if there is no such set, else Running, Completed or Failed."""
+        done = '{"status": {"conditions": [{"type": "Completed", "status": "True"}]}}'
+        shown = self._ask("get", "jobset", self.name, "--ignore-not-found", "--output=json", pretend=done)
+        if not shown:
+            return ""
+        conditions: list[dict[str, Any]] = json.loads(shown).get("status", {}).get("conditions", [])
+        ended = [c["type"] for c in conditions if c["type"] in {"Completed", "Failed"} and c["status"] == "True"]
+        return ended[0] if ended else "Running"
+
+    def _secret(self) -> str | None:
+        """Store HF_TOKEN, if there is one, without showing it. Returns the Secret's name."""
+        token = os.environ.get("HF_TOKEN")
+        if not token:
+            return None
+        text = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"{self.name}-hf"}, "stringData": {"HF_TOKEN": token}}
+        self.shell.run([*self._kubectl, "apply", "--filename=-"], stdin=json.dumps(text))
+        return f"{self.name}-hf"
+
+    def _ask(self, *words: str, pretend: str) -> str:
+        for attempt in range(5):
+            found = self.shell.ask([*self._kubectl, *words], pretend=pretend, quiet=True)
+            if not found.returncode:
+                return found.stdout.strip()
+            self.shell.sleep(common.backoff(self.args.pause_s, attempt))
+        raise LaunchError(f"kubectl: {common.last_line(found.stderr)}")
+
+
+def build(shell: Shell, snapshot: tuple[str, str], repository: str) -> str:
+    """Build and push the image of a snapshot; its tag is the content's id. Returns its full name."""
+    image = f"{repository}:{snapshot[1]}"
+    with tempfile.TemporaryDirectory() as folder:
+        packed, context = Path(folder) / "tree.tar.gz", Path(folder) / "tree"
+        context.mkdir()
+        common.archive(shell, snapshot[0], packed)
+        shell.run(["tar", "-xzf", str(packed), "-C", str(context)])
+        shell.run(["docker", "build", "--platform=linux/amd64", f"--file={context}/launch/Dockerfile", f"--tag={image}", str(context)])
+    shell.run(["docker", "push", image])
+    return image
+
+
+def up(args: argparse.Namespace) -> int:
+    shell, checks = Shell(args.dry_run), Checks(args.dry_run)
+    jobs = JobSet(shell, args, checks)
+    bucket = checks.variable("LPO_BUCKET", "a Cloud Storage bucket for data and checkpoints, without gs://")
+    image = checks.variable("LPO_IMAGE", "where the image goes, e.g. us-docker.pkg.dev/PROJECT/REPO/lpo-jax")
+    built = ":" not in image.rpartition("/")[2]
+    if built:
+        checks.program("docker", "https://docs.docker.com/get-docker")
+    config = common.collect(checks, lambda: common.read_config(args.config, args.overrides))
+    found = common.collect(checks, lambda: slices.of_run(args.tpu, config, args.overrides))
+    if not checks.missing or args.dry_run:
+        common.check_cloud(shell, checks, bucket, jobs.project, config)
+    checks.finish()
+    if found is None or config is None:  # only a dry run comes here without
+        return 2
+    wanted, args.overrides = found
+    jobs.connect()
+    if jobs.state() == "Running" and not args.dry_run:
+        say(f"{args.name} is under way: following it")
+    else:
+        if not args.skip_plan:
+            common.plan(shell, args.config, args.overrides)
+        snapshot = common.snapshot(shell, args.config)
+        image = build(shell, snapshot, image) if built else image
+        common.upload(shell, config, bucket)
+        if jobs.state() and not args.dry_run:  # a set that is over; its name is taken
+            jobs.delete()
+        try:
+            jobs.create(wanted, image, bucket)
+        except LaunchError:
+            jobs.delete()  # what there is of it
+            raise
+    code = jobs.follow()
+    if args.delete == "always" or (args.delete == "success" and not code):
+        jobs.delete()
+    if code:
+        say(f"{args.name} failed; its log is above. Delete it: make train-gke-down JOB={args.name}")
+    else:
+        say(f"done. The report: gcloud storage cp {common.run_url(config, bucket)}/report.html .")
+    return code
+
+
+def down(args: argparse.Namespace) -> int:
+    checks = Checks(args.dry_run)
+    jobs = JobSet(Shell(args.dry_run), args, checks)
+    checks.finish()
+    jobs.connect()
+    jobs.delete()
+    return 0
+
+
+def main() -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m launch.gke", description=HELP, epilog=EXAMPLES, formatter_class=raw)
+    common.add_arguments(parser)
+    parser.add_argument("--spot", action="store_true", help="on cheap nodes that may be taken away")
+    parser.add_argument(
+        "--xpk", action="store_true", help="let XPK make the JobSet; the bucket must be attached at /bucket (xpk storage attach)"
+    )
+    args = common.parse(parser)
+    return common.guard("train-gke", lambda: down(args) if args.down else up(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Train with several processes on this machine, as several hosts would: a rehearsal of a pod on loopback, with fake devices."""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+from launch import common
+from launch.common import PREEMPTED, Shell, say
+
+HELP = """\
+Run `lpo train` in several processes that find one another on loopback, each with a few fake CPU devices: the same program that a pod's hosts run.
+Process 0 speaks here, the others into files. SIGTERM and Ctrl-C go to all of them; when one fails, the others are ended.
+
+What each process is told, and any launcher of your own may set:
+  JAX_COORDINATOR_ADDRESS=127.0.0.1:PORT   where process 0 listens
+  JAX_NUM_PROCESSES, JAX_PROCESS_ID        how many there are, and which one this is
+"""
+EXAMPLES = """\
+examples:
+  make train-local-multihost
+  make train-local-multihost CONFIG=configs/lpo_hf.yaml ARGS="model.path=DIR data.path=data/disco mesh.fsdp=8 mesh.data=1"
+"""
+
+
+def environment(index: int, processes: int, devices: int, port: int) -> dict[str, str]:
+    """The variables that make a process one of several."""
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_PROCESS_ID": str(index),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip(),
+    }
+
+
+def up(args: argparse.Namespace) -> int:
+    command = ["lpo", "train", args.config, *args.overrides]
+    if args.dry_run:
+        for index in range(args.processes):
+            pairs = [f"{key}={value}" for key, value in environment(index, args.processes, args.devices, 0).items()]
+            Shell(dry_run=True).run(["env", *pairs, *command])
+        return 0
+    port, logs = _free_port(), Path("runs/local")
+    logs.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        running: list[subprocess.Popen[bytes]] = []
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            for process in running:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+
+        signal.signal(signal.SIGTERM, pass_on)
+        signal.signal(signal.SIGINT, pass_on)
+        for index in range(args.processes):
+            file = stack.enter_context((logs / f"{args.name}-{index}.log").open("wb")) if index else None
+            added = environment(index, args.processes, args.devices, port)
+            process = subprocess.Popen(command, env=os.environ | added, stdout=file, stderr=file, start_new_session=True)
+            running.append(process)
+            stack.callback(_end, process)
+        say(f"{args.processes} processes of {args.devices} devices; those after the first write to {logs}/{args.name}-N.log")
+        codes = _wait(running, args.grace_s)
+    say(f"exit codes: {', '.join(map(str, codes))}")
+    # Those that had to be killed only waited for one that went wrong; 75 only says that all have saved and stopped.
+    wrong = sorted((code > 128, code) for code in codes if code not in (0, PREEMPTED))
+    return wrong[0][1] if wrong else max(codes)
+
+
+def _wait(running: list[subprocess.Popen[bytes]], grace_s: float) -> list[int]:
+    """Wait for all; one that fails leaves the others `grace_s` seconds to end. Returns exit codes, 128 + n for signal n."""
+    since = None
+    while None in (codes := [process.poll() for process in running]):
+        if since is None and any(codes):
+            since = time.monotonic()
+        if since is not None and time.monotonic() - since > grace_s:
+            for process in running:
+                _end(process)
+        time.sleep(0.1)
+    return [process.returncode if process.returncode >= 0 else 128 - process.returncode for process in running]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def main() -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m launch.local", description=HELP, epilog=EXAMPLES, formatter_class=raw)
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/tiny_cpu.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, as for `lpo train`")
+    parser.add_argument("--processes", type=int, default=2, help="(default: 2)")
+    parser.add_argument("--devices", type=int, default=4, help="fake CPU devices of each process (default: 4)")
+    parser.add_argument("--grace-s", type=float, default=60, help="seconds that the others have to end when one has failed (default: 60)")
+    parser.add_argument("--name", help="of the log files (default: lpo, your user name and the config's)")
+    parser.add_argument("--dry-run", action="store_true", help="show every command, run none")
+    args = common.parse(parser)
+    return common.guard("train-local-multihost", lambda: up(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

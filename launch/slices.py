@@ -1,0 +1,123 @@
+"""TPU slices: their names in JAX (v5e:4x4), in Google Cloud (v5litepod-16) and on GKE."""
+
+import glob
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.common import LaunchError
+from lpo_jax.config import RunConfig, to_dict
+
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBIC = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What Google Cloud calls one generation of TPUs."""
+
+    gcloud: str  # accelerator types are this, a dash and a count
+    counted: int  # what one chip counts for in an accelerator type: v4, v5p and tpu7x count cores
+    shapes: tuple[str, ...]  # the topology that an accelerator type stands for, one a size
+    runtime: str | None  # software version of its TPU VMs; None: there are none, GKE alone has it
+    gke: str  # node label cloud.google.com/gke-tpu-accelerator
+
+
+GENERATIONS = {
+    "v4": Generation("v4", 2, CUBIC, "tpu-ubuntu2204-base", "tpu-v4-podslice"),
+    "v5e": Generation("v5litepod", 1, FLAT, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice"),
+    "v5p": Generation("v5p", 2, CUBIC, "v2-alpha-tpuv5", "tpu-v5p-slice"),
+    "v6e": Generation("v6e", 1, FLAT, "v2-alpha-tpuv6e", "tpu-v6e-slice"),
+    "tpu7x": Generation("tpu7x", 2, CUBIC, None, "tpu7x"),
+}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Chips that are wired to one another, e.g. ``Slice("v5e", "4x4")``."""
+
+    generation: str
+    topology: str
+
+    @property
+    def name(self) -> str:
+        """As in JAX and `lpo plan`: v5e:4x4."""
+        return f"{self.generation}:{self.topology}"
+
+    @property
+    def facts(self) -> Generation:
+        return GENERATIONS[self.generation]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(int(side) for side in self.topology.split("x"))
+
+    @property
+    def hosts(self) -> int:
+        """Virtual machines, each with a process of its own."""
+        return 1 if self.facts.shapes is FLAT and self.chips <= 8 else max(1, self.chips // 4)
+
+    @property
+    def accelerator_type(self) -> str:
+        """As in Google Cloud: v5litepod-16.
+
+        Raises:
+          LaunchError: the topology isn't the one that the type of this size stands for.
+        """
+        if self.topology not in self.facts.shapes:
+            raise LaunchError(f"{self.name} has no accelerator type of its own; those of {self.generation}: {', '.join(self.facts.shapes)}")
+        return f"{self.facts.gcloud}-{self.chips * self.facts.counted}"
+
+    def gcloud_flags(self) -> list[str]:
+        """How `gcloud compute tpus ... create` is asked for it."""
+        if self.topology in self.facts.shapes:
+            return [f"--accelerator-type={self.accelerator_type}"]
+        return [f"--type={self.facts.gcloud}", f"--topology={self.topology}"]
+
+
+def parse(text: str) -> Slice:
+    """A slice from either name: ``v5e:4x4`` or ``v5litepod-16``.
+
+    Raises:
+      LaunchError: there is no such slice; the message lists those there are.
+    """
+    generation, _, topology = text.partition(":")
+    if facts := GENERATIONS.get(generation):
+        flat = facts.shapes is FLAT
+        if topology in facts.shapes or (not flat and re.fullmatch(r"([1-9]\d*x){2}[1-9]\d*", topology)):
+            return Slice(generation, topology)
+        raise LaunchError(f"TPU={text}: {generation} has the topologies {', '.join(facts.shapes)}")
+    kind, _, count = text.rpartition("-")
+    for generation, facts in GENERATIONS.items():
+        if kind == facts.gcloud:
+            for topology in facts.shapes:
+                if (found := Slice(generation, topology)).accelerator_type == text:
+                    return found
+            sizes = ", ".join(Slice(generation, shape).accelerator_type for shape in facts.shapes)
+            raise LaunchError(f"TPU={text}: {kind} comes as {sizes}")
+    raise LaunchError(f"TPU={text}: write e.g. v5e:4x4, v6e:4x8, v5p:2x2x4 (JAX's names) or v5litepod-16, v6e-32, v5p-32 (Google Cloud's)")
+
+
+def of_run(given: str | None, config: RunConfig | None, overrides: list[str]) -> tuple[Slice, list[str]]:
+    """The slice that a run asks for, by TPU= or else by its config, and the overrides that tell `lpo` of it.
+
+    Raises:
+      LaunchError: neither names one.
+    """
+    planned: str | None = to_dict(config)["mesh"].get("topology") if config else None
+    text = given or planned
+    if not text:
+        raise LaunchError("TPU: which slice, e.g. TPU=v5e:4x4 or TPU=v5litepod-16")
+    wanted = parse(text)
+    return wanted, overrides if wanted.name == planned else [f"mesh.topology={wanted.name}", *overrides]
+
+
+def on_tpu(root: Path = Path("/")) -> bool:
+    """Whether this machine is a TPU host: GKE's variables for libtpu, or Google's chips and their device files."""
+    if os.environ.get("TPU_WORKER_ID") and os.environ.get("TPU_WORKER_HOSTNAMES"):
+        return True
+    files = [path for pattern in ("dev/accel[0-9]*", "dev/vfio/[0-9]*") for path in glob.glob(str(root / pattern))]
+    vendors = [Path(path).read_text().strip() for path in glob.glob(str(root / "sys/bus/pci/devices/*/vendor"))]
+    return bool(files) and "0x1ae0" in vendors

@@ -1,0 +1,121 @@
+"""Train on SLURM: submit launch/slurm.sbatch and follow its log."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from launch import common
+from launch.common import Checks, LaunchError, Shell, say
+
+HELP = """\
+Submit a config to SLURM from a login node and follow its log: one process a node, or with --gpus one a GPU. The checkout with its .venv, the
+data and the run_dir must lie on a disk that all nodes see. A preempted job is queued again and goes on from its checkpoint (launch/slurm.sbatch),
+and so is one that nears its time limit. Ctrl-C leaves the job alone; scancel JOB ends it.
+
+environment, all optional:
+  LPO_PARTITION, LPO_ACCOUNT, LPO_QOS, LPO_TIME   passed to sbatch as --partition, --account, --qos, --time
+  HF_TOKEN                                        for gated models; the job inherits it, as all of your environment
+"""
+EXAMPLES = """\
+examples:
+  make train-slurm CONFIG=configs/qwen2_5_coder_7b.yaml NODES=2 GPUS=8
+  make train-slurm CONFIG=configs/tiny_cpu.yaml NODES=2 DRY_RUN=1
+"""
+FLAGS = {"LPO_PARTITION": "--partition", "LPO_ACCOUNT": "--account", "LPO_QOS": "--qos", "LPO_TIME": "--time"}
+WAITING = {
+    "",
+    "PENDING",
+    "CONFIGURING",
+    "RUNNING",
+    "COMPLETING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "REQUEUE_FED",
+    "RESIZING",
+    "SUSPENDED",
+    "PREEMPTED",
+}
+
+
+def up(args: argparse.Namespace) -> int:
+    shell, checks = Shell(args.dry_run), Checks(args.dry_run)
+    for name in ("sbatch", "squeue", "sacct"):
+        checks.program(name, "run this on a login node of the cluster")
+    config = common.collect(checks, lambda: common.load(args.config, args.overrides))
+    if config and not Path(config.data.path).is_dir():
+        checks.missing.append(
+            f"data.path={config.data.path}: no such shard set; build it with `lpo-data build ... --out {config.data.path}`"
+        )
+    checks.finish()
+
+    logs = Path("runs/slurm")
+    if not args.dry_run:
+        logs.mkdir(parents=True, exist_ok=True)  # sbatch doesn't make it, and the job would end without a word
+    layout = [f"--nodes={args.nodes}", f"--ntasks-per-node={args.gpus or 1}", *([f"--gpus-per-node={args.gpus}"] if args.gpus else [])]
+    site = [f"{flag}={os.environ[name]}" for name, flag in FLAGS.items() if os.environ.get(name)]
+    named = [f"--job-name={args.name}", f"--output={logs}/%x-%j.log"]
+    export = f"--export=ALL,JAX_PLATFORMS={'cuda' if args.gpus else 'cpu'},LPO_RESTARTS={args.restarts}"
+    command = ["sbatch", "--parsable", *named, *layout, *site, export, "launch/slurm.sbatch", args.config, *args.overrides]
+    done = shell.ask(command, pretend="JOB")
+    if done.returncode:
+        raise LaunchError(f"sbatch: {common.last_line(done.stderr)}")
+    job = done.stdout.strip().partition(";")[0]  # JOB, or JOB;CLUSTER
+    log = logs / f"{args.name}-{job}.log"
+    say(f"job {job}, log {log}; Ctrl-C stops following, scancel {job} the job")
+    return follow(shell, job, log, args.pause_s)
+
+
+def follow(shell: Shell, job: str, log: Path, pause_s: float) -> int:
+    """Print the log as it grows, through requeues, until the job is over. Returns 0 if it completed."""
+    seen, offset, unknown = "", 0, 0
+    while True:
+        state = _state(shell, job)
+        unknown = 0 if state else unknown + 1
+        if unknown == 10:
+            raise LaunchError(f"neither squeue nor sacct knows job {job} any more; its log: {log}")
+        if state != seen:
+            say(f"job {job}: {state or 'not known yet'}")
+            seen = state
+        if log.is_file():
+            with log.open("rb") as file:
+                file.seek(offset)
+                sys.stdout.buffer.write(file.read())
+                sys.stdout.buffer.flush()
+                offset = file.tell()
+        if state not in WAITING:
+            return 0 if state == "COMPLETED" else 1
+        shell.sleep(pause_s)
+
+
+def _state(shell: Shell, job: str) -> str:
+    """The job's state while it is queued or runs, else the one it ended with."""
+    queued = shell.ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T"], quiet=True)
+    if not queued.returncode and queued.stdout.strip():  # squeue forgets a job soon after its end
+        return queued.stdout.split()[0]
+    ended = shell.ask(
+        ["sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={job}", "--format=State"], pretend="COMPLETED", quiet=True
+    )
+    states = ended.stdout.split()
+    return states[-1] if not ended.returncode and states else ""
+
+
+def main() -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m launch.slurm", description=HELP, epilog=EXAMPLES, formatter_class=raw)
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/lpo_hf.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, as for `lpo train`")
+    parser.add_argument("--nodes", type=int, default=1, help="(default: 1)")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs a node, each with a process of its own (default: 0, CPUs)")
+    parser.add_argument("--name", help="of the job (default: lpo, your user name and the config's)")
+    parser.add_argument(
+        "--restarts", type=int, default=20, help="times that lpo train is queued again after it has stopped to save (default: 20)"
+    )
+    parser.add_argument("--pause-s", type=float, default=10, help="seconds between looks at the queue (default: 10)")
+    parser.add_argument("--dry-run", action="store_true", help="show every command, run none")
+    args = common.parse(parser)
+    return common.guard("train-slurm", lambda: up(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# What a TPU VM does with the tree that was copied to it; launch/tpu.py calls this on every worker, over ssh.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+usage: worker.sh setup BUCKET               mount the bucket, install this tree and its packages
+       worker.sh start CONFIG [KEY=VALUE]   lpo train in the background, in the bucket's directory; what still ran is stopped first
+       worker.sh follow [LINES]             print its log, from LINES before the end, until it is over
+       worker.sh state                      running, over CODE, or none
+
+Each ends with a line `worker.sh: WORD ...` that says how it went: gcloud doesn't return the exit code of every worker.
+USAGE
+}
+
+tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+bucket_dir=$HOME/lpo-bucket # the run's working directory: relative paths of a config are the bucket's
+venv=$HOME/lpo-venv
+state=$HOME/lpo-state # log, pid and exit code of the run
+
+report() { echo "worker.sh: $*"; }
+
+setup() {
+  mkdir -p "$bucket_dir" "$state"
+  if ! mountpoint --quiet "$bucket_dir"; then
+    command -v gcsfuse >/dev/null || install_gcsfuse
+    # No caching of what exists: each worker must see at once what another one has written.
+    gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "$1" "$bucket_dir"
+  fi
+  # The image's own Python may be too old; uv brings the version that the pins were tested with.
+  export PATH=$HOME/.local/bin:$PATH
+  command -v uv >/dev/null || PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
+  [[ -x $venv/bin/python ]] || uv venv --python 3.11 "$venv"
+  uv pip install --quiet --python "$venv/bin/python" -r "$tree/requirements.txt" 'jax[tpu]'
+  uv pip install --quiet --python "$venv/bin/python" --no-deps --editable "$tree"
+  report ready
+}
+
+install_gcsfuse() {
+  local key=/usr/share/keyrings/cloud.google.gpg release
+  release=$(lsb_release --codename --short)
+  curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo gpg --dearmor --yes --output "$key"
+  echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$release main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list
+  # A machine that has just started holds apt's lock for its own upgrades.
+  sudo apt-get -o DPkg::Lock::Timeout=300 --quiet --quiet update
+  sudo apt-get -o DPkg::Lock::Timeout=300 --quiet --quiet --yes install gcsfuse
+}
+
+# After a reboot the number may be another program's.
+running() { [[ -s $state/pid ]] && grep --quiet --text worker.sh "/proc/$(<"$state/pid")/cmdline" 2>/dev/null; }
+
+start() {
+  if running; then stop; fi
+  rm -f "$state/code" "$state/pid"
+  # In a session of its own it outlives this ssh connection.
+  setsid bash "${BASH_SOURCE[0]}" run "$@" </dev/null >"$state/log" 2>&1 &
+  until [[ -s $state/pid ]]; do sleep 0.1; done
+  report started
+}
+
+# A process whose peers are gone waits for them; give it a minute to save, then end it.
+stop() {
+  local group second
+  group=$(<"$state/pid")
+  kill -TERM -- "-$group" || return 0
+  for ((second = 0; second < 60; second++)); do
+    kill -0 -- "-$group" 2>/dev/null || return 0
+    sleep 1
+  done
+  kill -KILL -- "-$group" || true
+}
+
+run() {
+  echo $$ >"$state/pid.new" && mv "$state/pid.new" "$state/pid"
+  cd "$bucket_dir"
+  if [[ -f $HOME/.lpo-hf-token ]]; then export HF_TOKEN_PATH=$HOME/.lpo-hf-token; fi
+  local code=0 config=$1
+  shift
+  "$venv/bin/lpo" train "$tree/$config" "$@" || code=$?
+  echo "$code" >"$state/code"
+}
+
+follow() {
+  [[ ! -s $state/pid ]] || tail --lines="${1:-+1}" --follow --pid="$(<"$state/pid")" "$state/log"
+  report_state
+}
+
+report_state() {
+  if [[ -s $state/code ]]; then
+    report over "$(<"$state/code")"
+  elif running; then
+    report running
+  else
+    report none
+  fi
+}
+
+case ${1:-} in
+  setup | start | run | follow) "$@" ;;
+  state) report_state ;;
+  *) usage && exit 2 ;;
+esac

@@ -1,0 +1,170 @@
+"""`make train-gke` against stand-ins for kubectl, docker and XPK."""
+
+import json
+
+import pytest
+import yaml
+
+CONFIG = "configs/tiny_cpu.yaml"
+STEPS = ["get-credentials", "lpo plan", "docker build", "docker push", "storage", "apply", "workload create", "logs", "delete"]
+
+
+def jobset(condition=None):
+    return json.dumps({"status": {"conditions": [{"type": condition, "status": "True"}] if condition else []}})
+
+
+@pytest.fixture
+def cluster(fakes):
+    """No such set at first, then one that runs, then one that has completed."""
+    fakes.answer("get jobset", "", times=2)
+    fakes.answer("get jobset", jobset(), times=1)
+    fakes.answer("get jobset", jobset("Completed"))
+    fakes.answer("get pods", "Pending", times=1)
+    fakes.answer("get pods", "Succeeded")
+    fakes.answer("logs", "step 1 loss 3\n")
+    return fakes
+
+
+def up(fakes, *words, **options):
+    return fakes.run("gke", "--tpu=v5e:4x4", CONFIG, *words, **options)
+
+
+def applied(fakes):
+    """The manifest that was applied last."""
+    return yaml.safe_load([call["stdin"] for call in fakes.calls if "apply" in call["argv"]][-1])
+
+
+def test_all_of_it_in_order(cluster):
+    done = up(cluster)
+    assert done.returncode == 0, done.stderr
+    assert cluster.order(STEPS) == ["storage", "get-credentials", "lpo plan", "docker build", "docker push", "storage", "apply", "logs"]
+    assert cluster.lines("docker push") == ["docker push reg.dev/proj/repo/lpo:0123456789ab"]
+    assert all("--context=gke_proj_us-west4-a_clu" in line for line in cluster.lines("^kubectl"))
+    assert "step 1 loss 3" in done.stdout
+    assert "Pending" in done.stdout
+
+
+def test_the_manifest(cluster):
+    wild = ["stages.sft.objective={name: sft}", 'run_dir=runs/it\'s "$HOME" <&> \u00e9']
+    assert up(cluster, *wild, "--spot", "--restarts=7", env={"LPO_QUEUE": "multislice-queue"}).returncode == 0
+    made = applied(cluster)
+    assert made["kind"] == "JobSet"
+    assert made["metadata"]["name"] == "lpo-eve-tiny-cpu"
+    assert made["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "multislice-queue"}
+    assert made["spec"]["failurePolicy"]["maxRestarts"] == 7
+    job = made["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["completions"], job["parallelism"], job["backoffLimit"]) == (4, 4, 0)
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]  # and not 75
+    pod = job["template"]["spec"]
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    (container,) = pod["containers"]
+    assert container["command"] == ["lpo", "train", f"/lpo-jax/{CONFIG}", "mesh.topology=v5e:4x4", *wild]
+    assert container["image"] == "reg.dev/proj/repo/lpo:0123456789ab"
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert container["workingDir"] == container["volumeMounts"][0]["mountPath"]
+    assert "env" not in container
+    assert pod["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "bkt"
+
+
+def test_the_token_is_a_secret_and_never_shown(cluster):
+    done = up(cluster, "--delete=success", env={"HF_TOKEN": "hf_sesame"})
+    assert done.returncode == 0
+    assert "hf_sesame" not in done.stdout + done.stderr + "".join(cluster.lines())
+    secret = yaml.safe_load(next(call["stdin"] for call in cluster.calls if "apply" in call["argv"]))
+    assert (secret["kind"], secret["stringData"]) == ("Secret", {"HF_TOKEN": "hf_sesame"})
+    (container,) = applied(cluster)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["env"][0]["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "HF_TOKEN"}
+    assert f"secret/{secret['metadata']['name']}" in cluster.lines("delete")[-1]
+
+
+def test_all_that_is_missing_is_said_at_once(fakes):
+    for name in ("kubectl", "docker"):
+        (fakes.bin / name).unlink()
+    done = fakes.run("gke", "configs/none.yaml", env={"LPO_CLUSTER": None, "LPO_IMAGE": None})
+    assert done.returncode == 2
+    for word in ("LPO_CLUSTER", "LPO_IMAGE", "kubectl", "docker", "TPU=v5e:4x4", "no such config"):
+        assert word in done.stderr
+    assert fakes.calls == []
+
+
+def test_a_plan_that_does_not_fit_stops_it(cluster):
+    cluster.answer("lpo plan", "needs 53 GiB", code=1, first=True)
+    assert up(cluster).returncode == 2
+    assert cluster.lines("docker|apply") == []
+
+
+def test_an_image_with_a_tag_is_taken_as_it_is(cluster):
+    (cluster.bin / "docker").unlink()
+    assert up(cluster, env={"LPO_IMAGE": "reg.dev:5000/lpo:v1"}).returncode == 0
+    (container,) = applied(cluster)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "reg.dev:5000/lpo:v1"
+
+
+@pytest.mark.parametrize(("delete", "deleted"), [("never", 0), ("success", 0), ("always", 1)])
+def test_a_set_that_failed(cluster, delete, deleted):
+    cluster.answer("get jobset", "", times=2, first=True)
+    cluster.answers.insert(1, {"pattern": "get jobset", "out": jobset("Failed"), "code": 0, "times": -1})
+    done = up(cluster, f"--delete={delete}")
+    assert done.returncode == 1
+    assert "failed; its log is above" in done.stdout
+    assert len(cluster.lines("delete")) == deleted
+
+
+def test_what_could_not_be_applied_is_cleaned_up(cluster):
+    cluster.answer("apply", "the server doesn't have a resource type jobset", code=1, first=True)
+    assert up(cluster).returncode == 2
+    assert cluster.order(STEPS)[-2:] == ["apply", "delete"]
+
+
+def test_a_set_under_way_is_only_followed(cluster):
+    cluster.answers = [a for a in cluster.answers if a["out"]]  # none in which there is no such set
+    cluster.answer("get jobset", jobset(), times=1, first=True)
+    assert up(cluster).returncode == 0
+    assert cluster.lines("docker|apply|lpo plan") == []
+    assert cluster.lines("logs")
+
+
+def test_a_set_that_somebody_deleted(cluster):
+    cluster.answer("get jobset", "", first=True)
+    done = up(cluster)
+    assert done.returncode == 2
+    assert "lpo-eve-tiny-cpu is gone" in done.stderr
+
+
+def test_a_log_that_is_taken_up_again_is_not_repeated(cluster):
+    cluster.answer("get pods", "Running", first=True)
+    assert up(cluster).returncode == 0
+    first, second = cluster.lines("logs")
+    assert "--since-time" not in first
+    assert "--since-time" in second
+
+
+def test_xpk(cluster):
+    done = up(cluster, "--xpk", "--delete=success", "run_dir=runs/a b", env={"HF_TOKEN": "hf_sesame"})
+    assert done.returncode == 0, done.stderr
+    (create,) = [call["argv"] for call in cluster.calls if call["argv"][:3] == ["xpk", "workload", "create"]]
+    assert {"--cluster=clu", "--project=proj", "--zone=us-west4-a", "--tpu-type=v5litepod-16", "--max-restarts=20"} <= set(create)
+    assert "--docker-image=reg.dev/proj/repo/lpo:0123456789ab" in create
+    assert f"--command=cd /bucket && lpo train /lpo-jax/{CONFIG} mesh.topology=v5e:4x4 'run_dir=runs/a b'" in create
+    assert any(word.startswith("--restart-on-exit-codes=") and word.endswith("75") for word in create)
+    assert "hf_sesame" not in " ".join(create)
+    assert cluster.lines("xpk workload delete")
+    assert cluster.lines("kubectl.*apply") == []
+
+
+def test_a_dry_run_shows_everything_and_runs_nothing(cluster):
+    done = up(cluster, "--dry-run", "--delete=always", env={"LPO_CLUSTER": None, "HF_TOKEN": "hf_sesame"})
+    assert done.returncode == 0, done.stderr
+    assert cluster.calls == []
+    for words in ("get-credentials", "lpo plan", "docker build", "docker push", "kind: JobSet", "apply", "logs", "delete jobset/"):
+        assert words in done.stdout
+    assert "hf_sesame" not in done.stdout
+
+
+def test_down(fakes):
+    assert fakes.run("gke", "--down", "--name=mine").returncode == 0
+    assert fakes.order(["get-credentials", "delete jobset/mine"]) == ["get-credentials", "delete jobset/mine"]

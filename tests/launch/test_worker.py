@@ -1,0 +1,151 @@
+"""launch/worker.sh for real, in a home directory of its own, with stand-ins for what it installs; the tree that is copied to it; shellcheck."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import common
+from launch.common import LaunchError, Shell
+from tests.conftest import REPO
+
+LPO = """#!/usr/bin/env bash
+trap 'echo saving; exit 75' TERM
+echo "in $PWD: $(printf '<%s>' "$@")"
+echo "token ${HF_TOKEN_PATH:-none}"
+if [[ -e $HOME/forever ]]; then while true; do sleep 0.05; done; fi
+exit 3
+"""
+
+
+@pytest.fixture
+def worker(fakes):
+    """A function that runs worker.sh VERB WORDS and returns its output."""
+    fakes.add("mountpoint", '#!/bin/sh\ntest -e "$HOME/mounted"\n')
+    fakes.add("gcsfuse", '#!/bin/sh\necho "$@" >"$HOME/mounted"\n')
+    fakes.add("uv", '#!/bin/sh\necho "$@" >>"$HOME/uv"\ncase $1 in venv) mkdir -p "$4/bin" && cp "$HOME/lpo" "$4/bin/lpo" && touch "$4/bin/python" && chmod +x "$4"/bin/*;; esac\n')  # fmt: skip
+    (fakes.home / "lpo").write_text(LPO)
+    env = {"HOME": str(fakes.home), "PATH": f"{fakes.bin}:{os.environ['PATH']}", "FAKES": str(fakes.home)}
+
+    def call(*words):
+        done = subprocess.run(["bash", REPO / "launch/worker.sh", *words], env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    yield call
+    pid = fakes.home / "lpo-state" / "pid"
+    if pid.exists() and Path("/proc", pid.read_text().strip()).exists():
+        os.killpg(int(pid.read_text()), signal.SIGKILL)
+
+
+def test_set_up_run_and_follow(worker, fakes):
+    assert worker("setup", "bkt").splitlines()[-1] == "worker.sh: ready"
+    assert worker("setup", "bkt").splitlines()[-1] == "worker.sh: ready"  # again, and nothing is mounted or created twice
+    assert (fakes.home / "mounted").read_text().endswith(f" bkt {fakes.home}/lpo-bucket\n")
+    installed = (fakes.home / "uv").read_text().splitlines()
+    assert [line.split()[0] for line in installed] == ["venv", "pip", "pip", "pip", "pip"]
+    assert worker("state") == "worker.sh: none\n"
+    (fakes.home / ".lpo-hf-token").write_text("hf_sesame")
+
+    assert worker("start", "configs/x.yaml", "a={b: c}", "d=it's").splitlines()[-1] == "worker.sh: started"
+    shown = worker("follow").splitlines()
+    assert shown[-3:] == [
+        f"in {fakes.home}/lpo-bucket: <train><{REPO}/configs/x.yaml><a={{b: c}}><d=it's>",
+        f"token {fakes.home}/.lpo-hf-token",
+        "worker.sh: over 3",
+    ]
+    assert worker("state") == "worker.sh: over 3\n"
+
+
+def test_a_start_ends_what_still_runs(worker, fakes):
+    worker("setup", "bkt")
+    (fakes.home / "forever").touch()
+    worker("start", "configs/x.yaml")
+    first = (fakes.home / "lpo-state/pid").read_text()
+    assert worker("state") == "worker.sh: running\n"
+    (fakes.home / "forever").unlink()
+    worker("start", "configs/x.yaml")
+    assert (fakes.home / "lpo-state/pid").read_text() != first
+    assert not Path("/proc", first.strip()).exists()
+    assert "worker.sh: over 3" in worker("follow")
+
+
+def test_a_killed_run_is_told_from_a_finished_one(worker, fakes):
+    worker("setup", "bkt")
+    (fakes.home / "forever").touch()
+    worker("start", "configs/x.yaml")
+    os.killpg(int((fakes.home / "lpo-state/pid").read_text()), signal.SIGKILL)
+    for _ in range(100):
+        if (shown := worker("state")) != "worker.sh: running\n":
+            break
+        time.sleep(0.05)
+    assert shown == "worker.sh: none\n"
+
+
+def test_usage():
+    done = subprocess.run(["bash", REPO / "launch/worker.sh"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "usage: worker.sh setup BUCKET" in done.stdout
+
+
+def test_the_tree_that_travels(tmp_path, monkeypatch):
+    repo = tmp_path / "repo"
+    for path in ("configs/run.yaml", "keep.py", "launch/.env.local", "launch/server.pem", ".env"):
+        (repo / path).parent.mkdir(parents=True, exist_ok=True)
+        (repo / path).write_text("committed")
+    git = ["git", "-C", str(repo), "-c", "user.name=x", "-c", "user.email=x"]
+    for words in (["init", "-q"], ["add", "-f", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.chdir(repo)
+    shell = Shell()
+    clean = common.snapshot(shell, "configs/run.yaml")
+    (repo / "keep.py").write_text("changed")
+    (repo / "untracked.py").write_text("no")
+    (repo / "runs").mkdir()
+    (repo / "runs/checkpoint").write_text("no")
+    commit, content = common.snapshot(shell, "configs/run.yaml")
+    assert content != clean[1]
+    assert common.snapshot(shell, "configs/run.yaml")[1] == content
+    common.archive(shell, commit, tmp_path / "tree.tar.gz")
+    with tarfile.open(tmp_path / "tree.tar.gz") as tree:
+        assert sorted(m.name for m in tree.getmembers() if m.isfile()) == ["configs/run.yaml", "keep.py"]
+        assert tree.extractfile("keep.py").read() == b"changed"
+    assert subprocess.run([*git, "stash", "list"], capture_output=True).stdout == b""
+    with pytest.raises(LaunchError, match=r"git add configs/new\.yaml"):
+        common.snapshot(shell, "configs/new.yaml")
+
+
+def test_shellcheck():
+    found = shutil.which("shellcheck", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if found is None:
+        pytest.skip("no shellcheck here")
+    scripts = [*REPO.glob("launch/*.sh"), *REPO.glob("launch/*.sbatch"), REPO / ".ci/run"]
+    assert len(scripts) >= 3
+    done = subprocess.run([found, *scripts], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_make_passes_settings_on():
+    words = ["TPU=v5p:2x2x4", "SPOT=1", "QUEUED=0", "DELETE=always", "JOB=mine", "ARGS='a={b: c}' d=e", "CONFIG=configs/lpo_hf.yaml"]
+    env = {key: value for key, value in os.environ.items() if "MAKE" not in key and key != "MFLAGS"}  # `make test` runs this
+    shown = subprocess.run(["make", "-n", "train-tpu", *words], cwd=REPO, env=env, capture_output=True, text=True, check=True).stdout
+    command = shown.splitlines()[-1]
+    assert ".venv/bin/python -m launch.tpu " in command
+    assert command.endswith(" configs/lpo_hf.yaml 'a={b: c}' d=e")
+    assert {"--tpu=v5p:2x2x4", "--spot", "--delete=always", "--name=mine"} <= set(command.split())
+    assert "--queued" not in command
+
+
+def test_the_documents_name_real_targets():
+    targets = {line.partition(":")[0] for line in (REPO / "Makefile").read_text().splitlines() if re.match(r"[a-z-]+:.*##", line)}
+    for file in (REPO / "README.md", REPO / "launch/README.md", *REPO.glob("launch/*.py")):
+        named = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)+)", file.read_text()))
+        assert named <= targets, file
+    assert {"train-tpu", "train-tpu-down", "train-gke", "train-gke-down", "train-slurm", "train-local-multihost"} <= targets

@@ -1,0 +1,87 @@
+"""What a tree costs, deterministically: tokens against the unshared layout, memory against the padded step, fill of the rows."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import common, memory
+from benchmarks import step as step_benchmark
+from data_pipeline.feed import Feed
+from data_pipeline.trees import Encoded, pack, plant
+from lpo_jax import logps
+from lpo_jax.config import MeshConfig, ModelConfig, OptimConfig
+from lpo_jax.model.decoder import Model
+from lpo_jax.sharding import make_mesh
+from lpo_jax.train import loop, state
+
+
+def with_prefix(pair, length):
+    """The pair behind a prompt of `length` tokens, in place of its own prompt and reasoning."""
+    start = pair.chosen_code_start
+    prefix = np.full(length, 7, np.int32)
+    swap = lambda ids, fill: np.concatenate([np.full(length, fill, ids.dtype), ids[start:]])  # noqa: E731
+    return dataclasses.replace(
+        pair,
+        chosen=np.concatenate([prefix, pair.chosen[start:]]),
+        rejected=np.concatenate([prefix, pair.rejected[start:]]),
+        m_plus=swap(pair.m_plus, False),
+        m_minus=swap(pair.m_minus, False),
+        answer_start=length,
+        chosen_code_start=length,
+        rejected_code_start=length,
+    )
+
+
+@pytest.fixture(scope="module")
+def real_pairs(shared_data):
+    """All real pairs, each once: the sets overlap."""
+    files = [*sorted((shared_data / "safecoder").glob("*.jsonl")), shared_data / "sven" / "train.python.jsonl"]
+    pairs = common.load_pairs(files, common.load_tokenizer(shared_data / "tokenizers" / "codegen-350m"))
+    return list({(p.chosen[p.chosen_code_start :].tobytes(), p.rejected[p.rejected_code_start :].tobytes()): p for p in pairs}.values())
+
+
+def test_a_tree_is_half_of_two_sequences(real_pairs):
+    pairs = [with_prefix(p, 250) for p in real_pairs]
+    pairs = [p for p in pairs if len(p.chosen) <= 8192 and len(p.rejected) <= 8192]
+    assert len(pairs) > 1000
+    tree, two, sft = (sum(len(way(p).tokens) for p in pairs) for way in (plant, common.two_sequences, common.chosen_only))
+    print(f"two sequences over tree {two / tree:.3f}, tree over SFT {tree / sft:.3f}")
+    assert two / tree >= 1.80
+    assert tree / sft <= 1.10
+
+
+def test_rows_are_full(real_pairs):
+    sizes = [len(plant(p).tokens) for p in real_pairs]
+    sizes = [size for size in sizes if size <= 4096]
+    assert sum(sizes) / (4096 * len(pack(sizes, 4096))) >= 0.96
+
+
+def test_nothing_is_compiled_again_after_the_first_step(seed_shards):
+    feed = Feed(seed_shards["trimmed"])
+    mesh, tx = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), state.optimizer(OptimConfig(lr=1e-3), 100)
+    model = Model(ModelConfig("llama", 512, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_mlp=16, max_positions=1024))
+    with jax.set_mesh(mesh):
+        now = jax.device_put(state.new_state(model.init(jax.random.key(0)), tx), state.state_shardings(model, tx, mesh))
+        step = state.make_train_step(model, step_benchmark.LPO, tx, mesh)
+        for batch in feed.batches(4, 0, 2 * feed.rows("train") // 4):  # two epochs
+            now, _ = step(now, {}, loop._to_devices(batch, mesh, 1))
+    assert step._cache_size() == 1
+
+
+def test_model_flops_by_hand():
+    shape = ModelConfig("llama", 64, d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=48, max_positions=64)
+    pair = Encoded("x", *(np.arange(33, dtype=np.int32),) * 2, *(np.zeros(33, bool),) * 2, 1, 1, 1)
+    batch = common.pack([plant(pair)], 48)  # 33 tokens, 32 of them scored, and padding
+    layer = 32 * 8 * (8 + 4) + 3 * 32 * 48
+    assert step_benchmark.model_flops(shape, batch) == 3 * (2 * 3 * layer * 33 + 2 * 32 * 64 * 32 + 4 * 3 * 4 * 8 * (33 * 34 // 2))
+
+
+def test_a_tree_step_holds_less_than_half_of_the_padded_steps_memory(shared_data):
+    """8B with a vocabulary of 128k on v5e:4x4, by the TPU compiler's own account; no logits beyond a chunk's."""
+    pytest.importorskip("libtpu")
+    found = memory.compare([shared_data / "safecoder" / "sec-new-desc.train.jsonl"], shared_data / "tokenizers" / "codegen-350m", "v5e:4x4")
+    assert found["pairs"] >= 32
+    assert found["tree_over_padded"] <= 0.45
+    assert 0 < found["largest_logits"] <= logps.CHUNK * memory.LLAMA_8B.vocab_size
