@@ -49,10 +49,10 @@ def compare(data: list[Any], tokenizer: str | None, topology: str) -> dict[str, 
     usable = [p for p in common.load_pairs(data, common.load_tokenizer(tokenizer)) if max(len(p.chosen), len(p.rejected)) <= ROW_TOKENS]
     usable = [p for p in usable if len(plant(p).tokens) <= ROW_TOKENS]
     trees = [plant(p) for p in usable]
-    # As many pairs, in their random order, as fill one row a chip; and a number that the padded batch needs no filling for.
+    # As many pairs, in their random order, as fill one row a chip, but no more than the padded step fits, with four sequences a chip.
     sizes = [len(t.tokens) for t in trees]
     most = max(n for n in range(1, len(sizes) + 1) if len(pack(sizes[:n], ROW_TOKENS)) <= mesh.size)
-    members = range(most - most % (mesh.size // 2))
+    members = range(min(most, 2 * mesh.size))
     packed = pack([sizes[i] for i in members], ROW_TOKENS)
     packed += [[]] * (mesh.size - len(packed))
     scored = -(-max(sum(len(trees[i].source) for i in row) for row in packed) // 64) * 64
@@ -65,7 +65,7 @@ def compare(data: list[Any], tokenizer: str | None, topology: str) -> dict[str, 
         logits = largest_logits(program.read_text(), mesh.size)
 
     longest = max(max(len(usable[i].chosen), len(usable[i].rejected)) for i in members)
-    sequences = 2 * len(members)
+    sequences = -(-2 * len(members) // mesh.size) * mesh.size
     padded = compile_padded(model, mesh, sequences, -(-longest // 128) * 128)
     temporaries = {name: temporary_bytes(program) for name, program in (("tree", tree), ("padded", padded))}
     return {
