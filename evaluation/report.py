@@ -17,7 +17,6 @@ from evaluation.measures import RESAMPLES, Estimate, Measure, by_task, differenc
 HERE = Path(__file__).parent
 SHARED_PARTS = Path(lpo_jax.__file__).parent / "train"
 BROWSER_CHARS = 8_000_000  # of code that the page carries; beyond, fewer samples a task
-SHOWN_CWES = 12  # the others are folded away
 MINUS = "\N{MINUS SIGN}"
 
 
