@@ -26,7 +26,13 @@ PANELS = [  # title, caption, label of the y axis, group of metrics.jsonl, names
 ]
 TEMPLATES = Path(__file__).parent
 INK = "#010203"  # stands for the page's text colour, light or dark, until the SVG is written
-COLOURS = ["#2f78c0", "#c2590f", "#00856b", "#a05195", "#7a8794"]  # one a stage; 3:1 on a light and on a dark page, apart for the colour-blind
+COLOURS = [
+    "#2f78c0",
+    "#c2590f",
+    "#00856b",
+    "#a05195",
+    "#7a8794",
+]  # one a stage; 3:1 on a light and on a dark page, apart for the colour-blind
 CLIP = 2.0  # nats; a token's background is strongest from here on
 SIDES = {0: "Shared trunk", 1: "Secure branch", -1: "Vulnerable branch"}
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}  # HTML can't hold them: show their pictures
