@@ -213,8 +213,7 @@ def _scatter(models: list[str], benchmarks: dict[str, list[Run]]) -> list[dict[s
     panels = []
     for s, judged in secure.items():
         for f, tested in works.items():
-            itself = any(r in tested for r in judged)
-            if (itself and s != f) or (not itself and secure[f]):
+            if s != f and (works[s] or secure[f]):
                 continue  # a benchmark that tests both stands against itself only
             points = []
             for a in judged:
