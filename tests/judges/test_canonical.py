@@ -10,17 +10,16 @@ from judges.sandbox import Case, run_many
 # MBXP's own solutions that fail its own tests.
 BROKEN = {56, 64, 160, 341, 349, 367, 596, 601, 607, 631, 642, 899, 927, 966, 967}
 
+FILES = {
+    "humaneval": "humaneval/HumanEval.jsonl.gz",
+    "humaneval_x": "humaneval_x/humaneval_python.jsonl.gz",
+    "mbxp": "mbxp/mbpp_release_v1.jsonl",
+}
+
 
 def programs(data, name, step):
     """(task id, canonical solution with its tests, a word that only a program which came to its end prints)."""
-    path = (
-        DATA
-        / {
-            "humaneval": "humaneval/HumanEval.jsonl.gz",
-            "humaneval_x": "humaneval_x/humaneval_python.jsonl.gz",
-            "mbxp": "mbxp/mbpp_release_v1.jsonl",
-        }[name]
-    )
+    path = data / FILES[name]
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         for row in list(map(json.loads, file))[::step]:
             call = "" if name == "humaneval_x" else f"check({row['entry_point']})"  # HumanEval-X's tests call themselves
