@@ -1,0 +1,1 @@
+"""Who decides whether code is secure and works."""
