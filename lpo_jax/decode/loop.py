@@ -8,6 +8,8 @@ Dims: R rows, S slots (tokens that a row can hold), G prompts of a prefill, T to
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import flax.struct
 import jax
@@ -50,10 +52,10 @@ class Loop:
         self.models, self.mesh, self.choose, self.facts, self.ends = tuple(models), mesh, choose, tuple(facts), tuple(ends)
         self.rows, self.slots = rows, slots
         places = self._places()
-        self.empty = jax.jit(self._empty, out_shardings=places)
-        self.prefill = jax.jit(self._prefill)
-        self.place = jax.jit(self._place, out_shardings=places, donate_argnums=0)
-        self.extend = jax.jit(self._extend, out_shardings=places, donate_argnums=1)
+        self.empty: Any = jax.jit(self._empty, out_shardings=places)
+        self.prefill: Any = jax.jit(self._prefill)
+        self.place: Any = jax.jit(self._place, out_shardings=places, donate_argnums=0)
+        self.extend: Any = jax.jit(self._extend, out_shardings=places, donate_argnums=1)
 
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
@@ -76,8 +78,8 @@ class Loop:
     def _places(self) -> Rows:
         """Rows lie along the batch's axes, heads along the tensor axis."""
         shapes = jax.eval_shape(self._empty)
-        by_row = jax.tree.map(lambda x: named(self.mesh, ("batch", *(None,) * (x.ndim - 1)), x.shape), shapes.replace(caches=()))
-        return by_row.replace(caches=jax.tree.map(lambda x: named(self.mesh, _CACHE_AXES, x.shape), shapes.caches))
+        by_row = jax.tree.map(lambda x: named(self.mesh, ("batch", *(None,) * (x.ndim - 1)), x.shape), replace(shapes, caches=()))
+        return replace(by_row, caches=jax.tree.map(lambda x: named(self.mesh, _CACHE_AXES, x.shape), shapes.caches))
 
     @property
     def row_sharding(self) -> NamedSharding:
@@ -108,7 +110,8 @@ class Loop:
         def cached(old: jax.Array, new: jax.Array) -> jax.Array:
             return old.at[:, :, : new.shape[2]].set(put(old[:, :, : new.shape[2]], new))
 
-        return rows.replace(
+        return replace(
+            rows,
             caches=jax.tree.map(cached, rows.caches, prefilled),
             tokens=rows.tokens.at[slot, : len(prompt)].set(prompt),
             length=rows.length.at[slot].set(lengths[0]),
@@ -143,7 +146,8 @@ class Loop:
         where = jnp.where(rows.active, rows.length, self.slots)  # out of bounds: dropped
         length = rows.length + rows.active
         ended = jnp.isin(new, jnp.array(self.ends, jnp.int32)) | (length >= rows.full_at)
-        return rows.replace(
+        return replace(
+            rows,
             caches=tuple(caches),
             tokens=rows.tokens.at[everyone, where].set(new, mode="drop"),
             length=length,

@@ -5,7 +5,7 @@ it is in, nor when it is let in (up to rounding: equal numbers of rows give equa
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -31,6 +31,8 @@ class Tokenizer(Protocol):
     def eos_id(self) -> int: ...
     @property
     def bos_id(self) -> int | None: ...
+    @property
+    def sha256(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,12 @@ class Completion:
     tokens: tuple[int, ...]  # all that were generated, the one that ended it included
     finish: str  # "stop": an end token or a stop string; "length": max_new_tokens
     logprobs: tuple[float, ...]  # of `tokens`, by the model itself: no temperature, no filter
+
+
+def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt's tokens, as training reads it: BOS where the tokenizer asks for it; an empty prompt is at least an end-of-text."""
+    first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return [*first, *tokenizer.backend.encode(prompt, add_special_tokens=False).ids] or [tokenizer.eos_id]
 
 
 class Sampler:
@@ -150,28 +158,20 @@ class Sampler:
         """How many programs have been compiled so far."""
         return self._loop.compilations()
 
-    def encode(self, prompt: str) -> list[int]:
-        """A prompt's tokens, as training reads it: BOS where the tokenizer asks for it; an empty prompt is at least an end-of-text."""
-        first = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        ids = self.tokenizer.backend.encode(prompt, add_special_tokens=False).ids
-        return [*first, *ids] or [self.tokenizer.eos_id]
-
     # --- What is drawn.
 
     def _choose(self, logits: Sequence[jax.Array], keys: jax.Array, positions: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         c = self.config
         z = only(logits[0], self._vocab)
-        if c.temperature == 0:
-            token = jnp.argmax(z, axis=-1)
-        else:
-            token = draw(warp(z, c.temperature, c.top_k, c.top_p), keys, positions)
+        greedy = c.temperature == 0
+        token = jnp.argmax(z, axis=-1) if greedy else draw(warp(z, c.temperature, c.top_k, c.top_p), keys, positions)
         return token.astype(jnp.int32), {"logp": logp_of(z, token)}
 
     # --- Rows come and go.
 
     def _samples(self, requests: Iterable[Request]) -> Iterator["_Sample"]:
         for request in requests:
-            prompt = tuple(self.encode(request.prompt) if isinstance(request.prompt, str) else request.prompt)
+            prompt = tuple(encode(self.tokenizer, request.prompt) if isinstance(request.prompt, str) else request.prompt)
             full_at = len(prompt) + (request.max_new_tokens or self.config.max_new_tokens)
             self._check(request, prompt, full_at)
             for sample in range(request.sample, request.sample + request.n):
@@ -247,7 +247,7 @@ class Sampler:
             logprobs = logps[slot, start : start + len(new)].tolist()
             done.append(Completion(sample.request.id, sample.number, text, tuple(new), finish, tuple(logprobs)))
             del work[slot]
-        return done, rows.replace(active=jax.device_put(active, self._loop.row_sharding))
+        return done, replace(rows, active=jax.device_put(active, self._loop.row_sharding))
 
     def _stopped(self, sample: "_Sample", new: list[int]) -> str | None:
         """The text in front of the first stop string, if one has been completed; then `seen` is the tokens that it took.

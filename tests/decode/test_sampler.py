@@ -1,9 +1,7 @@
 """The sampler against transformers' `generate` and logits processors, and what it promises about batches, slots and devices."""
 
-import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -11,9 +9,8 @@ import torch
 import transformers
 
 from data_pipeline.tokenizer import Tokenizer
-from lpo_jax.config import ConfigError, MeshConfig
+from lpo_jax.config import MeshConfig
 from lpo_jax.decode import LoadedModel, Request, Sampler, SamplingConfig
-from lpo_jax.decode.warp import gumbel, warp
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh
