@@ -41,9 +41,8 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False) -> str:
     model, params, frozen = restore_params(run_dir, config)
     manifest = json.loads((run_dir / "data.json").read_text())
     ids = {"bos_token_id": manifest["bos_id"], "eos_token_id": manifest["eos_id"]}
-    tokenizer_dir = Path(config.data.path) / "tokenizer"
+    tokenizer_dir = tokenizer_directory(config)
     if config.model.path is not None:
-        tokenizer_dir = hf.locate(config.model.path)
         raw = json.loads((tokenizer_dir / "config.json").read_text())
         ids |= {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
     out.mkdir(parents=True, exist_ok=True)
@@ -62,6 +61,11 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False) -> str:
         (out / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
     (out / "README.md").write_text(_card(config, manifest, read_summary(run_dir, config), loader), encoding="utf-8")
     return loader
+
+
+def tokenizer_directory(config: RunConfig) -> Path:
+    """Where a run's tokenizer is: beside its model's weights, else in its shards."""
+    return Path(config.data.path) / "tokenizer" if config.model.path is None else hf.locate(config.model.path)
 
 
 def _card(config: RunConfig, manifest: Mapping[str, Any], summary: Mapping[str, Mapping[str, float]], loader: str) -> str:

@@ -172,13 +172,13 @@ def load_params(config: RunConfig, model: Model, mesh: Mesh) -> tuple[Params, Pa
     return adapters(key), params
 
 
-def restore_params(run_dir: str | Path, config: RunConfig) -> tuple[Model, Params, Params]:
-    """A run's model with what it trained, from its newest checkpoint, and what is frozen; cut over all devices that are here.
+def restore_params(run_dir: str | Path, config: RunConfig, mesh: Mesh | None = None) -> tuple[Model, Params, Params]:
+    """A run's model with what it trained, from its newest checkpoint, and what is frozen; cut over `mesh`, or all devices that are here.
 
     Raises:
       ConfigError: the run has no checkpoint yet.
     """
-    mesh, model = make_mesh(MeshConfig(data=1, fsdp=-1)), open_model(config)
+    mesh, model = mesh or make_mesh(MeshConfig(data=1, fsdp=-1)), open_model(config)
     checkpoints = Checkpoints(Path(run_dir), config.keep_checkpoints)
     done = checkpoints.progress()
     if done is None:
