@@ -75,6 +75,15 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(case):
     assert pass_at_k(n, correct, k) == pytest.approx(by_product)
 
 
+BY_HAND = [(10, 3, 1, 0.3), (10, 3, 5, 0.916667), (10, 3, 8, 1), (100, 5, 1, 0.05), (100, 5, 10, 0.416248), (100, 5, 50, 0.971858)]
+BY_HAND += [(5, c, k, p) for c, row in enumerate([(0, 0, 0), (0.2, 0.4, 1), (0.4, 0.7, 1), (0.6, 0.9, 1), (0.8, 1, 1), (1, 1, 1)]) for k, p in zip((1, 2, 5), row, strict=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "correct", "k", "expected"), BY_HAND)
+def test_pass_at_k_by_hand(n, correct, k, expected):
+    assert pass_at_k(n, correct, k) == pytest.approx(expected, abs=5e-7)
+
+
 @pytest.mark.parametrize("k", [0, 6])
 def test_k_beyond_n_is_refused(k):
     with pytest.raises(ValueError, match="pass@"):
