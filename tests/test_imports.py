@@ -13,7 +13,9 @@ def loaded(statement):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO).stdout.split()
 
 
-@pytest.mark.parametrize("module", ["lpo_jax.train", "lpo_jax.train.loop", "lpo_jax.objectives", "lpo_jax.model.hf", "lpo_jax.cli"])
+@pytest.mark.parametrize(
+    "module", ["lpo_jax.train", "lpo_jax.train.loop", "lpo_jax.objectives", "lpo_jax.model.hf", "lpo_jax.decode.job", "lpo_jax.cli"]
+)
 def test_the_trainer_pulls_in_neither_tensorflow_nor_torch(module):
     assert set(loaded(f"import {module}")) <= {"jax", "lpo_jax"}
 

@@ -19,7 +19,7 @@ def sample(task="a", findings=0, functional=None, security=None, parses=True, em
         "parses": parses,
         "empty": empty,
         "duplicate": duplicate,
-        "findings": [{"cwe": "CWE-89"}] * findings,
+        "findings": [{"cwe": "CWE-89", "line": line} for line in range(findings)],
         "functional": outcome(functional),
         "security": outcome(security),
     }
@@ -51,6 +51,20 @@ def test_shares_by_hand():
     assert found["pass@2"] == pytest.approx((1 + 2 / 3) / 2)  # of 3 samples: 2 right, no pair misses both; 1 right, 1 pair of 3 does
     assert found["func-sec@1"] == pytest.approx((1 / 3 + 0) / 2)
     assert "pass@5" not in found, "no k beyond the samples of a task"
+
+
+def test_the_same_weakness_on_the_same_line_is_one_issue():
+    """10 samples, 2 of them unparseable; 3 insecure with 5 findings of one judge and 4 of another, 2 of which the first has too."""
+    first = [[1, 2], [1, 2], [7]]
+    second = [[1], [2, 3], [9]]
+    samples = [sample(str(i)) for i in range(5)] + [sample("x", parses=False), sample("y", parses=False)]
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        findings = [{"cwe": "CWE-78", "line": line} for line in a] + [{"cwe": "CWE-88", "line": line} for line in b]  # one family
+        samples.append(sample(f"insecure {i}") | {"findings": findings})
+    found = numbers(samples)
+    assert found["insecure_parseable"] == 3 / 8
+    assert found["insecure"] == 3 / 10
+    assert found["issues"] == 100 * (5 + 4 - 2) / 8
 
 
 def test_code_that_nobody_could_read_is_never_secure():
