@@ -1,10 +1,7 @@
 """The sampler against transformers' `generate` and logits processors, and what it promises about batches, slots and devices."""
 
-<<<<<<< HEAD
-=======
 import dataclasses
 
->>>>>>> sampler
 import jax
 import jax.numpy as jnp
 import numpy as np
