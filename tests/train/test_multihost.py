@@ -29,7 +29,8 @@ def start(count, *command):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={8 // count} --xla_backend_optimization_level=0"
-    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(REPO), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
+    # XLA on CPUs makes as many threads as a process has cores or devices, and cuts its sums by their number: NPROC gives each process 8.
+    env = os.environ | {"XLA_FLAGS": flags, "NPROC": "8", "PYTHONPATH": str(REPO), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
     return [
         subprocess.Popen(
             [sys.executable, "-m", *command],
