@@ -1,6 +1,7 @@
 """`lpo`: train a model, sample from it and export it. The composition root: the only place where the learner meets the data pipeline."""
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ TRAIN_HELP = """\
 Run every stage of a config, e.g. sft, then lpo, and write into its run_dir:
   summary.json   held-out numbers before training and after each stage     report.html   the same to look at, with curves and pairs
   metrics.jsonl  one line a step       tensorboard/  the same        checkpoints/  the state; the same command goes on from the newest
+SIGTERM or Ctrl-C saves and ends with exit code 75. On several hosts start the same command on each: see launch/README.md.
 """
 TRAIN_EXAMPLES = """\
 examples:
@@ -59,7 +61,7 @@ examples:
   lpo generate tasks.jsonl -o out.jsonl --model DIR --greedy --data 1 --tensor 4
 """
 EXPORT_HELP = """\
-Write what a run has trained, from its newest checkpoint, as transformers, PEFT and vLLM load it: config.json and safetensors (a LoRA run:
+Write what a run has trained, from its newest (or best) checkpoint, as transformers, PEFT and vLLM load it: config.json and safetensors (a LoRA run:
 the adapter), the tokenizer's files, generation_config.json and a model card with the run's settings, data and held-out numbers.
 """
 
@@ -67,9 +69,9 @@ the adapter), the tokenizer's files, generation_config.json and a model card wit
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax: what it logs it also raises
     from data_pipeline.pairs import DataError
-    from lpo_jax.train.loop import TrainingError
+    from lpo_jax.train.stop import TrainingError
 
     try:
         return args.run(args)
@@ -144,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="a run as a Hugging Face directory", description=EXPORT_HELP, formatter_class=raw)
     export.add_argument("run_dir", metavar="RUN", help="the run_dir of a trained config")
     export.add_argument("out", metavar="DIR", help="where to write")
+    export.add_argument("--best", action="store_true", help="the checkpoint with the best held-out `best_metric`, instead of the newest")
     export.add_argument("--merge", action="store_true", help="a LoRA run: fold the adapters into the weights and write a whole model")
     export.set_defaults(run=_export)
     return parser
@@ -161,12 +164,24 @@ def _train(args: argparse.Namespace) -> int:
         logging.getLogger().setLevel(logging.ERROR)  # process 0 speaks for all
     from data_pipeline.feed import Feed
     from lpo_jax.train.loop import train
+    from lpo_jax.train.stop import EXIT_CODE, CheckpointError, Preempted
 
-    data = Feed(config.data.path, config.seed, jax.process_index(), jax.process_count())
-    decode = _check_tokenizer(config, data)
-    summary = train(config, data, decode)
+    with distributed.all_or_none():
+        data = Feed(config.data.path, config.seed)
+        decode = _check_tokenizer(config, data)
+    try:
+        summary = train(config, data, decode)
+    except Preempted as stopped:
+        if jax.process_index() == 0:
+            print(f"lpo: {stopped}; the same command goes on from there", file=sys.stderr)
+        return EXIT_CODE
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error = CheckpointError(f"{config.run_dir}: {error.strerror}. Its checkpoints stay: make room and run the same command again")
+        distributed.leave_if_alone(error)
+        raise error
     if jax.process_index() == 0:
-        _print_summary(summary, Path(config.run_dir))
+        _print_summary(summary, config.run_dir)
     return 0
 
 
@@ -241,7 +256,7 @@ def _generate(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from lpo_jax.export import export
 
-    print(f"wrote {args.out}; load it with {export(args.run_dir, args.out, args.merge)}")
+    print(f"wrote {args.out}; load it with {export(args.run_dir, args.out, args.merge, args.best)}")
     return 0
 
 
@@ -260,7 +275,7 @@ def _check_tokenizer(config: RunConfig, data: "Feed") -> Callable[[int], str]:
     return lru_cache(lambda token: tok.backend.decode([token], skip_special_tokens=False))
 
 
-def _print_summary(summary: dict[str, dict[str, float]], run_dir: Path) -> None:
+def _print_summary(summary: dict[str, dict[str, float]], run_dir: str) -> None:
     columns = ("pair_accuracy", "margin", "changed_nll", "unchanged_nll")
     print(f"\nheld-out pairs  {'preference accuracy':>20} {'margin':>8} {'NLL, changed':>13} {'NLL, unchanged':>15}")
     print(f"{'':15} {'on changed tokens':>20} {'nats':>8} {'nats/token':>13} {'nats/token':>15}")
@@ -268,7 +283,7 @@ def _print_summary(summary: dict[str, dict[str, float]], run_dir: Path) -> None:
         cells = [row.get(c) for c in columns]
         shown = [("-" if v is None else f"{v:.1%}" if c == "pair_accuracy" else f"{v:.3f}") for c, v in zip(columns, cells, strict=True)]
         print(f"{name:15} {shown[0]:>20} {shown[1]:>8} {shown[2]:>13} {shown[3]:>15}")
-    print(f"\nreport: {run_dir / 'report.html'}   numbers: {run_dir / 'summary.json'}")
+    print(f"\nreport: {run_dir}/report.html   numbers: {run_dir}/summary.json")
 
 
 if __name__ == "__main__":
