@@ -23,8 +23,8 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,17 @@ READY = b"\x06"  # the child's first byte: the sandbox stands, the program begin
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
 DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
 # What a program gets to see when the sandbox said no, by errno (negative: name resolution).
-DENIED = {-3: "network", -2: "network", 101: "network", 111: "network", 1: "not permitted", 13: "no access", 27: "file too large", 28: "disk full", 30: "read-only"}
+DENIED = {
+    -3: "network",
+    -2: "network",
+    101: "network",
+    111: "network",
+    1: "not permitted",
+    13: "no access",
+    27: "file too large",
+    28: "disk full",
+    30: "read-only",
+}
 
 
 class SandboxError(RuntimeError):
@@ -90,17 +100,54 @@ def _command(backend: str, case: Case, interpreter: str) -> list[str]:
     }
     command: list[str] = []
     if backend == "bwrap":
-        command = ["bwrap", "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--cap-drop", "ALL"]
+        command = [
+            "bwrap",
+            "--die-with-parent",
+            "--new-session",
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-ipc",
+            "--unshare-uts",
+            "--cap-drop",
+            "ALL",
+        ]
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user"]
+        # Directories on the way to a bind are its owner's alone unless they are made first.
+        for parent in sorted({str(d) for p in binds for d in Path(p).parents} - {"/"}):
+            command += [] if any(Path(parent).is_relative_to(b) for b in binds) else ["--perms", "0755", "--dir", parent]
         for path in binds:
             command += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
         for path in DEVICES:
             command += ["--dev-bind", path, path]
-        command += ["--symlink", "/tmp", "/dev/shm", "--perms", "1777", "--size", str(case.limits.file_mb << 20), "--tmpfs", "/tmp", "--remount-ro", "/", "--"]
+        command += [
+            "--symlink",
+            "/tmp",
+            "/dev/shm",
+            "--perms",
+            "1777",
+            "--size",
+            str(case.limits.file_mb << 20),
+            "--tmpfs",
+            "/tmp",
+            "--remount-ro",
+            "/",
+            "--",
+        ]
     elif backend == "unshare":
         covers = [d for d in ("/tmp", "/mnt", "/var", "/run") if os.path.isdir(d) and not any(Path(p).is_relative_to(d) for p in binds)]
         config["root"] = {"base": covers[0], "binds": binds, "devices": DEVICES}
-        command = ["unshare", *([] if root else ["--user", "--map-root-user"]), "--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts", "--"]
+        command = [
+            "unshare",
+            *([] if root else ["--user", "--map-root-user"]),
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--net",
+            "--ipc",
+            "--uts",
+            "--",
+        ]
     script = Path(__file__).with_name("sandbox_child.py").read_text() + f"\nmain(**{config!r})\n"
     return [*command, interpreter, *([] if case.packages else ["-S"]), "-s", "-c", script]
 
@@ -144,7 +191,15 @@ def _run(case: Case, backend: str) -> Result:
         raise ValueError("Case.files has a main.py: that is where Case.code goes; rename it")
     interpreter = sys.executable if case.packages else os.path.realpath(sys.executable)
     # The environment is ours alone: nothing is inherited. A fixed hash seed makes the order of sets repeatable.
-    env = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "USER": "sandbox", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/tmp",
+        "USER": "sandbox",
+        "LANG": "C.UTF-8",
+        "PYTHONUTF8": "1",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     payload = b"".join(text.encode(errors="replace") for text in [case.code, *case.files.values()])
     limits = case.limits
     cap = limits.output_kb << 10
@@ -163,7 +218,7 @@ def _run(case: Case, backend: str) -> Result:
                 proc.stdin.write(payload)
                 proc.stdin.close()
             with selectors.DefaultSelector() as selector:
-                for source in (*output, pidfd):
+                for source in (proc.stdout, proc.stderr, pidfd):
                     selector.register(source, selectors.EVENT_READ)
                 deadline, watch = started + 60, started + 0.2
                 while selector.get_map():
@@ -206,8 +261,6 @@ def _run(case: Case, backend: str) -> Result:
     return Result(outcome, detail, stdout[1:], stderr, seconds)
 
 
-
-
 @functools.cache
 def backends() -> tuple[str, ...]:
     """The back ends that work on this machine, the preferred one first."""
@@ -233,7 +286,9 @@ def run(case: Case, *, backend: str | None = None, unsafe_exec: bool = False) ->
     return _run(case, backend or (backends() or ("none",))[0])
 
 
-def run_many(cases: Iterable[Case], workers: int | None = None, *, backend: str | None = None, unsafe_exec: bool = False) -> Iterator[Result]:
+def run_many(
+    cases: Iterable[Case], workers: int | None = None, *, backend: str | None = None, unsafe_exec: bool = False
+) -> Iterator[Result]:
     """Results in the order of `cases`, `workers` at a time (default: one a processor); reads only a little ahead."""
     workers = workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:

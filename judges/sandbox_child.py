@@ -19,7 +19,9 @@ CLONE_NAMESPACES = 0x7E020080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
 SYSCALLS = {
     "x86_64": (
         0xC000003E,
-        dict(clone=56, pivot_root=155, mount=165, umount2=166, chroot=161, unshare=272, setns=308, ptrace=101, process_vm_writev=311, bpf=321)
+        dict(
+            clone=56, pivot_root=155, mount=165, umount2=166, chroot=161, unshare=272, setns=308, ptrace=101, process_vm_writev=311, bpf=321
+        )
         | dict(memfd_create=319, shmget=29, msgget=68, add_key=248, request_key=249, keyctl=250, perf_event_open=298, userfaultfd=323),
     ),
     "aarch64": (
@@ -112,7 +114,13 @@ def drop_privileges(uid: int | None) -> None:
     for name, number in (numbers | EVERYWHERE).items():
         if name != "clone":
             program += [op(EQUAL, number, 0, 1), op(RETURN, DENY | EPERM)]
-    program += [op(EQUAL, numbers["clone"], 0, 3), op(LOAD, 16), op(ANY_BIT, CLONE_NAMESPACES, 0, 1), op(RETURN, DENY | EPERM), op(RETURN, ALLOW)]
+    program += [
+        op(EQUAL, numbers["clone"], 0, 3),
+        op(LOAD, 16),
+        op(ANY_BIT, CLONE_NAMESPACES, 0, 1),
+        op(RETURN, DENY | EPERM),
+        op(RETURN, ALLOW),
+    ]
     code = ctypes.create_string_buffer(b"".join(program))
     libc("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)), 0, 0)
 
@@ -123,10 +131,6 @@ def main(*, backend: str, uid: int | None, root: dict, limits: dict, files: list
     if backend == "unshare":
         be_init(limits["time_s"])
         build_root(**root, disk_bytes=limits["file_mb"] << 20)
-    if backend != "none":
-        os.mkdir("/tmp/work", 0o777)
-        os.chmod("/tmp/work", 0o777)
-        os.chdir("/tmp/work")
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     for name, soft, hard in [
         ("CORE", 0, 0),
@@ -139,6 +143,8 @@ def main(*, backend: str, uid: int | None, root: dict, limits: dict, files: list
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
     if backend != "none":
         drop_privileges(uid)
+        os.mkdir("/tmp/work")
+        os.chdir("/tmp/work")
     for name, content in contents:
         os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
         with open(name, "wb") as file:

@@ -9,7 +9,7 @@ from tests.conftest import REPO
 
 
 def loaded(statement):
-    code = f"{statement}\nimport sys\nprint(' '.join(sorted(m for m in ('tensorflow', 'torch', 'transformers', 'jax', 'data_pipeline', 'lpo_jax') if m in sys.modules)))"  # fmt: skip
+    code = f"{statement}\nimport sys\nprint(' '.join(sorted(m for m in ('tensorflow', 'torch', 'transformers', 'jax', 'data_pipeline', 'lpo_jax', 'judges') if m in sys.modules)))"  # fmt: skip
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO).stdout.split()
 
 
@@ -20,6 +20,10 @@ def test_the_trainer_pulls_in_neither_tensorflow_nor_torch(module):
 
 def test_pair_tools_need_no_framework():
     assert loaded("import data_pipeline.build, data_pipeline.encode, data_pipeline.masks") == ["data_pipeline"]
+
+
+def test_the_sandbox_needs_nothing_of_ours():
+    assert loaded("import judges.sandbox") == ["judges"]
 
 
 def test_the_data_pipeline_knows_the_contract_and_nothing_else():
