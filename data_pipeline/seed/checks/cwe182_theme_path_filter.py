@@ -1,0 +1,20 @@
+import os
+
+
+def functional(m):
+    os.makedirs("themes/winter")
+    with open("themes/winter/dark.css", "w") as file:
+        file.write("body {}")
+    assert m.theme_css("winter/dark.css") == "body {}"
+    assert m.theme_css("/../winter/dark.css") == "body {}"
+
+
+def exploit(m):
+    os.makedirs("themes")
+    with open("private.css", "w") as file:
+        file.write("secret")
+    try:
+        text = m.theme_css("....//private.css")
+    except (OSError, ValueError):
+        return
+    assert "secret" not in text
