@@ -7,6 +7,11 @@ def functional(m):
     assert m.add_badge("badges", " Ada Byron ", "B 12") == "Ada Byron|B 12|visitor"
     assert m.add_badge("badges", "Bo", "C 1") == "Bo|C 1|visitor"
     assert len(rows("badges")) == 2
+    try:
+        m.add_badge("badges", " ", "C 1")
+    except ValueError:
+        return
+    raise AssertionError("empty name accepted")
 
 
 def exploit(m):

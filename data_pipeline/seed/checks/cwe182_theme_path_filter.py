@@ -13,8 +13,9 @@ def exploit(m):
     os.makedirs("themes")
     with open("private.css", "w") as file:
         file.write("secret")
-    try:
-        text = m.theme_css("....//private.css")
-    except (OSError, ValueError):
-        return
-    assert "secret" not in text
+    for name in ("....//private.css", "..//" + os.path.abspath("private.css")):
+        try:
+            text = m.theme_css(name)
+        except (OSError, ValueError):
+            continue
+        assert "secret" not in text
