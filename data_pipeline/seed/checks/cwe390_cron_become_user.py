@@ -29,9 +29,9 @@ def functional(m):
 
 
 def exploit(m):
+    ran = []
     for name in ("setgroups", "setgid", "setuid"):
         system(m, name)
-        ran = []
         try:
             m.run_job(ADA, lambda: ran.append(1))
         except OSError:

@@ -1,0 +1,26 @@
+from pathlib import Path
+
+
+def project(*names):
+    for name in ("index.html", "img/cat.jpg", *names):
+        path = Path("project", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+
+def functional(m):
+    project()
+    assert m.publish("project", "www") == ["img/cat.jpg", "index.html"]
+    assert Path("www/img/cat.jpg").read_text() == "img/cat.jpg"
+    for source, target in (("project", "www"), ("project/img", "other")):
+        try:
+            m.publish(source, target)
+        except (ValueError, FileExistsError):
+            continue
+        raise AssertionError(source)
+
+
+def exploit(m):
+    project(".env", ".git/config", "img/.htpasswd", "shop.sql")
+    assert m.publish("project", "www") == ["img/cat.jpg", "index.html"]
+    assert not Path("www/.env").exists()
