@@ -18,6 +18,12 @@ def functional(m):
         except (ValueError, FileExistsError):
             continue
         raise AssertionError(source)
+    Path("project/link").symlink_to("/etc/hosts")
+    try:
+        m.publish("project", "other")
+    except ValueError:
+        return
+    raise AssertionError("a link was published")
 
 
 def exploit(m):
