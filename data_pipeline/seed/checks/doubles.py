@@ -30,3 +30,26 @@ class HTTPError(Exception):
         super().__init__(status_code, detail)
         self.status_code = status_code
         self.detail = detail
+
+
+class App:
+    """An application or blueprint whose route decorators leave the functions as they are, to be called by the check."""
+
+    static_folder = "static"
+
+    def __init__(self, *args, **options):
+        pass
+
+    def get(self, *args, **options):
+        return lambda function: function
+
+    post = put = patch = delete = route = get
+
+
+def abort(status):
+    raise HTTPError(status)
+
+
+def flask(request, **names):
+    """The module `flask` with this request; responses are what the check makes of them."""
+    return module("flask", Flask=App, Blueprint=App, abort=abort, request=request, **names)
