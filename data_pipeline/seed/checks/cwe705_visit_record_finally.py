@@ -1,0 +1,16 @@
+RECORDS = {"ann": {"team": ["dr_bo"], "notes": "asthma"}}
+
+
+def functional(m):
+    log = []
+    assert m.open_record(RECORDS, "dr_bo", "ann", log)["notes"] == "asthma"
+    assert log == [("dr_bo", "ann")]
+
+
+def exploit(m):
+    log = []
+    try:
+        record = m.open_record(RECORDS, "dr_cy", "ann", log)
+    except PermissionError:
+        record = None
+    assert record is None and log == [("dr_cy", "ann")]
