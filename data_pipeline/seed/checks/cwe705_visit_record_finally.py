@@ -5,6 +5,11 @@ def functional(m):
     log = []
     assert m.open_record(RECORDS, "dr_bo", "ann", log)["notes"] == "asthma"
     assert log == [("dr_bo", "ann")]
+    try:
+        m.open_record(RECORDS, "dr_bo", "bob", log)
+    except LookupError:
+        return
+    raise AssertionError("record of an unknown patient")
 
 
 def exploit(m):
