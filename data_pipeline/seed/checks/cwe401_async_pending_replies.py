@@ -18,7 +18,7 @@ def exploit(m):
         for _ in range(20):
             try:
                 await requests.ask("level", 0.001)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 pass
         assert len(requests.pending) == 0
 

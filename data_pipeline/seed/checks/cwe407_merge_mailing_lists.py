@@ -1,6 +1,3 @@
-import signal
-
-
 def functional(m):
     first = ["Ann@a.example\n", "# friends\n", "\n", "bob@b.example\n"]
     second = [" ANN@a.example ", "cleo@c.example"]
@@ -8,12 +5,5 @@ def functional(m):
     assert m.merge_lists() == []
 
 
-def give_up(signum, frame):
-    raise AssertionError("still busy")
-
-
 def exploit(m):
-    signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    signal.alarm(5)
     assert len(m.merge_lists(f"reader{i}@a.example" for i in range(200_000))) == 200_000
