@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 PROGRAM = """#!/bin/sh
-echo "$0 $@" > seen
+printf '%s\\n' "$0" "$@" > seen
 case "$MYSQL_PWD $*" in *hunter2*) echo "-- dump of $4$5$3" ;; *) exit 1 ;; esac
 """
 
