@@ -9,7 +9,7 @@ from tests.conftest import REPO
 
 
 def loaded(statement):
-    code = f"{statement}\nimport sys\nprint(' '.join(sorted(m for m in ('tensorflow', 'torch', 'transformers', 'jax', 'data_pipeline', 'lpo_jax', 'judges') if m in sys.modules)))"  # fmt: skip
+    code = f"{statement}\nimport sys\nprint(' '.join(sorted(m for m in ('tensorflow', 'torch', 'transformers', 'jax', 'data_pipeline', 'lpo_jax', 'evaluation', 'judges') if m in sys.modules)))"  # fmt: skip
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO).stdout.split()
 
 
@@ -32,3 +32,7 @@ def test_the_data_pipeline_knows_the_contract_and_nothing_else():
     code = "import data_pipeline.feed, sys\nprint(*sorted(m for m in sys.modules if m.startswith('lpo_jax')))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO).stdout.split()
     assert found == ["lpo_jax", "lpo_jax.batch"]
+
+
+def test_the_judges_import_nothing_of_ours():
+    assert loaded("import judges") == []
