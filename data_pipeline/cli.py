@@ -24,6 +24,19 @@ examples:
   lpo-data build sven.jsonl --tokenizer my/tokenizer --masks spans --out data/sven
   lpo-data build disco_train.csv --tokenizer DIR --masks reference --untrimmed --out data/paper    (to repeat the authors' runs)
 """
+DISTILL_HELP = """\
+Have a teacher model write pairs, check and judge them, have it repair what the judges object to, and finish them as a data set.
+
+The key is read from OPENAI_API_KEY. Every answer is on disk, in journal.jsonl, before anything else happens: kill the job whenever you like,
+and repeat the command to go on. Ends with summary.json, rejected.jsonl (every reason) and data/ (JSONL, Parquet, a card).
+Exit code: 0 if every prompt ended as a pair or a rejection, 3 if some wait for another run (budget spent, endpoint unreachable).
+"""
+DISTILL_EXAMPLES = """\
+examples:
+  lpo-data distill --model gpt-4o-2024-08-06 -n 500 --price-in 2.5 --price-out 10 --budget 20 --answers json --out data/mine
+  lpo-data distill --model qwen --base-url http://localhost:8000/v1 -n 200 --cwe 89 --out data/sql
+  lpo-data build data/mine/data/train.jsonl --tokenizer DIR --out data/shards
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,6 +73,50 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--force", action="store_true", help="replace a shard set of other inputs or options")
     build.set_defaults(run=_build)
 
+    rules = commands.add_parser(
+        "rules", help="the rules that a teacher can be asked about", description="List rules: CWE's, Bandit's and topics of static queries."
+    )
+    _rule_filters(rules)
+    rules.add_argument("--every-language", action="store_true", help="also those that no Python program can break")
+    rules.add_argument("--libraries", action="store_true", help="list the libraries instead")
+    rules.set_defaults(run=_rules)
+
+    distill = commands.add_parser(
+        "distill", help="rules -> teacher -> pairs", description=DISTILL_HELP, epilog=DISTILL_EXAMPLES, formatter_class=raw
+    )
+    distill.add_argument("--out", required=True, type=Path, help="directory of the job; the same command goes on with it")
+    distill.add_argument("--model", required=True, help="the teacher's name at its endpoint")
+    distill.add_argument("-n", "--prompts", type=int, required=True, help="pairs to ask for")
+    _rule_filters(distill)
+    distill.add_argument("--seed", type=int, default=0, help="of the plan and the splits (default: 0)")
+    distill.add_argument(
+        "--answers",
+        choices=("json", "sections"),
+        default="sections",
+        help="json: by schema, where the endpoint supports it; sections: labelled text (default)",
+    )
+    distill.add_argument("--temperature", type=float, default=0.7)
+    distill.add_argument("--max-tokens", type=int, default=3000, help="of an answer (default: 3000)")
+    distill.add_argument("--rounds", type=int, default=1, help="of refinement by the judges' findings (default: 1)")
+    distill.add_argument(
+        "--judges", nargs="*", default=["bandit", "semgrep"], help="who looks at the code (default: bandit semgrep); none given: nobody"
+    )
+    distill.add_argument("--split-by", choices=("rule", "cwe", "row"), default="rule", help="what no two splits share (default: rule)")
+    distill.add_argument(
+        "--near", type=float, default=0.85, help="Jaccard similarity from which rows are near-duplicates; above 1: none are (default: 0.85)"
+    )
+    distill.add_argument("--base-url", help="of the endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
+    distill.add_argument("--concurrency", type=int, default=16, help="requests under way at once (default: 16)")
+    distill.add_argument("--timeout", type=float, default=180, help="seconds for an answer (default: 180)")
+    distill.add_argument("--tries", type=int, default=8, help="of a request in a run (default: 8)")
+    distill.add_argument("--backoff", type=float, default=1.0, help="seconds of the first wait after a failure; it doubles (default: 1)")
+    distill.add_argument("--price-in", type=float, default=0.0, help="dollars for a million tokens asked")
+    distill.add_argument("--price-out", type=float, default=0.0, help="dollars for a million tokens answered")
+    distill.add_argument("--budget", type=float, help="dollars for the job, all its runs together")
+    distill.add_argument("--batch", action="store_true", help="use the Batch API: half the price, within a day")
+    distill.add_argument("--jobs", type=int, default=2, help="processes that judge (default: 2)")
+    distill.set_defaults(run=_distill)
+
     show = commands.add_parser("show", help="print pairs of a shard set with their changed tokens in colour")
     show.add_argument("directory", metavar="DIR", help="a shard set")
     show.add_argument("--split", choices=("train", "heldout"), default="train")
@@ -95,6 +152,48 @@ def _build(args: argparse.Namespace) -> int:
     if manifest.drops:
         print(f"the dropped rows are listed in {Path(args.out) / 'dropped.tsv'}")
     return 0
+
+
+def _rule_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cwe", default="", help="only rules of this CWE, e.g. 89")
+    parser.add_argument("--source", choices=("cwe", "bandit", "topic"), default="", help="only rules of this source")
+    parser.add_argument("--text", default="", help="only rules with this text in their title or description")
+
+
+def _rules(args: argparse.Namespace) -> int:
+    from data_pipeline.distill import knowledge
+
+    if args.libraries:
+        print(*knowledge.libraries(), sep="\n")
+        return 0
+    found = knowledge.select(args.text, args.cwe, args.source, args.every_language)
+    for rule in found:
+        print(f"{rule.id:14} {rule.cwe:9} {rule.title}")
+    print(f"{len(found)} rules, {len({rule.cwe for rule in found})} CWEs", file=sys.stderr)
+    return 0
+
+
+def _distill(args: argparse.Namespace) -> int:
+    from data_pipeline.distill import knowledge
+    from data_pipeline.distill.run import Job, distill, judge_with
+    from data_pipeline.distill.teacher import TeacherOptions
+
+    job = Job(
+        args.model, args.prompts, args.seed, args.answers, args.temperature, args.max_tokens, args.rounds, args.split_by, near=args.near
+    )  # fmt: skip
+    options = TeacherOptions(
+        args.base_url, args.concurrency, args.timeout, args.tries, args.backoff, args.price_in, args.price_out, args.budget, args.batch
+    )  # fmt: skip
+    judge = judge_with(args.judges, args.jobs, args.out / "verdicts") if args.judges else None
+    rules = knowledge.select(args.text, args.cwe, args.source)
+    summary = distill(job, rules, knowledge.libraries(), args.out, options, judge)
+    print(f"{summary['prompts']} prompts: {summary['pairs']} pairs")
+    for kind in ("rejected", "pending"):
+        for reason, count in summary[kind].items():
+            print(f"{kind} {count:7}: {reason}")
+    cost = summary["cost"]
+    print(f"{cost['answers']} answers, {cost['tokens_in']} tokens asked, {cost['tokens_out']} answered, ${cost['dollars']:.2f}")
+    return 3 if summary["pending"] else 0
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -33,7 +33,8 @@ def finish(rows: list[dict[str, Any]], near: float) -> tuple[list[dict[str, Any]
     """
     from datasketch import MinHash, MinHashLSH  # scipy comes with it
 
-    index = MinHashLSH(threshold=min(near, 1.0), num_perm=PERMUTATIONS)
+    # The index only proposes; similarity is computed exactly. Above 0.95 it would have one band, which it refuses.
+    index = MinHashLSH(threshold=min(near, 0.95), num_perm=PERMUTATIONS)
     seen: set[tuple[str | None, str | None]] = set()
     shingles_of: dict[str, frozenset[str]] = {}
     kept, dropped = [], []
@@ -103,7 +104,11 @@ def write(rows: Sequence[dict[str, Any]], out: Path, by: str, heldout: tuple[flo
             pq.write_table(pa.Table.from_pylist(members, schema=schema), out / f"{name}.parquet")
     env = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), trim_blocks=True, autoescape=False)  # noqa: S701
     counts = {name: len(members) for name, members in splits.items()}
-    facts = {"cwes": len({r["cwe"] for r in rows}), "libraries": len({r["library"] for r in rows}), "models": sorted({r["model"] for r in rows})}
+    facts = {
+        "cwes": len({r["cwe"] for r in rows}),
+        "libraries": len({r["library"] for r in rows}),
+        "models": sorted({r["model"] for r in rows}),
+    }
     (out / "README.md").write_text(env.get_template("card.md.j2").render(splits=counts, by=by, **facts), encoding="utf-8")
     return counts
 

@@ -87,7 +87,9 @@ def _bandit() -> list[Rule]:
             text = " ".join(inspect.cleandoc(docs).partition("\n\n")[2].partition("\n\n")[0].split())
             found.append((check._test_id, number, extension.name.replace("_", " "), text))
     entries = {entry["id"]: entry for kind in MANAGER.blacklist.values() for entry in kind}
-    found += [(e["id"], e["cwe"], e["name"].replace("_", " "), f"{e['message']} ({', '.join(e['qualnames'][:6])})") for e in entries.values()]
+    found += [
+        (e["id"], e["cwe"], e["name"].replace("_", " "), f"{e['message']} ({', '.join(e['qualnames'][:6])})") for e in entries.values()
+    ]
     return [Rule(f"bandit-{key}", f"CWE-{cwe}", title, text or title, "bandit", "python") for key, cwe, title, text in sorted(found)]
 
 

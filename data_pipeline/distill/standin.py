@@ -121,7 +121,11 @@ class Standin:
                     "index": 0,
                     "finish_reason": finish,
                     "logprobs": None,
-                    "message": {"role": "assistant", "content": content, "refusal": "I can't help with that." if fault == "refused" else None},
+                    "message": {
+                        "role": "assistant",
+                        "content": content,
+                        "refusal": "I can't help with that." if fault == "refused" else None,
+                    },
                 }
             ],
             "usage": {
@@ -133,7 +137,15 @@ class Standin:
 
 
 def _file(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "file", "bytes": 0, "created_at": 0, "filename": "requests.jsonl", "purpose": "batch", "status": "processed"}
+    return {
+        "id": name,
+        "object": "file",
+        "bytes": 0,
+        "created_at": 0,
+        "filename": "requests.jsonl",
+        "purpose": "batch",
+        "status": "processed",
+    }
 
 
 async def _send(writer: asyncio.StreamWriter, status: int, body: str, more: str = "") -> None:

@@ -152,7 +152,9 @@ class Teacher:
         if not isinstance(error, openai.APIStatusError):
             return 0.0
         if error.status_code in (401, 403, 404) or error.code == "insufficient_quota":
-            raise DataError(f"the endpoint turns requests down ({describe(error)}); check OPENAI_API_KEY, --base-url, --model and your quota")
+            raise DataError(
+                f"the endpoint turns requests down ({describe(error)}); check OPENAI_API_KEY, --base-url, --model and your quota"
+            )
         if error.status_code not in RETRIED_STATUS and error.status_code < 500:
             return None
         told = retry_after(error.response.headers)
