@@ -61,8 +61,8 @@ def check(found: dict[str, str]) -> dict[str, str]:
     sides = {part: clean_code(found[part], part) for part in ("vulnerable", "secure")}
     if dump(sides["vulnerable"]) == dump(sides["secure"]):
         raise RejectedError("both sides are the same program")
-    lines = [side.splitlines() for side in sides.values()]
-    if difflib.SequenceMatcher(None, *lines, autojunk=False).ratio() < MIN_SIMILARITY:
+    before, after = sides["vulnerable"].splitlines(), sides["secure"].splitlines()
+    if difflib.SequenceMatcher(None, before, after, autojunk=False).ratio() < MIN_SIMILARITY:
         raise RejectedError("rewritten, not fixed")
     return found | sides
 

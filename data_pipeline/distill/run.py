@@ -111,7 +111,9 @@ def _candidates(
     tasks: list[prompts.Task], bodies: list[dict[str, Any]], journal: Journal, failed: dict[str, str]
 ) -> tuple[list[Candidate], list[tuple[str, str]], list[tuple[str, str]]]:
     """Sort tasks by their answers: candidates, (task, reason) of those rejected, and of those to ask again."""
-    candidates, rejected, pending = [], [], []
+    candidates: list[Candidate] = []
+    rejected: list[tuple[str, str]] = []
+    pending: list[tuple[str, str]] = []
     for task, body in zip(tasks, bodies, strict=True):
         key = content_key(body)
         if key in journal.answers:
