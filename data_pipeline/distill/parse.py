@@ -148,7 +148,7 @@ def _from_sections(text: str, parts: Sequence[str]) -> dict[str, str]:
             head, colon, rest = line.partition(":")
             name = labels.get(" ".join(re.sub(r"[#*_]|^\s*\d+\.", " ", head).split()).upper()) if colon else None
             if name and name not in sections:
-                part, line = name, rest.lstrip("* ")
+                part, line = name, rest.lstrip("*_ ")
         if part:
             sections.setdefault(part, []).append(line)
     return {name: "\n".join(lines) for name, lines in sections.items()}
