@@ -91,10 +91,9 @@ def test_no_answer_breaks_the_parser(text):
     """Fuzz: whatever a teacher says is kept or rejected with a reason."""
     try:
         found = parse.check(parse.read_answer({"text": text, "finish_reason": "stop"}, prompts.PAIR_PARTS))
-    except parse.RejectedError as error:
-        assert str(error)
-    else:
-        ast.parse(found["secure"])
+    except parse.RejectedError:
+        return  # any other exception fails the test
+    ast.parse(found["secure"])
 
 
 def test_a_torn_last_line_is_cut_off_and_another_damaged_one_named(tmp_path):
