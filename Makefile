@@ -72,7 +72,7 @@ distill-demo: .venv/installed ## distil, build and train offline: a local server
 	OPENAI_API_KEY=none $(BIN)/lpo-data distill --out $(DEMO)/job --model standin -n 200 --judges $(JUDGES) --timeout 2 --backoff 0.1 --tries 20 \
 		--base-url http://127.0.0.1:$$(cat $(DEMO)/port)/v1; \
 	$(BIN)/lpo-data build $(DEMO)/job/data/train.jsonl --train-tokenizer 1024 --row-tokens 1024 --heldout 0.1 --out $(DEMO)/shards; \
-	$(BIN)/lpo train $(CONFIG) run_dir=$(DEMO)/run data.path=$(DEMO)/shards stages.sft.steps=20 stages.lpo.steps=10 $(ARGS)
+	$(BIN)/lpo train $(CONFIG) run_dir=$(DEMO)/run data.path=$(DEMO)/shards stages.sft.epochs=null stages.sft.steps=20 stages.lpo.epochs=null stages.lpo.steps=10 $(ARGS)
 
 plan: .venv/installed-dev ## compile every config of configs/pods/ for its TPU slice (no TPU needed; minutes each) and write docs/plans.md
 	$(BIN)/lpo plan configs/pods/*.yaml --table docs/plans.md $(ARGS)
