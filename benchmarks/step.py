@@ -31,7 +31,6 @@ from lpo_jax.batch import TreeBatch
 from lpo_jax.config import MeshConfig, ModelConfig, ObjectiveConfig, OptimConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model, Params
-from lpo_jax.objectives import OBJECTIVES
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
 
@@ -256,7 +255,7 @@ def check(model: Model, params: Params, batches: dict[str, TreeBatch], padded: P
     @partial(jax.jit, static_argnums=2)
     def gradient(params: Params, batch: TreeBatch, objective: ObjectiveConfig) -> tuple[jax.Array, jax.Array]:
         def loss(params: Params) -> jax.Array:
-            total, weight = OBJECTIVES[objective.name](state.forward(model, params, {}, batch), batch, objective)["loss"]
+            total, weight = state.objective_terms(model, objective, params, {}, batch)["loss"]
             return total / weight
 
         value, grads = jax.value_and_grad(loss)(params)

@@ -113,10 +113,23 @@ def preference(logps: jax.Array, batch: TreeBatch, config: ObjectiveConfig) -> T
 
 def sft(logps: jax.Array, batch: TreeBatch, config: ObjectiveConfig) -> Terms:
     """Supervised fine-tuning: mean negative log-likelihood of the chosen side's answer tokens (`score_prompt`: and the prompt's)."""
-    scored = (batch.pair >= 0) & (batch.side >= 0)
-    if not config.score_prompt:
-        scored &= batch.answer
+    scored = _sft_tokens(batch, config)
     return {"loss": (-jnp.where(scored, logps, 0).sum(), scored.sum().astype(logps.dtype))}
+
+
+def _sft_tokens(batch: TreeBatch, config: ObjectiveConfig) -> jax.Array:
+    scored = (batch.pair >= 0) & (batch.side >= 0)
+    return scored if config.score_prompt else scored & batch.answer
+
+
+def linear_weights(batch: TreeBatch, config: ObjectiveConfig) -> jax.Array | None:
+    """The loss sum's gradient by the log-probabilities in which it is linear: [B, N], 0 at other tokens; None where it is in none."""
+    if config.name == "sft":
+        return jnp.where(_sft_tokens(batch, config), -1.0, 0.0)
+    if config.name == "simpo" or config.mode == "reference":
+        return None
+    weights = coefficients(batch, config)
+    return jnp.where((weights.chosen == 0) & (weights.rejected == 0), -(config.alpha or 0.0) * weights.imitate, 0)
 
 
 OBJECTIVES = {"sft": sft, "lpo": preference, "simpo": preference}

@@ -11,8 +11,7 @@ from data_pipeline.trees import plant
 from lpo_jax.config import ModelConfig, ObjectiveConfig
 from lpo_jax.logps import token_logps
 from lpo_jax.model.decoder import Model
-from lpo_jax.objectives import OBJECTIVES
-from lpo_jax.train.state import forward
+from lpo_jax.train.state import objective_terms
 from tests import oracle
 
 CONFIG = ModelConfig("llama", 50, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=48, max_positions=128)
@@ -40,7 +39,7 @@ def loud(params):
 
 
 def tree_loss(model, params, batch, config):
-    total, weight = OBJECTIVES[config.name](forward(model, params, {}, batch), batch, config)["loss"]
+    total, weight = objective_terms(model, config, params, {}, batch)["loss"]
     return total / weight
 
 

@@ -41,28 +41,42 @@ def both_ways(f, batch, hidden, head, bias, pull):
     return out, *back(pull)
 
 
+def promised(linear):
+    """`token_logps` with its promise of `linear` weights, and a pull that keeps it."""
+    return lambda hidden, head, batch, bias: logps.token_logps(hidden, head, batch, bias, linear)
+
+
+def linear_part(batch, pull, which):
+    """Of each row's scored tokens some, all or none, whose cotangent will be 0.3 times this."""
+    some = {"some": jnp.arange(N) % 3 > 0, "all": jnp.ones(N, bool), "none": jnp.zeros(N, bool)}[which]
+    return jnp.where((batch.pair >= 0) & some, pull / 0.3, 0)
+
+
+@pytest.mark.parametrize("which", ["some", "all", "none", None])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("chunk", [7, 1024])
-def test_chunks_are_exact(chunk, bias, monkeypatch):
+def test_chunks_are_exact(chunk, bias, which, monkeypatch):
     monkeypatch.setattr(logps, "CHUNK", chunk)
     with jax.enable_x64(True):
         batch, args = scored(np.random.default_rng(0)), arrays("float64", bias)
-        for f, e in zip(
-            *(jax.tree.leaves(jax.jit(both_ways, static_argnums=0)(g, batch, *args)) for g in (logps.token_logps, whole)), strict=True
-        ):
+        linear = None if which is None else linear_part(batch, args[-1], which)
+        found, expected = (jax.jit(both_ways, static_argnums=0)(f, batch, *args) for f in (promised(linear), whole))
+        for f, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(f, e, atol=1e-12)
 
 
+@pytest.mark.parametrize("which", ["some", None])
 @pytest.mark.parametrize("rows", [8, 3], ids=["rows cut", "rows not divisible"])
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)], ids=str)
-def test_a_mesh_changes_nothing(mesh, rows, monkeypatch):
+def test_a_mesh_changes_nothing(mesh, rows, which, monkeypatch):
     monkeypatch.setattr(logps, "CHUNK", 5)
     batch, (hidden, head, bias, pull) = scored(np.random.default_rng(1), rows), arrays("float32", True, rows)
     expected = both_ways(whole, batch, hidden, head, bias, pull)
     mesh = make_mesh(MeshConfig(*mesh))
     with jax.set_mesh(mesh):
         head = jax.device_put(head, NamedSharding(mesh, PartitionSpec("fsdp", "tensor")))
-        found = jax.jit(both_ways, static_argnums=0)(logps.token_logps, batch, hidden, head, bias, pull)
+        linear = None if which is None else linear_part(batch, pull, which)
+        found = jax.jit(both_ways, static_argnums=0)(promised(linear), batch, hidden, head, bias, pull)
     for f, e in zip(found, expected, strict=True):
         np.testing.assert_allclose(f, e, rtol=1e-5, atol=2e-5)
 
@@ -70,5 +84,6 @@ def test_a_mesh_changes_nothing(mesh, rows, monkeypatch):
 def test_huge_logits_are_no_nan():
     """Beyond the last real token a chunk holds junk, whose weight is 0: 0 times infinity must not come of it."""
     batch, (hidden, head, _, pull) = scored(np.random.default_rng(2)), arrays("float32", False)
-    for x in both_ways(logps.token_logps, batch, 100 * hidden, 100 * head, None, pull)[:3]:
-        assert np.isfinite(x).all()
+    for linear in (None, linear_part(batch, pull, "some")):
+        for x in both_ways(promised(linear), batch, 100 * hidden, 100 * head, None, pull)[:3]:
+            assert np.isfinite(x).all()

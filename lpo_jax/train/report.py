@@ -24,41 +24,49 @@ PANELS = [  # title, caption, label of the y axis, group of metrics.jsonl, names
     ("Held-out accuracy", "The same share of held-out pairs, on the changed tokens.", "share", "heldout", ["pair_accuracy"]),
     ("Held-out margin", "Secure minus vulnerable changed tokens, before and after each stage.", "nats a token", "heldout", ["margin"]),
 ]
+TEMPLATES = Path(__file__).parent
 INK = "#010203"  # stands for the page's text colour, light or dark, until the SVG is written
-COLOURS = ["#3b7fc4", "#c46a1c", "#7d5fc7", "#24907f", "#c04a78"]  # one a stage; 3:1 or better on a light and on a dark page
+COLOURS = [
+    "#2f78c0",
+    "#c2590f",
+    "#00856b",
+    "#a05195",
+    "#7a8794",
+]  # one a stage; 3:1 on a light and on a dark page, apart for the colour-blind
 CLIP = 2.0  # nats; a token's background is strongest from here on
 SIDES = {0: "Shared trunk", 1: "Secure branch", -1: "Vulnerable branch"}
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}  # HTML can't hold them: show their pictures
 
 
 def write_report(run_dir: Path, config: dict[str, Any], summary: dict[str, dict[str, float]]) -> Path:
-    """Write `run_dir`/report.html from the run's metrics.jsonl and eval/*.json.
+    """Write `run_dir`/report.html, and return its path. Arguments: those of `contents`."""
+    env = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    path = run_dir / "report.html"
+    write_atomically(path, env.get_template("report.html.j2").render(run=contents(run_dir, config, summary)))
+    return path
+
+
+def contents(run_dir: Path, config: dict[str, Any], summary: dict[str, dict[str, float]], key: str = "panel") -> dict[str, Any]:
+    """What parts.html.j2 shows of a run, from its metrics.jsonl and eval/*.json.
 
     Args:
       config: the run's settings, as in its YAML.
       summary: held-out metrics of "init" and of each stage, in their order; a row may lack any of them.
-
-    Returns:
-      The page's path.
+      key: prefix of the ids in the plots, so that several runs share a page.
     """
     names = list(summary)
-    templates = jinja2.FileSystemLoader(Path(__file__).parent)
-    env = jinja2.Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = env.get_template("report.html.j2").render(
-        run=run_dir.absolute().name,
-        sentence=_sentence(config),
-        columns=[(name, ENGLISH[name], "higher" if higher else "lower") for name, higher in HIGHER_IS_BETTER.items()],
-        rows=_rows(summary),
-        panels=_panels(read_metrics(run_dir), summary),
-        pairs=_pairs(run_dir, names),
-        before=names[-2:][0],
-        after=names[-1],
-        clip=CLIP,
-        settings=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-    )
-    path = run_dir / "report.html"
-    write_atomically(path, page)
-    return path
+    return {
+        "name": run_dir.absolute().name,
+        "sentence": _sentence(config),
+        "columns": [(name, ENGLISH[name], "higher" if higher else "lower") for name, higher in HIGHER_IS_BETTER.items()],
+        "rows": _rows(summary),
+        "panels": _panels(read_metrics(run_dir), summary, key),
+        "pairs": _pairs(run_dir, names),
+        "before": names[-2:][0],
+        "after": names[-1],
+        "clip": CLIP,
+        "settings": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+    }
 
 
 def _sentence(config: dict[str, Any]) -> str:
@@ -98,7 +106,7 @@ def _rows(summary: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _panels(lines: list[dict[str, Any]], summary: dict[str, dict[str, float]]) -> list[dict[str, str]]:
+def _panels(lines: list[dict[str, Any]], summary: dict[str, dict[str, float]], key: str) -> list[dict[str, str]]:
     """The training curves that have data, as SVG."""
     ends = {"init": 0} | {line["stage"]: line["total_step"] for line in lines if line["group"] == "train"}
     points = [{"stage": name, "group": "heldout", "total_step": ends[name]} | summary[name] for name in summary if name in ends]
@@ -107,7 +115,7 @@ def _panels(lines: list[dict[str, Any]], summary: dict[str, dict[str, float]]) -
     for index, (title, caption, label, group, names) in enumerate(PANELS):
         drawn = [line for line in lines if line["group"] == group and names[0] in line]
         if drawn and len(ends) > 1:  # without a logged step there is no time axis
-            panels.append({"title": title, "caption": caption, "svg": _svg(f"panel{index}", label, drawn, names, ends)})
+            panels.append({"title": title, "caption": caption, "svg": _svg(f"{key}{index}", label, drawn, names, ends)})
     return panels
 
 

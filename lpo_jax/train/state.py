@@ -16,7 +16,7 @@ from lpo_jax.config import ConfigError, ObjectiveConfig, OptimConfig, RunConfig
 from lpo_jax.logps import token_logps
 from lpo_jax.model import lora
 from lpo_jax.model.decoder import Model, Params
-from lpo_jax.objectives import OBJECTIVES, Terms, heldout_metrics
+from lpo_jax.objectives import OBJECTIVES, Terms, heldout_metrics, linear_weights
 
 
 @flax.struct.dataclass
@@ -120,7 +120,7 @@ def make_train_step(
     drops = model.lora is not None and model.lora.dropout > 0
 
     def loss_sum(params: Params, frozen: Params, batch: TreeBatch, key: jax.Array | None) -> tuple[jax.Array, Terms]:
-        terms = OBJECTIVES[objective.name](forward(model, params, frozen, batch, key), batch, objective)
+        terms = objective_terms(model, objective, params, frozen, batch, key)
         return terms["loss"][0], terms
 
     def step(state: TrainState, frozen: Params, batches: TreeBatch) -> tuple[TrainState, Terms]:
@@ -164,12 +164,27 @@ def make_eval_step(model: Model, mesh: Mesh) -> Callable[[Params, Params, TreeBa
     return jax.jit(evaluate, in_shardings=shardings, out_shardings=replicated)
 
 
-def forward(model: Model, params: Params, frozen: Params, batch: TreeBatch, dropout_key: jax.Array | None = None) -> jax.Array:
-    """Log-probabilities of a batch's scored tokens, [B, N]."""
+def forward(
+    model: Model,
+    params: Params,
+    frozen: Params,
+    batch: TreeBatch,
+    dropout_key: jax.Array | None = None,
+    linear: jax.Array | None = None,
+) -> jax.Array:
+    """Log-probabilities of a batch's scored tokens, [B, N]; `linear` is `token_logps`'s."""
     base, adapters = (params, None) if model.lora is None else (frozen, params)
     head, bias = model.head(base, adapters, dropout_key)
     hidden = model.hidden(base, batch.tokens, batch.positions, batch.subtree_end, adapters, dropout_key)
-    return token_logps(hidden, head, batch, bias)
+    return token_logps(hidden, head, batch, bias, linear)
+
+
+def objective_terms(
+    model: Model, objective: ObjectiveConfig, params: Params, frozen: Params, batch: TreeBatch, dropout_key: jax.Array | None = None
+) -> Terms:
+    """The objective of a batch; differentiate the sum of its ``"loss"``."""
+    logps = forward(model, params, frozen, batch, dropout_key, linear_weights(batch, objective))
+    return OBJECTIVES[objective.name](logps, batch, objective)
 
 
 def _frozen_shardings(model: Model, mesh: Mesh) -> Params:

@@ -1,0 +1,1 @@
+"""Evaluation: what models write, judged and shown."""

@@ -1,0 +1,287 @@
+"""`lpo-eval report`: runs of benchmarks on one self-contained page. Completions are untrusted: nothing of them is ever markup."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import lpo_jax
+from evaluation.measures import RESAMPLES, Estimate, Measure, by_task, difference, estimate, measures, state
+
+HERE = Path(__file__).parent
+SHARED_PARTS = Path(lpo_jax.__file__).parent / "train"
+BROWSER_CHARS = 8_000_000  # of code that the page carries; beyond, fewer samples a task
+MINUS = "\N{MINUS SIGN}"
+
+
+class ReportError(ValueError):
+    """A run that can't be reported; the message names the file and the remedy."""
+
+
+@dataclass
+class Run:
+    """One model on one benchmark."""
+
+    path: Path
+    info: dict[str, Any]  # run.json
+    samples: list[dict[str, Any]]
+    label: str = ""  # what the page calls its model
+    colour: int = 0
+
+    def __post_init__(self) -> None:
+        self.tasks = by_task(self.samples)
+        self.judged = bool(self.info["tools"]) or any(s["security"] is not None for s in self.samples)
+        self.measures = {m.key: m for m in measures(self.samples, self.judged)}
+
+
+def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> None:
+    """Write the page `out` about evaluation run directories, compared with the first of each benchmark.
+
+    Args:
+      training: run directories of `lpo train`, whose curves and held-out pairs the page shows.
+
+    Raises:
+      ReportError: a run lacks a file or field, or two runs of a benchmark had different data.
+    """
+    if not runs:
+        raise ReportError("no run to report: name at least one directory that `lpo-eval run` wrote")
+    loaded = [_load(path) for path in runs]
+    models = _label(loaded)
+    benchmarks: dict[str, list[Run]] = {}
+    for run in loaded:
+        benchmarks.setdefault(run.info["benchmark"], []).append(run)
+    for name, group in benchmarks.items():
+        for other in group[1:]:
+            if other.info["data_sha256"] != group[0].info["data_sha256"]:
+                raise ReportError(f"{group[0].path} and {other.path} ran {name} on different data (data_sha256): report them apart")
+    script = (HERE / "report.js").read_text()
+    loader = jinja2.FileSystemLoader([HERE, SHARED_PARTS])
+    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    env.filters |= {"percent": _percent, "position": _position}
+    page = env.get_template("evaluation.html.j2").render(
+        title=" against ".join(reversed(models)) if len(models) == 2 else f"{len(models)} model{'s'[: len(models) != 1]}",
+        models=models,
+        benchmarks=[_benchmark(name, group) for name, group in benchmarks.items()],
+        matrix=_matrix(models, benchmarks),
+        cautions=[text for name, group in benchmarks.items() for text in _cautions(name, group)],
+        scatter=_scatter(models, benchmarks),
+        glossary={m.key: m for run in loaded for m in run.measures.values()}.values(),
+        browser=_browser(benchmarks),
+        training=[_training(path, index) for index, path in enumerate(training)],
+        runs=loaded,
+        resamples=RESAMPLES,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    out.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate has no UTF-8
+
+
+def _load(path: Path) -> Run:
+    try:
+        info = json.loads((path / "run.json").read_text())
+        lines = (path / "samples.jsonl").read_text().split("\n")
+    except OSError as error:
+        raise ReportError(f"{error.filename}: {error.strerror}; is {path} what `lpo-eval run` wrote?") from None
+    except ValueError as error:
+        raise ReportError(f"{path / 'run.json'}: {error}") from None
+    samples = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                samples.append(json.loads(line))
+            except ValueError:
+                raise ReportError(f"{path / 'samples.jsonl'}:{number}: no JSON; run `lpo-eval run` again to finish it") from None
+    if not samples:
+        raise ReportError(f"{path / 'samples.jsonl'}: no sample yet; let `lpo-eval run` finish")
+    try:
+        for key in ("name", "model", "benchmark", "data_sha256"):
+            info[key]
+        return Run(path, info, samples)
+    except KeyError as error:
+        raise ReportError(f"{path}: run.json or a line of samples.jsonl lacks {error}; run `lpo-eval run` again") from None
+
+
+def _label(runs: list[Run]) -> list[str]:
+    """Name each run's model, the shortest way that keeps a benchmark's runs apart, and number the models' colours."""
+
+    def unique(names: list[str]) -> bool:
+        return len(set(zip([run.info["benchmark"] for run in runs], names, strict=True))) == len(runs)
+
+    full = [str(run.info["model"]) for run in runs]
+    short = [name.rstrip("/").split("/")[-1] for name in full]
+    own = [str(run.info["name"]) for run in runs]
+    fits = len(set(short)) == len(set(full)) and unique(short)
+    names = short if fits else full if unique(full) else own if unique(own) else [str(run.path) for run in runs]
+    models = list(dict.fromkeys(names))
+    for run, name in zip(runs, names, strict=True):
+        run.label, run.colour = name, models.index(name)
+    return models
+
+
+def _percent(value: float, unit: str = "%", signed: bool = False) -> str:
+    """0.1234 as "12.3", a count with a unit of its own as "12.3"."""
+    text = format(value * (100 if unit == "%" else 1), "+.1f" if signed else ".1f")
+    return text.replace("-", MINUS) if float(text) else "0.0"
+
+
+def _position(value: float, low: float = 0.0, high: float = 1.0) -> str:
+    """Where a value stands between two ends, in percent of the way, for a style attribute."""
+    return f"{100 * min(max((value - low) / (high - low), 0), 1):.2f}"
+
+
+def _headline(run: Run) -> list[Measure]:
+    """The two measures that say most of a run."""
+    return [run.measures[key] for key in ("insecure", "pass@1") if key in run.measures]
+
+
+def _benchmark(name: str, runs: list[Run]) -> dict[str, Any]:
+    """A benchmark's table of measures, and every other run's difference to the first one."""
+    first, union = runs[0], {m.key: m for run in runs for m in run.measures.values()}
+    table = [(m, [estimate(m, run.tasks) if m.key in run.measures else None for run in runs]) for m in union.values()]
+    differences = []
+    for run in runs[1:]:
+        rows = [(m, difference(m, first.tasks, run.tasks)) for m in run.measures.values() if m.key in first.measures]
+        differences.append((run, [(m, d, _tone(m, d)) for m, d in rows if d is not None]))
+    return {
+        "name": name,
+        "runs": runs,
+        "table": table,
+        "differences": differences,
+        "cwes": _cwes(runs),
+        "tasks": len(first.tasks),
+        "samples": len(first.samples),
+    }
+
+
+def _tone(measure: Measure, d: Estimate) -> str:
+    if d.low <= 0 <= d.high or not measure.better:
+        return "unclear"
+    return "better" if (d.value > 0) == (measure.better == "higher") else "worse"
+
+
+def _cwes(runs: list[Run]) -> list[dict[str, Any]]:
+    """Each CWE's insecure share in every judged run, the CWEs with the most insecure samples first."""
+    found = []
+    judged = [run for run in runs if run.judged]
+    for cwe in {s["cwe"] for run in judged for s in run.samples if s["cwe"]}:
+        bars = []
+        for run in judged:
+            tasks = {task: samples for task, samples in run.tasks.items() if samples[0]["cwe"] == cwe}
+            value = estimate(run.measures["insecure"], tasks) if tasks else None
+            if value:
+                bars.append((run, value, round(value.value * value.n)))
+        found.append({"cwe": cwe, "bars": bars, "weight": sum(count for _, _, count in bars)})
+    return sorted(found, key=lambda x: (-x["weight"], int(re.sub(r"\D", "", x["cwe"]) or 0)))
+
+
+def _matrix(models: list[str], benchmarks: dict[str, list[Run]]) -> list[tuple[str, list[list[tuple[Measure, Estimate]]]]]:
+    """Models by benchmarks: the headline measures of each."""
+    rows = []
+    for model in models:
+        cells = []
+        for group in benchmarks.values():
+            run = next((run for run in group if run.label == model), None)
+            pairs = [(m, estimate(m, run.tasks)) for m in _headline(run)] if run else []
+            cells.append([(m, e) for m, e in pairs if e is not None])
+        rows.append((model, cells))
+    return rows
+
+
+def _cautions(name: str, runs: list[Run]) -> list[str]:
+    """What differs between runs of a benchmark beside the model."""
+    first = runs[0]
+    texts = []
+    for run in runs[1:]:
+        differ = [key for key in ("form", "samples_per_task", "sampling", "tools") if run.info.get(key) != first.info.get(key)]
+        missing = len(first.tasks.keys() ^ run.tasks.keys())
+        differ += [f"{missing} task{'s'[: missing != 1]} that only one of them has"] if missing else []
+        if differ:
+            texts.append(f"{name}: {run.label} and {first.label} differ in {', '.join(differ)}, not only in the model.")
+    return texts
+
+
+def _scatter(models: list[str], benchmarks: dict[str, list[Run]]) -> list[dict[str, Any]]:
+    """Secure share against pass@1, one panel a pair of benchmarks: one that tests both, or one of security and one of function."""
+    secure = {name: [r for r in group if "secure" in r.measures] for name, group in benchmarks.items()}
+    works = {name: [r for r in group if "pass@1" in r.measures] for name, group in benchmarks.items()}
+    panels = []
+    for s, judged in secure.items():
+        for f, tested in works.items():
+            if s != f and (works[s] or secure[f]):
+                continue  # a benchmark that tests both stands against itself only
+            points = []
+            for a in judged:
+                for b in (r for r in tested if r.label == a.label):
+                    x, y = estimate(b.measures["pass@1"], b.tasks), estimate(a.measures["secure"], a.tasks)
+                    if x and y:
+                        points.append({"label": a.label, "colour": a.colour, "x": x, "y": y})
+            if points:
+                panels.append({"security": s, "function": f, "points": points})
+    return panels
+
+
+def _browser(benchmarks: dict[str, list[Run]]) -> list[dict[str, Any]]:
+    """The samples for report.js; `shown` of `per_task` samples a task, as many as BROWSER_CHARS allows."""
+    most = max(len(samples) for group in benchmarks.values() for run in group for samples in run.tasks.values())
+    sizes = [0] * most
+    for group in benchmarks.values():
+        for run in group:
+            for samples in run.tasks.values():
+                for index, sample in enumerate(samples):
+                    sizes[index] += len(sample["code"])
+    shown = next((n for n in range(most, 1, -1) if sum(sizes[:n]) <= BROWSER_CHARS), 1)
+    data = []
+    for name, group in benchmarks.items():
+        tasks: dict[str, Any] = {}
+        for run in group:
+            for task, samples in run.tasks.items():
+                tasks.setdefault(task, {"id": task, "cwe": samples[0]["cwe"] or "", "prompt": samples[0]["prompt"]})
+        runs = [
+            {
+                "label": run.label,
+                "colour": run.colour % 6,
+                "samples": {task: [_sample(s, run.judged) for s in samples[:shown]] for task, samples in run.tasks.items()},
+            }
+            for run in group
+        ]
+        data.append({"name": name, "tasks": list(tasks.values()), "runs": runs, "shown": shown, "per_task": most})
+    return data
+
+
+def _sample(sample: dict[str, Any], judged: bool) -> dict[str, Any]:
+    kind = state(sample)
+    prompt = sample["prompt"].rstrip()
+    return {
+        "code": sample["code"],
+        "given": prompt.count("\n") + 1 if prompt and sample["code"].startswith(prompt) else 0,  # lines that the task gave
+        "state": kind if judged or kind in ("empty", "unparseable") else "",
+        "functional": (sample["functional"] or {}).get("outcome", ""),
+        "security": (sample["security"] or {}).get("outcome", ""),
+        "duplicate": sample["duplicate"],
+        "findings": [{key: finding[key] for key in ("judge", "rule", "cwe", "line", "end_line", "severity", "message")} for finding in sample["findings"]],
+    }  # fmt: skip
+
+
+def _training(path: Path, index: int) -> dict[str, Any]:
+    """A training run as lpo_jax's own report shows it, and the facts of its data."""
+    from lpo_jax.train.report import contents  # imports JAX
+
+    try:
+        config, summary, data = (json.loads((path / f"{name}.json").read_text()) for name in ("config", "summary", "data"))
+    except OSError as error:
+        raise ReportError(f"{error.filename}: {error.strerror}; is {path} a finished run of `lpo train`?") from None
+    summary.pop("names")
+    facts = {
+        "pairs": {name: split["pairs"] for name, split in data["splits"].items()},
+        "build key": data["build_key"],
+        "tokenizer": data["tokenizer_sha256"],
+        "inputs": [item["sha256"] for item in data["inputs"]],
+        "seed": config.get("seed"),
+    }
+    return contents(path, config, summary, key=f"training{index}-") | {"facts": facts}
