@@ -25,7 +25,13 @@ help: ## this list
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
+# Semgrep pins other versions of what TensorFlow needs, so it gets an environment of its own, where judges/semgrep.py looks for it.
+.venv/installed-judges: .venv/installed requirements-semgrep.txt
+	$(PYTHON) -m venv .venv/semgrep
+	.venv/semgrep/bin/pip install --quiet -r requirements-semgrep.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed .venv/installed-judges requirements-dev.txt
 	$(BIN)/pip install -r requirements-dev.txt
 	touch $@
 

@@ -1,0 +1,126 @@
+"""Who decides whether code is secure and works: analyzers that read it, and a sandbox that runs it. Imports nothing of the other packages."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from judges import bandit, codeql, semgrep
+from judges.findings import NOISE, Finding
+from judges.prepare import Prepared, prepare
+
+TOOLS = {"bandit": bandit, "semgrep": semgrep, "codeql": codeql}
+BATCH_FILES = 500  # in one run of a tool: enough to make up for its start, few enough that a killed job loses little
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found in one source. Code that doesn't parse was read by no tool: no findings then say nothing about it."""
+
+    parses: bool
+    findings: tuple[Finding, ...]
+    failed: tuple[str, ...] = ()  # tools that gave up on this source (a timeout, syntax they don't know)
+
+
+def available() -> tuple[str, ...]:
+    """The tools that can run here."""
+    return tuple(name for name, tool in TOOLS.items() if tool.missing() is None)
+
+
+def judge(
+    sources: Sequence[str],
+    tools: Sequence[str] = ("bandit", "semgrep"),
+    *,
+    workers: int = 2,
+    cache: Path | None = None,
+    noise: bool = False,
+    progress: bool = False,
+) -> list[Verdict]:
+    """A verdict for every source, in order. Sources may be whole programs, or functions and methods without their imports.
+
+    Args:
+      cache: a directory where findings are kept by the hash of the source and of everything else they depend on.
+      noise: keep the findings of `findings.NOISE` too.
+
+    Raises:
+      ValueError: a tool that doesn't exist.
+      RuntimeError: a tool is missing here (the message says how to get it) or broke down.
+    """
+    for name in tools:
+        if name not in TOOLS:
+            raise ValueError(f"there is no judge {name!r}; choose from {', '.join(TOOLS)}")
+        if reason := TOOLS[name].missing():
+            raise RuntimeError(f"{name} can't run: {reason}")
+    prepared = {source: prepare(source) for source in dict.fromkeys(sources)}
+    readable = {source: p for source, p in prepared.items() if p is not None}
+    found: dict[str, list[Finding]] = {source: [] for source in prepared}
+    failed: dict[str, list[str]] = {source: [] for source in prepared}
+    for name in tools:
+        for source, findings in _ask(name, readable, workers, cache, progress).items():
+            if findings is None:
+                failed[source].append(name)
+            else:
+                found[source] += [f for f in findings if noise or f.rule not in NOISE]
+    verdicts = {
+        source: Verdict(p is not None, tuple(sorted(found[source], key=lambda f: (f.line, f.rule))), tuple(failed[source]))
+        for source, p in prepared.items()
+    }
+    return [verdicts[source] for source in sources]
+
+
+def _ask(name: str, sources: dict[str, Prepared], workers: int, cache: Path | None, progress: bool) -> dict[str, list[Finding] | None]:
+    """One tool's findings, noise included; None where it gave up."""
+    answers: dict[str, list[Finding] | None] = {}
+    version = TOOLS[name].version()
+    if cache is not None:
+        for source, p in sources.items():
+            file = _cached(cache, version, p)
+            if file.is_file():
+                answers[source] = [Finding(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
+    rest = [source for source in sources if source not in answers]
+    size = max(1, min(BATCH_FILES, -(-len(rest) // workers) if TOOLS[name].ONE_CORE else BATCH_FILES))
+    batches = [rest[i : i + size] for i in range(0, len(rest), size)]
+    bar = tqdm(total=len(sources), initial=len(answers), desc=name, unit=" sources", disable=not progress)
+    with bar, ThreadPoolExecutor(workers if TOOLS[name].ONE_CORE else 1) as pool:
+        for batch, results in zip(batches, pool.map(lambda b: _run(name, [sources[s] for s in b], workers), batches), strict=True):
+            for source, findings in zip(batch, results, strict=True):
+                answers[source] = findings
+                if cache is not None and findings is not None:
+                    _write(_cached(cache, version, sources[source]), json.dumps([dataclasses.asdict(f) for f in findings]))
+            bar.update(len(batch))
+    return answers
+
+
+def _run(name: str, batch: list[Prepared], workers: int) -> list[list[Finding] | None]:
+    with tempfile.TemporaryDirectory(prefix="judges-") as directory:
+        for number, p in enumerate(batch):
+            (Path(directory) / f"{number}.py").write_text(p.text, encoding="utf-8", errors="replace")  # lone surrogates, in strings
+        findings, gave_up = TOOLS[name].run(Path(directory), workers)
+    by_file = defaultdict(list)
+    for file, finding in findings:
+        shift = batch[int(Path(file).stem)].shift
+        if finding.line > shift:  # else it is about the imports that we put in front
+            by_file[file].append(dataclasses.replace(finding, line=finding.line - shift, end_line=finding.end_line - shift))
+    return [None if f"{n}.py" in gave_up else by_file[f"{n}.py"] for n in range(len(batch))]
+
+
+def _cached(cache: Path, version: str, p: Prepared) -> Path:
+    key = hashlib.sha256(json.dumps([version, p.text, p.shift]).encode()).hexdigest()
+    return cache / key[:2] / f"{key}.json"
+
+
+def _write(file: Path, text: str) -> None:
+    """All of it or nothing: other processes may read and write the same file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as out:
+        out.write(text)
+    os.replace(name, file)

@@ -1,0 +1,85 @@
+"""Semgrep, with our own rules (`rules/`): run as a program, offline.
+
+It lives in an environment of its own, since it pins other versions of what TensorFlow needs: `.venv/semgrep`, beside this Python's own
+packages, or wherever `semgrep` is found on the PATH.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from judges.findings import Finding
+
+RULES = Path(__file__).parent / "rules"
+ONE_CORE = False
+TIMEOUT_S = 1800
+_SEVERITY = {"ERROR": "high", "WARNING": "medium", "INFO": "low"}
+
+
+def missing() -> str | None:
+    """What to do about it where Semgrep isn't installed; None where it is."""
+    return (
+        None
+        if _program()
+        else "run `make .venv/installed-judges`, or put `semgrep` (pip install semgrep, in its own environment) on the PATH"
+    )
+
+
+@functools.cache
+def version() -> str:
+    """Names everything that a verdict depends on besides the source."""
+    rules = b"".join(file.read_bytes() for file in sorted(RULES.glob("*.yaml")))
+    program = subprocess.run([_program(), "--version"], env=_environment(tempfile.gettempdir()), capture_output=True, text=True, check=True)
+    return f"semgrep {program.stdout.strip()} rules {hashlib.sha256(rules).hexdigest()}"
+
+
+def run(directory: Path, workers: int) -> tuple[list[tuple[str, Finding]], set[str]]:
+    """(file name, finding) of every Python file in `directory`, and the names of the files that Semgrep gave up on.
+
+    Raises:
+      RuntimeError: Semgrep itself failed.
+    """
+    options = f"--metrics=off --disable-version-check --no-git-ignore --disable-nosem --json --quiet --timeout 30 --timeout-threshold 0 --max-target-bytes 0 --jobs {workers}"
+    with tempfile.TemporaryDirectory(prefix="semgrep-") as state:
+        command = [_program(), "scan", *options.split(), "--config", str(RULES), "."]
+        done = subprocess.run(command, cwd=directory, env=_environment(state), capture_output=True, text=True, timeout=TIMEOUT_S)
+    if done.returncode not in (0, 2):  # 2: some file could not be read, which the report names
+        raise RuntimeError(f"semgrep failed ({done.returncode}): {(done.stderr or done.stdout)[-2000:]}")
+    report = json.loads(done.stdout)
+    errors = [error for error in report["errors"] if error["level"] == "error"]
+    if general := [error["message"] for error in errors if "path" not in error]:
+        raise RuntimeError(f"semgrep failed: {'; '.join(general)[:2000]}")
+    scanned = {Path(name).name for name in report["paths"]["scanned"]}
+    gave_up = {Path(error["path"]).name for error in errors} | ({file.name for file in directory.glob("*.py")} - scanned)
+    return [(Path(r["path"]).name, _finding(r)) for r in report["results"]], gave_up
+
+
+def _program() -> str:
+    """Its path, or "" where there is none."""
+    own = Path(sys.prefix) / "semgrep" / "bin" / "semgrep"
+    return str(own) if own.is_file() else shutil.which("semgrep") or ""
+
+
+def _environment(state: str) -> dict[str, str]:
+    """No traces in the home directory, and its own helper programs first on the PATH."""
+    path = os.pathsep.join([str(Path(_program()).parent), os.environ.get("PATH", "")])
+    return os.environ | {"PATH": path, "SEMGREP_SETTINGS_FILE": f"{state}/settings.yml", "SEMGREP_LOG_FILE": f"{state}/semgrep.log"}
+
+
+def _finding(result: dict) -> Finding:
+    extra = result["extra"]
+    return Finding(
+        judge="semgrep",
+        rule=result["check_id"].rpartition(".")[2],
+        cwe=extra["metadata"]["cwe"],
+        line=result["start"]["line"],
+        end_line=result["end"]["line"],
+        severity=_SEVERITY[extra["severity"]],
+        message=extra["message"].strip(),
+    )
