@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,15 @@ def content_key(request: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Requests that go to the Batch API together. Recorded before it is created, again when its id is known, and when it is over."""
+
+    keys: list[str]
+    id: str = ""  # the endpoint's name for it
+    over: bool = False
+
+
 class Journal:
     """Records {key, request, answer} of a job, on disk before `add` returns. A killed writer may leave half a line: it is cut off.
 
@@ -24,7 +34,7 @@ class Journal:
 
     def __init__(self, path: Path):
         self.answers: dict[str, dict[str, Any]] = {}  # key -> answer
-        self.batches: dict[str, list[str]] = {}  # batch that was submitted -> keys
+        self.batches: dict[str, Batch] = {}  # mark -> what was submitted under it
         self._file: BinaryIO = open(path, "a+b")  # noqa: SIM115
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,7 +49,7 @@ class Journal:
             try:
                 record = json.loads(line)
                 if "batch" in record:
-                    self.batches[record["batch"]] = record["keys"]
+                    self.batches[record["batch"]] = Batch(record["keys"], record["id"], record["over"])
                 else:
                     self.answers[record["key"]] = record["answer"]
             except (ValueError, KeyError, TypeError):
@@ -50,9 +60,10 @@ class Journal:
         self._write({"key": key, "request": request, "answer": answer})
         self.answers[key] = answer
 
-    def add_batch(self, batch: str, keys: list[str]) -> None:
-        self._write({"batch": batch, "keys": keys})
-        self.batches[batch] = keys
+    def put_batch(self, mark: str, batch: Batch) -> None:
+        """Record a batch, or what has become of it since."""
+        self._write({"batch": mark} | asdict(batch))
+        self.batches[mark] = batch
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")

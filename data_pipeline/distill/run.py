@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from data_pipeline.distill import finish, prompts
 from data_pipeline.distill.journal import Journal, content_key
 from data_pipeline.distill.knowledge import Rule, titles
 from data_pipeline.distill.parse import RejectedError, check, read_answer
-from data_pipeline.distill.refine import Candidate, Judge, in_words, judge_all, refine
+from data_pipeline.distill.refine import Candidate, Judge, Verdict, in_words, judge_all, refine
 from data_pipeline.distill.teacher import Teacher, TeacherOptions
 from data_pipeline.pairs import DataError
 
@@ -179,11 +179,19 @@ def _replace(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def judge_with(tools: Sequence[str], workers: int, cache: Path) -> Callable[[Sequence[str]], Any]:
-    """The judges named, as a function of sources."""
-    import judges
+def judge_with(tools: Sequence[str], workers: int, cache: Path) -> Judge:
+    """The judges named, as a function of sources.
 
-    missing = set(tools) - set(judges.available())
-    if missing:
-        raise DataError(f"not installed: {', '.join(sorted(missing))}; available: {', '.join(judges.available())}")
-    return lambda sources: judges.judge(sources, tuple(tools), workers=workers, cache=cache, progress=True)
+    Raises:
+      DataError: one doesn't exist or isn't installed; from the function, one broke down.
+    """
+    from judges import available, judge
+
+    def look(sources: Sequence[str]) -> Sequence[Verdict]:
+        try:
+            return judge(sources, tools, workers=workers, cache=cache, progress=bool(sources))
+        except (RuntimeError, ValueError) as error:
+            raise DataError(f"{error}. Or ask others: --judges {' '.join(available())}") from error
+
+    look([])  # says what is missing before the teacher costs anything
+    return look

@@ -28,6 +28,7 @@ class Standin:
         self.which: dict[str, int] = {}  # request -> its pair
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
+        self.batched: list[dict[str, Any]] = []  # every request that a batch answered
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client's requests until it leaves."""
@@ -72,17 +73,22 @@ class Standin:
             await _send(writer, 200, self.files[path.split("/")[2]].decode())
         elif method == "POST" and path == "/batches":
             name = f"batch-{uuid.uuid4().hex}"
-            self.batches[name] = self._run_batch(name, json.loads(body)["input_file_id"])
+            asked = json.loads(body)
+            self.batches[name] = self.run_batch(name, asked["input_file_id"]) | {"metadata": asked.get("metadata")}
             await _send(writer, 200, json.dumps(self.batches[name] | {"status": "in_progress"}))
+        elif path.startswith("/batches?"):
+            found = {"object": "list", "data": list(self.batches.values()), "has_more": False}
+            await _send(writer, 200, json.dumps(found))
         elif path.startswith("/batches/"):
             await _send(writer, 200, json.dumps(self.batches[path.split("/")[2]]))
         else:
             await _send(writer, 404, '{"error": {"message": "no such path"}}')
         return True
 
-    def _run_batch(self, name: str, source: str) -> dict[str, Any]:
+    def run_batch(self, name: str, source: str) -> dict[str, Any]:
         lines = []
         for line in map(json.loads, self.files[source].decode().splitlines()):
+            self.batched.append(line["body"])
             lines.append(json.dumps({"id": line["custom_id"], "custom_id": line["custom_id"], "error": None, "response": {"status_code": 200, "request_id": "", "body": self.completion(line["body"], "")}}))  # fmt: skip
         self.files[f"out-{name}"] = "\n".join(lines).encode()
         return {"id": name, "object": "batch", "endpoint": "/v1/chat/completions", "input_file_id": source, "completion_window": "24h",
