@@ -1,0 +1,119 @@
+"""How well the judges tell vulnerable code from secure code, beside Bandit alone.
+
+On pairs (SVEN, SafeCoder, or our own JSONL): the share of vulnerable and of secure sides with a finding, and of pairs in the right order
+(a finding on the vulnerable side only) and in the wrong one. `matched` counts findings of the CWE's family, `any` counts all. The pairs are
+cut in two halves by commit: rules were written with the first in view. On SecurityEval's insecure code: the share with a finding.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.pairs import Drops, Pair, read
+from judges import Verdict, judge
+from judges.findings import Finding, normal, same_family
+
+PANELS = {"bandit": ("bandit",), "semgrep": ("semgrep",), "both": ("bandit", "semgrep")}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("benchmarks.judges", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", nargs="+", help="files of pairs as `lpo-data build` reads them; those that aren't Python are left out")
+    parser.add_argument("--insecure", metavar="FILE", help="SecurityEval's JSONL (ID, Insecure_code)")
+    parser.add_argument("--cache", type=Path, help="keep verdicts in this directory")
+    parser.add_argument("--json", metavar="OUT", help="write the numbers here")
+    args = parser.parse_args(argv)
+    result = {
+        "pairs": measure_pairs(args.pairs, args.cache),
+        "insecure": measure_insecure(args.insecure, args.cache) if args.insecure else {},
+    }
+    show(result)
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure_pairs(files: Iterable[str | Path], cache: Path | None = None) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    """Panel -> group of pairs ("all", "first half", "second half", "CWE-..") -> "matched" or "any" -> counts."""
+    pairs = [p for file in files for p in read(file, Drops()) if p.language == "python" and p.cwe]
+    sides = [code for pair in pairs for code in (pair.rejected, pair.chosen)]
+    verdicts = judge(sides, PANELS["both"], cache=cache, progress=True)
+    groups = {
+        "all": [True] * len(pairs),
+        "first half": [_first_half(p) for p in pairs],
+        "second half": [not _first_half(p) for p in pairs],
+        **{cwe: [p.cwe == cwe for p in pairs] for cwe, _ in Counter(p.cwe for p in pairs).most_common()},
+    }
+    tallied: dict[str, Any] = {}
+    for panel, tools in PANELS.items():
+        for group, members in groups.items():
+            for kind, counts in (("matched", same_family), ("any", lambda a, b: True)):
+                flags = [
+                    tuple(_flagged(verdict, tools, pair.cwe, counts) for verdict in verdicts[2 * i : 2 * i + 2])
+                    for i, pair in enumerate(pairs)
+                    if members[i]
+                ]
+                tallied.setdefault(panel, {}).setdefault(group, {})[kind] = _tally(flags)
+    return tallied
+
+
+def measure_insecure(file: str | Path, cache: Path | None = None) -> dict[str, dict[str, int]]:
+    """Panel -> counts over code that is known to be insecure."""
+    rows = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    cwes = [normal(row["ID"].partition("_")[0]) for row in rows]
+    verdicts = judge([row["Insecure_code"] for row in rows], PANELS["both"], cache=cache, progress=True)
+    return {
+        panel: {
+            "items": len(rows),
+            "any": sum(_flagged(v, tools, "", lambda a, b: True) for v in verdicts),
+            "matched": sum(_flagged(v, tools, cwe, same_family) for v, cwe in zip(verdicts, cwes, strict=True)),
+        }
+        for panel, tools in PANELS.items()
+    }
+
+
+def _first_half(pair: Pair) -> bool:
+    return int(hashlib.sha256(pair.group.encode()).hexdigest(), 16) % 2 == 0
+
+
+def _flagged(verdict: Verdict, tools: Sequence[str], cwe: str, counts: Callable[[str, str], bool]) -> bool:
+    def relevant(f: Finding) -> bool:
+        return f.judge in tools and counts(f.cwe, cwe)
+
+    return any(map(relevant, verdict.findings))
+
+
+def _tally(flags: Sequence[tuple[bool, ...]]) -> dict[str, int]:
+    seen = Counter(flags)
+    return {
+        "pairs": len(flags),
+        "vulnerable_flagged": seen[True, False] + seen[True, True],
+        "secure_flagged": seen[False, True] + seen[True, True],
+        "right_order": seen[True, False],
+        "wrong_order": seen[False, True],
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """The numbers as tables."""
+    print(f"{'judge':8} {'pairs':12} {'findings':9}{'n':>5}{'vulnerable':>16}{'secure':>14}{'right order':>15}{'wrong':>7}")
+    for group in result["pairs"]["both"]:
+        for kind in ("matched", "any"):
+            for panel in PANELS:
+                row = result["pairs"][panel][group][kind]
+                n = row["pairs"]
+                shares = [
+                    f"{row[key]} ({row[key] / n:.0%})" if n else "-" for key in ("vulnerable_flagged", "secure_flagged", "right_order")
+                ]
+                print(f"{panel:8} {group:12} {kind:9}{n:5}{shares[0]:>16}{shares[1]:>14}{shares[2]:>15}{row['wrong_order']:7}")
+    for panel, row in result["insecure"].items():
+        print(f"{panel:8} insecure code: {row['any']} of {row['items']} flagged, {row['matched']} for its own kind of weakness")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
