@@ -95,7 +95,11 @@ class Standin:
                 "status": "completed", "output_file_id": f"out-{name}", "error_file_id": None, "created_at": 0}  # fmt: skip
 
     def completion(self, request: dict[str, Any], fault: str) -> dict[str, Any]:
+        prompt = request["messages"][-1]["content"]
+        asked = "\n" + label("vulnerable") in prompt or '"vulnerable"' in json.dumps(request)
         pair = self.pairs[self.which.setdefault(content_key(request), len(self.which)) % len(self.pairs)]
+        if not asked:  # a repair of code that an earlier answer held
+            pair = next((p for p in self.pairs if p.chosen.strip() in prompt), pair)
         sentences = pair.reasoning.split(". ")
         found = {
             "instruction": pair.instruction,
@@ -104,8 +108,7 @@ class Standin:
             "secure": pair.chosen,
             "why_secure": sentences[-1],
         }
-        prompt = request["messages"][-1]["content"]
-        parts = PAIR_PARTS if label("vulnerable") in prompt or '"vulnerable"' in json.dumps(request) else REPAIR_PARTS
+        parts = PAIR_PARTS if asked else REPAIR_PARTS
         if "response_format" in request:
             text = json.dumps({part: found[part] for part in parts})
         else:

@@ -44,6 +44,11 @@ class Table:
         assert self.bar is not None
         return max((float(row[self.bar]) for row in self.rows), default=0.0)
 
+    @property
+    def numeric(self) -> list[bool]:
+        """The columns of numbers, whose digits stand below each other."""
+        return [all(isinstance(value, int | float) or re.fullmatch(r"[\d.,%–]+", value) for value in column) for column in zip(*self.rows)]  # noqa: B905
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -91,10 +96,9 @@ def text(found: Stats) -> str:
         shown = [[cell(value) for value in row] for row in table.rows[:TEXT_ROWS]]
         columns = list(zip(table.columns, *shown, strict=True))
         widths = [min(48, max(map(len, column))) for column in columns]
-        right = [isinstance(value, int | float) for value in table.rows[0]]
         lines = []
         for number, row in enumerate([table.columns, *shown]):
-            line = "  ".join(_fit(value, width, r) for value, width, r in zip(row, widths, right, strict=True))
+            line = "  ".join(_fit(value, width, r) for value, width, r in zip(row, widths, table.numeric, strict=True))
             if number and table.bar is not None:
                 line += "  " + "█" * round(TEXT_BAR * float(table.rows[number - 1][table.bar]) / (table.most or 1))
             lines.append(line.rstrip())
