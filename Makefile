@@ -12,7 +12,7 @@ CLOUD = $(call with,TPU,--tpu) $(call with,JOB,--name) $(call with,RESTARTS,--re
 	$(call on,DRY_RUN,--dry-run) $(if $(filter always,$(DELETE)),--delete=always,$(call on,DELETE,--delete=success))
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-tpu train-tpu-down train-gke train-gke-down train-slurm train-local-multihost plan test test-slow lint clean
+.PHONY: help train train-tpu train-tpu-down train-gke train-gke-down train-slurm train-local-multihost distill-demo plan test test-slow lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,19 @@ REHEARSAL = $(if $(filter configs/tiny_cpu.yaml,$(CONFIG)),run_dir=$(RUN)_multih
 
 train-local-multihost: $(RUN)_data/manifest.json ## the main job in two processes of four fake devices, as two hosts would
 	$(LAUNCH).local $(call on,DRY_RUN,--dry-run) $(CONFIG) $(REHEARSAL) $(ARGS)
+
+JUDGES ?= bandit semgrep
+DEMO := runs/distill_demo
+
+distill-demo: .venv/installed .venv/installed-judges ## distil, build and train offline: a local server, failing now and then, answers from the shipped pairs
+	rm -rf $(DEMO) && mkdir -p $(DEMO)
+	$(BIN)/python -m data_pipeline.distill.standin data_pipeline/seed/pairs.jsonl --faults 0.2 --port-file $(DEMO)/port & server=$$!; \
+	trap "kill $$server" EXIT; set -e; while [ ! -e $(DEMO)/port ]; do kill -0 $$server; sleep 0.2; done; \
+	OPENAI_API_KEY=none $(BIN)/lpo-data distill --out $(DEMO)/job --model standin -n 200 --judges $(JUDGES) --timeout 2 --backoff 0.1 --tries 20 \
+		--base-url http://127.0.0.1:$$(cat $(DEMO)/port)/v1; \
+	$(BIN)/lpo-data stats $(DEMO)/job --html $(DEMO)/stats.html; \
+	$(BIN)/lpo-data build $(DEMO)/job/data/train.jsonl --train-tokenizer 1024 --row-tokens 1024 --heldout 0.1 --out $(DEMO)/shards; \
+	$(BIN)/lpo train $(CONFIG) run_dir=$(DEMO)/run data.path=$(DEMO)/shards stages.sft.epochs=null stages.sft.steps=20 stages.lpo.epochs=null stages.lpo.steps=10 $(ARGS)
 
 plan: .venv/installed-dev ## compile every config of configs/pods/ for its TPU slice (no TPU needed; minutes each) and write docs/plans.md
 	$(BIN)/lpo plan configs/pods/*.yaml --table docs/plans.md $(ARGS)

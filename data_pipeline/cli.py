@@ -1,4 +1,4 @@
-"""`lpo-data`: build shard sets from pairs, and look into them."""
+"""`lpo-data`: have pairs written, build shard sets from them, and look into both."""
 
 import argparse
 import os
@@ -10,6 +10,16 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # nothing here needs an acc
 
 from data_pipeline.pairs import DataError  # noqa: E402
 
+HELP = """\
+From weaknesses to training data: `rules` lists what a teacher can be asked about, `distill` has it write pairs, `stats` says what a file of
+pairs holds, `build` turns it into shards for `lpo train`, `show` prints what is in those. `lpo-data COMMAND --help` explains each.
+"""
+EXAMPLES = """\
+examples:
+  lpo-data stats data_pipeline/seed/pairs.jsonl
+  lpo-data build data_pipeline/seed/pairs.jsonl --train-tokenizer 1024 --out runs/tiny_cpu_data
+  lpo-data distill --model gpt-4o-2024-08-06 -n 500 --price-in 2.5 --price-out 10 --budget 20 --out data/mine
+"""
 BUILD_HELP = """\
 Turn pairs into a shard set for training: tokenise, mark what differs, lay each pair out as a tree, pack, write.
 
@@ -29,6 +39,60 @@ Read every pair: both sides parse, the fix is small, no other pair is nearly the
 reasoning has its form and the CWE its name. With --tests, run the executable checks: functional(m) passes on both sides, exploit(m)
 on the secure side only. Exits with 1 and names the pairs where something is wrong.
 """
+RULES_HELP = """\
+List the rules that `lpo-data distill` asks a teacher about, one a line: its id, its CWE, its title.
+
+Three sources: MITRE's list of weaknesses (cwe), the checks of the installed Bandit (bandit), and topics of static queries (topic).
+The filters are those of `lpo-data distill`: try them here first.
+"""
+RULES_EXAMPLES = """\
+examples:
+  lpo-data rules --cwe 89
+  lpo-data rules --source bandit --text xml
+  lpo-data rules --libraries                (what the rules are combined with)
+"""
+STATS_HELP = """\
+Say what a data set holds: pairs by split, CWE and library, the size of the fixes, lengths; of a distilled one also what the judges found
+in both programs, before and after refinement, why answers were rejected, and what it cost. Long tables are cut; --html shows them whole.
+"""
+STATS_EXAMPLES = """\
+examples:
+  lpo-data stats data/mine --html data/mine/stats.html     (a job of `lpo-data distill`)
+  lpo-data stats data_pipeline/seed/pairs.jsonl            (any file that `lpo-data build` reads)
+"""
+SHOW_HELP = """\
+Print pairs of a shard set as the model will see them: decoded from their tokens, the ones marked as changed in green (secure) and red
+(vulnerable), or between «angle quotes» where there is no colour. Look at a few before you train on a new data set.
+"""
+SHOW_EXAMPLES = """\
+examples:
+  lpo-data show runs/tiny_cpu_data -n 5
+  lpo-data show data/disco --split heldout --color always | less -R
+  lpo-data show data/disco --drops                          (rows that the build left out, and why)
+"""
+DISTILL_HELP = """\
+Have a teacher model write pairs of a vulnerable and a secure program, and finish them as a data set:
+
+  1. plan     rules (`lpo-data rules`) x libraries, every CWE and library equally often;
+  2. ask      the teacher, any endpoint that speaks OpenAI's chat completions; failures are tried again, a budget is kept;
+  3. check    both programs parse and differ, the fix is small, lengths are sane, the instruction gives nothing away; comments are removed;
+  4. judge    static analysers (--judges) look for weaknesses in both programs;
+  5. refine   secure programs that they object to go back to the teacher (--rounds); what remains is recorded with the row;
+  6. finish   duplicates and near-duplicates go (--near), so do rows with a real credential; splits that share nothing (--split-by).
+
+The scan of step 6 is for credentials that a teacher may have memorised: keys in the formats of their issuers (AWS, GitHub, Slack, ...), in
+any field. Passwords written into programs are no such thing: CWE-798 is about them, and the judges report them.
+
+The key is read from OPENAI_API_KEY. Every answer is on disk, in journal.jsonl, before anything else happens: kill the job whenever you like,
+and repeat the command to go on. Ends with summary.json, rejected.jsonl (every reason) and data/ (JSONL, Parquet, a card).
+Exit code: 0 if every prompt ended as a pair or a rejection, 3 if some wait for another run (budget spent, endpoint unreachable).
+"""
+DISTILL_EXAMPLES = """\
+examples:
+  lpo-data distill --model gpt-4o-2024-08-06 -n 500 --price-in 2.5 --price-out 10 --budget 20 --answers json --out data/mine
+  lpo-data distill --model qwen --base-url http://localhost:8000/v1 -n 200 --cwe 89 --out data/sql
+  lpo-data build data/mine/data/train.jsonl --tokenizer DIR --out data/shards
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,13 +102,19 @@ def main(argv: list[str] | None = None) -> int:
     except DataError as error:
         print(f"lpo-data: error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        print(
+            f"lpo-data: error: the package {error.name!r} is missing here; install what the project needs: pip install -e .",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:  # `lpo-data show DIR | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lpo-data", description=__doc__)
+    parser = argparse.ArgumentParser("lpo-data", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     raw = argparse.RawDescriptionHelpFormatter
 
@@ -65,7 +135,60 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--force", action="store_true", help="replace a shard set of other inputs or options")
     build.set_defaults(run=_build)
 
-    show = commands.add_parser("show", help="print pairs of a shard set with their changed tokens in colour")
+    rules = commands.add_parser(
+        "rules", help="what a teacher can be asked about", description=RULES_HELP, epilog=RULES_EXAMPLES, formatter_class=raw
+    )
+    _rule_filters(rules)
+    rules.add_argument("--every-language", action="store_true", help="also those that no Python program can break")
+    rules.add_argument("--libraries", action="store_true", help="list the libraries instead")
+    rules.set_defaults(run=_rules)
+
+    distill = commands.add_parser(
+        "distill", help="rules -> teacher -> pairs", description=DISTILL_HELP, epilog=DISTILL_EXAMPLES, formatter_class=raw
+    )
+    distill.add_argument("--out", required=True, type=Path, help="directory of the job; the same command goes on with it")
+    distill.add_argument("--model", required=True, help="the teacher's name at its endpoint")
+    distill.add_argument("-n", "--prompts", type=int, required=True, help="pairs to ask for")
+    _rule_filters(distill)
+    distill.add_argument("--seed", type=int, default=0, help="of the plan and the splits (default: 0)")
+    distill.add_argument(
+        "--answers",
+        choices=("json", "sections"),
+        default="sections",
+        help="json: by schema, where the endpoint supports it; sections: labelled text (default)",
+    )
+    distill.add_argument("--temperature", type=float, default=0.7, help="of the teacher (default: 0.7)")
+    distill.add_argument("--max-tokens", type=int, default=3000, help="of an answer (default: 3000)")
+    distill.add_argument("--rounds", type=int, default=1, help="of refinement by the judges' findings (default: 1)")
+    distill.add_argument(
+        "--judges",
+        nargs="*",
+        default=["bandit", "semgrep"],
+        metavar="JUDGE",
+        help="who looks at the code: bandit, semgrep, codeql (default: bandit semgrep); the option without a name: nobody",
+    )
+    distill.add_argument("--split-by", choices=("rule", "cwe", "row"), default="rule", help="what no two splits share (default: rule)")
+    distill.add_argument(
+        "--near", type=float, default=0.85, help="Jaccard similarity from which rows are near-duplicates; above 1: none are (default: 0.85)"
+    )
+    distill.add_argument("--base-url", help="of the endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
+    distill.add_argument("--concurrency", type=int, default=16, help="requests under way at once (default: 16)")
+    distill.add_argument("--timeout", type=float, default=180, help="seconds for an answer (default: 180)")
+    distill.add_argument("--tries", type=int, default=8, help="of a request in a run (default: 8)")
+    distill.add_argument("--backoff", type=float, default=1.0, help="seconds of the first wait after a failure; it doubles (default: 1)")
+    distill.add_argument("--price-in", type=float, default=0.0, help="dollars for a million tokens asked")
+    distill.add_argument("--price-out", type=float, default=0.0, help="dollars for a million tokens answered")
+    distill.add_argument("--budget", type=float, help="dollars for the job, all its runs together")
+    distill.add_argument("--batch", action="store_true", help="use the Batch API: half the price, within a day")
+    distill.add_argument("--jobs", type=int, default=2, help="processes that judge (default: 2)")
+    distill.set_defaults(run=_distill)
+
+    stats = commands.add_parser("stats", help="what a data set holds", description=STATS_HELP, epilog=STATS_EXAMPLES, formatter_class=raw)
+    stats.add_argument("path", metavar="PATH", type=Path, help="a job of `lpo-data distill`, its data/, or a file of pairs")
+    stats.add_argument("--html", type=Path, metavar="OUT", help="also write all of it as one page that loads nothing")
+    stats.set_defaults(run=_stats)
+
+    show = commands.add_parser("show", help="print pairs of a shard set", description=SHOW_HELP, epilog=SHOW_EXAMPLES, formatter_class=raw)
     show.add_argument("directory", metavar="DIR", help="a shard set")
     show.add_argument("--split", choices=("train", "heldout"), default="train")
     show.add_argument("-n", type=int, default=3, help="how many pairs (default: 3)")
@@ -107,6 +230,60 @@ def _build(args: argparse.Namespace) -> int:
         print(f"dropped {count:7} rows: {reason}")
     if manifest.drops:
         print(f"the dropped rows are listed in {Path(args.out) / 'dropped.tsv'}")
+    return 0
+
+
+def _rule_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cwe", default="", help="only rules of this CWE, e.g. 89")
+    parser.add_argument("--source", choices=("cwe", "bandit", "topic"), default="", help="only rules of this source")
+    parser.add_argument("--text", default="", help="only rules with this text in their title or description")
+
+
+def _rules(args: argparse.Namespace) -> int:
+    from data_pipeline.distill import knowledge
+
+    if args.libraries:
+        print(*knowledge.libraries(), sep="\n")
+        return 0
+    found = knowledge.select(args.text, args.cwe, args.source, args.every_language)
+    for rule in found:
+        print(f"{rule.id:14} {rule.cwe:9} {rule.title}")
+    print(f"{len(found)} rules, {len({rule.cwe for rule in found})} CWEs", file=sys.stderr)
+    return 0
+
+
+def _distill(args: argparse.Namespace) -> int:
+    from data_pipeline.distill import knowledge
+    from data_pipeline.distill.run import Job, distill, judge_with
+    from data_pipeline.distill.teacher import TeacherOptions
+
+    job = Job(
+        args.model, args.prompts, args.seed, args.answers, args.temperature, args.max_tokens, args.rounds, args.split_by, near=args.near
+    )  # fmt: skip
+    options = TeacherOptions(
+        args.base_url, args.concurrency, args.timeout, args.tries, args.backoff, args.price_in, args.price_out, args.budget, args.batch
+    )  # fmt: skip
+    judge = judge_with(args.judges, args.jobs, args.out / "verdicts") if args.judges else None
+    rules = knowledge.select(args.text, args.cwe, args.source)
+    summary = distill(job, rules, knowledge.libraries(), args.out, options, judge)
+    print(f"{summary['prompts']} prompts: {summary['pairs']} pairs")
+    for kind in ("rejected", "pending"):
+        for reason, count in summary[kind].items():
+            print(f"{kind} {count:7}: {reason}")
+    cost = summary["cost"]
+    print(f"{cost['answers']} answers, {cost['tokens_in']} tokens asked, {cost['tokens_out']} answered, ${cost['dollars']:.2f}")
+    return 3 if summary["pending"] else 0
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from data_pipeline.distill import stats
+
+    found = stats.stats(args.path)
+    print(stats.text(found))
+    if args.html:
+        args.html.parent.mkdir(parents=True, exist_ok=True)
+        args.html.write_text(stats.page(found), encoding="utf-8")
+        print(f"\nall of it: {args.html}")
     return 0
 
 

@@ -54,6 +54,11 @@ def read(path: str | Path, drops: Drops) -> Iterator[Pair]:
     Raises:
       DataError: the file is missing, not UTF-8, or has columns of no known format.
     """
+    return (pair for _, pair in read_rows(path, drops))
+
+
+def read_rows(path: str | Path, drops: Drops) -> Iterator[tuple[Mapping[str, Any], Pair]]:
+    """As `read`, each pair with the row that it came from."""
     path = Path(path)
     for number, row in _rows(path, drops):
         name = f"{path.name}:{number}"
@@ -73,7 +78,7 @@ def read(path: str | Path, drops: Drops) -> Iterator[Pair]:
         elif pair.chosen.strip() == pair.rejected.strip():
             drops.add(name, "both sides are equal")
         else:
-            yield pair
+            yield row, pair
 
 
 def write(pairs: list[Pair], path: str | Path) -> None:

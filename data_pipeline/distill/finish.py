@@ -1,0 +1,123 @@
+"""The end of the line: no duplicates, no secrets, splits that don't leak, files that others can load."""
+
+import hashlib
+import io
+import json
+import shutil
+import tokenize
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from tqdm import tqdm
+
+from data_pipeline.distill.parse import dump
+
+SPLITS = ("train", "validation", "test")
+SPLIT_BY = ("rule", "cwe", "row")
+# Detectors of keys in their issuers' formats. Those of passwords by name and of high entropy would fire on every CWE-798 row, by design.
+SECRETS = ("AWSKeyDetector", "AzureStorageKeyDetector", "GitHubTokenDetector", "GitLabTokenDetector", "MailchimpDetector", "NpmDetector",
+           "OpenAIDetector", "PypiTokenDetector", "SendGridDetector", "SlackDetector", "SquareOAuthDetector", "StripeDetector",
+           "TelegramBotTokenDetector", "TwilioKeyDetector")  # fmt: skip
+SHINGLE = 4  # tokens
+PERMUTATIONS = 128
+
+
+def finish(rows: list[dict[str, Any]], near: float) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """The rows to keep, and (id, reason) of the others; of several alike the first is kept.
+
+    Args:
+      near: Jaccard similarity, of runs of tokens of both sides, from which two rows count as near-duplicates; above 1 none do.
+    """
+    from datasketch import MinHash, MinHashLSH  # scipy comes with it
+
+    # The index only proposes; similarity is computed exactly. Above 0.95 it would have one band, which it refuses.
+    index = MinHashLSH(threshold=min(near, 0.95), num_perm=PERMUTATIONS)
+    seen: set[tuple[str | None, str | None]] = set()
+    shingles_of: dict[str, frozenset[str]] = {}
+    kept, dropped = [], []
+    for row in tqdm(rows, desc="finish", unit=" rows"):
+        exact = dump(row["chosen"]), dump(row["rejected"])
+        shingles = _shingles(row["chosen"]) | _shingles(row["rejected"])
+        sketch = MinHash(num_perm=PERMUTATIONS)
+        sketch.update_batch([shingle.encode() for shingle in shingles])
+        if exact in seen:
+            dropped.append((row["id"], "duplicate"))
+        elif any(_jaccard(shingles, shingles_of[other]) >= near for other in index.query(sketch)):
+            dropped.append((row["id"], "near-duplicate"))
+        elif secret := find_secret("\n".join((row["instruction"], row["reasoning"], row["chosen"], row["rejected"]))):
+            dropped.append((row["id"], f"secret ({secret})"))
+        else:
+            seen.add(exact)
+            index.insert(row["id"], sketch)
+            shingles_of[row["id"]] = shingles
+            kept.append(row)
+    return kept, dropped
+
+
+def find_secret(text: str) -> str:
+    """The kind of the first key of a known format in a text, or nothing."""
+    from detect_secrets.core.scan import scan_line
+    from detect_secrets.settings import transient_settings
+
+    with transient_settings({"plugins_used": [{"name": name} for name in SECRETS]}):
+        return next((found.type for line in text.splitlines() for found in scan_line(line)), "")
+
+
+def split(rows: Sequence[dict[str, Any]], by: str, heldout: tuple[float, float], seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Rows by split. All rows of a rule, or CWE, fall into one split; which one depends on its name and the seed.
+
+    Args:
+      heldout: the shares of rows that go to validation and test, to within a group.
+    """
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["id" if by == "row" else by]].append(row)
+    order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+    for name in order:
+        into = next((s for s, share in zip(SPLITS[1:], heldout, strict=True) if len(found[s]) < round(share * len(rows))), "train")
+        found[into] += groups[name]
+    return found
+
+
+def write(rows: Sequence[dict[str, Any]], out: Path, by: str, heldout: tuple[float, float], seed: int) -> dict[str, int]:
+    """Write JSONL and Parquet files of each split and the card that tells `datasets.load_dataset` about them; returns rows by split."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    finding = pa.struct([(name, pa.string()) for name in ("judge", "rule", "cwe", "severity", "message")] + [("line", pa.int64()), ("end_line", pa.int64())])  # fmt: skip
+    texts = ("id", "instruction", "reasoning", "chosen", "rejected", "cwe", "language", "group", "rule", "library", "model", "template")
+    schema = pa.schema(
+        [(name, pa.string()) for name in texts]
+        + [(name, pa.int64()) for name in ("rounds", "findings_before")]
+        + [(name, pa.list_(finding)) for name in ("findings", "vulnerable_findings")]
+    )
+    shutil.rmtree(out, ignore_errors=True)  # an earlier run's files of splits that are empty now
+    out.mkdir(parents=True)
+    splits = split(rows, by, heldout, seed)
+    for name, members in splits.items():
+        if members:
+            (out / f"{name}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in members), encoding="utf-8")
+            pq.write_table(pa.Table.from_pylist(members, schema=schema), out / f"{name}.parquet")
+    env = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), trim_blocks=True, autoescape=False)  # noqa: S701
+    counts = {name: len(members) for name, members in splits.items()}
+    facts = {
+        "cwes": len({r["cwe"] for r in rows}),
+        "libraries": len({r["library"] for r in rows}),
+        "models": sorted({r["model"] for r in rows}),
+    }
+    (out / "README.md").write_text(env.get_template("card.md.j2").render(splits=counts, by=by, **facts), encoding="utf-8")
+    return counts
+
+
+def _shingles(code: str) -> frozenset[str]:
+    """Runs of `SHINGLE` tokens of a program."""
+    words = [t.string for t in tokenize.generate_tokens(io.StringIO(code).readline) if t.string.strip()]
+    return frozenset(" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1)))
+
+
+def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    return len(a & b) / len(a | b)

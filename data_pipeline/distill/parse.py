@@ -1,0 +1,154 @@
+"""From a teacher's answer to its parts, and which of them are kept: tolerant in reading, strict in keeping."""
+
+import ast
+import difflib
+import io
+import json
+import re
+import tokenize
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from data_pipeline.distill.prompts import label
+
+MIN_LINES, MAX_LINES = 3, 120
+MAX_CHARS = 8000
+MIN_WORDS, MAX_WORDS = 4, 120
+MIN_SIMILARITY = 0.5
+_FENCE = re.compile(r"^\s{0,3}(```+|~~~+)")
+_GIVEAWAY = re.compile(r"\b(in)?secur|vulnerab|\bexploit|\bmalicious|\battack|\bCWE\b", re.IGNORECASE)
+
+
+class RejectedError(Exception):
+    """An answer that isn't kept; the message is the reason, one of few, so that it can be counted."""
+
+
+def read_answer(answer: dict[str, Any], parts: Sequence[str]) -> dict[str, str]:
+    """The parts of a journalled answer (`text`, `refusal`, `finish_reason`), code without fences.
+
+    Raises:
+      RejectedError: the teacher refused or was cut off, or a part is missing or empty.
+    """
+    if answer.get("refusal") or answer.get("finish_reason") == "content_filter":
+        raise RejectedError("refused")
+    if answer.get("finish_reason") == "length":
+        raise RejectedError("cut off at the token limit")
+    text = answer.get("text") or ""
+    found = _from_json(text, parts) or _from_sections(text, parts)
+    for part in parts:
+        if part not in found:
+            raise RejectedError(f"no {label(part)[:-1].lower()} part")
+        found[part] = unfenced(found[part]) if part in ("secure", "vulnerable") else " ".join(found[part].split())
+        if not found[part].strip():
+            raise RejectedError(f"empty {label(part)[:-1].lower()} part")
+    return found
+
+
+def check(found: dict[str, str]) -> dict[str, str]:
+    """The parts of a pair with comments removed from the code, if it is to be kept.
+
+    Raises:
+      RejectedError: with the reason.
+    """
+    words = len(found["instruction"].split())
+    if not MIN_WORDS <= words <= MAX_WORDS:
+        raise RejectedError("instruction too short" if words < MIN_WORDS else "instruction too long")
+    if _GIVEAWAY.search(found["instruction"]):
+        raise RejectedError("instruction speaks of security")
+    if any(len(found[part].split()) > MAX_WORDS for part in ("why_vulnerable", "why_secure")):
+        raise RejectedError("reasoning too long")
+    sides = {part: clean_code(found[part], part) for part in ("vulnerable", "secure")}
+    if dump(sides["vulnerable"]) == dump(sides["secure"]):
+        raise RejectedError("both sides are the same program")
+    before, after = sides["vulnerable"].splitlines(), sides["secure"].splitlines()
+    if difflib.SequenceMatcher(None, before, after, autojunk=False).ratio() < MIN_SIMILARITY:
+        raise RejectedError("rewritten, not fixed")
+    return found | sides
+
+
+def clean_code(code: str, side: str) -> str:
+    """Code of bounded length without comments and trailing white space.
+
+    Raises:
+      RejectedError: it is no Python, or too short or too long; the reason names the `side`.
+    """
+    if len(code) > MAX_CHARS:
+        raise RejectedError(f"{side} code too long")
+    if dump(code) is None:
+        raise RejectedError(f"{side} code doesn't parse")
+    bare = without_comments(code)
+    if dump(bare) != dump(code):
+        raise RejectedError(f"{side} code's comments can't be removed")
+    lines = len(bare.splitlines())
+    if not MIN_LINES <= lines <= MAX_LINES:
+        raise RejectedError(f"{side} code too {'short' if lines < MIN_LINES else 'long'}")
+    return bare
+
+
+def dump(code: str) -> str | None:
+    """The program without its layout: equal for programs that differ in spaces and comments only. None if it doesn't parse."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an odd escape in a string is the program's own affair
+        try:
+            return ast.dump(ast.parse(code))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # ValueError: null bytes; the last two: nested too deeply
+            return None
+
+
+def without_comments(code: str) -> str:
+    """Python code without its comments, found by its tokenizer; lines that held nothing else go. What can't be tokenised stays as it is."""
+    lines = io.StringIO(code).readlines()
+    try:
+        comments = [t for t in tokenize.generate_tokens(io.StringIO(code).readline) if t.type == tokenize.COMMENT]
+    except (tokenize.TokenError, SyntaxError):
+        return code
+    for row, column in (comment.start for comment in comments):
+        before = lines[row - 1][:column].rstrip()
+        lines[row - 1] = before + "\n" if before else ""
+    return "".join(lines).strip("\n")
+
+
+def unfenced(text: str) -> str:
+    """The inside of the first fence, or all of a text without one; an unclosed fence ends with the text."""
+    lines = text.strip("\n").splitlines()
+    for start, line in enumerate(lines):
+        opening = _FENCE.match(line)
+        if opening:
+            inside = lines[start + 1 :]
+            closing = (n for n, other in enumerate(inside) if other.strip().startswith(opening[1]) and not other.strip(" `~"))
+            return "\n".join(inside[: next(closing, len(inside))])
+    return "\n".join(lines)
+
+
+def _from_json(text: str, parts: Sequence[str]) -> dict[str, str]:
+    for candidate in (text, unfenced(text)):
+        try:
+            value = json.loads(candidate, strict=False)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            return {part: value[part] for part in parts if isinstance(value.get(part), str)}
+    return {}
+
+
+def _from_sections(text: str, parts: Sequence[str]) -> dict[str, str]:
+    """Labelled sections. A label may wear Markdown (`## SECURE:`, `**Secure:**`) and have text behind it; inside of a fence it is code."""
+    labels = {label(part)[:-1]: part for part in parts}
+    sections: dict[str, list[str]] = {}
+    fence, part = "", ""
+    for line in text.splitlines():
+        mark = _FENCE.match(line)
+        if fence:
+            if mark and mark[1].startswith(fence) and not line.strip(" `~"):
+                fence = ""
+        elif mark:
+            fence = mark[1]
+        else:
+            head, colon, rest = line.partition(":")
+            name = labels.get(" ".join(re.sub(r"[#*_]|^\s*\d+\.", " ", head).split()).upper()) if colon else None
+            if name and name not in sections:
+                part, line = name, rest.lstrip("*_ ")
+        if part:
+            sections.setdefault(part, []).append(line)
+    return {name: "\n".join(lines) for name, lines in sections.items()}

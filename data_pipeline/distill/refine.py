@@ -1,0 +1,93 @@
+"""Secure sides that the judges object to go back to the teacher, with what was found."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from data_pipeline.distill.journal import content_key
+from data_pipeline.distill.parse import RejectedError, check, read_answer
+from data_pipeline.distill.prompts import REPAIR_PARTS, Task
+
+
+class Verdict(Protocol):
+    """What is used of `judges.Verdict`."""
+
+    findings: tuple[Any, ...]  # dataclasses with judge, rule, cwe, line, message
+
+
+Judge = Callable[[Sequence[str]], Sequence[Verdict]]
+
+
+@dataclass
+class Candidate:
+    """A pair on its way."""
+
+    task: Task
+    parts: dict[str, str]
+    model: str
+    findings: list[dict[str, Any]] = field(default_factory=list)  # in the secure side as it is now
+    findings_before: int = 0  # in the teacher's first secure side
+    vulnerable_findings: list[dict[str, Any]] = field(default_factory=list)
+    rounds: int = 0  # repairs that were adopted
+
+
+Ask = Callable[[Sequence[dict[str, Any]]], Awaitable[dict[str, dict[str, Any]]]]  # requests -> key -> answer, where there is one
+
+
+def judge_all(candidates: list[Candidate], judge: Judge) -> None:
+    """Record what is found in both sides."""
+    sides = [c.parts[side] for c in candidates for side in ("secure", "vulnerable")]
+    found = [[asdict(finding) for finding in verdict.findings] for verdict in judge(sides)]
+    for c, secure, vulnerable in zip(candidates, found[::2], found[1::2], strict=True):
+        c.findings, c.findings_before, c.vulnerable_findings = secure, len(secure), vulnerable
+
+
+async def refine(
+    candidates: list[Candidate], rounds: int, judge: Judge, ask: Ask, request: Callable[[Candidate], dict[str, Any]]
+) -> dict[str, int]:
+    """Up to `rounds` repairs of each secure side with findings. One is adopted, with its reasoning, if it leaves fewer of them.
+
+    Args:
+      ask: answers of requests from the journal or the teacher.
+      request: the request for a candidate's repair.
+
+    Returns:
+      How many repairs came to what.
+    """
+    outcomes: dict[str, int] = {}
+
+    def count(outcome: str) -> None:
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+
+    open_ = [c for c in candidates if c.findings]
+    for _ in range(rounds):
+        if not open_:
+            break
+        requests = [request(c) for c in open_]
+        answers = await ask(requests)
+        repaired = []
+        for c, body in zip(open_, requests, strict=True):
+            answer = answers.get(content_key(body))
+            if answer is None:
+                count("no answer")
+                continue
+            try:
+                repaired.append((c, check(c.parts | read_answer(answer, REPAIR_PARTS))))
+            except RejectedError as error:
+                count(str(error))
+        open_ = []
+        for (c, parts), verdict in zip(repaired, judge([parts["secure"] for _, parts in repaired]), strict=True):
+            if len(verdict.findings) >= len(c.findings):
+                count("no better")
+                continue
+            c.parts, c.findings = parts, [asdict(finding) for finding in verdict.findings]
+            c.rounds += 1
+            count("adopted")
+            if c.findings:
+                open_.append(c)
+    return outcomes
+
+
+def in_words(finding: dict[str, Any]) -> str:
+    """A finding as the teacher reads it."""
+    return f"line {finding['line']}: {finding['message'].strip()} ({' '.join(filter(None, (finding['cwe'], finding['rule'])))})"

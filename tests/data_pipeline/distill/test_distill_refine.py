@@ -1,0 +1,82 @@
+"""Refinement: what is found goes back, a repair is adopted only if it leaves less, and what remains is recorded. The judge is a search for a word."""
+
+import asyncio
+from dataclasses import dataclass
+
+from data_pipeline.distill.journal import content_key
+from data_pipeline.distill.knowledge import Rule
+from data_pipeline.distill.prompts import Task, label, repair_request
+from data_pipeline.distill.refine import Candidate, in_words, judge_all, refine
+
+TASK = Task("t", Rule("r", "CWE-1", "t", "d", "cwe", "any"), "os")
+CODE = "import os\n\ndef f(x):\n    bad(x)\n    bad(x)\n    return x"
+
+
+@dataclass(frozen=True)
+class Found:
+    judge: str
+    rule: str
+    cwe: str
+    line: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    findings: tuple[Found, ...]
+
+
+def judge(sources):
+    return [Verdict(tuple(Found("j", "R1", "CWE-1", n, "a bad call") for n, line in enumerate(s.splitlines(), 1) if "bad(" in line)) for s in sources]  # fmt: skip
+
+
+def request(c):
+    findings = [in_words(finding) for finding in c.findings]
+    return repair_request(c.parts["instruction"], c.parts["secure"], c.parts["vulnerable"], findings, "m", "sections", 0.5, 100)
+
+
+def run(fixes, rounds):
+    """A candidate with two findings, whose teacher answers with `fixes` one after the other."""
+    parts = {
+        "instruction": "Write f that returns x.",
+        "vulnerable": CODE + "\n",
+        "secure": CODE,
+        "why_vulnerable": "v",
+        "why_secure": "old",
+    }
+    parts["vulnerable"] = CODE.replace("return x", "return bad(x)")
+    c = Candidate(TASK, parts, "m")
+    judge_all([c], judge)
+    left, asked = list(fixes), []
+
+    async def ask(bodies):
+        asked.extend(body["messages"][0]["content"] for body in bodies)
+        code = left.pop(0)
+        sections = {"secure": f"```python\n{code}\n```", "why_vulnerable": "why", "why_secure": "new"}
+        text = "\n".join(f"{label(part)}\n{value}" for part, value in sections.items())
+        return {content_key(body): {"text": text, "finish_reason": "stop"} for body in bodies}
+
+    return c, asyncio.run(refine([c], rounds, judge, ask, request)), asked
+
+
+ONE, NONE = CODE.replace("bad", "good", 1), CODE.replace("bad", "good")
+
+
+def test_rounds_go_on_until_nothing_is_found():
+    c, outcomes, asked = run([ONE, NONE, "unused"], 3)
+    assert (c.parts["secure"], c.parts["why_secure"], c.findings, c.rounds, c.findings_before) == (NONE, "new", [], 2, 2)
+    assert outcomes == {"adopted": 2}
+    assert "line 4: a bad call (CWE-1 R1)\n- line 5:" in asked[0] and "- line 4" not in asked[1]
+    assert len(c.vulnerable_findings) == 3
+
+
+def test_what_remains_is_recorded():
+    c, _, _ = run([ONE], 1)
+    assert [finding["line"] for finding in c.findings] == [5] and c.rounds == 1
+
+
+def test_a_repair_that_is_no_better_or_no_program_changes_nothing():
+    for fix, outcome in ((CODE.replace("return x", "return 1"), "no better"), ("def f(:\n 1\n", "secure code doesn't parse")):
+        c, outcomes, _ = run([fix], 1)
+        assert (c.parts["secure"], c.parts["why_secure"], len(c.findings), c.rounds) == (CODE, "old", 2, 0)
+        assert outcomes == {outcome: 1}
