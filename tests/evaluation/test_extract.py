@@ -49,7 +49,7 @@ def code(prompt, completion, form="completion", suffix=""):
 @pytest.mark.parametrize("form", ["completion", "instruction"])
 def test_every_shape_of_the_same_answer_is_the_same_program(completion, form):
     program = extract(OPEN, completion, form)
-    assert program.code.strip() == WHOLE.strip()
+    assert ast.unparse(ast.parse(program.code)) == ast.unparse(ast.parse(WHOLE))
     assert program.parses and not program.empty
 
 
