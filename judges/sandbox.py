@@ -113,7 +113,7 @@ def _command(backend: str, case: Case, interpreter: str) -> list[str]:
         ]
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user"]
         # Directories on the way to a bind are its owner's alone unless they are made first.
-        for parent in sorted({str(d) for p in binds for d in Path(p).parents} - {"/"}):
+        for parent in sorted({str(d) for p in [*binds, *DEVICES] for d in Path(p).parents} - {"/"}):
             command += [] if any(Path(parent).is_relative_to(b) for b in binds) else ["--perms", "0755", "--dir", parent]
         for path in binds:
             command += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]

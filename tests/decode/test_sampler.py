@@ -1,6 +1,5 @@
 """The sampler against transformers' `generate` and logits processors, and what it promises about batches, slots and devices."""
 
-
 import jax
 import numpy as np
 import pytest

@@ -269,3 +269,8 @@ def test_ends_with_its_caller(backend):
     caller.kill()
     caller.wait()
     assert gone("time.sleep(500) # orphan-3307")
+
+
+def test_harmless_devices(attack):
+    code = "import os, subprocess\nsubprocess.run(['true'], stdin=subprocess.DEVNULL, check=True)\nassert len(open('/dev/urandom', 'rb').read(4)) == 4"
+    assert attack(code).outcome == "pass"
