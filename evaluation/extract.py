@@ -99,8 +99,7 @@ def _judged(code: str, given: tuple[int, int]) -> Program:
 def _with_context(prompt: str, block: str, tree: ast.Module) -> str:
     """A whole program with what it uses of the prompt's top level and doesn't bring itself: imports, helpers, constants."""
     given = parse(prompt) or parse(f"{prompt.rstrip()}\n{_body_indent(prompt)}pass\n")
-    own = set(itertools.chain.from_iterable(map(_binds, tree.body)))
-    used, lines, kept = _uses(tree), prompt.split("\n"), []
+    own, used, lines, kept = _bound(tree), _uses(tree), prompt.split("\n"), []
     for statement in reversed(given.body[: -1 if _inside(prompt) else None] if given else []):
         if (names := _binds(statement) - own) & used:
             decorators = statement.decorator_list if isinstance(statement, ast.FunctionDef | ast.ClassDef) else []
@@ -126,16 +125,24 @@ def _binds(statement: ast.stmt) -> set[str]:
     return names
 
 
+def _bound(tree: ast.Module) -> set[str]:
+    return set(itertools.chain.from_iterable(map(_binds, tree.body)))
+
+
 def _uses(tree: ast.AST) -> set[str]:
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
 def _stands_alone(tree: ast.Module) -> bool:
     """A program of its own, rather than a function's body without its indentation."""
-    body = [node for node in tree.body if isinstance(node, ast.Return)]
-    return not body and any(
+    return not _returns(tree) and any(
         isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom) for s in tree.body
     )
+
+
+def _returns(tree: ast.Module) -> bool:
+    """A function's body whose indentation was lost."""
+    return any(isinstance(node, ast.Return) for node in tree.body)
 
 
 # --- Continuations.
@@ -201,11 +208,23 @@ def _continue(prompt: str, text: str, suffix: str) -> Program:
                 continue
             program = _joined(prompt, candidate[:cut], suffix)
             if program.parses and not (program.empty and cut < len(candidate)):
-                return program
+                return _joined(prompt, candidate[: _with_helpers(prompt, candidate, cut)], suffix) if inside else program
     if not text.strip() or (inside and top):
         return replace(_joined(prompt, "", suffix), empty=True)
     cuts = [cut for cut in _margins(text) if text[:cut].strip()]
     return _joined(prompt, text[: cuts[0]] if inside and cuts else text, suffix)
+
+
+def _with_helpers(prompt: str, text: str, cut: int) -> int:
+    """A later end where the functions stand behind that are used in front: some models write helpers last."""
+    while True:
+        tree = parse(prompt + text[:cut])
+        wanted = {name for name in _uses(tree) - _bound(tree) if _defines(text[cut:], name)} if tree else set()
+        ends = (end for end in [*_margins(text), len(text)] if end > cut) if wanted else iter(())
+        later = next((end for end in ends if (whole := parse(prompt + text[:end])) and wanted <= _bound(whole)), None)
+        if later is None:
+            return cut
+        cut = later
 
 
 def _joined(prompt: str, text: str, suffix: str) -> Program:

@@ -58,6 +58,13 @@ def test_a_string_at_the_margin_does_not_end_a_function():
     assert code(OPEN, body + "\nx = 1\n") == OPEN + body
 
 
+def test_helpers_behind_a_function_belong_to_it():
+    body, helpers = "    return first(name)\n", "\n\ndef first(x):\n    return second(x)\n\n\ndef second(x):\n    return open(x).read()\n"
+    assert code(OPEN, body + helpers + "\nprint(load('x'))\n").strip() == (OPEN + body + helpers).strip()
+    assert code(OPEN, body + "\ndef other():\n    pass\n").strip() == (OPEN + body).strip()
+    assert code(OPEN, body + "\n\ndef first(x):\n    return (").strip() == (OPEN + body).strip()
+
+
 def test_fences_in_a_docstring_do_not_end_a_block():
     program = FUNCTION.replace("\n", '\n    """Reads.\n\n```\nload("x")\n```\n    """\n', 1)
     assert code(SENTENCE, f"```python\n{program}```\nDone.", "instruction") == program
@@ -89,6 +96,8 @@ def test_indentation_is_given_back_to_a_body_of_several_statements():
     for text in (body.strip(), textwrap.dedent(body), f"```python\n{textwrap.dedent(body)}```", body.strip() + "\n\nprint(load('x'))\n"):
         assert code(OPEN, text).strip() == (OPEN + body).strip()
         assert code(OPEN.rstrip(), text).strip() == (OPEN + body).strip()
+    nested = "    def first(x):\n        return x\n    return first(name)\n"
+    assert code(OPEN, textwrap.dedent(nested)).strip() == (OPEN + nested).strip()
 
 
 def test_suffix_follows_a_continuation():
