@@ -187,10 +187,9 @@ def _continue(prompt: str, text: str, suffix: str) -> Program:
     inside, indent = _inside(prompt), _body_indent(prompt)
     texts = [text] if prompt.endswith("\n") or not prompt else [text, "\n" + text]
     first = text.lstrip("\n")
-    top = bool(_TOP.match(first))
-    if (
-        inside and first and not first[0].isspace() and not (top and parse(first))
-    ):  # indentation that a chat model or an endpoint has stripped
+    tree = parse(first) if _TOP.match(first) else None
+    stripped = bool(first) and not first[0].isspace() and (tree is None or _returns(tree))
+    if inside and stripped:  # a chat model or an endpoint has taken the indentation away
         start = "" if prompt.endswith("\n") else "\n"
         texts += [start + textwrap.indent(first, indent), start + indent + first]  # of all lines, of the first one
     for candidate in texts:
@@ -209,7 +208,7 @@ def _continue(prompt: str, text: str, suffix: str) -> Program:
             program = _joined(prompt, candidate[:cut], suffix)
             if program.parses and not (program.empty and cut < len(candidate)):
                 return _joined(prompt, candidate[: _with_helpers(prompt, candidate, cut)], suffix) if inside else program
-    if not text.strip() or (inside and top):
+    if not text.strip() or (inside and _TOP.match(first)):
         return replace(_joined(prompt, "", suffix), empty=True)
     cuts = [cut for cut in _margins(text) if text[:cut].strip()]
     return _joined(prompt, text[: cuts[0]] if inside and cuts else text, suffix)
