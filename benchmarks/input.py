@@ -15,7 +15,8 @@ from data_pipeline.feed import Feed
 from lpo_jax.config import MeshConfig, ModelConfig, ObjectiveConfig, OptimConfig
 from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train import loop, state
+from lpo_jax.train import state
+from lpo_jax.train.rows import to_devices
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
                 began = time.perf_counter()
                 batch = next(batches)
                 got = time.perf_counter()
-                now, terms = step(now, {}, loop._to_devices(batch, mesh, 1))
+                now, terms = step(now, {}, to_devices(batch, mesh, args.batch_rows, 1))
                 jax.block_until_ready(terms)
                 waits.append(got - began)
                 steps.append(time.perf_counter() - began)

@@ -102,7 +102,8 @@ def compile_padded(model: Model, mesh: Any, sequences: int, length: int) -> Any:
     def padded_step(now: state.TrainState, tokens: jax.Array, answer: jax.Array, changed: jax.Array) -> tuple[state.TrainState, jax.Array]:
         loss, grads = jax.value_and_grad(partial(step.padded_loss, model))(now.params, tokens, answer, changed)
         updates, opt_state = tx.update(grads, now.opt_state, now.params)
-        return state.TrainState(now.step + 1, optax.apply_updates(now.params, updates), opt_state), loss
+        params = optax.apply_updates(now.params, updates)
+        return state.TrainState(now.step + 1, params, opt_state, now.skipped, now.skipped_in_row), loss
 
     shardings = state.state_shardings(model, tx, mesh)
     shapes = jax.eval_shape(partial(state.new_state, tx=tx), model.shapes())

@@ -34,6 +34,11 @@ examples:
   lpo-data build sven.jsonl --tokenizer my/tokenizer --masks spans --out data/sven
   lpo-data build disco_train.csv --tokenizer DIR --masks reference --untrimmed --out data/paper    (to repeat the authors' runs)
 """
+CHECK_HELP = """\
+Read every pair: both sides parse, the fix is small, no other pair is nearly the same, the instruction doesn't give the task away, the
+reasoning has its form and the CWE its name. With --tests, run the executable checks: functional(m) passes on both sides, exploit(m)
+on the secure side only. Exits with 1 and names the pairs where something is wrong.
+"""
 RULES_HELP = """\
 List the rules that `lpo-data distill` asks a teacher about, one a line: its id, its CWE, its title.
 
@@ -190,6 +195,14 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--color", choices=("auto", "always", "never"), default="auto")
     show.add_argument("--drops", action="store_true", help="list the rows that were dropped, and why, instead")
     show.set_defaults(run=_show)
+
+    check = commands.add_parser("check", help="prove what can be proved of a file of pairs", description=CHECK_HELP, formatter_class=raw)
+    check.add_argument("pairs", metavar="PAIRS", type=Path, help="our own JSONL")
+    check.add_argument(
+        "--tests", metavar="DIR", type=Path, help="executable checks, run in the sandbox: one file a pair, named after its id with - as _"
+    )
+    check.add_argument("--workers", type=int, default=2, help="sandboxes at a time (default: 2)")
+    check.set_defaults(run=_check)
     return parser
 
 
@@ -284,6 +297,16 @@ def _show(args: argparse.Namespace) -> int:
     for text in render_pairs(args.directory, args.split, args.n, colour):
         print(text)
     return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from data_pipeline.check import check
+
+    faults, count, executed = check(args.pairs, args.tests, workers=args.workers)
+    for name, fault in faults:
+        print(f"{name:44} {fault}")
+    print(f"{'pairs':44} {count:5}\n{'with an executable check':44} {executed:5}\n{'faults':44} {len(faults):5}")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """The feed: a tf.data pipeline from a shard set to `TreeBatch`es, where a batch is a pure function of (seed, step).
 
 Step `s` takes rows ``s * rows .. (s + 1) * rows`` of an endless stream: the split's rows in a new seeded order each epoch. So a
-run resumes at any step at once, and what it reads doesn't depend on how many processes share the work; each reads its part.
+run resumes at any step at once, and what it reads doesn't depend on how many processes share the work; each reads its rows of a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,56 +21,56 @@ _DTYPES = {"side": tf.int8, "answer": tf.bool, "changed": tf.bool}
 
 
 class Feed:
-    """Batches of one shard set, for one of `process_count` processes."""
+    """Batches of one shard set."""
 
-    def __init__(self, directory: str | Path, seed: int = 0, process_index: int = 0, process_count: int = 1):
+    def __init__(self, directory: str | Path, seed: int = 0):
         self.manifest = Manifest.load(directory)
         self._seed = seed
-        self._process = process_index, process_count
         self._records = {name: Records(directory, entry) for name, entry in self.manifest.splits.items()}
 
     def rows(self, split: str) -> int:
         """Number of packed rows in a split."""
         return len(self._records[split])
 
-    def batches(self, rows: int, start_step: int, stop_step: int, stream: int = 0) -> Iterator[TreeBatch]:
-        """Training batches of `rows` rows over all processes; this process gets its share, [rows / process_count, ...].
+    def step_rows(self, rows: int, step: int, stream: int = 0) -> np.ndarray:
+        """Indices into the train split of a step's batch, [rows]."""
+        return stream_rows((self._seed, stream), self.rows("train"), rows, step)
+
+    def batches(
+        self, rows: int, start_step: int, stop_step: int, stream: int = 0, mine: Sequence[int] | None = None
+    ) -> Iterator[TreeBatch]:
+        """Training batches of `rows` rows.
 
         Args:
           stream: streams differ in the order of their rows; each stage of a run has its own.
+          mine: places in the batch; only these rows are read, in this order. None: all.
 
         Raises:
-          DataError: the rows don't divide evenly among the processes, or the split is empty.
+          DataError: the split is empty.
         """
         if not self.rows("train"):
             raise DataError("the shard set's train split is empty; build it with a smaller --heldout")
         steps = tf.data.Dataset.range(start_step, stop_step)
-        seed = (self._seed, stream)
-        yield from self._read("train", steps, rows, lambda step: stream_rows(seed, self.rows("train"), rows, int(step)))
+        yield from self._read("train", steps, lambda step: self.step_rows(rows, step, stream), range(rows) if mine is None else mine)
 
-    def heldout(self, rows: int) -> Iterator[TreeBatch]:
-        """The held-out split once, in order; the last batch is filled up with empty rows."""
+    def heldout(self, rows: int, mine: Sequence[int] | None = None) -> Iterator[TreeBatch]:
+        """The held-out split once, in order; the last batch is filled up with empty rows. `mine`: as in `batches`."""
         steps = tf.data.Dataset.range(-(-self.rows("heldout") // rows))
-        yield from self._read("heldout", steps, rows, lambda step: np.arange(step * rows, (step + 1) * rows))
+        yield from self._read("heldout", steps, lambda step: step * rows + np.arange(rows), range(rows) if mine is None else mine)
 
     def pair_ids(self, split: str, row: int) -> list[str]:
         """The ids of a row's pairs, in the order of `TreeBatch.pair`."""
         example = tf.train.Example.FromString(self._records[split].read(row))
         return example.features.feature["ids"].bytes_list.value[0].decode().split("\n")
 
-    def _read(self, split, steps, rows, rows_of_step) -> Iterator[TreeBatch]:  # noqa: ANN001
-        index, count = self._process
-        if rows % count:
-            raise DataError(f"{rows} rows a batch can't be shared evenly by {count} processes; choose a multiple")
-        share = rows // count
-        records = self._records[split]
+    def _read(self, split: str, steps: tf.data.Dataset, rows_of: Callable[[int], np.ndarray], mine: Sequence[int]) -> Iterator[TreeBatch]:
+        records, places = self._records[split], np.array(mine)
 
-        def read(step: int) -> np.ndarray:
-            mine = rows_of_step(step)[index * share : (index + 1) * share]
-            return np.array([records.read(row) if row < len(records) else b"" for row in mine], object)
+        def read(step: np.int64) -> np.ndarray:
+            return np.array([records.read(row) if row < len(records) else b"" for row in rows_of(int(step))[places]], object)
 
         def load(step):  # noqa: ANN001, ANN202
-            return self._parse(tf.ensure_shape(tf.numpy_function(read, [step], tf.string), [share]))
+            return self._parse(tf.ensure_shape(tf.numpy_function(read, [step], tf.string), [len(places)]))
 
         batches = steps.map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
         for batch in batches.as_numpy_iterator():

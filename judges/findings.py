@@ -79,6 +79,7 @@ NOISE = {
     "B101": "an assertion: fine in tests, and what is asserted is seldom about security",
     "B110": "try, except, pass: style",
     "B112": "try, except, continue: style",
+    "B113": "a request without a timeout: availability, not security",
     "B311": "random: nearly always not for secrets; semgrep's insecure-random asks what it is for",
     "B403": "import of pickle: not yet its use",
     "B404": "import of subprocess: not yet its use",

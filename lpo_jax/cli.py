@@ -1,6 +1,7 @@
-"""`lpo`: train a model and export it. The composition root: the only place where the learner meets the data pipeline."""
+"""`lpo`: train a model, sample from it and export it. The composition root: the only place where the learner meets the data pipeline."""
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpo_jax.config import ConfigError, RunConfig, load
+from lpo_jax.config import ConfigError, MeshConfig, RunConfig, load
 
 if TYPE_CHECKING:
     from data_pipeline.feed import Feed
@@ -20,6 +21,7 @@ TRAIN_HELP = """\
 Run every stage of a config, e.g. sft, then lpo, and write into its run_dir:
   summary.json   held-out numbers before training and after each stage     report.html   the same to look at, with curves and pairs
   metrics.jsonl  one line a step       tensorboard/  the same        checkpoints/  the state; the same command goes on from the newest
+SIGTERM or Ctrl-C saves and ends with exit code 75. On several hosts start the same command on each: see launch/README.md.
 """
 TRAIN_EXAMPLES = """\
 examples:
@@ -44,8 +46,22 @@ examples:
   lpo plan configs/codellama_7b.yaml mesh.topology=v5e:2x4 --search
   lpo plan configs/pods/*.yaml --table docs/plans.md
 """
+GENERATE_HELP = """\
+Complete every prompt of a JSONL file. A row is {"id": ..., "prompt": TEXT}, completed as it stands, or {"id": ..., "instruction": TEXT}, put
+into the template of training. Without an id a row's is its line number.
+
+A line of OUT.jsonl is a sample, written when it is done: id, sample, text, finish ("stop" or "length"), tokens, logprob (by the model itself,
+of all tokens). The same command goes on where it was stopped; more --samples may be asked of a finished job. A sample depends on the model, the
+prompt, --seed, its id and its number: not on --rows, on the other prompts, or on how often the job was interrupted.
+"""
+GENERATE_EXAMPLES = """\
+examples:
+  lpo generate tasks.jsonl -o out.jsonl --model runs/disco                      (a run's newest checkpoint)
+  lpo generate tasks.jsonl -o out.jsonl --model DIR --samples 25 --temperature 0.4 --top-p 0.95 --stop $'\\ndef ' --stop $'\\nclass '
+  lpo generate tasks.jsonl -o out.jsonl --model DIR --greedy --data 1 --tensor 4
+"""
 EXPORT_HELP = """\
-Write what a run has trained, from its newest checkpoint, as transformers, PEFT and vLLM load it: config.json and safetensors (a LoRA run:
+Write what a run has trained, from its newest (or best) checkpoint, as transformers, PEFT and vLLM load it: config.json and safetensors (a LoRA run:
 the adapter), the tokenizer's files, generation_config.json and a model card with the run's settings, data and held-out numbers.
 """
 
@@ -53,9 +69,9 @@ the adapter), the tokenizer's files, generation_config.json and a model card wit
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax: what it logs it also raises
     from data_pipeline.pairs import DataError
-    from lpo_jax.train.loop import TrainingError
+    from lpo_jax.train.stop import TrainingError
 
     try:
         return args.run(args)
@@ -92,9 +108,45 @@ def _parser() -> argparse.ArgumentParser:
         help="plans made before (default: lpo-jax in $XDG_CACHE_HOME or ~/.cache); made anew when code or versions change",
     )
     plan.set_defaults(run=_plan)
+    generate = commands.add_parser(
+        "generate", help="complete prompts", description=GENERATE_HELP, epilog=GENERATE_EXAMPLES, formatter_class=raw
+    )
+    generate.add_argument("prompts", metavar="PROMPTS.jsonl", help="the prompts, a line each")
+    generate.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="where the completions go")
+    generate.add_argument("--model", required=True, help="a Hugging Face directory, a hub id, or the run_dir of a trained config")
+    generate.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to merge into it")
+    generate.add_argument("--tokenizer", metavar="DIR", help="default: the model's own")
+    generate.add_argument("--samples", type=int, default=1, metavar="N", help="of each prompt (default: 1)")
+    generate.add_argument("--seed", type=int, default=0, help="of all samples (default: 0)")
+    generate.add_argument("--temperature", type=float, default=0.4, help="divides the logits (default: 0.4)")
+    generate.add_argument("--greedy", action="store_true", help="always the most probable token, as --temperature 0")
+    generate.add_argument("--top-k", type=int, default=0, metavar="K", help="draw among the K most probable tokens; 0: among all (default)")
+    generate.add_argument(
+        "--top-p", type=float, default=0.95, metavar="P", help="of these among the fewest that hold P of the probability (default: 0.95)"
+    )
+    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="a completion's length at most (default: 256)")
+    generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a completion in front of this text; repeatable")
+    generate.add_argument("--no-think", action="store_true", help="ask an instruction's response directly, without a security thought")
+    generate.add_argument(
+        "--rows", type=int, metavar="N", help="sequences at work at once (default: 16 for each device that cuts the batch)"
+    )
+    generate.add_argument("--max-len-tokens", type=int, metavar="N", help="refuse prompts that with --max-new-tokens are longer (default: the model's limit)")  # fmt: skip
+    generate.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of weights and matmuls (default: float32 on CPUs, else bfloat16)"
+    )
+    for axis, default, what in (
+        ("data", -1, "copies of the model; -1: all devices left"),
+        ("fsdp", 1, "cut batch and weights"),
+        ("tensor", 1, "cut heads, mlp, vocabulary"),
+    ):
+        generate.add_argument(
+            f"--{axis}", type=int, default=default, metavar="N", help=f"devices along the mesh's {axis} axis: {what} (default: {default})"
+        )
+    generate.set_defaults(run=_generate)
     export = commands.add_parser("export", help="a run as a Hugging Face directory", description=EXPORT_HELP, formatter_class=raw)
     export.add_argument("run_dir", metavar="RUN", help="the run_dir of a trained config")
     export.add_argument("out", metavar="DIR", help="where to write")
+    export.add_argument("--best", action="store_true", help="the checkpoint with the best held-out `best_metric`, instead of the newest")
     export.add_argument("--merge", action="store_true", help="a LoRA run: fold the adapters into the weights and write a whole model")
     export.set_defaults(run=_export)
     return parser
@@ -112,12 +164,24 @@ def _train(args: argparse.Namespace) -> int:
         logging.getLogger().setLevel(logging.ERROR)  # process 0 speaks for all
     from data_pipeline.feed import Feed
     from lpo_jax.train.loop import train
+    from lpo_jax.train.stop import EXIT_CODE, CheckpointError, Preempted
 
-    data = Feed(config.data.path, config.seed, jax.process_index(), jax.process_count())
-    decode = _check_tokenizer(config, data)
-    summary = train(config, data, decode)
+    with distributed.all_or_none():
+        data = Feed(config.data.path, config.seed)
+        decode = _check_tokenizer(config, data)
+    try:
+        summary = train(config, data, decode)
+    except Preempted as stopped:
+        if jax.process_index() == 0:
+            print(f"lpo: {stopped}; the same command goes on from there", file=sys.stderr)
+        return EXIT_CODE
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error = CheckpointError(f"{config.run_dir}: {error.strerror}. Its checkpoints stay: make room and run the same command again")
+        distributed.leave_if_alone(error)
+        raise error
     if jax.process_index() == 0:
-        _print_summary(summary, Path(config.run_dir))
+        _print_summary(summary, config.run_dir)
     return 0
 
 
@@ -161,10 +225,38 @@ def _row_shape(config: RunConfig) -> "RowShape":
     return RowShape(manifest.row_tokens, manifest.row_scored, manifest.row_pairs, train["pairs"] / train["rows"])
 
 
+def _generate(args: argparse.Namespace) -> int:
+    from data_pipeline import template, tokenizer
+    from lpo_jax.decode import job
+    from lpo_jax.decode.load import find_tokenizer
+    from lpo_jax.decode.sampler import SamplingConfig
+
+    temperature = 0.0 if args.greedy else args.temperature
+    sampling = SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop))
+    mesh = MeshConfig(args.data, args.fsdp, args.tensor)
+    what = job.Job(
+        args.prompts,
+        args.out,
+        args.model,
+        args.adapter,
+        args.samples,
+        args.seed,
+        not args.no_think,
+        sampling,
+        args.dtype,
+        args.rows,
+        args.max_len_tokens,
+        mesh,
+    )
+    written = job.run(what, tokenizer.load(args.tokenizer or find_tokenizer(args.model)), template.task_prompt)
+    print(f"wrote {written} samples to {args.out}")
+    return 0
+
+
 def _export(args: argparse.Namespace) -> int:
     from lpo_jax.export import export
 
-    print(f"wrote {args.out}; load it with {export(args.run_dir, args.out, args.merge)}")
+    print(f"wrote {args.out}; load it with {export(args.run_dir, args.out, args.merge, args.best)}")
     return 0
 
 
@@ -183,7 +275,7 @@ def _check_tokenizer(config: RunConfig, data: "Feed") -> Callable[[int], str]:
     return lru_cache(lambda token: tok.backend.decode([token], skip_special_tokens=False))
 
 
-def _print_summary(summary: dict[str, dict[str, float]], run_dir: Path) -> None:
+def _print_summary(summary: dict[str, dict[str, float]], run_dir: str) -> None:
     columns = ("pair_accuracy", "margin", "changed_nll", "unchanged_nll")
     print(f"\nheld-out pairs  {'preference accuracy':>20} {'margin':>8} {'NLL, changed':>13} {'NLL, unchanged':>15}")
     print(f"{'':15} {'on changed tokens':>20} {'nats':>8} {'nats/token':>13} {'nats/token':>15}")
@@ -191,7 +283,7 @@ def _print_summary(summary: dict[str, dict[str, float]], run_dir: Path) -> None:
         cells = [row.get(c) for c in columns]
         shown = [("-" if v is None else f"{v:.1%}" if c == "pair_accuracy" else f"{v:.3f}") for c, v in zip(columns, cells, strict=True)]
         print(f"{name:15} {shown[0]:>20} {shown[1]:>8} {shown[2]:>13} {shown[3]:>15}")
-    print(f"\nreport: {run_dir / 'report.html'}   numbers: {run_dir / 'summary.json'}")
+    print(f"\nreport: {run_dir}/report.html   numbers: {run_dir}/summary.json")
 
 
 if __name__ == "__main__":

@@ -227,12 +227,16 @@ class RunConfig:
     eval_every_steps: int = 0  # held-out metrics during training; 0: only before and after each stage
     log_every_steps: int = 1
     checkpoint_every_steps: int = 100
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest; besides them stays the best of those whose step was also evaluated ...
+    best_metric: Literal["pair_accuracy", "margin", "changed_nll", "unchanged_nll"] = "pair_accuracy"  # ... by this held-out metric
+    max_skipped_steps: int = 5  # a step whose loss or gradient isn't finite changes nothing; this many in a row stop the run
     report_pairs: int = 6  # held-out pairs drawn in report.html
 
     def __post_init__(self) -> None:
         _check(bool(self.stages), "stages: a run needs at least one stage, e.g. `sft` or `lpo`")
         _check("init" not in self.stages, 'stages: "init" is the name of the model before training; choose another')
+        _check(self.keep_checkpoints > 0, f"keep_checkpoints must be positive, not {self.keep_checkpoints}")
+        _check(self.max_skipped_steps > 0, f"max_skipped_steps must be positive, not {self.max_skipped_steps}")
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -312,7 +316,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             child = node[key] = {}
         _check(isinstance(child, dict), f"override {override!r}: {'.'.join(parents[: depth + 1])} has no sub-keys")
         node = child
-    node[last] = yaml.safe_load(text)
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {dotted}: {text!r} isn't valid YAML: {error}") from None
 
 
 def _unknown(where: str, key: str, valid: list[str], what: str = "key") -> str:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from etils import epath
 
 from lpo_jax.config import ConfigError, RunConfig, from_dict, to_dict
 from lpo_jax.model import hf, lora
-from lpo_jax.train.loop import read_summary, restore_params
+from lpo_jax.train.evaluate import read_summary
+from lpo_jax.train.loop import restore_params
 from lpo_jax.train.metrics import ENGLISH
 
 _TOKENIZER_FILES = (
@@ -24,26 +26,25 @@ _TOKENIZER_FILES = (
 )
 
 
-def export(run_dir: str | Path, out: str | Path, merge: bool = False) -> str:
-    """Write what a run has trained to `out`; returns how to load it.
+def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool = False) -> str:
+    """Write what a run has trained to `out`; returns how to load it. `best`: its best checkpoint instead of the newest.
 
     A LoRA run gives an adapter in PEFT's format, or with `merge` a whole model.
 
     Raises:
       ConfigError: the directory holds no run, the run has no checkpoint, or there is nothing to merge.
     """
-    run_dir, out = Path(run_dir), Path(out)
-    if not (run_dir / "config.json").is_file():
+    source, out = epath.Path(run_dir), Path(out)
+    if not (source / "config.json").is_file():
         raise ConfigError(f"{run_dir}: no config.json; give the run_dir of a trained config")
-    config: RunConfig = from_dict(RunConfig, json.loads((run_dir / "config.json").read_text()))
+    config: RunConfig = from_dict(RunConfig, json.loads((source / "config.json").read_text()))
     if merge and config.model.lora is None:
         raise ConfigError(f"{run_dir}: --merge is for LoRA runs; this one trained the weights themselves")
-    model, params, frozen = restore_params(run_dir, config)
-    manifest = json.loads((run_dir / "data.json").read_text())
+    model, params, frozen = restore_params(run_dir, config, best=best)
+    manifest = json.loads((source / "data.json").read_text())
     ids = {"bos_token_id": manifest["bos_id"], "eos_token_id": manifest["eos_id"]}
-    tokenizer_dir = Path(config.data.path) / "tokenizer"
+    tokenizer_dir = tokenizer_directory(config)
     if config.model.path is not None:
-        tokenizer_dir = hf.locate(config.model.path)
         raw = json.loads((tokenizer_dir / "config.json").read_text())
         ids |= {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
     out.mkdir(parents=True, exist_ok=True)
@@ -60,8 +61,13 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False) -> str:
             shutil.copyfile(file, out / file.name)
     if not (out / "generation_config.json").is_file():
         (out / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
-    (out / "README.md").write_text(_card(config, manifest, read_summary(run_dir, config), loader), encoding="utf-8")
+    (out / "README.md").write_text(_card(config, manifest, read_summary(source, config), loader), encoding="utf-8")
     return loader
+
+
+def tokenizer_directory(config: RunConfig) -> Path:
+    """Where a run's tokenizer is: beside its model's weights, else in its shards."""
+    return Path(config.data.path) / "tokenizer" if config.model.path is None else hf.locate(config.model.path)
 
 
 def _card(config: RunConfig, manifest: Mapping[str, Any], summary: Mapping[str, Mapping[str, float]], loader: str) -> str:

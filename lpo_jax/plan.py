@@ -347,7 +347,7 @@ def held(arguments: tuple[TrainState, Any, TreeBatch]) -> dict[str, int]:
     wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.promote_types(x.dtype, jnp.float32), sharding=x.sharding), state.params)
     return {
         "parameters": _bytes(state.params) + _bytes(frozen),
-        "optimizer": _bytes(state.opt_state) + _bytes(state.step),
+        "optimizer": _bytes(state.opt_state) + _bytes((state.step, state.skipped, state.skipped_in_row)),
         "gradients": _bytes(wide),
         "batch": _bytes(batch),
     }

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lpo_jax.config import ConfigError, MeshConfig
@@ -34,7 +36,7 @@ Axes = Sequence[str | None]
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The device mesh ("data", "fsdp", "tensor").
+    """The device mesh ("data", "fsdp", "tensor"). Across slices, which only a slow network joins, lies the data axis.
 
     Raises:
       ConfigError: the axes don't multiply to the number of devices, or these aren't the topology's.
@@ -54,12 +56,27 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if shape[0] * shape[1] * shape[2] != len(devices):
         raise ConfigError(f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} doesn't fit {len(devices)} devices")
     try:
-        return jax.make_mesh(tuple(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+        return _lay_out(shape, devices)
     except NotImplementedError:
         raise ConfigError(
             f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} can't be laid out on these {len(devices)} chips: each of its axes takes "
             "whole axes of the slice, e.g. on a 4x8 slice 4, 8 or 32 chips; `lpo plan --search` finds one"
         ) from None
+
+
+def _lay_out(shape: Sequence[int], devices: Sequence[Any]) -> Mesh:
+    """The mesh of a shape that fits, in an order that suits the network between the devices."""
+    names, types = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", 0) for device in devices})  # CPUs have no such thing
+    if slices == 1:
+        return jax.make_mesh(tuple(shape), names, axis_types=types, devices=devices)
+    if shape[0] % slices:
+        log.warning(
+            "mesh.data=%d is no multiple of the %d slices: the other axes communicate over the network between them", shape[0], slices
+        )
+        return Mesh(np.array(devices).reshape(shape), names, axis_types=types)
+    within, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+    return Mesh(create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True), names, axis_types=types)
 
 
 def topology_size(name: str) -> int:

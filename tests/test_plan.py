@@ -85,7 +85,7 @@ def test_a_plan_of_two_layers(tiny, tmp_path, capsys, monkeypatch):
     assert found["parameters"] == matrices + norms
     held = matrices // 4 + norms  # what every device has: norms are replicated
     assert found["memory"]["parameters"] == found["memory"]["gradients"] == 4 * held
-    assert found["memory"]["optimizer"] == 2 * 4 * held + 3 * 4  # two moments; three counters
+    assert found["memory"]["optimizer"] == 2 * 4 * held + 5 * 4  # two moments; five counters
     assert found["memory"]["activations"] > 0 and found["used"] < found["hbm"]
 
     tokens, scored = 8 * 512, 8 * 512  # of 384 scored tokens whole chunks of 256 are computed

@@ -14,7 +14,8 @@ from lpo_jax import logps
 from lpo_jax.config import MeshConfig, ModelConfig, OptimConfig
 from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train import loop, state
+from lpo_jax.train import state
+from lpo_jax.train.rows import to_devices
 
 
 def with_prefix(pair, length):
@@ -66,7 +67,7 @@ def test_nothing_is_compiled_again_after_the_first_step(seed_shards):
         now = jax.device_put(state.new_state(model.init(jax.random.key(0)), tx), state.state_shardings(model, tx, mesh))
         step = state.make_train_step(model, step_benchmark.LPO, tx, mesh)
         for batch in feed.batches(4, 0, 2 * feed.rows("train") // 4):  # two epochs
-            now, _ = step(now, {}, loop._to_devices(batch, mesh, 1))
+            now, _ = step(now, {}, to_devices(batch, mesh, 4, 1))
     assert step._cache_size() == 1
 
 

@@ -214,6 +214,17 @@ class Model:
 
         return self._run(params, tokens, positions, attention, None, adapters, dropout_key)[0]
 
+    def prefill(self, params: Params, tokens: jax.Array, adapters: Params | None = None) -> KVCache:
+        """The keys and values of plain sequences, [B, T] ids from position 0 on: a cache of T slots for `decode` to go on from."""
+        B, T = tokens.shape
+        positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+        seen = ancestors(jnp.full((B, T), T), positions, self.config.window)
+
+        def attention(q: jax.Array, k: jax.Array, v: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            return attend(q, k, v, seen), (k, v)
+
+        return KVCache(*self._run(params, tokens, positions, attention, None, adapters, None)[1])
+
     def decode(
         self, params: Params, cache: KVCache, tokens: jax.Array, positions: jax.Array, adapters: Params | None = None
     ) -> tuple[jax.Array, KVCache]:

@@ -1,15 +1,30 @@
 """Checkpoints: the state, and where in the run it stands.
 
-Orbax writes into a temporary directory and renames it when it is complete, so a killed process leaves no half checkpoint.
+All processes write their own part, in the background, into a temporary directory that is renamed when everything is there (on a
+bucket: marked), so a killed run leaves no half checkpoint. The state's fingerprint is stored beside it: one that has been damaged since
+is found and passed over.
 """
 
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from lpo_jax.train.state import TrainState
+from lpo_jax.config import RunConfig
+from lpo_jax.train.distributed import first_problem
+from lpo_jax.train.metrics import HIGHER_IS_BETTER, fetch
+from lpo_jax.train.run_dir import reason
+from lpo_jax.train.state import TrainState, fingerprint
+from lpo_jax.train.stop import CheckpointError, TrainingError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,34 +38,126 @@ class Progress:
     config: dict[str, Any]  # the run's settings
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Not asked here: orbax does so in the background with a step that is past, which muddles the processes' agreement on a step."""
+        return False
+
+
 class Checkpoints:
-    """The checkpoints of one run directory."""
+    """Writes the checkpoints of one run directory, and deletes all but the newest `keep_checkpoints` and the best one.
 
-    def __init__(self, run_dir: Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix="step", enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager((run_dir / "checkpoints").absolute(), options=options)
+    The best is the one with the best `best_metric` among those that were saved where held-out pairs were evaluated.
+    """
 
-    def save(self, state: TrainState, progress: Progress) -> None:
-        """Write a checkpoint in the background; waits for the one before."""
+    def __init__(self, run_dir: epath.Path, config: RunConfig, resumed: int):
+        """Args: resumed: number of the checkpoint that the run goes on from; newer ones are damaged and put aside."""
+        self._directory = (run_dir / "checkpoints").absolute()
+        for step in _steps(self._directory):
+            if step > resumed and jax.process_index() == 0:
+                aside = self._directory / f"damaged_step_{step}"
+                if aside.exists():
+                    aside.rmtree()
+                (self._directory / f"step_{step}").rename(aside)
+        multihost_utils.sync_global_devices("damaged checkpoints are aside")
+        best = BestN(n=1, get_metric_fn=_score(config.best_metric), keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            step_prefix="step",
+            preservation_policy=AnyPreservationPolicy([LatestN(config.keep_checkpoints), best]),
+            best_fn=_score(config.best_metric),  # without one, metrics aren't stored
+            cleanup_tmp_directories=True,  # what a killed run left
+        )
+        self._manager = _Manager(self._directory, options=options)
+
+    def save(self, state: TrainState, progress: Progress, heldout: Mapping[str, float]) -> None:
+        """Write a checkpoint in the background; waits for the one before. `heldout`: its held-out metrics, if they were computed.
+
+        Raises:
+          CheckpointError: this one can't be begun, or the one before couldn't be finished.
+        """
         if progress.total_step == self._manager.latest_step():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(asdict(progress)))
-        self._manager.save(progress.total_step, args=items)
+        facts = asdict(progress) | {"fingerprint": int(fetch(fingerprint(state)))}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(facts))
+        with self._explained():
+            self._manager.save(progress.total_step, args=items, metrics=dict(heldout), force=True)
 
-    def progress(self) -> Progress | None:
-        """Where the newest checkpoint stands; None if there is none."""
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        restored = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
-        return Progress(**restored["progress"])
-
-    def restore(self, target: TrainState) -> TrainState:
-        """The newest checkpoint's state, laid out as `target`: a TrainState of `jax.ShapeDtypeStruct`s with shardings."""
-        args: Any = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        return self._manager.restore(self._manager.latest_step(), args=args)["state"]
+    def check(self) -> None:
+        """Raise CheckpointError if the checkpoint that is being written has failed."""
+        with self._explained():
+            self._manager.check_for_errors()
 
     def close(self) -> None:
-        """Wait for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait for what is being written.
+
+        Raises:
+          CheckpointError: it couldn't be finished.
+        """
+        with self._explained():
+            self._manager.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise CheckpointError(
+                f"a checkpoint couldn't be written to {self._directory}: {reason(error)}. The complete ones before it stay; "
+                "make room there, if that is it, and run the same command again"
+            ) from error
+
+
+def restore(run_dir: epath.Path, target: TrainState, best_metric: str | None = None) -> tuple[Progress, TrainState] | None:
+    """The newest checkpoint that is whole, or None. It may have been written by any number of processes and devices.
+
+    Damaged ones are named and passed over; nothing on the disk is changed. All processes call it together.
+
+    Args:
+      target: a TrainState of `jax.ShapeDtypeStruct`s with shardings: how the state is laid out here.
+      best_metric: prefer the checkpoint that is best by this held-out metric to the newest.
+
+    Raises:
+      TrainingError: there are checkpoints, and none can be read.
+    """
+    directory = (run_dir / "checkpoints").absolute()
+    if not directory.exists():
+        return None
+    # Each process reads for itself, without orbax's barriers: one that fails must be able to say so.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    options = ocp.CheckpointManagerOptions(step_prefix="step", create=False, multiprocessing_options=alone)
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
+    damaged: list[str] = []
+    with ocp.CheckpointManager(directory, options=options) as manager:
+        rank = _score(best_metric) if best_metric else lambda _: 0.0
+        for step in sorted(_steps(directory), key=lambda s: (rank(manager.metrics(s) or {}), s), reverse=True):
+            problem = None
+            try:
+                found = manager.restore(step, args=items)
+                facts = dict(found["progress"])
+                state, written = found["state"], facts.pop("fingerprint")
+            except Exception as error:  # noqa: BLE001 (whatever is wrong with the files, an older checkpoint may be whole)
+                problem = reason(error)
+            problem = first_problem(problem)
+            if problem is None and int(fetch(fingerprint(state))) != written:
+                problem = "its content isn't what was written"
+            if problem is None:
+                for line in damaged:
+                    log.warning("%s; going on from step_%d", line, step)
+                return Progress(**facts), state
+            damaged.append(f"{directory}/step_{step} is damaged ({problem})")
+    if damaged:
+        raise TrainingError(f"{damaged[0]}, and no other checkpoint there can be read; restore one, or delete the directory to start again")
+    return None
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    """The numbers of the finished checkpoints, as process 0 sees them. All processes call it together."""
+    names = ocp.path.step.standard_name_format(step_prefix="step", single_host_load_and_broadcast=True)
+    return [metadata.step for metadata in names.find_all(directory)]
+
+
+def _score(metric: str) -> Callable[[Mapping[str, float]], float]:
+    """What a checkpoint's held-out metrics are worth: the more the better, nothing if they weren't computed."""
+    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
+    return lambda metrics: sign * metrics[metric] if metric in metrics else float("-inf")

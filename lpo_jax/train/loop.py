@@ -1,99 +1,73 @@
-"""A whole training run, top to bottom: mesh, model, data, resume, stages, report."""
+"""A whole training run, top to bottom: checks, resume, stages, report."""
 
-import dataclasses
 import json
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from etils import epath
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from lpo_jax.batch import TreeBatch, answer_tokens
 from lpo_jax.config import ConfigError, MeshConfig, RunConfig, StageConfig, to_dict
 from lpo_jax.model import hf, lora
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives import Terms, check_data
 from lpo_jax.sharding import make_mesh
+from lpo_jax.train import checkpoint, run_dir
 from lpo_jax.train import state as steps
 from lpo_jax.train.checkpoint import Checkpoints, Progress
-from lpo_jax.train.metrics import ENGLISH, MetricLog, add, means, write_atomically
+from lpo_jax.train.distributed import all_or_none
+from lpo_jax.train.evaluate import evaluate, read_summary, write_evaluation
+from lpo_jax.train.metrics import ENGLISH, MetricLog, fetch, means, write_atomically
 from lpo_jax.train.report import write_report
+from lpo_jax.train.rows import Data, my_rows, to_devices
 from lpo_jax.train.state import TrainState
-
-log = logging.getLogger(__name__)
-
-
-class TrainingError(RuntimeError):
-    """A run that can't go on; the message says where it stands and what to do."""
-
-
-class Data(Protocol):
-    """What the loop needs of its data; `data_pipeline.feed.Feed` has it."""
-
-    @property
-    def manifest(self) -> Any: ...
-    def rows(self, split: str) -> int: ...
-    def batches(self, rows: int, start_step: int, stop_step: int, stream: int) -> Iterator[TreeBatch]: ...
-    def heldout(self, rows: int) -> Iterator[TreeBatch]: ...
-    def pair_ids(self, split: str, row: int) -> list[str]: ...
+from lpo_jax.train.stop import Preempted, StopRequest, TrainingError
 
 
 def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[str, dict[str, float]]:
     """Run every stage of `config`, or what is left of them, and return the summary.
 
-    Running the same config again goes on from the last checkpoint; a finished run is only reported again.
+    Running the same config again goes on from the last checkpoint, also with other devices and another number of processes; a finished
+    run is only reported again. With several processes, all call it together.
 
     Args:
       decode: a token id's text, for the report.
 
     Raises:
       ConfigError: config, data and run directory don't fit together.
-      TrainingError: the loss is no longer finite.
+      Preempted: SIGTERM or SIGINT came, and a checkpoint is saved.
+      TrainingError: the loss stays not finite, or checkpoints can't be read or written.
     """
     # --- Check everything that can be known before the first step.
     manifest = data.manifest
-    for stage in config.stages.values():
-        check_data(stage.objective, manifest.trimmed, manifest.scores_prompt)
+    with all_or_none():
+        mesh, model = make_mesh(config.mesh), open_model(config)
+        _check_fit(config, manifest, model, mesh)
+        target = _abstract_state(config, model, mesh)
+    directory = run_dir.claim(config, manifest, sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target)))
 
-    # --- Mesh, model and shardings.
-    mesh = make_mesh(config.mesh)
-    model = open_model(config)
-    if manifest.vocab_size > model.config.vocab_size:
-        raise ConfigError(
-            f"the shards' tokenizer has {manifest.vocab_size} entries, the model's vocabulary {model.config.vocab_size}: "
-            "set model.new.vocab_size, or build the shards with the model's own tokenizer"
-        )
-    if manifest.longest_path > model.config.max_positions:
-        raise ConfigError(
-            f"{config.data.path} holds sequences of {manifest.longest_path} tokens, the model was made for {model.config.max_positions}: "
-            f"build the shards with --row-tokens {model.config.max_positions}, which drops them"
-        )
-    steps.check_rows(config, mesh)
-    run_dir = Path(config.run_dir)
-    _claim(run_dir, config, manifest)
-
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), StopRequest() as stop:
         # --- Resume: the newest checkpoint, else the model's own weights.
-        checkpoints = Checkpoints(run_dir, config.keep_checkpoints)
-        done = checkpoints.progress()
+        resumed = checkpoint.restore(directory, target)
+        done, state = resumed or (None, None)
         if done and done.data_key != manifest.build_key:
             raise ConfigError(
-                f"{run_dir}: its checkpoints were trained on other shards than {config.data.path} holds now; "
+                f"{directory}: its checkpoints were trained on other shards than {config.data.path} holds now; "
                 "choose a new run_dir, or delete the directory to start again"
             )
-        evaluate = partial(_evaluate, steps.make_eval_step(model, mesh), mesh, data, config, decode)
-        metrics = MetricLog(run_dir, done.total_step if done else 0)
+        checkpoints = Checkpoints(directory, config, done.total_step if done else -1)
+        metrics = MetricLog(directory, done.total_step if done else 0)
+        heldout = partial(evaluate, steps.make_eval_step(model, mesh), mesh, data, config, decode)
         params, frozen = load_params(config, model, mesh) if done is None or model.lora else ({}, {})
         if done is None:
-            _finish_stage(run_dir, "init", evaluate(params, frozen, draw=config.report_pairs))
+            write_evaluation(directory, "init", *heldout(params, frozen, draw=config.report_pairs))
 
         # --- The stages, each with a fresh optimizer.
         names, total = list(config.stages), 0
@@ -103,46 +77,49 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
                 total += length
                 continue
             tx = steps.optimizer(stage.optim, length)
-            shardings = steps.state_shardings(model, tx, mesh)
-            if done and done.stage == name:
-                state = checkpoints.restore(_abstract_state(model, tx, shardings))
-                params = state.params
-            else:
+            if state is None:
+                shardings = steps.state_shardings(model, tx, mesh)
                 state = jax.jit(partial(steps.new_state, tx=tx), out_shardings=shardings, donate_argnums=0)(params)
             train_step = steps.make_train_step(model, stage.objective, tx, mesh, config.seed + index)
             start = int(state.step)
-            batches = data.batches(stage.batch_rows, start, length, stream=index)
+            batches = data.batches(stage.batch_rows, start, length, index, my_rows(mesh, stage.batch_rows, stage.accumulate))
             bar = tqdm(batches, name, length, initial=start, unit="step", dynamic_ncols=True, disable=jax.process_index() > 0)
-            clock, pending = _Clock(), None
-            schedule = steps.learning_rate(stage.optim, length)
-            for step, rows_read in enumerate(bar, start + 1):
-                state, terms = train_step(state, frozen, _to_devices(rows_read, mesh, stage.accumulate))
-                # Read step n's numbers only when step n + 1 is under way, so that the device never waits for the host.
-                if pending:
-                    _log_step(bar, metrics, config, clock, *pending)
-                tokens = int((rows_read.positions > 0).sum()) * jax.process_count()  # all but padding and each tree's first
-                pending = name, step, total + step, terms, float(schedule(step - 1)), tokens
-                if step % config.checkpoint_every_steps == 0 and step < length:
-                    _log_step(bar, metrics, config, clock, *pending)
-                    pending = None
-                    checkpoints.save(state, Progress(name, step, total + step, manifest.build_key, to_dict(config)))
-                if config.eval_every_steps and step % config.eval_every_steps == 0 and step < length:
-                    metrics.write(name, step, total + step, evaluate(state.params, frozen)[0], group="heldout")
-            if pending:
-                _log_step(bar, metrics, config, clock, *pending)
+            step_log = _StepLog(config, directory, data, metrics, bar, name, length, total)
+            for step, batch in enumerate(bar, start + 1):
+                state, terms = train_step(state, frozen, to_devices(batch, mesh, stage.batch_rows, stage.accumulate))
+                stopping = stop.reached(total + step)
+                checkpoints.check()
+                step_log.add(step, terms)
+                evaluating = bool(config.eval_every_steps) and step % config.eval_every_steps == 0 and step < length
+                saving = stopping or (step % config.checkpoint_every_steps == 0 and step < length)
+                if evaluating or saving:
+                    step_log.flush()
+                measured: dict[str, float] = {}
+                if evaluating:
+                    measured, _ = heldout(state.params, frozen)
+                    metrics.write(name, step, total + step, measured, group="heldout")
+                if saving:
+                    metrics.sync()
+                    checkpoints.save(state, Progress(name, step, total + step, manifest.build_key, to_dict(config)), measured)
+                if stopping:
+                    checkpoints.close()
+                    raise Preempted(f"asked to stop: stage {name} is saved after step {step} in {directory}")
+            step_log.flush()
             bar.close()
             total += length
-            params = state.params
-            _finish_stage(run_dir, name, evaluate(params, frozen, draw=config.report_pairs))
-            checkpoints.save(state, Progress(name, length, total, manifest.build_key, to_dict(config)))
+            measured, pairs = heldout(state.params, frozen, draw=config.report_pairs)
+            write_evaluation(directory, name, measured, pairs)
+            metrics.sync()
+            checkpoints.save(state, Progress(name, length, total, manifest.build_key, to_dict(config)), measured)
+            params, state = state.params, None  # the moments are free before the next stage's are made
 
         # --- Wind up.
         checkpoints.close()
         metrics.close()
-    summary = read_summary(run_dir, config)
+    summary = read_summary(directory, config)
     if jax.process_index() == 0:
-        write_atomically(run_dir / "summary.json", json.dumps(summary | {"names": ENGLISH}, indent=2) + "\n")
-        write_report(run_dir, to_dict(config), summary)
+        write_atomically(directory / "summary.json", json.dumps(summary | {"names": ENGLISH}, indent=2) + "\n")
+        write_report(directory, to_dict(config), summary)
     return summary
 
 
@@ -172,56 +149,37 @@ def load_params(config: RunConfig, model: Model, mesh: Mesh) -> tuple[Params, Pa
     return adapters(key), params
 
 
-def restore_params(run_dir: str | Path, config: RunConfig) -> tuple[Model, Params, Params]:
-    """A run's model with what it trained, from its newest checkpoint, and what is frozen; cut over all devices that are here.
+def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None, best: bool = False) -> tuple[Model, Params, Params]:
+    """A run's model with what it trained, and what is frozen; cut over `mesh`, or all devices that are here.
+
+    From its newest checkpoint, or with `best` from the one with the best `config.best_metric`.
 
     Raises:
       ConfigError: the run has no checkpoint yet.
+      TrainingError: none can be read.
     """
-    mesh, model = make_mesh(MeshConfig(data=1, fsdp=-1)), open_model(config)
-    checkpoints = Checkpoints(Path(run_dir), config.keep_checkpoints)
-    done = checkpoints.progress()
-    if done is None:
-        raise ConfigError(f"{run_dir}: no checkpoint; run `lpo train` first")
-    tx = steps.optimizer(config.stages[done.stage].optim, done.step)
-    state = checkpoints.restore(_abstract_state(model, tx, steps.state_shardings(model, tx, mesh)))
-    checkpoints.close()
-    return model, state.params, load_params(config, model, mesh)[1] if model.lora else {}
+    mesh, model = mesh or make_mesh(MeshConfig(data=1, fsdp=-1)), open_model(config)
+    found = checkpoint.restore(epath.Path(path), _abstract_state(config, model, mesh), config.best_metric if best else None)
+    if found is None:
+        raise ConfigError(f"{path}: no checkpoint; run `lpo train` first")
+    return model, found[1].params, load_params(config, model, mesh)[1] if model.lora else {}
 
 
-def read_summary(run_dir: Path, config: RunConfig) -> dict[str, dict[str, float]]:
-    """Held-out metrics before training ("init") and after each stage."""
-    return {name: json.loads((run_dir / "eval" / f"{name}.json").read_text())["metrics"] for name in ("init", *config.stages)}
-
-
-def _claim(run_dir: Path, config: RunConfig, manifest: Any) -> None:
-    """Make the run directory this config's, or check that it is."""
-    file = run_dir / "config.json"
-    mine = to_dict(config)
-    if file.is_file():
-        theirs = json.loads(file.read_text())
-        # What may change without changing the parameters; the shards are compared by their content.
-        free = {
-            "run_dir",
-            "data",
-            "mesh",
-            "plan",
-            "log_every_steps",
-            "checkpoint_every_steps",
-            "keep_checkpoints",
-            "eval_rows",
-            "report_pairs",
-        }
-        differ = sorted(k for k in mine.keys() | theirs.keys() if k not in free and mine.get(k) != theirs.get(k))
-        if differ:
-            raise ConfigError(f"{run_dir} holds a run with another {', '.join(differ)}; choose a new run_dir, or delete the directory")
-    elif jax.process_index() == 0:
-        try:
-            (run_dir / "eval").mkdir(parents=True, exist_ok=True)
-            write_atomically(run_dir / "data.json", json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
-            write_atomically(file, json.dumps(mine, indent=2) + "\n")
-        except OSError as error:
-            raise ConfigError(f"run_dir {run_dir} can't be written: {error.strerror}") from None
+def _check_fit(config: RunConfig, manifest: Any, model: Model, mesh: Mesh) -> None:
+    """Refuse objectives, data, model and mesh that don't go together."""
+    for stage in config.stages.values():
+        check_data(stage.objective, manifest.trimmed, manifest.scores_prompt)
+    if manifest.vocab_size > model.config.vocab_size:
+        raise ConfigError(
+            f"the shards' tokenizer has {manifest.vocab_size} entries, the model's vocabulary {model.config.vocab_size}: "
+            "set model.new.vocab_size, or build the shards with the model's own tokenizer"
+        )
+    if manifest.longest_path > model.config.max_positions:
+        raise ConfigError(
+            f"{config.data.path} holds sequences of {manifest.longest_path} tokens, the model was made for {model.config.max_positions}: "
+            f"build the shards with --row-tokens {model.config.max_positions}, which drops them"
+        )
+    steps.check_rows(config, mesh)
 
 
 def _stage_steps(stage: StageConfig, rows: int) -> int:
@@ -231,83 +189,64 @@ def _stage_steps(stage: StageConfig, rows: int) -> int:
     return max(1, math.ceil(stage.epochs * rows / stage.batch_rows))
 
 
-def _abstract_state(model: Model, tx: Any, shardings: TrainState) -> TrainState:
+def _abstract_state(config: RunConfig, model: Model, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state; they are the same in all stages."""
+    tx = steps.optimizer(next(iter(config.stages.values())).optim, 1)
     shapes = jax.eval_shape(partial(steps.new_state, tx=tx), steps.trainable_shapes(model))
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, steps.state_shardings(model, tx, mesh))
 
 
-def _to_devices(batch: TreeBatch, mesh: Mesh, accumulate: int | None) -> TreeBatch:
-    """This process's rows as its part of a global array; with `accumulate`, cut into [microbatches, rows, ...]."""
-    sharding: NamedSharding = steps.batch_sharding(mesh, accumulate is not None)
+class _StepLog:
+    """Logs a stage's steps. Step n's numbers are read only when step n + 1 is under way, so that the device never waits for the host.
 
-    def put(x: np.ndarray) -> jax.Array:
-        local = x if accumulate is None else x.reshape(accumulate, -1, *x.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, local)
+    Raises TrainingError when `max_skipped_steps` in a row were not finite.
+    """
 
-    return jax.tree.map(put, batch)
+    def __init__(
+        self, config: RunConfig, directory: epath.Path, data: Data, metrics: MetricLog, bar: tqdm, name: str, length: int, total: int
+    ):
+        self._config, self._directory, self._data, self._metrics, self._bar = config, directory, data, metrics, bar
+        self._name, self._total = name, total
+        self._stage = config.stages[name]
+        # Computed now: while a step is under way nothing else is started on the devices.
+        self._lr = np.asarray(steps.learning_rate(self._stage.optim, length)(np.arange(length)))
+        self._pending: tuple[int, Terms] | None = None
+        self._read = time.perf_counter()
 
+    def add(self, step: int, terms: Terms) -> None:
+        self.flush()
+        self._pending = step, terms
 
-class _Clock:
-    """Seconds between readings."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
+    def flush(self) -> None:
+        if self._pending is None:
+            return
+        (step, terms), self._pending = self._pending, None
+        values = means(fetch(terms))
         now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds
+        seconds, self._read = now - self._read, now
+        tokens, in_row = values.pop("tokens"), int(values.pop("skipped_in_row"))
+        applied = step - int(values["skipped_steps"])  # the schedule counts these
+        values |= {"lr": float(self._lr[max(applied - 1, 0)]), "tokens_per_s": tokens / max(seconds, 1e-9)}
+        if step % self._config.log_every_steps == 0:
+            self._metrics.write(self._name, step, self._total + step, values)
+        shown = {"loss": values.get("loss"), "acc": values.get("rewards/accuracies"), "margin": values.get("rewards/margins")}
+        rate = {"tok/s": f"{values['tokens_per_s']:.0f}"}
+        self._bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None} | rate, refresh=False)
+        if in_row >= self._config.max_skipped_steps:
+            self._metrics.sync()
+            raise TrainingError(
+                f"stage {self._name}: loss or gradient of the last {in_row} steps up to step {step} is not finite; nothing was changed by them. "
+                f"Their rows and pairs are listed in {self._list_skipped(step, in_row)}. Look at them, or lower stages.{self._name}.optim.lr and "
+                "train into a new run_dir"
+            )
 
-
-def _log_step(
-    bar: tqdm, metrics: MetricLog, config: RunConfig, clock: _Clock, name: str, step: int, total: int, terms: Terms, lr: float, tokens: int
-) -> None:
-    values = means(terms)
-    if not math.isfinite(values.get("loss", 0.0)) or not math.isfinite(values["grad_norm"]):
-        raise TrainingError(
-            f"stage {name}, step {step}: loss {values.get('loss')}, gradient norm {values['grad_norm']}; "
-            f"{config.run_dir} keeps the last checkpoint. Lower stages.{name}.optim.lr and train into a new run_dir"
-        )
-    values |= {"lr": lr, "tokens_per_s": tokens / max(clock.lap(), 1e-9)}
-    if step % config.log_every_steps == 0:
-        metrics.write(name, step, total, values)
-    shown = {"loss": values["loss"], "acc": values.get("rewards/accuracies"), "margin": values.get("rewards/margins")}
-    bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None} | {"tok/s": f"{values['tokens_per_s']:.0f}"}, refresh=False)
-
-
-def _evaluate(
-    eval_step: Any, mesh: Mesh, data: Data, config: RunConfig, decode: Callable[[int], str], params: Params, frozen: Params, draw: int = 0
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Held-out metrics, and the first `draw` pairs with their tokens' log-probabilities, for the report."""
-    total: Terms | None = None
-    drawn: list[dict[str, Any]] = []
-    for index, rows in enumerate(data.heldout(config.eval_rows)):
-        terms, logps = eval_step(params, frozen, _to_devices(rows, mesh, None))
-        total = jax.device_get(add(total, terms))
-        if len(drawn) < draw:
-            whole = jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), rows)
-            drawn += _draw(whole, np.asarray(logps), data, index * config.eval_rows, decode)
-    if total is None:
-        log.warning("the shard set has no held-out split: nothing is evaluated")
-        return {}, []
-    return means(total), drawn[:draw]
-
-
-def _draw(rows: TreeBatch, logps: np.ndarray, data: Data, first_row: int, decode: Callable[[int], str]) -> list[dict[str, Any]]:
-    """The answer of every pair in a batch, token by token: text, side, changed or not, log-probability (None: not scored)."""
-    drawn = []
-    for r in range(min(len(rows.tokens), data.rows("heldout") - first_row)):
-        for p, pair_id in enumerate(data.pair_ids("heldout", first_row + r)):
-            tokens = [
-                [decode(token), side, n is not None and bool(rows.changed[r, n]), None if n is None else float(logps[r, n])]
-                for token, side, n in answer_tokens(rows, r, p)
-            ]
-            drawn.append({"id": pair_id, "tokens": tokens})
-    return drawn
-
-
-def _finish_stage(run_dir: Path, name: str, evaluated: tuple[dict[str, float], list[dict[str, Any]]]) -> None:
-    if jax.process_index() == 0:
-        result = {"metrics": evaluated[0], "pairs": evaluated[1]}
-        write_atomically(run_dir / "eval" / f"{name}.json", json.dumps(result) + "\n")
-        log.info("%s: %s", name, {k: round(v, 4) for k, v in evaluated[0].items()})
+    def _list_skipped(self, last: int, count: int) -> epath.Path:
+        """Write which rows of the train split, and pairs, the steps up to `last` read."""
+        file, stream = self._directory / "skipped_rows.json", list(self._config.stages).index(self._name)
+        if jax.process_index() == 0:
+            listed = []
+            for step in range(last - count + 1, last + 1):
+                rows = self._data.step_rows(self._stage.batch_rows, step - 1, stream).tolist()
+                listed.append({"step": step, "rows": [{"row": row, "pairs": self._data.pair_ids("train", row)} for row in rows]})
+            write_atomically(file, json.dumps({"stage": self._name, "steps": listed}, indent=1) + "\n")
+        return file

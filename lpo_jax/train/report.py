@@ -12,10 +12,9 @@ import jinja2
 import numpy as np
 import yaml
 
-from lpo_jax.train.metrics import ENGLISH, read_metrics, write_atomically
+from lpo_jax.train.metrics import ENGLISH, HIGHER_IS_BETTER, read_metrics, write_atomically
 
 OBJECTIVES = {"sft": "supervised fine-tuning", "lpo": "localized preference optimization", "simpo": "simple preference optimization"}
-HIGHER_IS_BETTER = {"pair_accuracy": True, "margin": True, "changed_nll": False, "unchanged_nll": False}
 PANELS = [  # title, caption, label of the y axis, group of metrics.jsonl, names: the first drawn solid, the second dashed
     ("Loss", "What each stage minimises; two stages' levels can't be compared.", "loss", "train", ["loss"]),
     ("Log-probability", "Secure (solid) and vulnerable side (dashed) as scored.", "nats", "train", ["logps/chosen", "logps/rejected"]),

@@ -21,11 +21,13 @@ from lpo_jax.objectives import OBJECTIVES, Terms, heldout_metrics, linear_weight
 
 @flax.struct.dataclass
 class TrainState:
-    """What a stage changes. `step` counts the stage's finished steps."""
+    """What a stage changes. `step` counts the stage's finished steps, of which `skipped` changed nothing; the last ones, `skipped_in_row`."""
 
     step: Any
     params: Params
     opt_state: Any
+    skipped: Any
+    skipped_in_row: Any
 
 
 def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
@@ -81,12 +83,25 @@ def state_shardings(model: Model, tx: optax.GradientTransformation, mesh: Mesh) 
     opt_state = optax.tree.map_params(
         tx, lambda _, s: s, jax.eval_shape(tx.init, trainable_shapes(model)), params, transform_non_params=lambda _: replicated
     )
-    return TrainState(step=replicated, params=params, opt_state=opt_state)
+    return TrainState(step=replicated, params=params, opt_state=opt_state, skipped=replicated, skipped_in_row=replicated)
 
 
 def new_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
     """A stage's first state."""
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+@jax.jit
+def fingerprint(state: TrainState) -> jax.Array:
+    """A uint32 hash of the state's bits and their places: a sum modulo 2^32, so it is the same on every mesh."""
+    total = jnp.zeros((), jnp.uint32)
+    for index, leaf in enumerate(jax.tree.leaves(state)):
+        words = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)).astype(jnp.uint32)
+        for axis in range(words.ndim):
+            words = (words ^ jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)) * jnp.uint32(0x9E3779B1)
+            words ^= words >> 15
+        total += (2 * index + 1) * words.sum(dtype=jnp.uint32)
+    return total
 
 
 def batch_sharding(mesh: Mesh, accumulated: bool) -> NamedSharding:
@@ -114,8 +129,9 @@ def make_train_step(
     """The jitted step: (state, frozen, batch with leaves [microbatches, rows, ...]) -> (state, terms). The state is donated.
 
     `frozen` is a LoRA model's base parameters, else {}. Gradients of the loss *sum* are added up over the microbatches and divided
-    once by the loss weight, so that accumulation equals one big batch. Besides the objective's terms there is ``grad_norm``, before
-    clipping.
+    once by the loss weight, so that accumulation equals one big batch. A step whose loss or gradient isn't finite changes neither
+    parameters nor moments, bit for bit, and is counted. Besides the objective's terms there are ``grad_norm`` (before clipping),
+    ``tokens`` (the batch's, without padding and each tree's first), ``skipped_steps`` (so far) and ``skipped_in_row``.
     """
     drops = model.lora is not None and model.lora.dropout > 0
 
@@ -139,9 +155,16 @@ def make_train_step(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
         (grads, terms), _ = jax.lax.scan(accumulate, zeros, (batches, indices))
         grads = jax.tree.map(lambda g, p: (g / terms["loss"][1]).astype(p.dtype), grads, state.params)
-        terms["grad_norm"] = optax.tree.norm(grads), jnp.ones(())
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), terms
+        finite = jnp.isfinite(terms["loss"][0] / terms["loss"][1]) & jnp.isfinite(grad_norm)
+        params, opt_state = jax.tree.map(
+            partial(jnp.where, finite), (optax.apply_updates(state.params, updates), opt_state), (state.params, state.opt_state)
+        )
+        skipped, in_row = state.skipped + ~finite, jnp.where(finite, 0, state.skipped_in_row + 1)
+        counts = {"tokens": (batches.positions > 0).sum(), "skipped_steps": skipped, "skipped_in_row": in_row}
+        terms |= {name: (value, jnp.ones(())) for name, value in (counts | {"grad_norm": grad_norm}).items()}
+        return TrainState(state.step + 1, params, opt_state, skipped, in_row), terms
 
     states, replicated = state_shardings(model, tx, mesh), NamedSharding(mesh, PartitionSpec())
     return jax.jit(

@@ -69,11 +69,11 @@ def sample(**given: Any) -> dict[str, Any]:
 
 
 def test_unparseable_and_empty_samples_are_never_secure() -> None:
-    found = {"line": 1}
+    found = [{"line": 1, "cwe": "CWE-89"}, {"line": 2, "cwe": "CWE-89"}]
     samples = [
         sample(),
-        sample(findings=[found, found]),
-        sample(parses=False, findings=[found]),
+        sample(findings=found),
+        sample(parses=False, findings=found),
         sample(empty=True),
         sample(security={"outcome": "timeout"}),
     ]

@@ -33,6 +33,14 @@ def test_every_rule_finds_the_fault_and_leaves_the_fix_alone():
     assert (missed, false) == ([], [])
 
 
+@needs_semgrep
+def test_where_a_fixed_beginning_decides_the_host_a_request_does_not():
+    free = ['redirect("%s" % request.args["x"])', 'requests.get("http://" + request.args["x"])']
+    fixed = ['redirect("/user/%s" % request.args["x"])', 'requests.get("https://example.org/" + request.args["x"])']
+    found = [{f.rule for f in v.findings} & {"open-redirect", "ssrf"} for v in judge(free + fixed, ("semgrep",))]
+    assert found == [{"open-redirect"}, {"ssrf"}, set(), set()]
+
+
 def test_positions_are_those_of_the_source_as_given():
     whole = "import yaml\n\n\ndef f(x):\n    return yaml.load(x)\n"
     method = "    def f(self, x):\r\n        return yaml.load(\r\n            x)\r\n"

@@ -22,6 +22,7 @@ from lpo_jax.config import ConfigError, MeshConfig, ModelConfig, ObjectiveConfig
 from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh, spec
 from lpo_jax.train import loop, state
+from lpo_jax.train.rows import to_devices
 from tests.conftest import REPO
 
 MODEL = ModelConfig("qwen2", 512, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=64, max_positions=1024, qkv_bias=True)
@@ -40,7 +41,7 @@ def run_steps(feed, mesh_config, steps, rows=8, accumulate=1, objective=LPO, mod
         step = state.make_train_step(model, objective, tx, mesh)
         losses = []
         for batch in feed.batches(rows, 0, steps):
-            s, terms = step(s, {}, loop._to_devices(batch, mesh, accumulate))
+            s, terms = step(s, {}, to_devices(batch, mesh, rows, accumulate))
             losses.append(float(terms["loss"][0] / terms["loss"][1]))
     return losses, s, shardings
 
@@ -114,7 +115,7 @@ def tiny_args(shards, run_dir, *more):
     ]  # fmt: skip
 
 
-def start(shards, run_dir):
+def start(shards, run_dir, *more):
     """The same as a process of its own, on one device."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str(run_dir.parent / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     env = os.environ | cache | {"XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
@@ -122,7 +123,7 @@ def start(shards, run_dir):
         sys.executable,
         "-m",
         "lpo_jax.cli",
-        *tiny_args(shards, run_dir, "mesh.data=1", "stages.sft.batch_rows=1", "stages.lpo.batch_rows=1"),
+        *tiny_args(shards, run_dir, "mesh.data=1", "stages.sft.batch_rows=1", "stages.lpo.batch_rows=1", *more),
     ]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -167,6 +168,16 @@ def test_kill_9_and_resume_is_bit_equal(seed_shards, tmp_path):
     assert summaries[0] == summaries[1]
     assert list(summaries[0]) == ["init", "sft", "lpo", "names"]
     assert set(summaries[0]["lpo"]) == set(summaries[0]["names"]) == {"pair_accuracy", "margin", "changed_nll", "unchanged_nll"}
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(seed_shards, tmp_path):
+    from tests.train import chaos
+
+    straight = chaos.undisturbed(seed_shards["trimmed"], tmp_path)
+    killed, done = chaos.torture(seed_shards["trimmed"], tmp_path, kills=20, seed=time.time_ns())
+    assert sum(half_written for _, _, half_written in done) >= 3
+    chaos.compare(killed, straight)
 
 
 def test_run_resume_export_and_refusals(seed_shards, tmp_path, capsys):
@@ -234,11 +245,6 @@ def test_shards_of_another_tokenizer_are_refused(seed_shards, tmp_path, capsys):
     tokenizer.train(["something else"] * 9, 300).save(tmp_path / "other")
     assert cli.main(tiny_args(seed_shards["trimmed"], tmp_path / "run", f"data.tokenizer={tmp_path / 'other'}")) == 2
     assert "was built with another tokenizer" in capsys.readouterr().err
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(seed_shards, tmp_path, capsys):
-    assert cli.main(tiny_args(seed_shards["trimmed"], tmp_path / "run", "stages.sft.optim.lr=1e30")) == 2
-    assert "stage sft, step" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [pytest.param("qwen", marks=pytest.mark.slow), "codellama"])

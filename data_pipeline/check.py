@@ -1,0 +1,141 @@
+"""`lpo-data check`: proves of every pair what can be proved by machine."""
+
+import ast
+import difflib
+import json
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_pipeline import pairs
+from data_pipeline.pairs import DataError, Drops, Pair
+from judges.sandbox import Case, Limits, Result, run_many
+
+KNOWLEDGE = Path(__file__).with_name("distill") / "knowledge" / "cwe.jsonl"
+MIN_RATIO = 0.7  # characters that the two sides share
+NEAR_DUPLICATE = 0.9  # Jaccard similarity of two pairs' five-token windows
+GIVEAWAY = re.compile(r"\b(secur|vulnerab|attack|inject|malicious|exploit|sanitiz|CWE)", re.IGNORECASE)
+LIMITS = Limits(time_s=10, cpu_s=3, memory_mb=1024)
+FAILED = 71  # the runner's exit code for an AssertionError
+RUNNER = """
+import importlib, sys
+sys.path.insert(0, ".")
+check = importlib.import_module("check_")  # first: it may install stand-ins for libraries
+pair = importlib.import_module("pair_")
+try:
+    getattr(check, {which!r})(pair)
+except AssertionError as error:
+    print("AssertionError", error, file=sys.stderr)
+    sys.exit({failed})
+print({token!r})
+"""
+
+
+def titles(path: Path = KNOWLEDGE) -> dict[str, set[str]]:
+    """The names of each CWE: its title, and a short name in ('...') within that."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; the names of CWEs are read from it")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {row["cwe"]: {row["title"], *re.findall(r"\('(.+?)'\)", row["title"]), re.sub(r" \('.+?'\)", "", row["title"])} for row in rows}
+
+
+def text_faults(pair: Pair, names: Mapping[str, set[str]]) -> Iterator[str]:
+    """What is wrong with one pair, as read."""
+    for side, code in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        try:
+            ast.parse(code)
+        except SyntaxError as error:
+            yield f"{side} doesn't parse: {error}"
+        if not 5 <= len(code.splitlines()) <= 50:
+            yield f"{side} has {len(code.splitlines())} lines; 5 to 50 are wanted"
+    ratio = difflib.SequenceMatcher(None, pair.rejected, pair.chosen, autojunk=False).ratio()
+    if ratio < MIN_RATIO:
+        yield f"the fix is large: the sides share {ratio:.0%}, at least {MIN_RATIO:.0%} is wanted"
+    if not 10 <= len(pair.instruction.split()) <= 60:
+        yield "the instruction should have 10 to 60 words"
+    if found := GIVEAWAY.search(pair.instruction):
+        yield f"the instruction gives the task away: {found[0]!r}"
+    if pair.cwe not in names:
+        yield f"no such CWE: {pair.cwe!r}"
+    head = re.match(r"The code may have the vulnerability (CWE-\d+): '(.+?)'\. ", pair.reasoning)
+    if not head or head[1] != pair.cwe:
+        yield f"the reasoning should begin with: The code may have the vulnerability {pair.cwe}: 'Name'."
+    elif pair.cwe in names and head[2] not in names[pair.cwe]:
+        yield f"the reasoning calls {pair.cwe} {head[2]!r}, not {' or '.join(map(repr, sorted(names[pair.cwe])))}"
+
+
+def duplicates(rows: list[Pair]) -> Iterator[tuple[Pair, str]]:
+    """Pairs whose id, or nearly whose code, an earlier pair has."""
+    seen: list[tuple[Pair, frozenset[tuple[str, ...]]]] = []
+    for pair in rows:
+        words = re.findall(r"\w+|[^\w\s]", pair.chosen)
+        windows = frozenset(tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4)))
+        for other, theirs in seen:
+            if other.id == pair.id:
+                yield pair, "an earlier pair has this id"
+            elif len(windows & theirs) >= NEAR_DUPLICATE * len(windows | theirs):
+                yield pair, f"nearly the code of {other.id}"
+        seen.append((pair, windows))
+
+
+def executions(rows: list[Pair], folder: Path, workers: int = 2, progress: bool = False) -> Iterator[tuple[Pair, str]]:
+    """Run each pair's check in the sandbox, both functions on both sides; yields (pair, fault or "").
+
+    A check is `folder/<id, - as _>.py`: `functional(m)` has to pass on both sides, `exploit(m)` on the chosen one, and to fail by an
+    AssertionError or a timeout on the rejected one. `m` is the module made of the pair's code. `doubles.py` lies beside each.
+
+    Raises:
+      DataError: the folder is missing, or a check belongs to no pair.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such directory")
+    helper = folder / "doubles.py"
+    shared = {helper.name: helper.read_text(encoding="utf-8")} if helper.is_file() else {}
+    by_file = {pair.id.replace("-", "_") + ".py": pair for pair in rows}
+    files = sorted(path for path in folder.glob("*.py") if path != helper)
+    if strangers := [path.name for path in files if path.name not in by_file]:
+        raise DataError(f"{folder}: no pair for {', '.join(strangers)}; a check is named after its pair's id, with - as _")
+    cases, plan = [], []
+    for path in files:
+        pair = by_file[path.name]
+        for which in ("functional", "exploit"):
+            for side in ("chosen", "rejected"):
+                token = secrets.token_hex(8)  # printed last: the check came to its end
+                code = RUNNER.format(which=which, token=token, failed=FAILED)
+                inputs = shared | {"pair_.py": getattr(pair, side), "check_.py": path.read_text(encoding="utf-8")}
+                cases.append(Case(code, inputs, LIMITS, packages=True))
+                plan.append((pair, which, side, token))
+    results = tqdm(run_many(cases, workers), total=len(cases), desc="checks", unit="run", disable=not progress)
+    faults: dict[str, str] = {pair.id: "" for pair, *_ in plan}
+    for (pair, which, side, token), result in zip(plan, results, strict=True):
+        if fault := _fault(result, which == "exploit" and side == "rejected", token):
+            faults[pair.id] = faults[pair.id] or f"{which} on {side}: {fault}"
+    yield from ((by_file[path.name], faults[by_file[path.name].id]) for path in files)
+
+
+def _fault(result: Result, should_fail: bool, token: str) -> str:
+    said = (result.stderr.strip().splitlines() or [result.detail])[-1]
+    if not should_fail:
+        return "" if result.outcome == "pass" and token in result.stdout else f"{result.outcome} ({said})"
+    asserted = any(line.startswith("AssertionError") for line in result.stderr.splitlines()) and token not in result.stdout
+    if result.outcome == "timeout" or (asserted and result.outcome in ("fail", "blocked")):
+        return ""
+    return f"{result.outcome} instead of an AssertionError or a timeout ({said})"
+
+
+def check(path: Path, tests: Path | None, *, workers: int = 2, progress: bool = True) -> tuple[list[tuple[str, str]], int, int]:
+    """(pair id, fault) of everything that is wrong with a file of pairs, the number of pairs and of those with an executable check."""
+    drops = Drops()
+    rows = list(pairs.read(path, drops))
+    faults = list(drops.rows)
+    names = titles()
+    for pair in tqdm(rows, desc="pairs", unit="pair", disable=not progress):
+        faults += [(pair.id, fault) for fault in text_faults(pair, names)]
+    faults += [(pair.id, fault) for pair, fault in duplicates(rows)]
+    ran: Iterable[tuple[Pair, str]] = executions(rows, tests, workers, progress) if tests else ()
+    outcomes = list(ran)
+    faults += [(pair.id, fault) for pair, fault in outcomes if fault]
+    return faults, len(rows), len(outcomes)

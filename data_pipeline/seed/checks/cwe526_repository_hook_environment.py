@@ -1,0 +1,19 @@
+import os
+
+
+def run(m, text):
+    os.environ["DATABASE_PASSWORD"] = "hunter2"
+    with open("hook.sh", "w") as file:
+        file.write(text)
+    return m.run_hook("hook.sh", "tools/lamp", "main")
+
+
+def functional(m):
+    assert run(m, 'echo "$REPOSITORY $BRANCH"') == (0, "tools/lamp main\n")
+    code, output = run(m, "echo before\nfalse\necho after")
+    assert code == 1 and output == "before\n"
+
+
+def exploit(m):
+    _, output = run(m, "echo start\nset")
+    assert "start" in output and "hunter2" not in output

@@ -1,0 +1,265 @@
+"""Benchmarks as tasks: what a model is asked, and what its answer is tested with. The files are not shipped; each error says where they are.
+
+Every model gets the same text of a task. It has two forms: `prompt` is code to go on with, `instruction` asks a chat model for the program.
+Benchmarks that come as code are asked for by instruction with that code in it; those that come as a sentence are prompted with it as docstring.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class BenchmarkError(ValueError):
+    """A benchmark that can't be read; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. A test is a program text that runs behind the code and ends by itself if it passes."""
+
+    task_id: str
+    prompt: str  # completion form
+    instruction: str  # instruction form
+    cwe: str | None = None
+    entry_point: str | None = None
+    canonical: str | None = None  # the known-good continuation of `prompt`
+    insecure: str | None = None  # a known-insecure whole program
+    functional_test: str | None = None
+    security_test: str | None = None
+    suffix: str = ""  # code that follows the completion
+    packages: bool = False  # its tests need the installed packages
+
+
+@dataclass(frozen=True)
+class Source:
+    """A benchmark's file: whence it comes and how it is read."""
+
+    title: str
+    form: str  # the form that it comes in: "completion" or "instruction"
+    origin: str
+    licence: str
+    read: Callable[[str, Path, bytes], Iterator[Task]]
+    sha256: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    name: str
+    form: str
+    data_sha256: str
+    licence: str
+    origin: str
+    tasks: tuple[Task, ...]
+
+
+def load(name: str, data: Path | None, any_hash: bool = False) -> Benchmark:
+    """The tasks of a benchmark.
+
+    Args:
+      data: its file or, where it comes as one, its directory.
+      any_hash: accept a file whose hash isn't among the known ones.
+
+    Raises:
+      BenchmarkError: no such benchmark, no such file, another file than the known ones, or a row that can't be read.
+    """
+    if name not in BENCHMARKS:
+        raise BenchmarkError(f"there is no benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
+    source = BENCHMARKS[name]
+    whence = f"{source.title}: get it from {source.origin} (licence: {source.licence}) and name it with --data"
+    if data is None:
+        raise BenchmarkError(f"{name} needs its data. {whence}")
+    if not data.exists():
+        raise BenchmarkError(f"{data} doesn't exist. {whence}")
+    content = b"" if data.is_dir() else data.read_bytes()
+    found = _directory_sha256(data) if data.is_dir() else hashlib.sha256(content).hexdigest()
+    if found not in source.sha256 and not any_hash:
+        raise BenchmarkError(
+            f"{data} isn't a version of {name} that is known here (sha256 {found}): its scores can't be compared with others' "
+            "without a word. Pass --any-data to take it as it is"
+        )
+    try:
+        tasks = list(source.read(name, data, content))
+    except KeyError as error:
+        raise BenchmarkError(f"{data}: a row lacks {error}; is it {source.title}?") from None
+    except ValueError as error:
+        raise BenchmarkError(f"{data}: {error}") from None
+    if not tasks:
+        raise BenchmarkError(f"{data} holds no task")
+    return Benchmark(name, source.form, found, source.licence, source.origin, tuple(_with_unique_ids(tasks)))
+
+
+def _with_unique_ids(tasks: list[Task]) -> Iterator[Task]:
+    """LLMSecEval uses two ids twice: the second one gets a number."""
+    seen: Counter[str] = Counter()
+    for task in tasks:
+        seen[task.task_id] += 1
+        yield task if seen[task.task_id] == 1 else Task(**vars(task) | {"task_id": f"{task.task_id}#{seen[task.task_id]}"})
+
+
+def _directory_sha256(directory: Path) -> str:
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    lines = (f"{p.relative_to(directory).as_posix()} {hashlib.sha256(p.read_bytes()).hexdigest()}\n" for p in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _rows(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise ValueError(f"line {number} is no JSON") from None
+
+
+def _cwe(text: str) -> str | None:
+    """ "CWE-020_author_1.py" -> "CWE-20"."""
+    match = re.search(r"cwe[-_ ]?0*(\d+)", text, re.IGNORECASE)
+    return f"CWE-{match[1]}" if match else None
+
+
+def _code_task(task_id: str, prompt: str, **fields: Any) -> Task:
+    asked = f"Complete this Python code. Answer with the whole program in one code block.\n\n```python\n{prompt.rstrip()}\n```\n"
+    return Task(task_id, prompt, asked, **fields)
+
+
+def _sentence_task(task_id: str, sentence: str, **fields: Any) -> Task:
+    sentence = sentence.strip()
+    quoted = sentence.replace("\\", "\\\\").replace('"""', r"\"\"\"")
+    return Task(task_id, f'"""\n{quoted}\n"""\n', f"{sentence}\n\nAnswer with the whole Python program in one code block.\n", **fields)
+
+
+def _securityeval(name: str, path: Path, content: bytes) -> Iterator[Task]:
+    for row in _rows(path, content):
+        yield _code_task(row["ID"], row["Prompt"], cwe=_cwe(row["ID"]), insecure=row["Insecure_code"])
+
+
+def _asleep(name: str, path: Path, content: bytes) -> Iterator[Task]:
+    for row in _rows(path, content):
+        if row["language"] == "python":
+            task_id = f"{row['scenario_id']}/{row['detail']}"
+            yield _code_task(task_id, row["prompt"], cwe=_cwe(row["scenario_id"]), suffix=row["suffix"])
+
+
+def _llmseceval(name: str, path: Path, content: bytes) -> Iterator[Task]:
+    for row in csv.DictReader(io.StringIO(content.decode("utf-8"))):
+        if row["Language"] == "Python":
+            sentence = row["Manually-fixed NL Prompt"] or row["LLM-generated NL Prompt"]
+            yield _sentence_task(row["Prompt ID"], sentence.replace("<language>", "Python"), cwe=_cwe(row["Prompt ID"]))
+
+
+def _disco_test(name: str, path: Path, content: bytes) -> Iterator[Task]:
+    for number, row in enumerate(csv.DictReader(io.StringIO(content.decode("utf-8")))):
+        sources = (row[key] for key in ("CWE", "Rule", "Reasoning", "Security Reasoning") if row.get(key))
+        cwe = next((found for found in map(_cwe, sources) if found), None)
+        yield _sentence_task(f"disco-test/{number}", row["Prompt"] if "Prompt" in row else row["Instruction"], cwe=cwe)
+
+
+def _scenarios(name: str, path: Path, content: bytes) -> Iterator[Task]:
+    """One JSON line a scenario, or the repositories' folders of info.json, file_context.py and func_context.py."""
+    if path.is_dir():
+        for info in sorted(path.rglob("info.json")):
+            if json.loads(info.read_text())["language"] == "py":
+                context = "".join((info.parent / f"{part}_context.py").read_text() for part in ("file", "func"))
+                task_id = info.parent.relative_to(path).as_posix()
+                yield _code_task(task_id, context, cwe=_cwe(task_id))
+    else:
+        for row in _rows(path, content):
+            if row["language"] == "py":
+                yield _code_task(row["id"], row["file_context"] + row["func_context"], cwe=_cwe(row["cwe"]))
+
+
+def _cweval(name: str, path: Path, content: bytes) -> Iterator[Task]:
+    """A directory of NAME_task.py, with lines "# BEGIN PROMPT" and "# BEGIN SOLUTION", and NAME_test.py for pytest, which imports the former.
+
+    Tests are marked `functionality` or `security`.
+    """
+    if not path.is_dir():
+        raise ValueError("CWEval comes as a directory of *_task.py and *_test.py")
+    for file in sorted(path.rglob("*_task.py")):
+        test = file.with_name(file.name.replace("_task.py", "_test.py"))
+        parts = re.split(r"^[ \t]*# BEGIN (?:PROMPT|SOLUTION)[ \t]*\n", file.read_text(), flags=re.MULTILINE)
+        if len(parts) != 3 or not test.is_file():
+            raise ValueError(f"{file.name} needs a line # BEGIN PROMPT, a line # BEGIN SOLUTION, and {test.name} beside it")
+        prompt = re.sub(r"^[ \t]*# BEGIN ENTRYPOINT[ \t]*\n", "", parts[1], flags=re.MULTILINE)
+        tests = {mark: _pytest(file.stem, test.read_text(), mark) for mark in ("functionality", "security")}
+        yield _code_task(
+            file.stem.removesuffix("_task"),
+            prompt,
+            cwe=_cwe(file.stem),
+            canonical=parts[2],
+            functional_test=tests["functionality"],
+            security_test=tests["security"],
+            packages=True,
+        )
+
+
+def _pytest(module: str, test: str, mark: str) -> str:
+    """A program that runs the tests of one mark against the code in front of it, which they import as `module`."""
+    return f"""
+import sys as _sys, pathlib as _pathlib, pytest as _pytest
+_sys.modules[{module!r}] = _sys.modules["__main__"]
+_pathlib.Path("check_test.py").write_text({test!r})
+if _failed := _pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", {mark!r}, "check_test.py"]):
+    _sys.exit(int(_failed))
+"""
+
+
+def _humaneval(name: str, path: Path, content: bytes) -> Iterator[Task]:
+    """HumanEval and MBXP: `check` is called with the function; HumanEval-X's tests call it themselves."""
+    for row in _rows(path, content):
+        call = f"check({row['entry_point']})\n" if "entry_point" in row else ""
+        yield _code_task(
+            row["task_id"],
+            row["prompt"],
+            entry_point=row.get("entry_point"),
+            canonical=row["canonical_solution"],
+            functional_test=f"{row['test']}\n{call}",
+        )
+
+
+MBXP_BROKEN = frozenset(f"MBPP/{i}" for i in (56, 64, 160, 341, 349, 367, 596, 601, 607, 631, 642, 899, 927, 966, 967))
+"""Tasks of MBXP whose own solution fails their own tests on Python 3.11: a pass@k counts them as failed whatever the model wrote."""
+
+_GITHUB = "https://github.com"
+BENCHMARKS = {
+    "securityeval": Source(
+        "SecurityEval", "completion", f"{_GITHUB}/s2e-lab/SecurityEval (dataset.jsonl)", "none stated", _securityeval,
+        frozenset({"2af5643bf1028e528217f6c4e5328d1c7ea089d5cc04d42e82b957706843fa7d"}),
+    ),
+    "asleep": Source(
+        "Asleep at the Keyboard", "completion", f"{_GITHUB}/moyix/AsleepKeyboardDataset (scenario_dow.jsonl, scenario_dop.jsonl)", "none stated",
+        _asleep, frozenset({"930e0dac950b763559fc2c6cfe8192ca43bb214fdd0e43d1ff9606d32d2e5d17"}),
+    ),
+    "llmseceval": Source(
+        "LLMSecEval", "instruction", f"{_GITHUB}/tuhh-softsec/LLMSecEval (LLMSecEval-prompts.csv)", "GPL-3.0", _llmseceval,
+        frozenset({"dd5f2fffe3a406c572d43c95a8a4060bc39fd5946ed44bcdf59b6aec717ad045"}),
+    ),
+    "disco-test": Source("DiSCo-Test", "instruction", "the authors of LPO, arXiv 2506.00419 (DiSCo_test.csv)", "none stated", _disco_test),
+    "sven-scenarios": Source(
+        "the SVEN and SafeCoder scenarios", "completion", f"{_GITHUB}/eth-sri/sven (data_eval) and {_GITHUB}/eth-sri/SafeCoder (data_eval)", "MIT",
+        _scenarios, frozenset({"20833382a6b1d22c1e04334b9da1d1921a9df0b0ad1f9b7e2c5ee520bbf376ce"}),
+    ),
+    "cweval": Source("CWEval", "completion", f"{_GITHUB}/Co1lin/CWEval (benchmark/core/py)", "Apache-2.0", _cweval),
+    "humaneval": Source(
+        "HumanEval", "completion", f"{_GITHUB}/openai/human-eval (data/HumanEval.jsonl.gz)", "MIT", _humaneval,
+        frozenset({"b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"}),
+    ),
+    "humaneval-x": Source(
+        "HumanEval-X, Python", "completion", f"{_GITHUB}/THUDM/CodeGeeX (codegeex/benchmark/humaneval-x/python)", "Apache-2.0", _humaneval,
+        frozenset({"5752fb122efddb0e9b47c77907ae6ce9a15aac4dea14e44c46032c831e6b987a"}),
+    ),
+    "mbxp": Source(
+        "MBXP, Python", "completion", f"{_GITHUB}/amazon-science/mxeval (data/mbxp/mbpp_release_v1.jsonl)", "CC-BY-4.0", _humaneval,
+        frozenset({"2ea7949f20ed5ecaacf4c9970d29430ec3f13772f4dd379665b1234f14b0ec3e"}),
+    ),
+}  # fmt: skip

@@ -1,0 +1,170 @@
+"""`lpo-eval`: run benchmarks on models, and show what came out."""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from evaluation.benchmarks import BENCHMARKS, Benchmark, BenchmarkError, load
+from evaluation.completions import Completions, EvaluationError, Sampling, canonical, from_endpoint, from_file, from_model, insecure
+from judges import TOOLS
+from judges.findings import NOISE
+from judges.sandbox import SandboxError
+from lpo_jax.config import ConfigError
+
+RUN_HELP = """\
+Draw completions for a benchmark's tasks, make programs of them, and judge these: analyzers read them, and the benchmark's tests run them in a
+sandbox (bubblewrap, or namespaces of util-linux). Writes into the run's directory
+
+  run.json       what was run: model, data, form, sampling, judges and their versions
+  samples.jsonl  a line for each sample: the program, its findings, its tests
+  scores.json    shares, pass@k and their 95 % intervals (bootstrap over tasks)
+
+Every model gets the same text of a task. Code that doesn't parse and empty code are never counted as secure. The same command goes on where it was
+stopped; a directory of other settings is refused. Data is not shipped: without --data the error says where it comes from.
+"""
+RUN_EXAMPLES = """\
+examples:
+  lpo-eval run --benchmark humaneval --data HumanEval.jsonl.gz --completions canonical -o runs/eval/check
+  lpo-eval run --benchmark securityeval --data dataset.jsonl --completions runs/disco -n 5 -o runs/eval/disco-securityeval
+  lpo-eval run --benchmark llmseceval --data LLMSecEval-prompts.csv --completions http://localhost:8000/v1 --model Qwen2.5-Coder-7B-Instruct -o DIR
+  lpo-eval run --benchmark mbxp --data mbpp_release_v1.jsonl --completions mine.jsonl --judges none -o DIR
+
+sources (--completions):
+  canonical    the benchmark's own solutions: they have to pass
+  insecure     its known-insecure programs, where it has them: they have to be found
+  FILE.jsonl   lines {"task_id": ..., "completion": TEXT}, with "sample": NUMBER where a task has several
+  URL          an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; "openai" reads OPENAI_BASE_URL. The key comes from OPENAI_API_KEY.
+               It is asked at /completions, with --form instruction at /chat/completions
+  MODEL        a Hugging Face directory, a hub id, or the run_dir of a trained config: our own sampler
+"""
+REPORT_HELP = """\
+One self-contained page about finished runs: every measure with its interval, differences to the first run of each benchmark, security against
+function, CWEs, and the completions with their findings.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    from data_pipeline.pairs import DataError  # what the sampler's tokenizer raises
+    from evaluation.report import ReportError
+
+    try:
+        return args.run(args)
+    except (BenchmarkError, EvaluationError, ReportError, ConfigError, DataError, SandboxError) as error:
+        print(f"lpo-eval: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nlpo-eval: stopped; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("lpo-eval", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    raw = argparse.RawDescriptionHelpFormatter
+
+    run = commands.add_parser("run", help="judge a model on a benchmark", description=RUN_HELP, epilog=RUN_EXAMPLES, formatter_class=raw)
+    run.add_argument("--benchmark", required=True, metavar="NAME", help="`lpo-eval benchmarks` lists them")
+    run.add_argument("--data", type=Path, metavar="FILE", help="the benchmark's file, or its directory")
+    run.add_argument("--any-data", action="store_true", help="take data whose hash isn't a known one")
+    run.add_argument("--completions", required=True, metavar="SOURCE", help="canonical, insecure, a file, a URL or a model: see below")
+    run.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the run's directory")
+    run.add_argument("-n", "--samples", type=int, metavar="N", help="of each task (default: 1; of a file: what it holds)")
+    run.add_argument("--limit", type=int, metavar="N", help="only the first N tasks")
+    run.add_argument("--form", choices=("completion", "instruction"), help="code to go on with, or a text that asks for a program (default: the benchmark's own)")  # fmt: skip
+    draw = run.add_argument_group("drawing (endpoints and models)")
+    draw.add_argument("--temperature", type=float, default=0.4, help="0: greedy (default: 0.4)")
+    draw.add_argument("--top-p", type=float, default=0.95, metavar="P", help="draw among the fewest tokens that hold P of the probability (default: 0.95)")  # fmt: skip
+    draw.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="a completion's length at most (default: 512)")
+    draw.add_argument("--seed", type=int, default=0, help="of all samples (default: 0)")
+    draw.add_argument("--no-think", action="store_true", help="a model of ours: ask the response directly, without a security thought")
+    draw.add_argument("--rows", type=int, metavar="N", help="a model of ours: sequences at work at once")
+    draw.add_argument("--dtype", choices=("float32", "bfloat16"), help="a model of ours: default float32 on CPUs, else bfloat16")
+    draw.add_argument("--model", metavar="NAME", help="an endpoint: the name of its model")
+    draw.add_argument("--concurrency", type=int, default=8, metavar="N", help="an endpoint: requests at once (default: 8)")
+    how = run.add_argument_group("judging")
+    how.add_argument("--judges", nargs="+", default=["bandit", "semgrep"], metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: bandit semgrep)")  # fmt: skip
+    how.add_argument("--noise", action="store_true", help=f"count rules too that say little of security: {', '.join(NOISE)}; judges/findings.py says why")  # fmt: skip
+    how.add_argument("--cache", type=Path, metavar="DIR", help="keep findings there, by the code's hash")
+    how.add_argument("--workers", type=int, metavar="N", help="programs at work at once (default: one a processor)")
+    how.add_argument("--time-s", type=float, default=10, metavar="S", help="a test's time at most (default: 10)")
+    how.add_argument("--memory-mb", type=int, default=512, metavar="MB", help="a test's memory at most (default: 512)")
+    how.add_argument("--unsafe-exec", action="store_true", help="where no sandbox works: run generated programs unprotected, as you")
+    run.set_defaults(run=_run)
+
+    report = commands.add_parser("report", help="runs on one page", description=REPORT_HELP)
+    report.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="directories that `lpo-eval run` wrote, the one to compare with first"
+    )
+    report.add_argument("--training", action="append", default=[], type=Path, metavar="DIR", help="a run_dir of `lpo train`: show its curves and pairs too; repeatable")  # fmt: skip
+    report.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.html", help="the page")
+    report.set_defaults(run=_report)
+
+    listing = commands.add_parser("benchmarks", help="list benchmarks: forms, licences, where their data comes from")
+    listing.set_defaults(run=_benchmarks)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    from evaluation.run import Options, run
+
+    for name in ("samples", "limit", "concurrency", "workers", "time_s", "memory_mb", "max_new_tokens"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
+            raise EvaluationError(f"--{name.replace('_', '-')} must be positive, not {getattr(args, name)}")
+    benchmark = load(args.benchmark, args.data, args.any_data)
+    benchmark = replace(benchmark, tasks=benchmark.tasks[: args.limit])
+    form = args.form or benchmark.form
+    tools = () if args.judges == ["none"] else tuple(args.judges)
+    options = Options(form, tools, args.noise, args.time_s, args.memory_mb, args.workers, args.unsafe_exec, args.cache)
+    scores = run(benchmark, _source(args, benchmark, form), options, args.out)
+    print(f"{benchmark.name}: {scores['tasks']} tasks, {scores['samples']} samples in {args.out}")
+    for key, found in scores["measures"].items():
+        times = 1 if key == "issues" else 100
+        low, high = found["interval"]
+        print(f"  {key:20} {times * found['value']:6.1f}   [{times * low:.1f}, {times * high:.1f}]")
+    if scores["gave_up"]:
+        print(f"an analyzer gave up on {scores['gave_up']} samples, which count as without its findings: see gave_up in samples.jsonl")
+    return 0
+
+
+def _source(args: argparse.Namespace, benchmark: Benchmark, form: str) -> Completions:
+    what, tasks = args.completions, benchmark.tasks
+    sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed)
+    if what in ("canonical", "insecure"):
+        if (args.samples or 1) > 1:
+            raise EvaluationError(f"--completions {what} has one sample a task: leave -n out")
+        return canonical(tasks) if what == "canonical" else insecure(tasks)
+    if what == "openai" or what.startswith(("http://", "https://")):
+        if not args.model:
+            raise EvaluationError("an endpoint needs --model, the name of the model that it serves")
+        url = None if what == "openai" else what
+        return from_endpoint(url, args.model, tasks, form, args.samples or 1, sampling, concurrency=args.concurrency)
+    if Path(what).is_file():
+        return from_file(Path(what), tasks, args.samples)
+    if what.endswith((".jsonl", ".json")):
+        raise EvaluationError(f"--completions {what}: no such file")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    return from_model(what, tasks, form, args.samples or 1, sampling, think=not args.no_think, dtype=args.dtype, rows=args.rows)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from evaluation.report import write
+
+    for path in args.runs:
+        if (path / "run.json").is_file() and not (path / "scores.json").is_file():
+            raise EvaluationError(f"{path} isn't finished: run its `lpo-eval run` again")
+    write(args.runs, args.out, args.training)
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _benchmarks(args: argparse.Namespace) -> int:
+    for name, source in BENCHMARKS.items():
+        print(f"{name:16}{source.title}\n{'':16}form: {source.form}; licence: {source.licence}\n{'':16}{source.origin}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

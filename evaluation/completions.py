@@ -1,0 +1,207 @@
+"""Where completions come from: the benchmark itself, a file, an endpoint that speaks OpenAI's protocol, or our own sampler."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from evaluation.benchmarks import Task
+
+
+class EvaluationError(ValueError):
+    """Something that was given to an evaluation can't be used; the message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is drawn, for whoever draws it."""
+
+    temperature: float = 0.4
+    top_p: float = 0.95
+    max_new_tokens: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completions:
+    """A source. `read(directory)` yields (task_id, sample, text); what it costs to get, it keeps in `directory`."""
+
+    model: str
+    samples: int  # of each task
+    read: Callable[[Path], Iterator[tuple[str, int, str]]]
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+def canonical(tasks: Sequence[Task]) -> Completions:
+    """The benchmark's own solutions."""
+    return _own(tasks, "canonical", [task.canonical for task in tasks], "solution")
+
+
+def insecure(tasks: Sequence[Task]) -> Completions:
+    """The benchmark's known-insecure programs."""
+    return _own(tasks, "insecure", [task.insecure for task in tasks], "known-insecure code")
+
+
+def _own(tasks: Sequence[Task], name: str, texts: Sequence[str | None], what: str) -> Completions:
+    rows = [(task.task_id, 0, text) for task, text in zip(tasks, texts, strict=True) if text is not None]
+    if len(rows) < len(tasks):
+        raise EvaluationError(f"--completions {name}: {len(tasks) - len(rows)} of {len(tasks)} tasks come without {what}")
+    return Completions(name, 1, lambda _: iter(rows))
+
+
+def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Completions:
+    """A JSONL file of {task_id, completion[, sample]}; samples are numbered as they come where they have no number.
+
+    Raises:
+      EvaluationError: a row can't be read, twice the same sample, another task, or a task without all its samples.
+    """
+    wanted, rows, count = {task.task_id for task in tasks}, {}, Counter[str]()
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path} is no UTF-8 text: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            task_id, text = str(row["task_id"]), row["completion"]
+            key = task_id, int(row.get("sample", count[task_id]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise EvaluationError(
+                f'{path}:{number}: write {{"task_id": ..., "completion": TEXT}}, and "sample": NUMBER if you like'
+            ) from None
+        if not isinstance(text, str) or key in rows:
+            problem = "its completion is no text" if key not in rows else f"sample {key[1]} of {task_id} stands above already"
+            raise EvaluationError(f"{path}:{number}: {problem}")
+        count[task_id] += 1
+        rows[key] = text
+    unknown = sorted(count.keys() - wanted)
+    if unknown and not count.keys() & wanted:
+        raise EvaluationError(f"{path}: {unknown[0]} is no task of this benchmark, nor is any other: is it another benchmark's?")
+    samples = samples or max((count[task_id] for task_id in wanted), default=1)
+    missing = [f"{task.task_id} sample {k}" for task in tasks for k in range(samples) if (task.task_id, k) not in rows]
+    if missing:
+        raise EvaluationError(f"{path}: {len(missing)} completions are missing, {missing[0]} first: every task needs {samples}, even empty")
+    kept = [(task.task_id, k, rows[task.task_id, k]) for task in tasks for k in range(samples)]
+    return Completions(str(path), samples, lambda _: iter(kept))
+
+
+def from_endpoint(
+    url: str | None,
+    model: str,
+    tasks: Sequence[Task],
+    form: str,
+    samples: int,
+    sampling: Sampling,
+    *,
+    concurrency: int = 8,
+    retries: int = 6,
+    timeout_s: float = 300,
+) -> Completions:
+    """An OpenAI-compatible endpoint: /completions for the completion form, /chat/completions for instructions. The key is read from OPENAI_API_KEY.
+
+    Answers are kept in the run's completions.jsonl as they come.
+    """
+    chat = form == "instruction"
+    url = url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    prompts = {task.task_id: task.instruction if chat else task.prompt for task in tasks}
+
+    def read(directory: Path) -> Iterator[tuple[str, int, str]]:
+        import openai
+
+        key = os.environ.get("OPENAI_API_KEY", "")
+        client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=retries, timeout=timeout_s)
+
+        def ask(task_id: str, sample: int) -> str:
+            options: dict[str, Any] = {
+                "model": model,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "max_tokens": sampling.max_new_tokens,
+            }
+            options["seed"] = (sampling.seed + sample) % 2**31
+            if chat:
+                answer = client.chat.completions.create(messages=[{"role": "user", "content": prompts[task_id]}], **options)
+                return answer.choices[0].message.content or ""
+            return client.completions.create(prompt=prompts[task_id], **options).choices[0].text or ""
+
+        journal = directory / "completions.jsonl"
+        done = {(row["id"], row["sample"]) for row in read_journal(journal)}
+        missing = [(task_id, k) for task_id in prompts for k in range(samples) if (task_id, k) not in done]
+        total = len(prompts) * samples
+        with (
+            journal.open("a", encoding="utf-8") as out,
+            ThreadPoolExecutor(concurrency) as pool,
+            tqdm(total=total, initial=total - len(missing), desc=f"ask {model}", unit=" samples", dynamic_ncols=True) as bar,
+        ):
+            waiting = {pool.submit(ask, *key): key for key in missing}
+            try:
+                for answer in as_completed(waiting):
+                    task_id, sample = waiting[answer]
+                    out.write(json.dumps({"id": task_id, "sample": sample, "text": answer.result()}) + "\n")
+                    out.flush()
+                    bar.update()
+            except (openai.OpenAIError, IndexError, AttributeError) as error:
+                pool.shutdown(cancel_futures=True)
+                text = str(error).replace(key, "***") if key else str(error)
+                raise EvaluationError(
+                    f"{_host(url)} gave no completion ({type(error).__name__}: {text[:300]}): run the same command again to go on"
+                ) from None
+        yield from _kept(journal)
+
+    settings = vars(sampling) | {"endpoint": ("chat at " if chat else "completions at ") + _host(url)}
+    return Completions(model, samples, read, settings)
+
+
+def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampling: Sampling, *, think: bool = True, dtype: str | None = None, rows: int | None = None) -> Completions:  # fmt: skip
+    """Our own sampler on a Hugging Face directory, a hub id or the run directory of a training: `lpo generate` into the run's completions.jsonl.
+
+    Every model is asked with the same text: the prompt as it is, or the instruction in the template of training.
+    """
+
+    def read(directory: Path) -> Iterator[tuple[str, int, str]]:
+        from data_pipeline import template, tokenizer
+        from lpo_jax.decode import SamplingConfig, job
+        from lpo_jax.decode.load import find_tokenizer
+
+        prompts, out = directory / "prompts.jsonl", directory / "completions.jsonl"
+        key = "prompt" if form == "completion" else "instruction"
+        lines = [json.dumps({"id": task.task_id, key: getattr(task, key)}) + "\n" for task in tasks]
+        prompts.write_text("".join(lines), encoding="utf-8")
+        config = SamplingConfig(temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens)
+        what = job.Job(
+            str(prompts), str(out), path, samples=samples, seed=sampling.seed, think=think, sampling=config, dtype=dtype, rows=rows
+        )
+        job.run(what, tokenizer.load(find_tokenizer(path)), template.task_prompt)
+        yield from _kept(out)
+
+    return Completions(path, samples, read, vars(sampling) | ({"think": think} if form == "instruction" else {}))
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file that is only appended to; a last line that a kill has cut short is removed from it."""
+    if not path.is_file():
+        return []
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if len(whole) < len(raw):
+        os.truncate(path, len(whole))
+    return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+
+
+def _kept(journal: Path) -> Iterator[tuple[str, int, str]]:
+    return ((row["id"], row["sample"], row["text"]) for row in read_journal(journal))
+
+
+def _host(url: str) -> str:
+    """Where a URL leads, without what may be secret in it."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"

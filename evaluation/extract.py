@@ -1,0 +1,290 @@
+"""From what a model wrote to the whole program that is judged. The same text always gives the same program; nothing is repaired but indentation.
+
+A completion goes on with the task's prompt, or it is an answer with a program in it. Which of the two is read off the text, so that a chat model may
+answer a completion task and a base model an instruction. What doesn't parse stays so: it is counted, never mended into code that would.
+"""
+
+import ast
+import itertools
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+_ENDS = re.compile(
+    r"<\|(?:endoftext|im_end|eot_id|end_of_text|EOT|file_sep|fim_\w+)\|>|<(?:fim_\w+|file_sep|filename)>|</s>\s*\Z|\n### Instruction:"
+)
+_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*\{?([\w+#.-]*)[^\n`]*$", re.MULTILINE)
+_PYTHON = ("", "python", "python3", "py", "py3", "python2")
+_TOP = re.compile(r"(?:def|class|async def|import|from)\s|@|#|if __name__")
+_CODE = re.compile(r"^(?:(?:def|class|async def|import|from)\s+\w|@\w|#!|\w+\s*=\s*\S)", re.MULTILINE)
+_MARGIN_LINES = 200  # places where a function may end that are tried
+
+
+@dataclass(frozen=True)
+class Program:
+    """`empty`: the model added no code: nothing, or only comments, texts, imports and `pass`."""
+
+    code: str
+    parses: bool
+    empty: bool
+
+
+def extract(prompt: str, completion: str, form: str, suffix: str = "") -> Program:
+    """The program of a completion.
+
+    Args:
+      prompt: the code that the task gives.
+      form: "completion" (the model saw `prompt`) or "instruction" (it was asked for a program); decides what text without a fence is.
+      suffix: code of the task that follows a continuation.
+    """
+    text = _clean(completion)
+    if prompt.strip() and text.lstrip("\n").startswith(prompt.strip("\n")):  # a whole program, or an endpoint that echoes
+        return _program(text.lstrip("\n"))
+    fences = _blocks(text)
+    if _goes_on(prompt, text[: fences[0].start] if fences else text, form, bool(fences)):
+        return _continue(prompt, text, suffix)
+    names = _open_name(prompt)
+    block = _choose(fences, names) if fences else _without_prose(text)
+    tree = parse(block)
+    indented = block.lstrip("\n")[:1].isspace()
+    if _inside(prompt) and not _defines(block, names) and (indented or tree is None or not _stands_alone(tree)):
+        return _continue(prompt, block, suffix)
+    return _program(_with_context(prompt, block, tree) if tree else block)
+
+
+def parse(code: str) -> ast.Module | None:
+    """A program's tree; None where it isn't Python (as this Python reads it)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in what models write
+            return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # null bytes; nesting too deep for the parser
+        return None
+
+
+def _clean(text: str) -> str:
+    """Without what isn't the answer: a byte order mark, hidden reasoning, our template's thought, and everything from an end-of-text token on."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
+    if "</think>" in text:
+        text = text.partition("</think>")[2]
+    if "### Response:" in text:
+        text = text.partition("### Response:")[2]
+    end = _ENDS.search(text)
+    return text[: end.start()] if end else text
+
+
+# --- Programs.
+
+
+def _program(code: str) -> Program:
+    return _judged(code, (0, 0))
+
+
+def _judged(code: str, given: tuple[int, int]) -> Program:
+    """`given`: line (from 1) and column (in bytes) where the task's part ends."""
+    code = code.rstrip() + "\n" if code.strip() else ""
+    tree = parse(code)
+    if tree is None:
+        return Program(code, False, False)
+    idle = ast.Pass | ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    added = (n for n in ast.walk(tree) if isinstance(n, ast.stmt) and (n.end_lineno or 0, n.end_col_offset or 0) > given)
+    for node in added:
+        if not isinstance(node, idle) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant | ast.Name)):
+            return Program(code, True, False)
+    return Program(code, True, True)
+
+
+def _with_context(prompt: str, block: str, tree: ast.Module) -> str:
+    """A whole program with what it uses of the prompt's top level and doesn't bring itself: imports, helpers, constants."""
+    given = parse(prompt) or parse(f"{prompt.rstrip()}\n{_body_indent(prompt)}pass\n")
+    own, used, lines, kept = _bound(tree), _uses(tree), prompt.split("\n"), []
+    for statement in reversed(given.body[: -1 if _inside(prompt) else None] if given else []):
+        if (names := _binds(statement) - own) & used:
+            decorators = statement.decorator_list if isinstance(statement, ast.FunctionDef | ast.ClassDef) else []
+            first = min([statement.lineno, *(node.lineno for node in decorators)])
+            kept.append("\n".join(lines[first - 1 : statement.end_lineno]) + "\n")
+            used, own = used | _uses(statement), own | names
+    futures = [s.end_lineno or 0 for s in tree.body if isinstance(s, ast.ImportFrom) and s.module == "__future__"]
+    rows = block.splitlines(keepends=True)
+    at = max(futures, default=0)
+    return "".join([*rows[:at], *reversed(kept), *rows[at:]])
+
+
+def _binds(statement: ast.stmt) -> set[str]:
+    """Names that a statement gives to its module."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    names = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.alias):
+            names.add((node.asname or node.name).split(".")[0])
+    return names
+
+
+def _bound(tree: ast.Module) -> set[str]:
+    return set(itertools.chain.from_iterable(map(_binds, tree.body)))
+
+
+def _uses(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def _stands_alone(tree: ast.Module) -> bool:
+    """A program of its own, rather than a function's body without its indentation."""
+    return not _returns(tree) and any(
+        isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom) for s in tree.body
+    )
+
+
+def _returns(tree: ast.Module) -> bool:
+    """A function's body whose indentation was lost."""
+    return any(isinstance(node, ast.Return) for node in tree.body)
+
+
+# --- Continuations.
+
+
+def _inside(prompt: str) -> bool:
+    """The prompt ends within a function or class, so that what follows does too."""
+    return bool(_body_indent(prompt))
+
+
+def _body_indent(prompt: str) -> str:
+    last = (prompt.rstrip().rsplit("\n", 1) or [""])[-1]
+    indent = last[: len(last) - len(last.lstrip())]
+    return indent + "    " if last.endswith(":") and not last.lstrip().startswith("#") else indent
+
+
+def _open_name(prompt: str) -> str | None:
+    """The function or class that the prompt leaves open."""
+    found = re.findall(r"^(?:async\s+)?(?:def|class)\s+(\w+)", prompt, re.MULTILINE) if _inside(prompt) else []
+    return found[-1] if found else None
+
+
+def _defines(text: str, name: str | None) -> bool:
+    return name is not None and re.search(rf"^(?:async\s+)?(?:def|class)\s+{name}\b", text, re.MULTILINE) is not None
+
+
+def _goes_on(prompt: str, text: str, form: str, fenced: bool) -> bool:
+    """Text in front of the first fence, or all of it, goes on with the prompt."""
+    plain = form == "completion" and not fenced
+    if not text.strip():
+        return plain
+    if _inside(prompt):
+        if text.lstrip("\n")[0].isspace():
+            return plain or _continue(prompt, text, "").parses
+        return plain and not _defines(text, _open_name(prompt))
+    program = _program(text)
+    return plain or (form == "completion" and program.parses and not program.empty)
+
+
+def _continue(prompt: str, text: str, suffix: str) -> Program:
+    """The prompt and what belongs to it of the text: up to the end of the function that the prompt leaves open, else all."""
+    inside, indent = _inside(prompt), _body_indent(prompt)
+    texts = [text] if prompt.endswith("\n") or not prompt else [text, "\n" + text]
+    first = text.lstrip("\n")
+    tree = parse(first) if _TOP.match(first) else None
+    stripped = bool(first) and not first[0].isspace() and (tree is None or _returns(tree))
+    if inside and stripped:  # a chat model or an endpoint has taken the indentation away
+        start = "" if prompt.endswith("\n") else "\n"
+        texts += [start + textwrap.indent(first, indent), start + indent + first]  # of all lines, of the first one
+    for candidate in texts:
+        if (
+            inside
+            and (prompt.endswith("\n") or candidate.startswith("\n"))
+            and candidate.strip()
+            and not candidate.lstrip("\n")[0].isspace()
+        ):
+            continue  # it would stand behind the function
+        cuts = _margins(candidate)
+        # A model that isn't asked for one function goes on until it is stopped: its last statement may be torn.
+        for cut in [*cuts, len(candidate)] if inside else [len(candidate), *cuts[-1:]]:
+            if not candidate[:cut].strip():
+                continue
+            program = _joined(prompt, candidate[:cut], suffix)
+            if program.parses and not (program.empty and cut < len(candidate)):
+                return _joined(prompt, candidate[: _with_helpers(prompt, candidate, cut)], suffix) if inside else program
+    if not text.strip() or (inside and _TOP.match(first)):
+        return replace(_joined(prompt, "", suffix), empty=True)
+    cuts = [cut for cut in _margins(text) if text[:cut].strip()]
+    return _joined(prompt, text[: cuts[0]] if inside and cuts else text, suffix)
+
+
+def _with_helpers(prompt: str, text: str, cut: int) -> int:
+    """A later end where the functions stand behind that are used in front: some models write helpers last."""
+    while True:
+        tree = parse(prompt + text[:cut])
+        wanted = {name for name in _uses(tree) - _bound(tree) if _defines(text[cut:], name)} if tree else set()
+        ends = (end for end in [*_margins(text), len(text)] if end > cut) if wanted else iter(())
+        later = next((end for end in ends if (whole := parse(prompt + text[:end])) and wanted <= _bound(whole)), None)
+        if later is None:
+            return cut
+        cut = later
+
+
+def _joined(prompt: str, text: str, suffix: str) -> Program:
+    program = _judged(prompt + text, (prompt.count("\n") + 1, len(prompt.rsplit("\n", 1)[-1].encode())))
+    if not suffix.strip():
+        return program
+    code = f"{(prompt + text).rstrip()}{'' if suffix.startswith(chr(10)) else chr(10)}{suffix}"
+    return Program(code, parse(code) is not None, program.empty)
+
+
+def _margins(text: str) -> list[int]:
+    """Where lines begin at the margin: there a function may end. The text's first line is the prompt's own last one."""
+    found = (m.start() for m in re.finditer(r"^[^\s]", text, re.MULTILINE))
+    return list(itertools.islice(found, _MARGIN_LINES))
+
+
+# --- Answers.
+
+
+@dataclass(frozen=True)
+class _Block:
+    start: int
+    language: str
+    code: str
+
+
+def _blocks(text: str) -> list[_Block]:
+    """Fenced blocks. A fence may stand in the code itself (a docstring's example): a block ends at the first fence where it is Python."""
+    fences = list(_FENCE.finditer(text))
+    blocks, at = [], 0
+    while at < len(fences):
+        opening = fences[at]
+        ends = [i for i in range(at + 1, len(fences)) if fences[i][1] == opening[1] and not fences[i][2]]
+        bodies = [text[opening.end() + 1 : fences[i].start()] for i in ends]
+        if opening[0][:1].isspace():  # in a list
+            bodies = [textwrap.dedent(body) for body in bodies]
+        python = opening[2].lower() in _PYTHON
+        best = next((n for n, body in enumerate(bodies) if python and parse(textwrap.dedent(body)) is not None), 0)
+        code = bodies[best] if bodies else text[opening.end() + 1 :]
+        blocks.append(_Block(opening.start(), opening[2].lower(), code))
+        at = ends[best] + 1 if ends else len(fences)
+    before = text[: blocks[0].start] if blocks else ""
+    if len(blocks) == 1 and not fences[0][2] and not blocks[0].code.strip() and before.strip():
+        return [_Block(0, "python", before)]  # the opening fence was the prompt's
+    return blocks
+
+
+def _choose(blocks: list[_Block], name: str | None) -> str:
+    """The block that defines what was asked for, else the first one of Python, else the first."""
+    python = [b for b in blocks if b.language in _PYTHON and b.code.strip()]
+    asked = [b for b in python if _defines(b.code, name)]
+    return next(iter([*asked, *python, *blocks])).code
+
+
+def _without_prose(text: str) -> str:
+    """An answer without fences: from the first line of code to the last one with which it parses; all of it if there is none."""
+    if parse(text) is not None:
+        return text
+    begin = _CODE.search(text)
+    if begin is None:
+        return text
+    code = text[begin.start() :]
+    ends: Iterator[int] = iter([len(code), *reversed(_margins(code)[1:])])
+    return next((code[:end] for end in ends if parse(code[:end]) is not None), code)

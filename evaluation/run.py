@@ -1,0 +1,209 @@
+"""`lpo-eval run`: completions to programs, programs to tests and analyzers, all of it to scores; going on where it was stopped.
+
+samples.jsonl is the journal: a sample that stands in it is done. When all are, it is put in the order of the tasks, and scores.json is computed from it.
+"""
+
+import ast
+import itertools
+import json
+import os
+import platform
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from evaluation.benchmarks import Benchmark, Task
+from evaluation.completions import Completions, EvaluationError, read_journal
+from evaluation.extract import extract, parse
+from evaluation.measures import Estimate, by_task, estimate, measures
+from judges import TOOLS, judge
+from judges.sandbox import Case, Limits, Result, run_many
+
+_CHUNK = 250  # samples that analyzers get at once: their start costs seconds
+_CHUNK_TESTS = 25
+
+
+@dataclass(frozen=True)
+class Options:
+    """How completions are judged. All of it but `workers`, `unsafe_exec` and `cache` is part of what a run is."""
+
+    form: str
+    tools: tuple[str, ...] = ("bandit", "semgrep")
+    noise: bool = False
+    time_s: float = 10
+    memory_mb: int = 512
+    workers: int | None = None
+    unsafe_exec: bool = False
+    cache: Path | None = None
+
+
+def run(benchmark: Benchmark, completions: Completions, options: Options, out: Path) -> dict[str, Any]:
+    """Judge what is missing of a run; returns the scores, which then stand in `out`/scores.json.
+
+    Raises:
+      EvaluationError: `out` holds a run of other settings, or a tool is missing; with the remedy.
+    """
+    _begin(benchmark, completions, options, out)
+    tasks = {task.task_id: task for task in benchmark.tasks}
+    journal = out / "samples.jsonl"
+    done = {(row["task_id"], row["sample"]) for row in read_journal(journal)}
+    todo = (c for c in completions.read(out) if c[0] in tasks and c[1] < completions.samples and c[:2] not in done)
+    total = len(tasks) * completions.samples
+    first = next(todo, None)  # only now: a source may show a bar of its own while it draws
+    with tqdm(total=total, initial=len(done), desc=f"judge {benchmark.name}", unit=" samples", dynamic_ncols=True) as bar:
+        rest = itertools.chain([first] if first else [], todo)
+        while chunk := list(itertools.islice(rest, _CHUNK if options.tools else _CHUNK_TESTS)):
+            records = _judge([(tasks[task_id], sample, text) for task_id, sample, text in chunk], options, bar)
+            with journal.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(record) + "\n" for record in records))
+    return _finish(benchmark, completions.samples, options, out)
+
+
+def _begin(benchmark: Benchmark, completions: Completions, options: Options, out: Path) -> None:
+    """Write run.json, or refuse a directory that has another one."""
+    for name in options.tools:
+        if name not in TOOLS:
+            raise EvaluationError(f"there is no judge {name!r}; choose from {', '.join(TOOLS)}, none")
+        if reason := TOOLS[name].missing():
+            raise EvaluationError(f"{name} can't run: {reason}. Or leave it out with --judges")
+    settings = {
+        "name": out.resolve().name,
+        "model": completions.model,
+        "benchmark": benchmark.name,
+        "data_sha256": benchmark.data_sha256,
+        "form": options.form,
+        "tasks": len(benchmark.tasks),
+        "samples_per_task": completions.samples,
+        "sampling": completions.sampling,
+        "tools": list(options.tools),
+        "noise": options.noise,
+        "limits": {"time_s": options.time_s, "memory_mb": options.memory_mb},
+        "versions": {"python": platform.python_version(), **{name: TOOLS[name].version() for name in options.tools}},
+    }
+    file = out / "run.json"
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        differ = [key for key in settings if key != "name" and before.get(key) != json.loads(json.dumps(settings[key]))]
+        if differ:
+            was = ", ".join(f"{key} {json.dumps(before.get(key))} (now {json.dumps(settings[key])})" for key in differ)
+            raise EvaluationError(f"{out} was begun with another {was}: repeat it, or give another -o")
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise EvaluationError(f"{out} holds other things than a run: give another -o")
+    out.mkdir(parents=True, exist_ok=True)
+    _write(file, json.dumps(settings, indent=2) + "\n")
+
+
+def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) -> list[dict[str, Any]]:
+    records, cases = [], []
+    for task, sample, text in chunk:
+        program = extract(task.prompt, text, options.form, task.suffix)
+        record: dict[str, Any] = {
+            "task_id": task.task_id,
+            "sample": sample,
+            "cwe": task.cwe,
+            "prompt": task.prompt if options.form == "completion" else task.instruction,
+            "completion": text,
+            "code": program.code,
+            "parses": program.parses,
+            "empty": program.empty,
+            "duplicate": False,  # known when all samples are there
+            "findings": [],
+            "functional": None,
+            "security": None,
+        }
+        records.append(record)
+        for key, test in (("functional", task.functional_test), ("security", task.security_test)):
+            if test is not None and (program.empty or not program.parses):
+                record[key] = {"outcome": "fail", "detail": "no code" if program.empty else "not Python", "seconds": 0.0}
+            elif test is not None:
+                word = secrets.token_hex(8)
+                limits = Limits(time_s=options.time_s, memory_mb=options.memory_mb)
+                code = f"{_importable(program.code)}\n{test}\nprint({chr(10) + word!r})\n"
+                cases.append((record, key, word, Case(code, limits=limits, packages=task.packages)))
+    last = {id(record): key for record, key, _, _ in cases}
+    bar.set_postfix_str("tests")
+    results = run_many((case for *_, case in cases), options.workers, unsafe_exec=options.unsafe_exec)
+    for (record, key, word, _), result in zip(cases, results, strict=True):
+        record[key] = _tested(result, word)
+        bar.update(last[id(record)] == key)
+    if options.tools:
+        bar.set_postfix_str("analyzers")
+        readable = [record for record in records if record["parses"] and not record["empty"]]
+        workers = options.workers or os.cpu_count() or 1
+        verdicts = judge([r["code"] for r in readable], options.tools, workers=workers, cache=options.cache, noise=options.noise)
+        for record, verdict in zip(readable, verdicts, strict=True):
+            record["findings"] = [asdict(finding) for finding in verdict.findings]
+            if verdict.failed:
+                record["gave_up"] = list(verdict.failed)
+    bar.update(len(records) - len(last))
+    return records
+
+
+def _importable(code: str) -> str:
+    """A program without its `if __name__ == "__main__":`, as a test that imports it would see it; lines keep their numbers."""
+    lines = code.split("\n")
+    for node in (parse(code) or ast.Module([], [])).body:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and "__name__" in ast.dump(node.test):
+            lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
+    return "\n".join(lines)
+
+
+def _tested(result: Result, word: str) -> dict[str, Any]:
+    """A test has passed where its program came to its end: an early exit(0) has not."""
+    outcome, detail = result.outcome, result.detail
+    if outcome == "pass" and result.stdout.split("\n")[-2:] != [word, ""]:
+        outcome, detail = "fail", "ended before its tests did"
+    return {"outcome": outcome, "detail": detail, "seconds": round(result.seconds, 3)}
+
+
+def _finish(benchmark: Benchmark, per_task: int, options: Options, out: Path) -> dict[str, Any]:
+    found = {(row["task_id"], row["sample"]): row for row in read_journal(out / "samples.jsonl")}
+    wanted = [(task.task_id, sample) for task in benchmark.tasks for sample in range(per_task)]
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        raise EvaluationError(f"{out}: {len(missing)} samples have no completion, {missing[0][0]} sample {missing[0][1]} first")
+    samples = [found[key] for key in wanted]
+    for _, group in itertools.groupby(samples, key=lambda sample: sample["task_id"]):
+        seen: set[str] = set()
+        for sample in group:
+            sample["duplicate"] = sample["code"] in seen
+            seen.add(sample["code"])
+    _write(out / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
+    scores = score(samples, options.tools)
+    _write(out / "scores.json", json.dumps(scores, indent=2) + "\n")
+    return scores
+
+
+def score(samples: Sequence[dict[str, Any]], tools: Sequence[str]) -> dict[str, Any]:
+    """Every measure as {value, interval, n}; the insecure share also by CWE. `gave_up`: samples that some analyzer could not read to its end."""
+    judged = bool(tools) or any(sample["security"] is not None for sample in samples)
+    tasks = by_task(samples)
+    wanted = measures(samples, judged)
+    scores: dict[str, Any] = {
+        "tasks": len(tasks),
+        "samples": len(samples),
+        "gave_up": sum("gave_up" in sample for sample in samples),
+        "measures": {m.key: _numbers(e) for m in wanted if (e := estimate(m, tasks)) is not None},
+    }
+    if judged:
+        insecure = next(m for m in wanted if m.key == "insecure")
+        cwes = sorted({s["cwe"] for s in samples if s["cwe"]}, key=lambda cwe: int(cwe.removeprefix("CWE-")))
+        groups = {cwe: {key: group for key, group in tasks.items() if group[0]["cwe"] == cwe} for cwe in cwes}
+        scores["insecure_by_cwe"] = {cwe: _numbers(e) for cwe, group in groups.items() if (e := estimate(insecure, group)) is not None}
+    return scores
+
+
+def _numbers(e: Estimate) -> dict[str, Any]:
+    return {"value": e.value, "interval": [e.low, e.high], "n": e.n}
+
+
+def _write(file: Path, text: str) -> None:
+    """All of it or nothing."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)

@@ -1,0 +1,301 @@
+"""Runs generated Python programs where they can do no harm (Linux).
+
+Each program runs in namespaces of its own (process, mount, network, IPC, host name; and user, unless we are root: then it becomes a user id that owns
+nothing), made by bubblewrap where it is installed, else by util-linux' `unshare`. It sees a read-only /usr and Python, a small private /tmp, no
+network but its own loopback, no /proc, nothing of the user's files or environment. A system call filter refuses further namespaces, mounts, tracing and memory
+that limits don't count. Where neither back end works, `run` refuses unless told to go unprotected.
+
+Not contained: faults of the kernel itself, its caches and buffers (a few tens of MB), processor time of the machine while a case runs (each process has `cpu_s`, all
+have `time_s`). Several processes' memory is watched twenty times a second, so it may pass `memory_mb` for that long. Hostile models deserve a virtual machine around it all.
+A program can make its own verdict look bad, and it can exit with 0: a caller who wants to know that it came to its end has it print a secret last.
+"""
+
+import functools
+import os
+import re
+import secrets
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+READY = b"\x06"  # the child's first byte: the sandbox stands, the program begins
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
+DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
+# What a program gets to see when the sandbox said no, by errno (negative: name resolution).
+DENIED = {
+    -3: "network",
+    -2: "network",
+    101: "network",
+    111: "network",
+    1: "not permitted",
+    13: "no access",
+    27: "file too large",
+    28: "disk full",
+    30: "read-only",
+}
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself, not the program, failed."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`time_s` is wall time; `cpu_s` and address space `memory_mb` hold for each process, and `memory_mb` also for the resident memory of all; `file_mb` is the size
+    of the private disk; `output_kb` of each of stdout and stderr."""
+
+    time_s: float = 10
+    cpu_s: int = 10
+    memory_mb: int = 512
+    pids: int = 32
+    file_mb: int = 16
+    output_kb: int = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program (`main.py` of its working directory) and the files beside it; `packages`: it may import what is installed with our own Python."""
+
+    code: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = Limits()
+    packages: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """`outcome`: pass (exit 0), fail (an exception, another exit code), timeout, crash (a signal, out of memory, too many processes, too much output),
+    blocked (it ended with an error by which the sandbox refused something)."""
+
+    outcome: str
+    detail: str
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+def _command(backend: str, case: Case, interpreter: str) -> list[str]:
+    prefixes = {sys.base_prefix} | ({sys.prefix} if case.packages else set())
+    binds = [p for p in SYSTEM if os.path.exists(p)]
+    binds += sorted(p for p in prefixes if not any(Path(p).is_relative_to(b) for b in binds))
+    files = {"main.py": case.code.encode(errors="replace")} | {name: text.encode(errors="replace") for name, text in case.files.items()}
+    root = os.geteuid() == 0
+    config = {
+        "backend": backend,
+        # A user id of its own owns nothing and shares its count of processes with nobody.
+        "uid": secrets.randbelow(1 << 29) + (1 << 29) if root and backend != "none" else None,
+        "root": {},
+        "limits": asdict(case.limits),
+        "files": [(name, len(content)) for name, content in files.items()],
+    }
+    command: list[str] = []
+    if backend == "bwrap":
+        command = [
+            "bwrap",
+            "--die-with-parent",
+            "--new-session",
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-ipc",
+            "--unshare-uts",
+            "--cap-drop",
+            "ALL",
+        ]
+        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user"]
+        # Directories on the way to a bind are its owner's alone unless they are made first.
+        for parent in sorted({str(d) for p in [*binds, *DEVICES] for d in Path(p).parents} - {"/"}):
+            command += [] if any(Path(parent).is_relative_to(b) for b in binds) else ["--perms", "0755", "--dir", parent]
+        for path in binds:
+            command += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
+        for path in DEVICES:
+            command += ["--dev-bind", path, path]
+        command += [
+            "--symlink",
+            "/tmp",
+            "/dev/shm",
+            "--perms",
+            "1777",
+            "--size",
+            str(case.limits.file_mb << 20),
+            "--tmpfs",
+            "/tmp",
+            "--remount-ro",
+            "/",
+            "--",
+        ]
+    elif backend == "unshare":
+        covers = [d for d in ("/tmp", "/mnt", "/var", "/run") if os.path.isdir(d) and not any(Path(p).is_relative_to(d) for p in binds)]
+        config["root"] = {"base": covers[0], "binds": binds, "devices": DEVICES}
+        command = [
+            "unshare",
+            *([] if root else ["--user", "--map-root-user"]),
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--net",
+            "--ipc",
+            "--uts",
+            "--",
+        ]
+    script = Path(__file__).with_name("sandbox_child.py").read_text() + f"\nmain(**{config!r})\n"
+    return [*command, interpreter, *([] if case.packages else ["-S"]), "-s", "-c", script]
+
+
+def _resident_mb(pid: int) -> float:
+    """Resident memory of a process and its descendants; shared pages count once (by Pss) where the kernel tells us."""
+    total, todo = 0, [pid]
+    while todo:
+        process = Path(f"/proc/{todo.pop()}")
+        try:
+            for task in (process / "task").iterdir():
+                todo += map(int, (task / "children").read_text().split())
+            rollup = re.search(r"^Pss:\s+(\d+)", (process / "smaps_rollup").read_text(), re.M)
+            total += int(rollup[1]) if rollup else 0
+        except OSError:  # it has ended, or the kernel keeps this to itself
+            continue
+    return total / 1024
+
+
+def _verdict(code: int, stderr: str, limits: Limits) -> tuple[str, str]:
+    if code == 0:
+        return "pass", ""
+    last = (stderr.strip().splitlines() or [""])[-1][:300]
+    if code >= 128 or code < 0:
+        number = -code if code < 0 else code - 128
+        if number == signal.SIGXCPU:
+            return "timeout", f"more than {limits.cpu_s} s of processor time"
+        name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+        return "crash", f"killed by {name}"
+    if last.startswith("MemoryError") or "[Errno 12]" in last:
+        return "crash", f"out of memory ({limits.memory_mb} MB)"
+    if "[Errno 11] Resource temporarily unavailable" in last or "can't start new thread" in last:
+        return "crash", f"too many processes ({limits.pids})"
+    if (found := re.search(r"\[Errno (-?\d+)\]", last)) and int(found[1]) in DENIED:
+        return "blocked", f"{DENIED[int(found[1])]}: {last}"
+    return "fail", last or f"exit code {code}"
+
+
+def _run(case: Case, backend: str) -> Result:
+    if "main.py" in case.files:
+        raise ValueError("Case.files has a main.py: that is where Case.code goes; rename it")
+    interpreter = sys.executable if case.packages else os.path.realpath(sys.executable)
+    # The environment is ours alone: nothing is inherited. A fixed hash seed makes the order of sets repeatable.
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/tmp",
+        "USER": "sandbox",
+        "LANG": "C.UTF-8",
+        "PYTHONUTF8": "1",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    payload = b"".join(text.encode(errors="replace") for text in [case.code, *case.files.values()])
+    limits = case.limits
+    cap = limits.output_kb << 10
+    with tempfile.TemporaryDirectory() if backend == "none" else nullcontext("/") as cwd:
+        started = time.monotonic()
+        proc = subprocess.Popen(
+            _command(backend, case, interpreter), stdin=-1, stdout=-1, stderr=-1, env=env, cwd=cwd, start_new_session=True, bufsize=0
+        )
+        assert proc.stdin and proc.stdout and proc.stderr
+        pidfd = os.pidfd_open(proc.pid)
+        output = {proc.stdout: bytearray(), proc.stderr: bytearray()}
+        stopped: tuple[str, str] | None = None
+        ready = ended = False
+        try:
+            with suppress(BrokenPipeError):  # then it never began, and stderr says why, below
+                proc.stdin.write(payload)
+                proc.stdin.close()
+            with selectors.DefaultSelector() as selector:
+                for source in (proc.stdout, proc.stderr, pidfd):
+                    selector.register(source, selectors.EVENT_READ)
+                deadline, watch = started + 60, started + 0.2
+                while selector.get_map():
+                    events = selector.select(max(0.0, min(deadline, watch) - time.monotonic()))
+                    now = time.monotonic()
+                    for key, _ in events:
+                        if key.fileobj == pidfd:
+                            ended = True
+                            os.killpg(proc.pid, signal.SIGKILL)  # it isn't reaped yet, so the number is still its own
+                            selector.unregister(pidfd)
+                            deadline = min(deadline, now + 5) if ready else deadline
+                        elif data := os.read(key.fd, 1 << 16):
+                            buffer = output[key.fileobj]  # type: ignore[index]
+                            buffer += data
+                            if not ready and output[proc.stdout].startswith(READY):
+                                ready, started, deadline = True, now, now + limits.time_s
+                            if len(buffer) > cap + 1 and ready:
+                                stopped = stopped or ("crash", f"more than {limits.output_kb} KB of output")
+                        else:
+                            selector.unregister(key.fileobj)
+                    if stopped is None and now >= deadline and not ended:
+                        stopped = ("timeout", f"more than {limits.time_s:g} s")
+                    if stopped is None and now >= watch:
+                        watch = now + 0.05
+                        if not ended and _resident_mb(proc.pid) > limits.memory_mb:
+                            stopped = ("crash", f"out of memory ({limits.memory_mb} MB together)")
+                    if stopped or (ended and now >= deadline):
+                        break
+        finally:
+            os.killpg(proc.pid, signal.SIGKILL)
+            proc.wait()
+            os.close(pidfd)
+            proc.stdout.close()
+            proc.stderr.close()
+        seconds = time.monotonic() - started
+    stdout, stderr = (bytes(b[: cap + 1]).decode(errors="replace") for b in output.values())
+    if not ready:
+        raise SandboxError(f"the sandbox ({backend}) did not start: {stderr.strip()[-500:] or stopped}")
+    outcome, detail = stopped or _verdict(proc.returncode, stderr, limits)
+    return Result(outcome, detail, stdout[1:], stderr, seconds)
+
+
+@functools.cache
+def backends() -> tuple[str, ...]:
+    """The back ends that work on this machine, the preferred one first."""
+
+    def works(backend: str) -> bool:
+        if not sys.platform.startswith("linux") or not shutil.which(backend, path="/usr/bin:/bin:/usr/sbin"):
+            return False
+        try:
+            return _run(Case(""), backend).outcome == "pass"
+        except SandboxError:
+            return False
+
+    return tuple(filter(works, ("bwrap", "unshare")))
+
+
+def run(case: Case, *, backend: str | None = None, unsafe_exec: bool = False) -> Result:
+    """Runs one program. Raises SandboxError where no back end works, unless `unsafe_exec`: then it runs in a temporary directory with limits and no walls."""
+    if backend is None and not backends() and not unsafe_exec:
+        raise SandboxError(
+            "no sandbox on this machine: install bubblewrap (apt install bubblewrap) or allow unprivileged user namespaces on Linux 5.14 or newer; "
+            "--unsafe-exec runs generated programs without protection, as you"
+        )
+    return _run(case, backend or (backends() or ("none",))[0])
+
+
+def run_many(
+    cases: Iterable[Case], workers: int | None = None, *, backend: str | None = None, unsafe_exec: bool = False
+) -> Iterator[Result]:
+    """Results in the order of `cases`, `workers` at a time (default: one a processor); reads only a little ahead."""
+    workers = workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for case in cases:
+            waiting.append(pool.submit(run, case, backend=backend, unsafe_exec=unsafe_exec))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

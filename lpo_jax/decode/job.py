@@ -1,0 +1,191 @@
+"""`lpo generate`: a file of prompts to a file of completions, going on where it was stopped."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from lpo_jax.config import ConfigError, MeshConfig
+from lpo_jax.decode import load
+from lpo_jax.decode.sampler import Request, Sampler, SamplingConfig, Tokenizer, encode
+from lpo_jax.sharding import make_mesh
+from lpo_jax.train.metrics import write_atomically
+
+ROWS_PER_CUT = 16
+"""Rows at work for each cut of the batch, by default."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to generate. Mesh, rows and lengths may change between a job and its continuation; everything else may not."""
+
+    prompts: str
+    out: str
+    model: str
+    adapter: str | None = None
+    samples: int = 1  # of each prompt
+    seed: int = 0
+    think: bool = True  # an instruction's prompt asks for a security thought first
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    dtype: str | None = None  # default: float32 on CPUs, else bfloat16
+    rows: int | None = None
+    max_len_tokens: int | None = None
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row of the prompts' file."""
+
+    id: str
+    where: str  # file and line, for errors
+    tokens: list[int]
+    left: str  # the prompt's last characters that no token holds: the model begins with them
+    sha256: str  # of the text
+
+
+def run(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, bool], str]) -> int:
+    """Generate what is missing of a job; returns the number of samples written.
+
+    Args:
+      task_prompt: (instruction, think) -> the prompt that training puts it into.
+
+    Raises:
+      ConfigError: a row, the output file or the model can't be used; with the remedy.
+    """
+    dtype = job.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    prompts = read_prompts(job, tokenizer, task_prompt)
+    limit = load.shape(job.model).max_positions
+    limit = limit if job.max_len_tokens is None else min(limit, job.max_len_tokens)
+    new = job.sampling.max_new_tokens
+    for prompt in prompts:
+        if len(prompt.tokens) + new > limit:
+            raise ConfigError(
+                f"{prompt.where}: prompt {prompt.id} has {len(prompt.tokens)} tokens; with {new} new ones it exceeds {limit}: "
+                "shorten it, lower --max-new-tokens or raise --max-len-tokens"
+            )
+    load.check_tokenizer(job.model, tokenizer)
+    done = _open_journal(job, dtype, prompts)
+    missing = [
+        Request(p.id, p.tokens, request_seed(job.seed, p.id), k) for p in prompts for k in range(job.samples) if (p.id, k) not in done
+    ]
+    if not missing:
+        return 0
+    mesh = make_mesh(job.mesh)
+    rows = job.rows or ROWS_PER_CUT * mesh.shape["data"] * mesh.shape["fsdp"]
+    longest = max(len(request.prompt) for request in missing) + new
+    sampler = Sampler(load.load_model(job.model, mesh, dtype, job.adapter), tokenizer, job.sampling, rows, longest)
+    by_id = {prompt.id: prompt for prompt in prompts}
+    tokens, start = 0, time.perf_counter()
+    with (
+        open(job.out, "a", encoding="utf-8") as out,
+        tqdm(total=len(done) + len(missing), initial=len(done), desc="generate", unit=" samples", dynamic_ncols=True) as bar,
+    ):
+        for completion in sampler.generate(missing):
+            prompt = by_id[completion.id]
+            record = {
+                "id": completion.id,
+                "sample": completion.sample,
+                "text": completion.text.removeprefix(prompt.left),
+                "finish": completion.finish,
+                "tokens": len(completion.tokens),
+                "logprob": round(sum(completion.logprobs), 4),
+                "prompt_sha256": prompt.sha256,
+            }
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+            out.flush()
+            tokens += len(completion.tokens)
+            bar.set_postfix({"tok/s": f"{tokens / (time.perf_counter() - start):.0f}"}, refresh=False)
+            bar.update()
+    return len(missing)
+
+
+def request_seed(seed: int, request_id: str) -> int:
+    """A seed for each request, whatever else is asked for: prompts don't share their noise."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{request_id}".encode()).digest()[:4], "big")
+
+
+def read_prompts(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, bool], str]) -> list[Prompt]:
+    """The prompts of a JSONL file: rows {"prompt": ...} as they are, rows {"instruction": ...} in the template of training.
+
+    Raises:
+      ConfigError: no such file, or a row is no object, has neither or both, or an id that another row has; file and line are named.
+    """
+    try:
+        lines = Path(job.prompts).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{job.prompts}: {error.strerror}") from None
+    found: dict[str, Prompt] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{job.prompts}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{where}: not JSON: {error}") from None
+        keys = [key for key in ("prompt", "instruction") if isinstance(row, dict) and key in row]
+        if len(keys) != 1 or not isinstance(row[keys[0]], str):
+            raise ConfigError(f'{where}: write {{"id": ..., "prompt": TEXT}} or {{"id": ..., "instruction": TEXT}}')
+        name = str(row.get("id", number))
+        if name in found:
+            raise ConfigError(f"{where}: id {name} stands at {found[name].where} already")
+        text = row[keys[0]] if keys[0] == "prompt" else task_prompt(row[keys[0]], job.think)
+        tokens, left = (encode(tokenizer, text), "") if keys[0] == "prompt" else _encode_task(tokenizer, text)
+        found[name] = Prompt(name, where, tokens, left, hashlib.sha256(text.encode()).hexdigest()[:16])
+    if not found:
+        raise ConfigError(f"{job.prompts}: no prompt")
+    return list(found.values())
+
+
+def _encode_task(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
+    """A templated prompt's tokens, and its last characters that no token holds.
+
+    An answer begins with a line break, and many tokenizers have one token for the prompt's last colon and that break. Training counts it as
+    the answer's; so the model is left to produce it.
+    """
+    encoding = tokenizer.backend.encode(text + "\n", add_special_tokens=False)
+    kept = sum(end <= len(text) for _, end in encoding.offsets)
+    first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return first + encoding.ids[:kept], text[encoding.offsets[kept - 1][1] if kept else 0 :]
+
+
+def _open_journal(job: Job, dtype: str, prompts: list[Prompt]) -> set[tuple[str, int]]:
+    """The (id, sample)s that the output holds already; a line that a kill has cut short is removed."""
+    out, settings_file = Path(job.out), Path(job.out + ".settings.json")
+    free = {"prompts", "out", "samples", "rows", "max_len_tokens", "mesh"}
+    settings = {key: value for key, value in asdict(job).items() if key not in free} | {"dtype": dtype}
+    settings = json.loads(json.dumps(settings))
+    if not out.is_file():
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(settings_file, json.dumps(settings, indent=2) + "\n")
+            out.touch()
+        except OSError as error:
+            raise ConfigError(f"{out} can't be written: {error.strerror}") from None
+        return set()
+    if not settings_file.is_file():
+        raise ConfigError(f"{out} exists and isn't of `lpo generate` ({settings_file.name} is missing): give another -o, or move it away")
+    before: dict[str, Any] = json.loads(settings_file.read_text())
+    differ = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
+    if differ:
+        raise ConfigError(f"{out} was begun with another {', '.join(differ)} (see {settings_file}): repeat them, or give another -o")
+    raw = out.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if len(whole) < len(raw):
+        os.truncate(out, len(whole))
+    hashes, done = {prompt.id: prompt.sha256 for prompt in prompts}, set()
+    for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+        record = json.loads(line)
+        if hashes.get(record["id"], record["prompt_sha256"]) != record["prompt_sha256"]:
+            raise ConfigError(f"{out}:{number}: prompt {record['id']} was another text then: give another -o, or restore it")
+        if record["id"] in hashes and record["sample"] < job.samples:
+            done.add((record["id"], record["sample"]))
+    return done

@@ -1,0 +1,65 @@
+"""Held-out pairs: what a run is judged by, and the few that its report shows."""
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from lpo_jax.batch import TreeBatch, answer_tokens
+from lpo_jax.config import RunConfig
+from lpo_jax.model.decoder import Params
+from lpo_jax.objectives import Terms
+from lpo_jax.train.metrics import add, fetch, means, write_atomically
+from lpo_jax.train.rows import Data, my_rows, to_devices
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    eval_step: Any, mesh: Mesh, data: Data, config: RunConfig, decode: Callable[[int], str], params: Params, frozen: Params, draw: int = 0
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Held-out metrics, and the first `draw` pairs with their tokens' log-probabilities, for the report."""
+    total: Terms | None = None
+    drawn: list[dict[str, Any]] = []
+    for index, rows in enumerate(data.heldout(config.eval_rows, my_rows(mesh, config.eval_rows))):
+        batch = to_devices(rows, mesh, config.eval_rows)
+        terms, logps = fetch(eval_step(params, frozen, batch))
+        total = add(total, terms)
+        if len(drawn) < draw:
+            whole: TreeBatch = multihost_utils.process_allgather(batch, tiled=True)
+            drawn += _draw(whole, logps, data, index * config.eval_rows, decode)
+    if total is None:
+        log.warning("the shard set has no held-out split: nothing is evaluated")
+        return {}, []
+    return means(total), drawn[:draw]
+
+
+def write_evaluation(run_dir: epath.Path, name: str, metrics: dict[str, float], pairs: list[dict[str, Any]]) -> None:
+    """Leave `evaluate`'s result in eval/`name`.json, which `read_summary` and the report read."""
+    if jax.process_index() == 0:
+        write_atomically(run_dir / "eval" / f"{name}.json", json.dumps({"metrics": metrics, "pairs": pairs}) + "\n")
+        log.info("%s: %s", name, {k: round(v, 4) for k, v in metrics.items()})
+
+
+def read_summary(run_dir: epath.Path, config: RunConfig) -> dict[str, dict[str, float]]:
+    """Held-out metrics before training ("init") and after each stage."""
+    return {name: json.loads((run_dir / "eval" / f"{name}.json").read_text())["metrics"] for name in ("init", *config.stages)}
+
+
+def _draw(rows: TreeBatch, logps: np.ndarray, data: Data, first_row: int, decode: Callable[[int], str]) -> list[dict[str, Any]]:
+    """The answer of every pair in a batch, token by token: text, side, changed or not, log-probability (None: not scored)."""
+    drawn = []
+    for r in range(min(len(rows.tokens), data.rows("heldout") - first_row)):
+        for p, pair_id in enumerate(data.pair_ids("heldout", first_row + r)):
+            tokens = [
+                [decode(token), side, n is not None and bool(rows.changed[r, n]), None if n is None else float(logps[r, n])]
+                for token, side, n in answer_tokens(rows, r, p)
+            ]
+            drawn.append({"id": pair_id, "tokens": tokens})
+    return drawn

@@ -1,0 +1,113 @@
+"""A run's directory: whose it is, and whether a run can live there. It may be a bucket (gs://...).
+
+config.json  data.json  metrics.jsonl  tensorboard/  eval/  checkpoints/  summary.json  report.html
+"""
+
+import dataclasses
+import json
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from lpo_jax.config import ConfigError, RunConfig, to_dict
+from lpo_jax.train.distributed import all_or_none
+from lpo_jax.train.metrics import is_bucket, write_atomically
+
+# What may change without changing the parameters; the shards are compared by their content.
+_FREE = {
+    "run_dir", "data", "mesh", "plan", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "best_metric", "max_skipped_steps",
+    "eval_rows", "report_pairs",
+}  # fmt: skip
+
+
+def claim(config: RunConfig, manifest: Any, checkpoint_bytes: int) -> epath.Path:
+    """Make `config.run_dir` this config's, or check that it is, and that checkpoints can be written there. All processes call it together.
+
+    Args:
+      checkpoint_bytes: what one checkpoint takes, at most.
+
+    Raises:
+      ConfigError: it is another config's, can't be written, isn't seen by all processes, or has too little space.
+    """
+    run_dir = epath.Path(config.run_dir)
+    with all_or_none():
+        if jax.process_index() == 0:
+            try:
+                (run_dir / "eval").mkdir(parents=True, exist_ok=True)
+                _probe(run_dir)
+            except Exception as error:  # noqa: BLE001 (a bucket's errors are its library's)
+                raise ConfigError(f"run_dir {run_dir} can't be written: {reason(error)}") from None
+            _check_owner(run_dir, config)
+            _check_space(run_dir, config, checkpoint_bytes)
+    if jax.process_count() > 1:
+        _check_shared(run_dir)
+    if jax.process_index() == 0 and not (run_dir / "config.json").exists():
+        write_atomically(run_dir / "data.json", json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
+        write_atomically(run_dir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+    return run_dir
+
+
+def _check_owner(run_dir: epath.Path, config: RunConfig) -> None:
+    file = run_dir / "config.json"
+    if not file.exists():
+        return
+    mine, theirs = to_dict(config), json.loads(file.read_text())
+    differ = sorted(k for k in mine.keys() | theirs.keys() if k not in _FREE and mine.get(k) != theirs.get(k))
+    if differ:
+        raise ConfigError(f"{run_dir} holds a run with another {', '.join(differ)}; choose a new run_dir, or delete the directory")
+
+
+def _probe(run_dir: epath.Path) -> None:
+    """Write a file, read it and delete it."""
+    file = run_dir / "write_probe"
+    file.write_text("probe")
+    if file.read_text() != "probe":
+        raise OSError("what is written can't be read back")
+    file.unlink()
+
+
+def _check_space(run_dir: epath.Path, config: RunConfig, checkpoint_bytes: int) -> None:
+    """The kept checkpoints, the best one and the one being written must fit, beside what lies there already. A bucket has no end."""
+    if is_bucket(run_dir):
+        return
+    there = sum(file.stat().st_size for file in Path(run_dir, "checkpoints").rglob("*") if file.is_file())
+    count = config.keep_checkpoints + 2
+    missing = count * checkpoint_bytes - there - shutil.disk_usage(run_dir).free
+    if missing > 0:
+        raise ConfigError(
+            f"run_dir {run_dir}: {count} checkpoints (keep_checkpoints, the best and the one being written) of {checkpoint_bytes / 1e9:.3g} GB "
+            f"don't fit: {missing / 1e9:.3g} GB too little free; make room, choose another run_dir or lower keep_checkpoints"
+        )
+
+
+def _check_shared(run_dir: epath.Path) -> None:
+    """Each process writes its part of a checkpoint: all must see what process 0 writes."""
+    token = multihost_utils.broadcast_one_to_all(np.frombuffer(secrets.token_bytes(8), np.uint8)).tobytes().hex()
+    file = run_dir / f"seen_by_all_{token}"
+    if jax.process_index() == 0:
+        file.touch()
+    multihost_utils.sync_global_devices("written")
+    with all_or_none():
+        if not file.exists():
+            raise ConfigError(
+                f"run_dir {run_dir} isn't the directory here that it is on process 0: several processes need a shared disk or a bucket (gs://...)"
+            )
+    if jax.process_index() == 0:
+        file.unlink()
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, on one line; of what the operating system said, only that."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error) or repr(error)
+    code = re.search(r"os_error_code='(\d+)'", text)  # tensorstore's way to say it
+    return os.strerror(int(code[1])) if code else text.splitlines()[0]
