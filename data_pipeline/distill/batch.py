@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import openai
 from openai.types.chat import ChatCompletion
@@ -16,7 +16,7 @@ from data_pipeline.pairs import DataError
 if TYPE_CHECKING:
     from data_pipeline.distill.teacher import TeacherOptions
 
-ENDPOINT = "/v1/chat/completions"
+ENDPOINT: Final = "/v1/chat/completions"
 MARK = "lpo_jax_batch"  # key of the metadata by which a batch of ours is found again
 MOST = 50_000  # requests that one batch may hold
 OVER = ("completed", "failed", "expired", "cancelled")

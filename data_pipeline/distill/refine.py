@@ -12,7 +12,8 @@ from data_pipeline.distill.prompts import REPAIR_PARTS, Task
 class Verdict(Protocol):
     """What is used of `judges.Verdict`."""
 
-    findings: tuple[Any, ...]  # dataclasses with judge, rule, cwe, line, message
+    @property
+    def findings(self) -> tuple[Any, ...]: ...  # dataclasses with judge, rule, cwe, line, message
 
 
 Judge = Callable[[Sequence[str]], Sequence[Verdict]]

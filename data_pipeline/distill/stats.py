@@ -34,7 +34,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[Cell, ...]]
+    rows: Sequence[tuple[Cell, ...]]
     bar: int | None = None
     note: str = ""
 
@@ -237,7 +237,7 @@ def _findings(rows: list[dict[str, Any]], judged: bool) -> list[Table]:
         for key in ("vulnerable_findings", "findings")
     }
     vulnerable, secure = by_rule["vulnerable_findings"], by_rule["findings"]
-    rules = [(*name.split("\0"), vulnerable[name], secure[name]) for name, _ in (vulnerable + secure).most_common()]
+    rules: list[tuple[Cell, ...]] = [(*name.split("\0"), vulnerable[name], secure[name]) for name, _ in (vulnerable + secure).most_common()]
     note = f"{sum(row['rounds'] > 0 for row in rows):,} pairs hold a repair of the teacher's. A pair is flagged in its own weakness if a finding's CWE is in the family of the pair's."  # fmt: skip
     return [
         Table("Findings", ("side", "pairs flagged", "share", "findings"), sides, note=note),

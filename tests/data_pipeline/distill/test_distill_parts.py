@@ -51,11 +51,9 @@ def test_every_seed_pair_survives_its_journey(form):
         body = prompts.pair_request(prompts.Task("t", rule, "flask"), "m", form, 0.5, 1000)
         reply = standin.completion(body, "")["choices"][0]["message"]["content"]
         found = parse.read_answer({"text": reply, "finish_reason": "stop"}, prompts.PAIR_PARTS)
-        assert (found["secure"], found["vulnerable"], found["instruction"]) == (
-            pair.chosen,
-            pair.rejected,
-            " ".join(pair.instruction.split()),
-        )
+        sides = [code.strip("\n") for code in (found["secure"], found["vulnerable"])]  # empty lines around a program aren't its own
+        assert sides == [pair.chosen.strip("\n"), pair.rejected.strip("\n")]
+        assert found["instruction"] == " ".join(pair.instruction.split())
 
 
 def test_labels_in_fences_are_code_and_labels_may_wear_markdown():

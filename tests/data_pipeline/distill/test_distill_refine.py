@@ -3,10 +3,15 @@
 import asyncio
 from dataclasses import dataclass
 
+import pytest
+
+import judges
 from data_pipeline.distill.journal import content_key
 from data_pipeline.distill.knowledge import Rule
 from data_pipeline.distill.prompts import Task, label, repair_request
 from data_pipeline.distill.refine import Candidate, in_words, judge_all, refine
+from data_pipeline.distill.run import judge_with
+from data_pipeline.pairs import DataError
 
 TASK = Task("t", Rule("r", "CWE-1", "t", "d", "cwe", "any"), "os")
 CODE = "import os\n\ndef f(x):\n    bad(x)\n    bad(x)\n    return x"
@@ -80,3 +85,11 @@ def test_a_repair_that_is_no_better_or_no_program_changes_nothing():
         c, outcomes, _ = run([fix], 1)
         assert (c.parts["secure"], c.parts["why_secure"], len(c.findings), c.rounds) == (CODE, "old", 2, 0)
         assert outcomes == {outcome: 1}
+
+
+def test_a_judge_that_is_missing_is_named_before_the_teacher_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(judges.semgrep, "missing", lambda: "run `make semgrep`")
+    with pytest.raises(DataError, match=r"semgrep can't run: run `make semgrep`.*--judges bandit"):
+        judge_with(["bandit", "semgrep"], 1, tmp_path)
+    with pytest.raises(DataError, match="no judge 'lint'"):
+        judge_with(["lint"], 1, tmp_path)
