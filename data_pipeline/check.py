@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import hashlib
 import json
 import re
 import secrets
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from data_pipeline import pairs
 from data_pipeline.pairs import DataError, Drops, Pair
+from judges import judge
 from judges.sandbox import Case, Limits, Result, run_many
 
 KNOWLEDGE = Path(__file__).with_name("distill") / "knowledge" / "cwe.jsonl"
@@ -124,6 +126,20 @@ def _fault(result: Result, should_fail: bool, token: str) -> str:
     if result.outcome == "timeout" or (asserted and result.outcome in ("fail", "blocked")):
         return ""
     return f"{result.outcome} instead of an AssertionError or a timeout ({said})"
+
+
+def digest(pair: Pair) -> str:
+    """Of both sides, so that a verdict can't outlive the code it is about."""
+    return hashlib.sha256(json.dumps([pair.chosen, pair.rejected]).encode()).hexdigest()
+
+
+def write_verdicts(rows: list[Pair], out: Path, workers: int = 2, progress: bool = True) -> None:
+    """What Bandit and Semgrep find in each side, a JSON line a pair: [CWE, rule, line] each."""
+    verdicts = judge([side for pair in rows for side in (pair.chosen, pair.rejected)], workers=workers, progress=progress)
+    with out.open("w", encoding="utf-8") as file:
+        for number, pair in enumerate(rows):
+            chosen, rejected = ([[f.cwe, f"{f.judge} {f.rule}", f.line] for f in v.findings] for v in verdicts[2 * number : 2 * number + 2])
+            file.write(json.dumps({"id": pair.id, "cwe": pair.cwe, "sha256": digest(pair), "chosen": chosen, "rejected": rejected}) + "\n")
 
 
 def check(path: Path, tests: Path | None, *, workers: int = 2, progress: bool = True) -> tuple[list[tuple[str, str]], int, int]:

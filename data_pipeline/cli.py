@@ -201,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--tests", metavar="DIR", type=Path, help="executable checks, run in the sandbox: one file a pair, named after its id with - as _"
     )
+    check.add_argument("--verdicts", metavar="OUT", type=Path, help="record what Bandit and Semgrep find in each side")
     check.add_argument("--workers", type=int, default=2, help="sandboxes at a time (default: 2)")
     check.set_defaults(run=_check)
     return parser
@@ -300,12 +301,15 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from data_pipeline.check import check
+    from data_pipeline import pairs
+    from data_pipeline.check import check, write_verdicts
 
     faults, count, executed = check(args.pairs, args.tests, workers=args.workers)
     for name, fault in faults:
         print(f"{name:44} {fault}")
     print(f"{'pairs':44} {count:5}\n{'with an executable check':44} {executed:5}\n{'faults':44} {len(faults):5}")
+    if args.verdicts:
+        write_verdicts(list(pairs.read(args.pairs, pairs.Drops())), args.verdicts, args.workers)
     return 1 if faults else 0
 
 

@@ -132,7 +132,9 @@ def test_the_page_loads_nothing_and_is_well_formed(page: Path) -> None:
     assert parsed.open == []
     assert not [a for _, a in parsed.tags if a.keys() & {"src", "srcset", "action", "data", "ping"}]
     assert all((a.get("href") or "#").startswith("#") for _, a in parsed.tags)
-    assert not re.findall(r"@import|url\((?!#)", text)
+    styles = "".join(re.findall(r"<style>.*?</style>|style=\"[^\"]*\"", text, re.S))
+    assert styles
+    assert not re.findall(r"@import|url\((?!#)", styles)
     ids = [a["id"] for _, a in parsed.tags if "id" in a]
     assert len(ids) == len(set(ids))
     assert {a["href"][1:] for tag, a in parsed.tags if tag == "a" and a["href"]} <= set(ids)
