@@ -50,6 +50,10 @@ def token_logps(
     return _token_logps(hidden, head, bias, _Tokens(source, target, real, linear))
 
 
+FEW = 8
+"""One in so many scored tokens is a changed one, or fewer (real pairs: one in 11)."""
+
+
 class _Tokens(NamedTuple):
     """The scored tokens, [B, N] each."""
 
@@ -193,16 +197,17 @@ def _rest(hidden: jax.Array, tokens: _Tokens, layout: "_Layout") -> "_Chunks":
     """The tokens in whose log-probability the loss isn't linear; where others are, they are few, and so are those of a chunk."""
     if tokens.linear is None:
         return _Chunks(hidden, tokens, tokens.real, CHUNK, layout)
-    return _Chunks(hidden, tokens, tokens.real & (tokens.linear == 0), -(-CHUNK // 4), layout)
+    return _Chunks(hidden, tokens, tokens.real & (tokens.linear == 0), -(-CHUNK // 4), layout, FEW)
 
 
 class _Chunks:
     """Some of a device's scored tokens in a line, and a loop over as many chunks as they fill."""
 
-    def __init__(self, hidden: jax.Array, tokens: _Tokens, which: jax.Array, most: int, layout: "_Layout"):
-        """The tokens where `which` [B, N] is true, at most `most` in a chunk."""
+    def __init__(self, hidden: jax.Array, tokens: _Tokens, which: jax.Array, most: int, layout: "_Layout", share: int = 1):
+        """The tokens where `which` [B, N] is true, usually one in `share`; at most `most` in a chunk."""
         B, T, D = hidden.shape
         rows = jnp.arange(B)[:, None] * T + tokens.source
+        self._share = share
         self.layout, self.wide, self._which = layout, _wide(hidden), which
         self.size = min(max(min(4, layout.sharers) * most // layout.sharers, 1), rows.size)
         self.total = -(-rows.size // self.size) * self.size
@@ -241,9 +246,10 @@ class _Chunks:
         return self._hidden[self.row(at)]
 
     def loop(self, step: Callable, carry: Any) -> Any:
-        """`fori_loop` over the chunks that hold tokens; the number of all chunks stands in the condition for who counts FLOPs."""
+        """`fori_loop` over the chunks that hold tokens. The numbers in the condition are for who counts FLOPs: these are how many there usually are."""
         all_chunks, filled = self.total // self.size, self.layout.most(-(-self._count // self.size))
-        go_on = lambda state: (state[0] < all_chunks) & (state[0] < filled)  # noqa: E731
+        usual = -(-all_chunks // self._share)
+        go_on = lambda state: (state[0] < filled) & ((state[0] < usual) | (state[0] < all_chunks))  # noqa: E731
         return jax.lax.while_loop(go_on, lambda state: (state[0] + 1, step(*state)), (0, carry))[1]
 
 

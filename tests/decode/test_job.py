@@ -5,6 +5,7 @@ import json
 import jax
 import pytest
 import tokenizers
+from etils import epath
 
 from data_pipeline.pairs import Pair
 from data_pipeline.template import render, task_prompt
@@ -161,8 +162,8 @@ def make_run(directory, source):
         params, _ = load_params(config, built, mesh)
         if built.lora:  # born 0: make them count
             params = jax.tree.map(lambda x: x + 0.1, params)
-        checkpoints = Checkpoints(directory, 1)
-        checkpoints.save(state.new_state(params, state.optimizer(stage.optim, 1)), Progress("sft", 1, 1, "key", to_dict(config)))
+        checkpoints = Checkpoints(epath.Path(directory), config, -1)
+        checkpoints.save(state.new_state(params, state.optimizer(stage.optim, 1)), Progress("sft", 1, 1, "key", to_dict(config)), {})
     checkpoints.close()
     tokenizer().save(directory / "shards" / "tokenizer")
     (directory / "config.json").write_text(json.dumps(to_dict(config)))
