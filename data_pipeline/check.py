@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -142,10 +142,10 @@ def write_verdicts(rows: list[Pair], out: Path, workers: int = 2, progress: bool
             file.write(json.dumps({"id": pair.id, "cwe": pair.cwe, "sha256": digest(pair), "chosen": chosen, "rejected": rejected}) + "\n")
 
 
-def check(path: Path, tests: Path | None, *, workers: int = 2, progress: bool = True) -> tuple[list[tuple[str, str]], int, int]:
-    """(pair id, fault) of everything that is wrong with a file of pairs, the number of pairs and of those with an executable check."""
+def check(paths: Sequence[Path], tests: Path | None, *, workers: int = 2, progress: bool = True) -> tuple[list[tuple[str, str]], int, int]:
+    """(pair id, fault) of everything that is wrong with the pairs of all files, the number of pairs and of those with an executable check."""
     drops = Drops()
-    rows = list(pairs.read(path, drops))
+    rows = [pair for path in paths for pair in pairs.read(path, drops)]
     faults = list(drops.rows)
     names = titles()
     for pair in tqdm(rows, desc="pairs", unit="pair", disable=not progress):

@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(run=_show)
 
     check = commands.add_parser("check", help="prove what can be proved of a file of pairs", description=CHECK_HELP, formatter_class=raw)
-    check.add_argument("pairs", metavar="PAIRS", type=Path, help="our own JSONL")
+    check.add_argument("pairs", metavar="PAIRS", type=Path, nargs="+", help="our own JSONL")
     check.add_argument(
         "--tests", metavar="DIR", type=Path, help="executable checks, run in the sandbox: one file a pair, named after its id with - as _"
     )
@@ -309,7 +309,7 @@ def _check(args: argparse.Namespace) -> int:
         print(f"{name:44} {fault}")
     print(f"{'pairs':44} {count:5}\n{'with an executable check':44} {executed:5}\n{'faults':44} {len(faults):5}")
     if args.verdicts:
-        write_verdicts(list(pairs.read(args.pairs, pairs.Drops())), args.verdicts, args.workers)
+        write_verdicts([pair for path in args.pairs for pair in pairs.read(path, pairs.Drops())], args.verdicts, args.workers)
     return 1 if faults else 0
 
 

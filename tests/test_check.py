@@ -25,7 +25,7 @@ needs_sandbox = pytest.mark.skipif(not sandbox.backends(), reason="no sandbox wo
 
 
 def test_shipped_pairs_have_no_fault():
-    assert check.check(SEED_PAIRS, None, progress=False)[0] == []
+    assert check.check([SEED_PAIRS, SEED_PAIRS.with_name("broad.jsonl")], None, progress=False)[0] == []
 
 
 @pytest.mark.parametrize(

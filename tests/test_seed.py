@@ -15,7 +15,7 @@ from judges.sandbox import backends
 from tests.conftest import SEED_PAIRS
 
 DROPS = Drops()
-PAIRS = list(pairs.read(SEED_PAIRS, DROPS))
+PAIRS = [pair for file in (SEED_PAIRS, SEED_PAIRS.with_name("broad.jsonl")) for pair in pairs.read(file, DROPS)]
 
 
 def test_counts():
@@ -58,7 +58,7 @@ def test_libraries():
 def test_the_analyzers_verdicts_are_of_this_code():
     rows = [json.loads(line) for line in (SEED_PAIRS.parent / "verdicts.jsonl").read_text().splitlines()]
     assert [(row["id"], row["sha256"]) for row in rows] == [(p.id, check.digest(p)) for p in PAIRS], (
-        "run `lpo-data check data_pipeline/seed/pairs.jsonl --verdicts data_pipeline/seed/verdicts.jsonl`"
+        "run `lpo-data check data_pipeline/seed/{pairs,broad}.jsonl --verdicts data_pipeline/seed/verdicts.jsonl`"
     )
 
 
