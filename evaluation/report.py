@@ -65,7 +65,7 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
     env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     env.filters |= {"percent": _percent, "position": _position}
     page = env.get_template("evaluation.html.j2").render(
-        title=" against ".join(reversed(models)) if len(models) == 2 else f"{len(models)} model{'s'[: len(models) != 1]}",
+        title=" against ".join(reversed(models)) if len(models) <= 2 else f"{len(models)} models",
         models=models,
         benchmarks=[_benchmark(name, group) for name, group in benchmarks.items()],
         matrix=_matrix(models, benchmarks),
@@ -136,8 +136,8 @@ def _position(value: float, low: float = 0.0, high: float = 1.0) -> str:
 
 
 def _headline(run: Run) -> list[Measure]:
-    """The two measures that say most of a run."""
-    return [run.measures[key] for key in ("insecure", "pass@1") if key in run.measures]
+    """The measures that say most of a run; few insecure samples say nothing where few are code."""
+    return [run.measures[key] for key in ("insecure", "secure", "pass@1") if key in run.measures]
 
 
 def _benchmark(name: str, runs: list[Run]) -> dict[str, Any]:
