@@ -112,8 +112,10 @@ def _command(backend: str, case: Case, interpreter: str) -> list[str]:
             "ALL",
         ]
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user"]
+        # In front of the binds: our Python may lie in there.
+        command += ["--perms", "1777", "--size", str(case.limits.file_mb << 20), "--tmpfs", "/tmp"]
         # Directories on the way to a bind are its owner's alone unless they are made first.
-        for parent in sorted({str(d) for p in [*binds, *DEVICES] for d in Path(p).parents} - {"/"}):
+        for parent in sorted({str(d) for p in [*binds, *DEVICES] for d in Path(p).parents} - {"/", "/tmp"}):
             command += [] if any(Path(parent).is_relative_to(b) for b in binds) else ["--perms", "0755", "--dir", parent]
         for path in binds:
             command += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
@@ -123,12 +125,6 @@ def _command(backend: str, case: Case, interpreter: str) -> list[str]:
             "--symlink",
             "/tmp",
             "/dev/shm",
-            "--perms",
-            "1777",
-            "--size",
-            str(case.limits.file_mb << 20),
-            "--tmpfs",
-            "/tmp",
             "--remount-ro",
             "/",
             "--",

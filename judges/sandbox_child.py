@@ -58,7 +58,9 @@ def build_root(base: str, binds: list[str], devices: list[str], disk_bytes: int)
     lo.close()
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
-    for path in [*binds, *devices]:
+    os.makedirs(base + "/tmp", exist_ok=True)
+    mount("tmpfs", base + "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_bytes},nr_inodes=4096,mode=1777")
+    for path in [*binds, *devices]:  # behind /tmp: our Python may lie there
         if os.path.islink(path):
             os.symlink(os.readlink(path), base + path)
             continue
@@ -70,8 +72,6 @@ def build_root(base: str, binds: list[str], devices: list[str], disk_bytes: int)
         mount(path, base + path, None, MS_BIND | MS_REC)
         read_only(base + path, 1 | 2 | (0 if path in devices else 4), AT_RECURSIVE)  # MOUNT_ATTR_RDONLY, NOSUID, NODEV
     os.symlink("/tmp", base + "/dev/shm")
-    os.makedirs(base + "/tmp", exist_ok=True)
-    mount("tmpfs", base + "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_bytes},nr_inodes=4096,mode=1777")
     os.chdir(base)
     libc("syscall", SYSCALLS[os.uname().machine][1]["pivot_root"], b".", b".")
     libc("umount2", b".", MNT_DETACH)

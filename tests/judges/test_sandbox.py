@@ -274,3 +274,11 @@ def test_ends_with_its_caller(backend):
 def test_harmless_devices(attack):
     code = "import os, subprocess\nsubprocess.run(['true'], stdin=subprocess.DEVNULL, check=True)\nassert len(open('/dev/urandom', 'rb').read(4)) == 4"
     assert attack(code).outcome == "pass"
+
+
+def test_a_python_that_lies_in_tmp(tmp_path, monkeypatch):
+    """As in a checkout below /tmp: what is bound there must not be hidden by the sandbox's own /tmp."""
+    monkeypatch.setattr(sandbox, "SYSTEM", (*sandbox.SYSTEM, str(tmp_path)))
+    (tmp_path / "lib.txt").write_text("here")
+    for backend in sandbox.backends():
+        assert run(Case(f"print(open({str(tmp_path / 'lib.txt')!r}).read())"), backend=backend).stdout == "here\n"
