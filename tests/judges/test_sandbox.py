@@ -279,6 +279,7 @@ def test_harmless_devices(attack):
 def test_a_python_that_lies_in_tmp(tmp_path, monkeypatch):
     """As in a checkout below /tmp: what is bound there must not be hidden by the sandbox's own /tmp."""
     monkeypatch.setattr(sandbox, "SYSTEM", (*sandbox.SYSTEM, str(tmp_path)))
+    tmp_path.chmod(0o755)
     (tmp_path / "lib.txt").write_text("here")
     for backend in sandbox.backends():
         assert run(Case(f"print(open({str(tmp_path / 'lib.txt')!r}).read())"), backend=backend).stdout == "here\n"
