@@ -175,7 +175,8 @@ def _verdict(code: int, stderr: str, limits: Limits) -> tuple[str, str]:
         return "crash", f"killed by {name}"
     if last.startswith("MemoryError") or "[Errno 12]" in last:
         return "crash", f"out of memory ({limits.memory_mb} MB)"
-    if "[Errno 11] Resource temporarily unavailable" in last or "can't start new thread" in last:
+    # Of many processes the last lines of stderr are anybody's.
+    if any("[Errno 11] Resource temporarily unavailable" in x or "can't start new thread" in x for x in stderr.splitlines()[-50:]):
         return "crash", f"too many processes ({limits.pids})"
     if (found := re.search(r"\[Errno (-?\d+)\]", last)) and int(found[1]) in DENIED:
         return "blocked", f"{DENIED[int(found[1])]}: {last}"
