@@ -2,20 +2,7 @@ import asyncio
 import hashlib
 import threading
 
-
-class Stream:
-    def __init__(self, line):
-        self.line = line
-        self.written = b""
-
-    async def readline(self):
-        return self.line
-
-    def write(self, data):
-        self.written += data
-
-    async def drain(self):
-        return None
+from doubles import Stream
 
 
 def functional(m):

@@ -1,25 +1,5 @@
-import asyncio
-
-from tornado.httpclient import AsyncHTTPClient
-from tornado.httpserver import HTTPServer
-from tornado.testing import bind_unused_port
+from doubles import fetch
 from tornado.web import create_signed_value
-
-
-def fetch(app, path, **options):
-    async def talk():
-        socket, port = bind_unused_port()
-        server = HTTPServer(app)
-        server.add_socket(socket)
-        client = AsyncHTTPClient(force_instance=True)
-        try:
-            return await client.fetch(f"http://127.0.0.1:{port}{path}", raise_error=False, follow_redirects=False, **options)
-        finally:
-            client.close()
-            server.stop()
-
-    return asyncio.run(talk())
-
 
 MEMBERS = [{"name": "Ann", "phone": "555-0100"}]
 

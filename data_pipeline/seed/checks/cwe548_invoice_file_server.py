@@ -1,17 +1,6 @@
-import io
 import os
 
-
-class Socket:
-    def __init__(self, request):
-        self.request = request
-        self.sent = b""
-
-    def makefile(self, *mode):
-        return io.BytesIO(self.request)
-
-    def sendall(self, data):
-        self.sent += data
+from doubles import Socket
 
 
 def get(m, path):

@@ -1,23 +1,7 @@
 import asyncio
 import ipaddress
 
-
-class Stream:
-    def __init__(self, line):
-        self.line = line
-        self.written = b""
-
-    async def readline(self):
-        return self.line
-
-    def write(self, data):
-        self.written += data
-
-    async def drain(self):
-        return None
-
-    def close(self):
-        return None
+from doubles import Stream
 
 
 def answer(m, line):

@@ -1,16 +1,4 @@
-import io
-
-
-class Socket:
-    def __init__(self, request):
-        self.request = request
-        self.sent = b""
-
-    def makefile(self, *mode):
-        return io.BytesIO(self.request)
-
-    def sendall(self, data):
-        self.sent += data
+from doubles import Socket
 
 
 def post(m, path, cookie):
