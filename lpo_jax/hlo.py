@@ -172,14 +172,18 @@ class _Module:
         return i.op == "tuple" or i.op in _KINDS or bool(_BUFFERS.search(i.attributes))
 
     def _trips(self, computation: str, loop: _Instruction) -> int | None:
-        """A loop's trips, where it counts up to a constant as all of JAX's scans do; at most, where it may end before."""
+        """A loop's trips, where it counts up to a constant as all of JAX's scans do; of several constants the smallest, as in `flops.count`."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(known[1])
         (condition,) = _called(loop, "condition")
         test = self.computations[condition][self.roots[condition]]
-        tests = [self._origin(condition, name) for name in test.operands] if test.op == "and" else [test]
-        counts = [self._counted(computation, loop, condition, test) for test in tests]
+        counts = [self._counted(computation, loop, condition, test) for test in self._comparisons(condition, test)]
         return min((count for count in counts if count is not None), default=None)
+
+    def _comparisons(self, condition: str, test: _Instruction) -> list[_Instruction]:
+        if test.op not in ("and", "or"):
+            return [test]
+        return [found for name in test.operands for found in self._comparisons(condition, self._origin(condition, name))]
 
     def _counted(self, computation: str, loop: _Instruction, condition: str, test: _Instruction) -> int | None:
         """How often `counter < limit` holds."""

@@ -31,7 +31,7 @@ def test_overrides_and_types():
         ("seed=1.5", "seed: expected int, not 1.5"),
         ("mesh.data=true", "mesh.data: expected int, not True"),
         ("run_dir.sub=1", "override 'run_dir.sub=1': run_dir has no sub-keys"),
-        ("stages.lpo.optim.lr=[1", "override stages.lpo.optim.lr: '[1' isn't valid YAML"),
+        ("stages.lpo.optim.lr=[1", r"override stages.lpo.optim.lr: '\[1' isn't valid YAML"),
         ("seed", "write key.sub=value"),
         ("stages.lpo.accumulate=3", "batch_rows .* must be a multiple of accumulate"),
         ("stages.lpo.steps=3", "set exactly one of epochs and steps"),
