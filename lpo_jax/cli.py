@@ -229,7 +229,7 @@ def _generate(args: argparse.Namespace) -> int:
     from data_pipeline import template, tokenizer
     from lpo_jax.decode import job
     from lpo_jax.decode.load import find_tokenizer
-    from lpo_jax.decode.sampler import SamplingConfig
+    from lpo_jax.decode.request import SamplingConfig
 
     temperature = 0.0 if args.greedy else args.temperature
     sampling = SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop))

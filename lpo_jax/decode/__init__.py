@@ -1,5 +1,7 @@
-"""Text from a model: `Sampler` turns requests into completions."""
+"""Text from a model, or from two: `Sampler` turns requests into completions."""
 
-from lpo_jax.decode.sampler import Completion, LoadedModel, Request, Sampler, SamplingConfig
+from lpo_jax.decode.codecode import PRESETS, CoDecoding
+from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingConfig
+from lpo_jax.decode.sampler import Sampler
 
-__all__ = ["Completion", "LoadedModel", "Request", "Sampler", "SamplingConfig"]
+__all__ = ["PRESETS", "CoDecoding", "Completion", "LoadedModel", "Request", "Sampler", "SamplingConfig"]

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.decode import load
-from lpo_jax.decode.sampler import Request, Sampler, SamplingConfig, Tokenizer, encode
+from lpo_jax.decode.request import Request, SamplingConfig, Tokenizer, encode
+from lpo_jax.decode.sampler import Sampler
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.metrics import write_atomically
 

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from lpo_jax.config import ConfigError, LoraConfig, ModelConfig, RunConfig, from_dict
-from lpo_jax.decode.sampler import LoadedModel, Tokenizer
+from lpo_jax.decode.request import LoadedModel, Tokenizer
 from lpo_jax.export import tokenizer_directory
 from lpo_jax.model import hf, lora
 from lpo_jax.model.decoder import Model, Params

@@ -1,13 +1,16 @@
-"""What runs on the devices: prefill, placing a prompt in a row, and the jitted loop that extends all rows by a token at a time.
+"""What runs on the devices: prefill, placing a prompt in a row, and the jitted loop that extends all rows.
 
-A row is its tokens and its caches. The caches hold what stands in front of the row's last token; a step feeds that token and appends the next.
-So a prompt needs no logits, a token that was proposed but not taken was never in a cache, and a step is a function of the row's tokens and of the
-noise at its position alone.
+A row is its tokens and its caches. The caches hold what stands in front of the row's last token; a step feeds that token and appends what comes
+next. So a prompt needs no logits, a token that was proposed but not taken is forgotten by not counting it, and what is appended is a function of
+the row's tokens and of the noise at its position alone.
 
-Dims: R rows, S slots (tokens that a row can hold), G prompts of a prefill, T tokens of a prompt's bucket, V vocabulary.
+With two models a step is a block of k tokens: the second proposes k, each behind the one before, and the first looks at all of them in one pass.
+Those in front of the first that is rejected are what k steps of one token each would have appended, and so is the token that replaces it.
+
+Dims: R rows, S slots (tokens that a row can hold), k tokens of a block, G prompts of a prefill, T tokens of a prompt's bucket, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from lpo_jax.decode.codecode import FACTS, CoDecoding
+from lpo_jax.decode.warp import Site, Warp, draw, logp_of, only, warp
 from lpo_jax.model.decoder import KVCache, Model, Params
 from lpo_jax.sharding import constrain, named
-
-Choose = Callable[[Sequence[jax.Array], jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-"""(logits [R, V] of each model, keys [R, 2], positions [R] of the new tokens) -> (the tokens [R], facts about them to keep, [R] float32 each)."""
 
 _CACHE_AXES = ("layers", "batch", None, "kv_heads", "head_dim")
 
@@ -34,28 +36,31 @@ class Rows:
     length: jax.Array  # [R] int32: how many these are
     full_at: jax.Array  # [R] int32: the length at which the row ends
     keys: jax.Array  # [R, 2] uint32: see `warp.gumbel`
+    warp: Warp  # [R] each
     active: jax.Array  # [R] bool: the row is to be extended
-    facts: dict[str, jax.Array]  # [R, S] float32 each: what `Choose` said of each generated token
+    facts: dict[str, jax.Array]  # [R, S] float32 each, of the generated tokens: "logp" (by the first model, unwarped), and co-decoding's
 
 
 class Loop:
-    """The jitted functions for rows of one or several models that read the same tokens.
+    """The jitted functions for rows of a model, or of a target and its security model, that read the same tokens.
 
     Args:
-      facts: the names of what `choose` keeps.
+      rule: how two models decide; None with one model.
+      vocab: tokens that can be drawn: the first so many.
       ends: tokens that end a row.
     """
 
     def __init__(
-        self, models: Sequence[Model], mesh: Mesh, choose: Choose, facts: Sequence[str], ends: Sequence[int], rows: int, slots: int
+        self, models: Sequence[Model], mesh: Mesh, rule: CoDecoding | None, vocab: int, ends: Sequence[int], rows: int, slots: int
     ):
-        self.models, self.mesh, self.choose, self.facts, self.ends = tuple(models), mesh, choose, tuple(facts), tuple(ends)
+        assert len(models) == (1 if rule is None else 2)
+        self.models, self.mesh, self.rule, self.vocab, self.ends = tuple(models), mesh, rule, vocab, tuple(ends)
         self.rows, self.slots = rows, slots
         places = self._places()
         self.empty: Any = jax.jit(self._empty, out_shardings=places)
         self.prefill: Any = jax.jit(self._prefill)
         self.place: Any = jax.jit(self._place, out_shardings=places, donate_argnums=0)
-        self.extend: Any = jax.jit(self._extend, out_shardings=places, donate_argnums=1)
+        self.extend: Any = jax.jit(self._extend, out_shardings=places, static_argnames="block", donate_argnums=1)
 
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
@@ -71,8 +76,9 @@ class Loop:
             length=count,
             full_at=count,
             keys=jnp.zeros((R, 2), jnp.uint32),
+            warp=Warp(jnp.zeros((R,)), jnp.zeros((R,), jnp.int32), jnp.ones((R,))),
             active=jnp.zeros((R,), bool),
-            facts={name: jnp.zeros((R, S), jnp.float32) for name in self.facts},
+            facts={name: jnp.zeros((R, S), jnp.float32) for name in ("logp", *(FACTS if self.rule else ()))},
         )
 
     def _places(self) -> Rows:
@@ -100,6 +106,7 @@ class Loop:
         slot: jax.Array,
         lengths: jax.Array,
         key: jax.Array,
+        by: Warp,
     ) -> Rows:
         """Put prompt `source` of a prefill's [G, T] `tokens` into row `slot`; `lengths`: the prompt's, and that at which the row is full."""
         prompt = tokens[source]
@@ -117,40 +124,90 @@ class Loop:
             length=rows.length.at[slot].set(lengths[0]),
             full_at=rows.full_at.at[slot].set(lengths[1]),
             keys=rows.keys.at[slot].set(key),
+            warp=jax.tree.map(lambda old, new: old.at[slot].set(new), rows.warp, by),
             active=rows.active.at[slot].set(True),
         )
 
-    def _extend(self, params: Sequence[Params], rows: Rows, steps: jax.Array) -> Rows:
-        """Extend every active row by at most `steps` tokens."""
+    def _extend(self, params: Sequence[Params], rows: Rows, steps: jax.Array, block: int) -> Rows:
+        """Extend every active row by at most `steps` tokens, with two models by at most so many blocks of `block` tokens."""
 
         def go_on(carry: tuple[jax.Array, Rows]) -> jax.Array:
             return (carry[0] < steps) & carry[1].active.any()
 
         def step(carry: tuple[jax.Array, Rows]) -> tuple[jax.Array, Rows]:
-            return carry[0] + 1, self._step(params, carry[1])
+            rows = carry[1]
+            return carry[0] + 1, self._alone(params, rows) if self.rule is None else self._together(params, rows, block)
 
         return jax.lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), rows))[1]
 
-    def _step(self, params: Sequence[Params], rows: Rows) -> Rows:
-        """One token more for each active row. The others compute too, and change nothing that counts."""
-        at = rows.length - 1
-        last = jnp.take_along_axis(rows.tokens, at[:, None], axis=1)
-        logits, caches = [], []
-        for model, p, cache in zip(self.models, params, rows.caches, strict=True):
-            hidden, cache = model.decode(p, cache, last, at[:, None])
-            found = model.unembed(p, hidden)[:, 0]
-            logits.append(constrain(found.astype(jnp.promote_types(found.dtype, jnp.float32)), "batch", "vocab"))
-            caches.append(cache)
-        new, facts = self.choose(logits, rows.keys, rows.length)
-        everyone = jnp.arange(self.rows)
-        where = jnp.where(rows.active, rows.length, self.slots)  # out of bounds: dropped
-        length = rows.length + rows.active
-        ended = jnp.isin(new, jnp.array(self.ends, jnp.int32)) | (length >= rows.full_at)
+    def _alone(self, params: Sequence[Params], rows: Rows) -> Rows:
+        """One token more for each active row."""
+        logits, cache = self._read(0, params, rows.caches[0], _last(rows), rows.length[:, None] - 1)
+        site = Site(rows.keys, rows.length, rows.warp)
+        token = draw(warp(logits[:, 0], rows.warp), site)
+        return self._append(rows, (cache,), token[:, None], jnp.ones_like(rows.length), {"logp": logp_of(logits[:, 0], token)[:, None]})
+
+    def _together(self, params: Sequence[Params], rows: Rows, block: int) -> Rows:
+        """Up to `block` tokens more for each active row, those of `block` = 1."""
+        assert self.rule is not None
+        rule, site, k = self.rule, Site(rows.keys, rows.length, rows.warp), block
+
+        def propose(carry: tuple[jax.Array, KVCache], ahead: jax.Array) -> tuple[tuple[jax.Array, KVCache], tuple[jax.Array, ...]]:
+            token, cache = carry
+            logits, cache = self._read(1, params, cache, token, rows.length[:, None] - 1 + ahead)
+            draft, *logq = rule.propose(logits[:, 0], site.ahead(ahead))
+            return (draft[:, None], cache), (draft, *logq)
+
+        last = _last(rows)
+        (_, expert_cache), proposed = jax.lax.scan(propose, (last, rows.caches[1]), jnp.arange(k))
+        drafts, logq_ratio, logq = (x.T for x in proposed)  # [R, k] each
+        fed = jnp.concatenate([last, drafts[:, :-1]], axis=1)
+        logits, target_cache = self._read(0, params, rows.caches[0], fed, rows.length[:, None] - 1 + jnp.arange(k))
+        logp = logp_of(logits, drafts)
+        accepted = rule.accepts(logp, logq_ratio)
+        taken = jnp.where(accepted.all(axis=1), k, jnp.argmin(accepted, axis=1))  # drafts in front of the first rejected
+        stop = jnp.minimum(taken, k - 1)
+        there = jnp.take_along_axis(logits, stop[:, None, None], axis=1)[:, 0]
+        instead = jax.lax.cond(accepted.all(), lambda: drafts[:, 0], lambda: rule.instead(there, site.ahead(stop)))
+        replaced = jnp.arange(k) == taken[:, None]
+        facts = {
+            "logp": jnp.where(replaced, logp_of(there, instead)[:, None], logp),
+            "draft": drafts,
+            "accepted": accepted,
+            "p": jnp.exp(logp),
+            "q": jnp.exp(logq),
+        }
+        new = jnp.where(replaced, instead[:, None], drafts)
+        return self._append(rows, (target_cache, expert_cache), new, stop + 1, facts)
+
+    def _read(
+        self, which: int, params: Sequence[Params], cache: KVCache, tokens: jax.Array, positions: jax.Array
+    ) -> tuple[jax.Array, KVCache]:
+        """What a model expects behind each of `tokens` [R, k]: logits [R, k, V] in float32 or wider, -inf where no token is; and its cache."""
+        model = self.models[which]
+        hidden, cache = model.decode(params[which], cache, tokens, positions)
+        found = model.unembed(params[which], hidden)
+        return constrain(only(found.astype(jnp.promote_types(found.dtype, jnp.float32)), self.vocab), "batch", None, "vocab"), cache
+
+    def _append(self, rows: Rows, caches: tuple[KVCache, ...], new: jax.Array, count: jax.Array, facts: dict[str, jax.Array]) -> Rows:
+        """The active rows with the first `count` [R] of their `new` [R, k] tokens, or those up to the end. The others have computed too, and
+        change nothing that counts."""
+        ahead = jnp.arange(new.shape[1])
+        ended = jnp.isin(new, jnp.array(self.ends, jnp.int32)) | (rows.length[:, None] + ahead + 1 >= rows.full_at[:, None])
+        count = jnp.where(ended.any(axis=1), jnp.minimum(count, jnp.argmax(ended, axis=1) + 1), count)
+        appended = rows.active[:, None] & (ahead < count[:, None])
+        where = jnp.where(appended, rows.length[:, None] + ahead, self.slots)  # out of bounds: dropped
+        everyone = jnp.arange(self.rows)[:, None]
         return replace(
             rows,
-            caches=tuple(caches),
+            caches=caches,
             tokens=rows.tokens.at[everyone, where].set(new, mode="drop"),
-            length=length,
-            active=rows.active & ~ended,
+            length=rows.length + appended.sum(axis=1, dtype=jnp.int32),
+            active=rows.active & ~(ended & appended).any(axis=1),
             facts={name: x.at[everyone, where].set(facts[name].astype(x.dtype), mode="drop") for name, x in rows.facts.items()},
         )
+
+
+def _last(rows: Rows) -> jax.Array:
+    """Each row's last token, [R, 1]."""
+    return jnp.take_along_axis(rows.tokens, rows.length[:, None] - 1, axis=1)

@@ -14,7 +14,7 @@ import transformers
 from data_pipeline.tokenizer import Tokenizer
 from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.decode import LoadedModel, Request, Sampler, SamplingConfig
-from lpo_jax.decode.warp import draw, only, warp
+from lpo_jax.decode.warp import Site, Warp, draw, only, warp
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh
@@ -100,7 +100,7 @@ def processors(temperature, top_k, top_p):
 def test_warped_logits_are_transformers(settings):
     logits = np.random.default_rng(0).normal(0, 3, (40, VOCAB)).astype(np.float32)
     theirs = processors(*settings)(None, torch.tensor(logits)).numpy()
-    ours = np.asarray(jax.jit(warp, static_argnums=(1, 2, 3))(logits, *settings))
+    ours = np.asarray(jax.jit(warp)(logits, Warp(*settings)))
     np.testing.assert_array_equal(np.isinf(ours), np.isinf(theirs))
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
@@ -114,30 +114,32 @@ def test_filtering_comes_after_temperature():
         (0.5, 2, 1.0): [0, 0.1, 0.9, 0],
         (0.4, 0, 0.95): [0, 0.060283, 0.939717, 0],
     }.items():
-        np.testing.assert_allclose(jax.nn.softmax(warp(q, *settings)), expected, atol=1e-6)
-    before = warp(warp(q, 1.0, 0, 0.95), 0.4)  # the other order keeps all
+        np.testing.assert_allclose(jax.nn.softmax(warp(q[None], Warp(*settings)))[0], expected, atol=1e-6)
+    before = warp(warp(q[None], Warp(1.0, 0, 0.95)), Warp(0.4))  # the other order keeps all
     assert np.isfinite(before).all()
 
 
 def test_ties_are_kept_together():
     tied = np.array([[1.0, 2.0, 1.0, 1.0]], np.float32)
-    np.testing.assert_array_equal(np.isfinite(warp(tied, 1.0, 2)), [[True, True, True, True]])
-    np.testing.assert_array_equal(np.isfinite(warp(tied, 1.0, 0, 0.4)), [[False, True, False, False]])
+    np.testing.assert_array_equal(np.isfinite(warp(tied, Warp(1.0, 2))), [[True, True, True, True]])
+    np.testing.assert_array_equal(np.isfinite(warp(tied, Warp(1.0, 0, 0.4))), [[False, True, False, False]])
 
 
 def test_draws_have_the_warped_distribution_and_only_that():
     draws = 50_000
     logits = jnp.broadcast_to(jnp.array([1.0, 0.0, -1.0, 2.0, 0.5, -jnp.inf]), (draws, 6))
     keys = jnp.stack([jnp.full(draws, 7), jnp.arange(draws) // 100], axis=1).astype(jnp.uint32)
-    tokens = np.asarray(draw(warp(logits, 0.8, 4), keys, jnp.arange(draws) % 100))
+    by = Warp(0.8, 4)
+    site = Site(keys, jnp.arange(draws) % 100, by)
+    tokens = np.asarray(draw(warp(logits, by), site))
     counts = np.bincount(tokens, minlength=6)
-    expected = np.asarray(jax.nn.softmax(warp(logits[0], 0.8, 4)), np.float64) * draws
+    expected = np.asarray(jax.nn.softmax(warp(logits[:1], by))[0], np.float64) * draws
     kept = expected > 0
     assert counts[~kept].sum() == 0
     assert scipy.stats.chisquare(counts[kept], expected[kept] * draws / expected[kept].sum()).pvalue > 1e-3
-    other = np.asarray(jax.nn.softmax(warp(logits[0], 1.0, 4)), np.float64)[kept]
+    other = np.asarray(jax.nn.softmax(warp(logits[:1], Warp(1.0, 4)))[0], np.float64)[kept]
     assert scipy.stats.chisquare(counts[kept], other / other.sum() * draws).pvalue < 1e-6
-    again = np.asarray(draw(warp(logits, 0.8, 4), keys, jnp.arange(draws) % 100, stream=1))
+    again = np.asarray(draw(warp(logits, by), site, stream=1))
     agree = ((expected / draws) ** 2).sum()  # of independent draws
     assert abs((again == tokens).mean() - agree) < 0.02
 
@@ -201,7 +203,7 @@ def test_continuous_batching_is_one_by_one(llama, alone):
 def test_eight_devices_are_one(llama, alone, mesh):
     sampler = Sampler(load(llama, mesh), tokenizer(), DRAWN, 8, 64)
     same(run(sampler, requests(n=2)), alone)
-    state = sampler._loop._places()
+    state = sampler.loop._places()
     assert state.caches[0].k.spec[1] == ("data", "fsdp")
     assert (state.caches[0].k.spec[3] == "tensor") == (mesh.tensor > 1)
 
@@ -216,12 +218,13 @@ def test_cached_is_cache_free(llama, alone):
         text[0, : len(request.prompt) + len(ours.tokens)] = [*request.prompt, *ours.tokens]
         at = np.arange(len(request.prompt), len(request.prompt) + len(ours.tokens))
         keys = jnp.broadcast_to(jnp.array([request.seed, 1], jnp.uint32), (len(at), 2))
-        assert draw(warp(full(text)[at - 1], 1.0, 20, 0.95), keys, at).tolist() == list(ours.tokens)
+        by = Warp(1.0, 20, 0.95)
+        assert draw(warp(full(text)[at - 1], by), Site(keys, jnp.array(at), by)).tolist() == list(ours.tokens)
 
 
 def test_bfloat16_runs_and_agrees_with_itself(llama):
     sampler = Sampler(load(llama, dtype="bfloat16"), tokenizer(), DRAWN, 4, 64)
-    assert jax.tree.leaves(sampler._loop._places().caches) and jax.eval_shape(sampler._loop._empty).caches[0].k.dtype == jnp.bfloat16
+    assert jax.tree.leaves(sampler.loop._places().caches) and jax.eval_shape(sampler.loop._empty).caches[0].k.dtype == jnp.bfloat16
     first = run(sampler, requests())
     assert {k: c.tokens for k, c in run(sampler, requests()[::-1]).items()} == {k: c.tokens for k, c in first.items()}
 
@@ -241,7 +244,9 @@ def test_stop_strings_and_tokens(llama, alone):
     config = dataclasses.replace(DRAWN, stop_tokens=(tokens[4],))
     (ours,) = Sampler(load(llama), tokenizer(), config, 1, 64).generate([asked])
     assert ours.tokens == tokens[:5] and ours.finish == "stop" and ours.text.split() == [f"w{t}" for t in tokens[:4]]
-    (ours,) = Sampler(load(llama), tokenizer(), DRAWN, 1, 64).generate([dataclasses.replace(asked, max_new_tokens=3)])
+    (ours,) = Sampler(load(llama), tokenizer(), DRAWN, 1, 64).generate(
+        [dataclasses.replace(asked, sampling=dataclasses.replace(DRAWN, max_new_tokens=3))]
+    )
     assert ours.tokens == tokens[:3] and ours.finish == "length"
 
 

@@ -1,0 +1,87 @@
+"""What is asked of a sampler, what it answers, and what it needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jax.sharding import Mesh
+
+from lpo_jax.config import ConfigError
+from lpo_jax.model.decoder import Model, Params
+
+
+class Tokenizer(Protocol):
+    """What the sampler needs of a tokenizer; `data_pipeline.tokenizer.Tokenizer` has it."""
+
+    @property
+    def backend(self) -> Any: ...  # a tokenizers.Tokenizer
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its parameters on a mesh."""
+
+    model: Model
+    params: Params
+    mesh: Mesh
+    eos_ids: tuple[int, ...] = ()  # that its files declare, besides the tokenizer's
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a token is drawn, and what ends a completion. The default is the protocol of SVEN, CoSec and their kin."""
+
+    temperature: float = 0.4  # 0: the most probable token
+    top_k: int = 0  # keep so many of the most probable tokens; 0: all
+    top_p: float = 0.95  # then the fewest of them that hold this share of the probability; 1: all
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()  # texts that end a completion; what begins with them is cut off
+    stop_tokens: tuple[int, ...] = ()  # besides end-of-text
+
+    def __post_init__(self) -> None:
+        for name, fine, wanted in (
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
+            ("max_new_tokens", self.max_new_tokens > 0, "positive"),
+            ("stop", all(self.stop), "texts of one character at least"),
+        ):
+            if not fine:
+                raise ConfigError(f"sampling: {name} must be {wanted}, not {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, and which of its samples are wanted: those numbered `sample`, ..., `sample + n - 1`."""
+
+    id: str
+    prompt: str | Sequence[int]  # a text, tokenised as in training, or tokens
+    seed: int = 0  # 0 <= seed < 2**32; each sample has noise of its own
+    sample: int = 0
+    n: int = 1
+    sampling: SamplingConfig | None = None  # default: the sampler's; `stop_tokens` are always the sampler's
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a sample became."""
+
+    id: str
+    sample: int
+    text: str  # without the prompt, end-of-text and the stop string
+    tokens: tuple[int, ...]  # all that were generated, the one that ended it included
+    finish: str  # "stop": an end token or a stop string; "length": max_new_tokens
+    logprobs: tuple[float, ...]  # of `tokens`, by the model (of two: the target) itself: no temperature, no filter
+    facts: dict[str, tuple[float, ...]]  # of `tokens`, from co-decoding: see `codecode.FACTS`
+
+
+def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt's tokens, as training reads it: BOS where the tokenizer asks for it; an empty prompt is at least an end-of-text."""
+    first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return [*first, *tokenizer.backend.encode(prompt, add_special_tokens=False).ids] or [tokenizer.eos_id]
