@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from lpo_jax.config import ConfigError, MeshConfig, RunConfig, load
 
 if TYPE_CHECKING:
     from data_pipeline.feed import Feed
+    from lpo_jax.decode.codecode import CoDecoding
     from lpo_jax.plan import RowShape
 
 TRAIN_HELP = """\
@@ -53,12 +55,16 @@ into the template of training. Without an id a row's is its line number.
 A line of OUT.jsonl is a sample, written when it is done: id, sample, text, finish ("stop" or "length"), tokens, logprob (by the model itself,
 of all tokens). The same command goes on where it was stopped; more --samples may be asked of a finished job. A sample depends on the model, the
 prompt, --seed, its id and its number: not on --rows, on the other prompts, or on how often the job was interrupted.
+
+With --security a second model of the same tokenizer, small and trained for security, proposes each token; the model keeps it if it thinks it
+likely enough, or draws its own (co-decoding, see lpo_jax/decode/codecode.py).
 """
 GENERATE_EXAMPLES = """\
 examples:
   lpo generate tasks.jsonl -o out.jsonl --model runs/disco                      (a run's newest checkpoint)
   lpo generate tasks.jsonl -o out.jsonl --model DIR --samples 25 --temperature 0.4 --top-p 0.95 --stop $'\\ndef ' --stop $'\\nclass '
   lpo generate tasks.jsonl -o out.jsonl --model DIR --greedy --data 1 --tensor 4
+  lpo generate tasks.jsonl -o out.jsonl --model DIR --security runs/security --threshold 0.3 --trace
 """
 EXPORT_HELP = """\
 Write what a run has trained, from its newest (or best) checkpoint, as transformers, PEFT and vLLM load it: config.json and safetensors (a LoRA run:
@@ -113,9 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("prompts", metavar="PROMPTS.jsonl", help="the prompts, a line each")
     generate.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="where the completions go")
-    generate.add_argument("--model", required=True, help="a Hugging Face directory, a hub id, or the run_dir of a trained config")
-    generate.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to merge into it")
-    generate.add_argument("--tokenizer", metavar="DIR", help="default: the model's own")
+    _add_models(generate)
     generate.add_argument("--samples", type=int, default=1, metavar="N", help="of each prompt (default: 1)")
     generate.add_argument("--seed", type=int, default=0, help="of all samples (default: 0)")
     generate.add_argument("--temperature", type=float, default=0.4, help="divides the logits (default: 0.4)")
@@ -127,21 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="a completion's length at most (default: 256)")
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a completion in front of this text; repeatable")
     generate.add_argument("--no-think", action="store_true", help="ask an instruction's response directly, without a security thought")
-    generate.add_argument(
-        "--rows", type=int, metavar="N", help="sequences at work at once (default: 16 for each device that cuts the batch)"
-    )
-    generate.add_argument("--max-len-tokens", type=int, metavar="N", help="refuse prompts that with --max-new-tokens are longer (default: the model's limit)")  # fmt: skip
-    generate.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of weights and matmuls (default: float32 on CPUs, else bfloat16)"
-    )
-    for axis, default, what in (
-        ("data", -1, "copies of the model; -1: all devices left"),
-        ("fsdp", 1, "cut batch and weights"),
-        ("tensor", 1, "cut heads, mlp, vocabulary"),
-    ):
-        generate.add_argument(
-            f"--{axis}", type=int, default=default, metavar="N", help=f"devices along the mesh's {axis} axis: {what} (default: {default})"
-        )
+    generate.add_argument("--trace", action="store_true", help="write what each model thought of each token, too")
     generate.set_defaults(run=_generate)
     export = commands.add_parser("export", help="a run as a Hugging Face directory", description=EXPORT_HELP, formatter_class=raw)
     export.add_argument("run_dir", metavar="RUN", help="the run_dir of a trained config")
@@ -150,6 +140,62 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--merge", action="store_true", help="a LoRA run: fold the adapters into the weights and write a whole model")
     export.set_defaults(run=_export)
     return parser
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which models decode, how they do it together, and where."""
+    parser.add_argument("--model", required=True, help="a Hugging Face directory, a hub id, or the run_dir of a trained config")
+    parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to merge into it")
+    parser.add_argument("--tokenizer", metavar="DIR", help="default: the model's own")
+    parser.add_argument("--security", metavar="MODEL", help="co-decode with this security model, given as --model is")
+    parser.add_argument("--security-adapter", metavar="DIR", help="a PEFT adapter to merge into that")
+    parser.add_argument(
+        "--preset",
+        choices=("aligned", "cosec_plus", "cosec_v1"),
+        default="aligned",
+        help="the rule: as published, or (aligned, the default) with rejected tokens replaced as --temperature, --top-k and --top-p ask",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="TAU",
+        help="keep a proposed token if min(1, p / q) exceeds this: 0 keeps all, 1 none (default: 0.3)",
+    )
+    parser.add_argument(
+        "--draft-temperature", type=float, metavar="T", help="of the proposals (default: cosec_v1: 0.4, else --temperature)"
+    )
+    parser.add_argument(
+        "--block",
+        type=int,
+        metavar="K",
+        help="propose K tokens before the model looks; the text is the same (default: by what is accepted, at most 8)",
+    )
+    parser.add_argument("--rows", type=int, metavar="N", help="sequences at work at once (default: 16 for each device that cuts the batch)")
+    parser.add_argument(
+        "--max-len-tokens", type=int, metavar="N", help="refuse what is longer, prompt and completion (default: the model's limit)"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and matmuls (default: float32 on CPUs, else bfloat16)")
+    for axis, default, what in (
+        ("data", -1, "copies of the model; -1: all devices left"),
+        ("fsdp", 1, "cut batch and weights"),
+        ("tensor", 1, "cut heads, mlp, vocabulary"),
+    ):
+        parser.add_argument(
+            f"--{axis}", type=int, default=default, metavar="N", help=f"devices along the mesh's {axis} axis: {what} (default: {default})"
+        )
+
+
+def _rule(args: argparse.Namespace) -> "CoDecoding | None":
+    """How two models decide; None: there is one."""
+    from lpo_jax.decode.codecode import PRESETS
+
+    asked = {"threshold": args.threshold, "draft_temperature": args.draft_temperature}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if args.security is not None:
+        return replace(PRESETS[args.preset], **asked)
+    if asked or args.block is not None or args.security_adapter is not None:
+        raise ConfigError("--threshold, --draft-temperature, --block and --security-adapter are for co-decoding: give --security as well")
+    return None
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -235,18 +281,23 @@ def _generate(args: argparse.Namespace) -> int:
     sampling = SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop))
     mesh = MeshConfig(args.data, args.fsdp, args.tensor)
     what = job.Job(
-        args.prompts,
-        args.out,
-        args.model,
-        args.adapter,
-        args.samples,
-        args.seed,
-        not args.no_think,
-        sampling,
-        args.dtype,
-        args.rows,
-        args.max_len_tokens,
-        mesh,
+        prompts=args.prompts,
+        out=args.out,
+        model=args.model,
+        adapter=args.adapter,
+        security=args.security,
+        security_adapter=args.security_adapter,
+        rule=_rule(args),
+        block=args.block,
+        trace=args.trace,
+        samples=args.samples,
+        seed=args.seed,
+        think=not args.no_think,
+        sampling=sampling,
+        dtype=args.dtype,
+        rows=args.rows,
+        max_len_tokens=args.max_len_tokens,
+        mesh=mesh,
     )
     written = job.run(what, tokenizer.load(args.tokenizer or find_tokenizer(args.model)), template.task_prompt)
     print(f"wrote {written} samples to {args.out}")

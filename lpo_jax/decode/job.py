@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.decode import load
-from lpo_jax.decode.request import Request, SamplingConfig, Tokenizer, encode
+from lpo_jax.decode.codecode import FACTS, CoDecoding
+from lpo_jax.decode.request import Completion, Request, SamplingConfig, Tokenizer, encode
 from lpo_jax.decode.sampler import Sampler
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.metrics import write_atomically
@@ -25,12 +26,17 @@ ROWS_PER_CUT = 16
 
 @dataclass(frozen=True)
 class Job:
-    """What to generate. Mesh, rows and lengths may change between a job and its continuation; everything else may not."""
+    """What to generate. Mesh, rows, block and lengths may change between a job and its continuation; everything else may not."""
 
     prompts: str
     out: str
     model: str
     adapter: str | None = None
+    security: str | None = None  # a second model, which proposes the tokens
+    security_adapter: str | None = None
+    rule: CoDecoding | None = None
+    block: int | None = None  # see `Sampler`
+    trace: bool = False  # write what each model thought of each token
     samples: int = 1  # of each prompt
     seed: int = 0
     think: bool = True  # an instruction's prompt asks for a security thought first
@@ -63,7 +69,8 @@ def run(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, bool], str])
     """
     dtype = job.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     prompts = read_prompts(job, tokenizer, task_prompt)
-    limit = load.shape(job.model).max_positions
+    models = [job.model] if job.security is None else [job.model, job.security]
+    limit = min(load.shape(path).max_positions for path in models)
     limit = limit if job.max_len_tokens is None else min(limit, job.max_len_tokens)
     new = job.sampling.max_new_tokens
     for prompt in prompts:
@@ -72,7 +79,8 @@ def run(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, bool], str])
                 f"{prompt.where}: prompt {prompt.id} has {len(prompt.tokens)} tokens; with {new} new ones it exceeds {limit}: "
                 "shorten it, lower --max-new-tokens or raise --max-len-tokens"
             )
-    load.check_tokenizer(job.model, tokenizer)
+    for path in models:
+        load.check_tokenizer(path, tokenizer)
     done = _open_journal(job, dtype, prompts)
     missing = [
         Request(p.id, p.tokens, request_seed(job.seed, p.id), k) for p in prompts for k in range(job.samples) if (p.id, k) not in done
@@ -82,7 +90,9 @@ def run(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, bool], str])
     mesh = make_mesh(job.mesh)
     rows = job.rows or ROWS_PER_CUT * mesh.shape["data"] * mesh.shape["fsdp"]
     longest = max(len(request.prompt) for request in missing) + new
-    sampler = Sampler(load.load_model(job.model, mesh, dtype, job.adapter), tokenizer, job.sampling, rows, longest)
+    target = load.load_model(job.model, mesh, dtype, job.adapter)
+    security = None if job.security is None else load.load_model(job.security, mesh, dtype, job.security_adapter)
+    sampler = Sampler(target, tokenizer, job.sampling, rows, longest, security=security, rule=job.rule, block=job.block)
     by_id = {prompt.id: prompt for prompt in prompts}
     tokens, start = 0, time.perf_counter()
     with (
@@ -100,12 +110,30 @@ def run(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, bool], str])
                 "logprob": round(sum(completion.logprobs), 4),
                 "prompt_sha256": prompt.sha256,
             }
+            if job.trace:
+                record["trace"] = _trace(completion, tokenizer)
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
             out.flush()
             tokens += len(completion.tokens)
             bar.set_postfix({"tok/s": f"{tokens / (time.perf_counter() - start):.0f}"}, refresh=False)
             bar.update()
     return len(missing)
+
+
+def _trace(completion: Completion, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """For each token its text and log-probability; if a security model proposed: what it did, whether that was taken, and what it was worth
+    to the target (p) and to the security model (q)."""
+
+    def text(token: float) -> str:
+        return tokenizer.backend.decode([int(token)], skip_special_tokens=False)
+
+    rows: list[dict[str, Any]] = [
+        {"token": text(token), "logprob": round(logp, 4)} for token, logp in zip(completion.tokens, completion.logprobs, strict=True)
+    ]
+    for i, row in enumerate(rows if completion.facts else ()):
+        draft, accepted, p, q = (completion.facts[name][i] for name in FACTS)
+        row |= {"draft": text(draft), "accepted": bool(accepted), "p": float(f"{p:.3g}"), "q": float(f"{q:.3g}")}
+    return rows
 
 
 def request_seed(seed: int, request_id: str) -> int:
@@ -161,7 +189,7 @@ def _encode_task(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
 def _open_journal(job: Job, dtype: str, prompts: list[Prompt]) -> set[tuple[str, int]]:
     """The (id, sample)s that the output holds already; a line that a kill has cut short is removed."""
     out, settings_file = Path(job.out), Path(job.out + ".settings.json")
-    free = {"prompts", "out", "samples", "rows", "max_len_tokens", "mesh"}
+    free = {"prompts", "out", "samples", "rows", "block", "max_len_tokens", "mesh"}
     settings = {key: value for key, value in asdict(job).items() if key not in free} | {"dtype": dtype}
     settings = json.loads(json.dumps(settings))
     if not out.is_file():

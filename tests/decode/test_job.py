@@ -90,6 +90,28 @@ def test_what_cannot_go_on_says_why(model, tmp_path, capsys):
     assert (tmp_path / "theirs.jsonl").read_text() == "{}\n"
 
 
+def test_two_models_and_what_they_thought(model, tmp_path, capsys):
+    """--security with the model itself: every proposal is taken, and the trace says so; at tau = 1 none is."""
+    prompts, pair = write(tmp_path / "prompts.jsonl", PROMPTS[:2]), ("--security", str(model), "--trace")
+    assert generate(model, prompts, tmp_path / "taken.jsonl", *pair) == 0
+    assert generate(model, prompts, tmp_path / "rejected.jsonl", *pair, "--threshold", "1", "--greedy") == 0
+    assert generate(model, prompts, tmp_path / "alone.jsonl", "--greedy", "--trace") == 0
+    taken, rejected, alone = (samples(tmp_path / f"{name}.jsonl") for name in ("taken", "rejected", "alone"))
+    for key, record in taken.items():
+        assert " ".join(row["token"] for row in record["trace"] if row["token"] != "<end>") == record["text"].strip()
+        assert all(
+            row["accepted"] and row["draft"] == row["token"] and row["p"] == pytest.approx(row["q"], rel=0.02) for row in record["trace"]
+        )
+        assert sum(row["logprob"] for row in record["trace"]) == pytest.approx(record["logprob"], abs=0.01)
+        assert not any(row["accepted"] for row in rejected[key]["trace"])
+        assert rejected[key]["text"] == alone[key]["text"]
+        assert [row["token"] for row in rejected[key]["trace"]] == [row["token"] for row in alone[key]["trace"]]
+    assert generate(model, prompts, tmp_path / "taken.jsonl", *pair, "--threshold", "0.5") == 2
+    assert "was begun with another rule" in capsys.readouterr().err
+    assert generate(model, prompts, tmp_path / "no.jsonl", "--block", "4") == 2
+    assert "are for co-decoding: give --security as well" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
