@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--no-think", action="store_true", help="a model of ours: ask the response directly, without a security thought")
     draw.add_argument("--rows", type=int, metavar="N", help="a model of ours: sequences at work at once")
     draw.add_argument("--dtype", choices=("float32", "bfloat16"), help="a model of ours: default float32 on CPUs, else bfloat16")
+    draw.add_argument("--security", metavar="MODEL", help="a model of ours: co-decode with this security model, as `lpo generate` does")
+    draw.add_argument(
+        "--preset", choices=("aligned", "cosec_plus", "cosec_v1"), default="aligned", help="of co-decoding (default: aligned)"
+    )
+    draw.add_argument("--threshold", type=float, default=0.3, metavar="TAU", help="of co-decoding (default: 0.3)")
     draw.add_argument("--model", metavar="NAME", help="an endpoint: the name of its model")
     draw.add_argument("--concurrency", type=int, default=8, metavar="N", help="an endpoint: requests at once (default: 8)")
     how = run.add_argument_group("judging")
@@ -146,7 +151,8 @@ def _source(args: argparse.Namespace, benchmark: Benchmark, form: str) -> Comple
     if what.endswith((".jsonl", ".json")):
         raise EvaluationError(f"--completions {what}: no such file")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    return from_model(what, tasks, form, args.samples or 1, sampling, think=not args.no_think, dtype=args.dtype, rows=args.rows)
+    pair = {"security": args.security, "preset": args.preset, "threshold": args.threshold}
+    return from_model(what, tasks, form, args.samples or 1, sampling, think=not args.no_think, dtype=args.dtype, rows=args.rows, **pair)
 
 
 def _report(args: argparse.Namespace) -> int:

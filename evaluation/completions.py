@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -161,15 +161,18 @@ def from_endpoint(
     return Completions(model, samples, read, settings)
 
 
-def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampling: Sampling, *, think: bool = True, dtype: str | None = None, rows: int | None = None) -> Completions:  # fmt: skip
+def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampling: Sampling, *, think: bool = True, dtype: str | None = None, rows: int | None = None, security: str | None = None, preset: str = "aligned", threshold: float = 0.3) -> Completions:  # fmt: skip
     """Our own sampler on a Hugging Face directory, a hub id or the run directory of a training: `lpo generate` into the run's completions.jsonl.
 
     Every model is asked with the same text: the prompt as it is, or the instruction in the template of training.
+
+    Args:
+      security: a second model that co-decodes by `preset` and `threshold`, see `lpo_jax.decode.codecode`.
     """
 
     def read(directory: Path) -> Iterator[tuple[str, int, str]]:
         from data_pipeline import template, tokenizer
-        from lpo_jax.decode import SamplingConfig, job
+        from lpo_jax.decode import PRESETS, SamplingConfig, job
         from lpo_jax.decode.load import find_tokenizer
 
         prompts, out = directory / "prompts.jsonl", directory / "completions.jsonl"
@@ -177,13 +180,25 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
         lines = [json.dumps({"id": task.task_id, key: getattr(task, key)}) + "\n" for task in tasks]
         prompts.write_text("".join(lines), encoding="utf-8")
         config = SamplingConfig(temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens)
+        rule = None if security is None else replace(PRESETS[preset], threshold=threshold)
         what = job.Job(
-            str(prompts), str(out), path, samples=samples, seed=sampling.seed, think=think, sampling=config, dtype=dtype, rows=rows
+            prompts=str(prompts),
+            out=str(out),
+            model=path,
+            security=security,
+            rule=rule,
+            samples=samples,
+            seed=sampling.seed,
+            think=think,
+            sampling=config,
+            dtype=dtype,
+            rows=rows,
         )
         job.run(what, tokenizer.load(find_tokenizer(path)), template.task_prompt)
         yield from _kept(out)
 
-    return Completions(path, samples, read, vars(sampling) | ({"think": think} if form == "instruction" else {}))
+    pair = {} if security is None else {"security": security, "preset": preset, "threshold": threshold}
+    return Completions(path, samples, read, vars(sampling) | ({"think": think} if form == "instruction" else {}) | pair)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

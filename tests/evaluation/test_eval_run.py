@@ -314,7 +314,7 @@ def test_a_model_through_two_benchmarks_to_a_report(tiny_model, tmp_path, capsys
             "bandit" if name == "securityeval" else "none",
         ]
         model = [*shared, "--completions", tiny_model, "-n", 3, "--max-new-tokens", 12, "--temperature", 1, "--rows", 8]
-        model += ["--form", "instruction"] if name == "securityeval" else []
+        model += ["--form", "instruction", "--security", tiny_model] if name == "securityeval" else []
         for source, args in (("tiny", model), ("answers", [*shared, "--completions", tmp_path / f"{name}-answers.jsonl"])):
             runs[name, source] = tmp_path / f"{name}-{source}"
             assert cli.main([*map(str, args), "-o", str(runs[name, source])]) == 0, capsys.readouterr().err
