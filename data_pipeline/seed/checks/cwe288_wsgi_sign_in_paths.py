@@ -1,5 +1,8 @@
+import posixpath
+
+
 def app(environ, start_response):
-    first = environ["PATH_INFO"].split("/")[1]
+    first = posixpath.normpath(environ["PATH_INFO"]).split("/")[1]
     start_response("200 OK", [])
     return [b"phone numbers" if first == "members" else b"welcome"]
 
@@ -16,5 +19,5 @@ def functional(m):
 
 
 def exploit(m):
-    for path in ("/members/7/login", "/members/static/"):
+    for path in ("/members/7/login", "/members/static/", "/static/../members/7"):
         assert get(m, path) == b"sign in first"

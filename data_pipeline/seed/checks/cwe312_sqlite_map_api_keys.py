@@ -10,7 +10,7 @@ def database():
 def functional(m):
     db = database()
     first, second = m.issue_key(db, "ferry line"), m.issue_key(db, "hiking club")
-    assert first != second and m.customer_of(db, first) == "ferry line" and m.customer_of(db, second) == "hiking club"
+    assert first != second and m.customer_of(db, first) == "ferry line" and m.customer_of(db, f" {second}\n") == "hiking club"
     assert m.customer_of(db, first[:-1]) is None
 
 

@@ -14,8 +14,8 @@ class Connection:
 
 def functional(m):
     yes = Connection(200)
-    assert m.may_enter(yes, "B 1/2", "north") is True and yes.asked == ("GET", "/doors/north/badges/B%201%2F2")
-    assert m.may_enter(Connection(403), "B1", "north") is False
+    assert m.may_enter(yes, "B12", "north 2") is True and yes.asked == ("GET", "/doors/north%202/badges/B12")
+    assert m.may_enter(Connection(403), "B1", "north") is m.may_enter(Connection(200), "..", "north") is False
 
 
 def exploit(m):

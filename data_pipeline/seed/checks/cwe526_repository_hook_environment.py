@@ -1,7 +1,16 @@
 import os
+import subprocess
+
+real = subprocess.run
+
+
+def run_as_ourselves(command, *, user, group, extra_groups, **options):
+    assert user == group == "hooks" and not extra_groups
+    return real(command, **options)
 
 
 def run(m, text):
+    m.subprocess.run = run_as_ourselves
     os.environ["DATABASE_PASSWORD"] = "hunter2"
     with open("hook.sh", "w") as file:
         file.write(text)

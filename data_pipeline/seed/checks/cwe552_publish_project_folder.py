@@ -27,6 +27,6 @@ def functional(m):
 
 
 def exploit(m):
-    project(".env", ".git/config", "img/.htpasswd", "shop.sql")
+    project(".env", ".git/config", ".git/index.html", "img/.htpasswd", "shop.sql.gz", "settings.py")
     assert m.publish("project", "www") == ["img/cat.jpg", "index.html"]
     assert not Path("www/.env").exists()
