@@ -80,6 +80,7 @@ NOISE = {
     "B110": "try, except, pass: style",
     "B112": "try, except, continue: style",
     "B113": "a request without a timeout: availability, not security",
+    "B310": "urlopen: semgrep's ssrf asks who chooses the address",
     "B311": "random: nearly always not for secrets; semgrep's insecure-random asks what it is for",
     "B403": "import of pickle: not yet its use",
     "B404": "import of subprocess: not yet its use",
@@ -93,5 +94,6 @@ NOISE = {
     "B413": "import of Crypto: takes pycryptodome for the dead pycrypto",
     "B603": "subprocess without a shell: that is the fix of command injection",
     "B607": "a program by its name: likewise",
+    "B701": "jinja2.Environment: semgrep's autoescape-off also reads options that are given as a dict",
 }
 """Rules that are left out unless asked for, and why."""
