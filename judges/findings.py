@@ -80,7 +80,6 @@ NOISE = {
     "B110": "try, except, pass: style",
     "B112": "try, except, continue: style",
     "B113": "a request without a timeout: availability, not security",
-    "B310": "urlopen: semgrep's ssrf asks who chooses the address",
     "B311": "random: nearly always not for secrets; semgrep's insecure-random asks what it is for",
     "B403": "import of pickle: not yet its use",
     "B404": "import of subprocess: not yet its use",

@@ -31,7 +31,7 @@ _MEMBERS = {
     "jinja2": "Environment FileSystemLoader Template",
     "lxml": "etree",
     "markupsafe": "escape",
-    "subprocess": "PIPE Popen check_call check_output getoutput getstatusoutput",
+    "subprocess": "PIPE Popen call check_call check_output getoutput getstatusoutput",
     "tempfile": "NamedTemporaryFile TemporaryDirectory TemporaryFile mkdtemp mkstemp mktemp",
     "urllib.request": "Request urlopen urlretrieve",
     "urllib.parse": "quote quote_plus unquote urlencode urljoin urlsplit",

@@ -94,6 +94,7 @@ def write(rows: Sequence[dict[str, Any]], out: Path, by: str, heldout: tuple[flo
         [(name, pa.string()) for name in texts]
         + [(name, pa.int64()) for name in ("rounds", "findings_before")]
         + [(name, pa.list_(finding)) for name in ("findings", "vulnerable_findings")]
+        + [(name, pa.list_(pa.string())) for name in ("judges_failed", "vulnerable_judges_failed")]
     )
     shutil.rmtree(out, ignore_errors=True)  # an earlier run's files of splits that are empty now
     out.mkdir(parents=True)

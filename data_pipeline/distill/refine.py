@@ -14,6 +14,8 @@ class Verdict(Protocol):
 
     @property
     def findings(self) -> tuple[Any, ...]: ...  # dataclasses with judge, rule, cwe, line, message
+    @property
+    def failed(self) -> tuple[str, ...]: ...  # judges that gave up: no finding of theirs says nothing
 
 
 Judge = Callable[[Sequence[str]], Sequence[Verdict]]
@@ -29,6 +31,8 @@ class Candidate:
     findings: list[dict[str, Any]] = field(default_factory=list)  # in the secure side as it is now
     findings_before: int = 0  # in the teacher's first secure side
     vulnerable_findings: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # judges that gave up on the secure side as it is now
+    vulnerable_failed: list[str] = field(default_factory=list)
     rounds: int = 0  # repairs that were adopted
 
 
@@ -36,17 +40,19 @@ Ask = Callable[[Sequence[dict[str, Any]]], Awaitable[dict[str, dict[str, Any]]]]
 
 
 def judge_all(candidates: list[Candidate], judge: Judge) -> None:
-    """Record what is found in both sides."""
-    sides = [c.parts[side] for c in candidates for side in ("secure", "vulnerable")]
-    found = [[asdict(finding) for finding in verdict.findings] for verdict in judge(sides)]
-    for c, secure, vulnerable in zip(candidates, found[::2], found[1::2], strict=True):
-        c.findings, c.findings_before, c.vulnerable_findings = secure, len(secure), vulnerable
+    """Record what is found in both sides, and who gave up on them."""
+    verdicts = judge([c.parts[side] for c in candidates for side in ("secure", "vulnerable")])
+    for c, secure, vulnerable in zip(candidates, verdicts[::2], verdicts[1::2], strict=True):
+        c.findings, c.failed = _recorded(secure)
+        c.vulnerable_findings, c.vulnerable_failed = _recorded(vulnerable)
+        c.findings_before = len(c.findings)
 
 
 async def refine(
     candidates: list[Candidate], rounds: int, judge: Judge, ask: Ask, request: Callable[[Candidate], dict[str, Any]]
 ) -> dict[str, int]:
-    """Up to `rounds` repairs of each secure side with findings. One is adopted, with its reasoning, if it leaves fewer of them.
+    """Up to `rounds` repairs of each secure side with findings. One is adopted, with its reasoning, if it leaves fewer of them and every judge that
+    could read the code before can read it still.
 
     Args:
       ask: answers of requests from the journal or the teacher.
@@ -78,15 +84,23 @@ async def refine(
                 count(str(error))
         open_ = []
         for (c, parts), verdict in zip(repaired, judge([parts["secure"] for _, parts in repaired]), strict=True):
+            if set(verdict.failed) - set(c.failed):
+                count("a judge gave up")
+                continue
             if len(verdict.findings) >= len(c.findings):
                 count("no better")
                 continue
-            c.parts, c.findings = parts, [asdict(finding) for finding in verdict.findings]
+            c.parts = parts
+            c.findings, c.failed = _recorded(verdict)
             c.rounds += 1
             count("adopted")
             if c.findings:
                 open_.append(c)
     return outcomes
+
+
+def _recorded(verdict: Verdict) -> tuple[list[dict[str, Any]], list[str]]:
+    return [asdict(finding) for finding in verdict.findings], list(verdict.failed)
 
 
 def in_words(finding: dict[str, Any]) -> str:

@@ -148,6 +148,8 @@ def _row(c: Candidate, job: Job) -> dict[str, Any]:
         "findings_before": c.findings_before,
         "findings": c.findings,
         "vulnerable_findings": c.vulnerable_findings,
+        "judges_failed": c.failed,
+        "vulnerable_judges_failed": c.vulnerable_failed,
     }
 
 

@@ -238,7 +238,9 @@ def _findings(rows: list[dict[str, Any]], judged: bool) -> list[Table]:
     }
     vulnerable, secure = by_rule["vulnerable_findings"], by_rule["findings"]
     rules: list[tuple[Cell, ...]] = [(*name.split("\0"), vulnerable[name], secure[name]) for name, _ in (vulnerable + secure).most_common()]
-    note = f"{sum(row['rounds'] > 0 for row in rows):,} pairs hold a repair of the teacher's. A pair is flagged in its own weakness if a finding's CWE is in the family of the pair's."  # fmt: skip
+    gave_up = sum(bool(row.get("judges_failed") or row.get("vulnerable_judges_failed")) for row in rows)
+    note = f"A judge gave up on {gave_up:,} pairs. " if gave_up else ""
+    note += f"{sum(row['rounds'] > 0 for row in rows):,} pairs hold a repair of the teacher's. A pair is flagged in its own weakness if a finding's CWE is in the family of the pair's."  # fmt: skip
     return [
         Table("Findings", ("side", "pairs flagged", "share", "findings"), sides, note=note),
         Table("Findings by rule", ("rule", "CWE", "in vulnerable", "in secure"), rules, bar=2),

@@ -1,7 +1,7 @@
 """Refinement: what is found goes back, a repair is adopted only if it leaves less, and what remains is recorded. The judge is a search for a word."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -29,6 +29,7 @@ class Found:
 @dataclass(frozen=True)
 class Verdict:
     findings: tuple[Found, ...]
+    failed: tuple[str, ...] = ()
 
 
 def judge(sources):
@@ -40,7 +41,7 @@ def request(c):
     return repair_request(c.parts["instruction"], c.parts["secure"], c.parts["vulnerable"], findings, "m", "sections", 0.5, 100)
 
 
-def run(fixes, rounds):
+def run(fixes, rounds, judge=judge):
     """A candidate with two findings, whose teacher answers with `fixes` one after the other."""
     parts = {
         "instruction": "Write f that returns x.",
@@ -85,6 +86,22 @@ def test_a_repair_that_is_no_better_or_no_program_changes_nothing():
         c, outcomes, _ = run([fix], 1)
         assert (c.parts["secure"], c.parts["why_secure"], len(c.findings), c.rounds) == (CODE, "old", 2, 0)
         assert outcomes == {outcome: 1}
+
+
+def test_who_gave_up_is_recorded_and_a_repair_that_a_judge_cannot_read_is_not_adopted():
+    def weary(word):
+        def judged(sources):
+            return [
+                replace(verdict, failed=("j",) if word in source else ()) for source, verdict in zip(sources, judge(sources), strict=True)
+            ]
+
+        return judged
+
+    c, outcomes, _ = run([NONE], 1, weary("good"))
+    assert (c.parts["secure"], len(c.findings), c.rounds, outcomes) == (CODE, 2, 0, {"a judge gave up": 1})
+    assert (c.failed, c.vulnerable_failed) == ([], [])
+    c, outcomes, _ = run([ONE], 1, weary("return x"))
+    assert (c.failed, c.vulnerable_failed, outcomes) == (["j"], [], {"adopted": 1})
 
 
 def test_a_judge_that_is_missing_is_named_before_the_teacher_is_asked(tmp_path, monkeypatch):

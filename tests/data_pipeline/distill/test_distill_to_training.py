@@ -37,6 +37,7 @@ def test_distill_build_train(endpoint, tmp_path, capsys):
     assert summary["judged"] and summary["pairs"] + sum(summary["rejected"].values()) == 40
     rows = [json.loads(line) for line in (job / "data" / "train.jsonl").read_text().splitlines()]
     assert any(finding["judge"] == "bandit" for row in rows for finding in row["vulnerable_findings"])
+    assert all(row["judges_failed"] == row["vulnerable_judges_failed"] == [] for row in rows)
 
     assert data.main(["stats", str(job), "--html", str(tmp_path / "stats.html")]) == 0
     assert f"{summary['pairs']} pairs" in capsys.readouterr().out
