@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from judges.findings import Finding
+from judges.prepare import parse
 
 CORRECTED_CWE = {
     "B102": 95,  # exec; Bandit says 78 (commands)
@@ -54,8 +55,9 @@ def run(directory: Path, workers: int) -> tuple[list[tuple[str, Finding]], set[s
     if done.returncode:
         raise RuntimeError(f"bandit failed ({done.returncode}): {done.stderr[-2000:]}")
     report = json.loads(done.stdout)
-    trees = {name: ast.parse((directory / name).read_text(encoding="utf-8")) for name in {r["filename"] for r in report["results"]}}
-    real = [r for r in report["results"] if not _harmless(r, trees[r["filename"]])]
+    texts = {r["filename"]: (directory / r["filename"]).read_text(encoding="utf-8") for r in report["results"]}
+    trees = {name: tree for name, text in texts.items() if (tree := parse(text))}
+    real = [r for r in report["results"] if not (r["filename"] in trees and _harmless(r, trees[r["filename"]]))]
     return [(Path(r["filename"]).name, _finding(r)) for r in real], {Path(e["filename"]).name for e in report["errors"]}
 
 

@@ -63,14 +63,14 @@ def prepare(source: str) -> Prepared | None:
     """The file to analyze, or None where `source` is no Python, however it is indented."""
     source = source.replace("\r\n", "\n").replace("\r", "\n")
     for text, shift in ((source, 0), (textwrap.dedent(source), 0), ("if True:\n" + source, 1)):
-        tree = _parse(text)
+        tree = parse(text)
         if tree is not None:
             front = "; ".join(dict.fromkeys(_STATEMENTS[name] for name in sorted(_free(tree) & _STATEMENTS.keys())))
             return Prepared(f"{front}\n{text}" if front else text, shift + bool(front))
     return None
 
 
-def _parse(text: str) -> ast.Module | None:
+def parse(text: str) -> ast.Module | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes and the like are the snippet's own affair
         try:

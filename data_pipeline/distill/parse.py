@@ -28,7 +28,7 @@ def read_answer(answer: dict[str, Any], parts: Sequence[str]) -> dict[str, str]:
     """The parts of a journalled answer (`text`, `refusal`, `finish_reason`), code without fences.
 
     Raises:
-      RejectedError: the teacher refused or was cut off, or a part is missing or empty.
+      RejectedError: the teacher refused or was cut off, or a part is missing, empty or no text.
     """
     if answer.get("refusal") or answer.get("finish_reason") == "content_filter":
         raise RejectedError("refused")
@@ -42,6 +42,8 @@ def read_answer(answer: dict[str, Any], parts: Sequence[str]) -> dict[str, str]:
         found[part] = unfenced(found[part]) if part in ("secure", "vulnerable") else " ".join(found[part].split())
         if not found[part].strip():
             raise RejectedError(f"empty {label(part)[:-1].lower()} part")
+        if any("\ud800" <= c <= "\udfff" for c in found[part]):  # JSON can escape one alone; no file can hold it
+            raise RejectedError("half a character")
     return found
 
 

@@ -15,7 +15,7 @@ from judges import bandit, codeql, findings, judge, semgrep
 from judges.findings import family, same_family
 from judges.prepare import prepare
 from tests.conftest import REPO
-from tests.judges.examples import EXAMPLES
+from tests.judges.examples import EXAMPLES, FURTHER
 
 RULES = {rule["id"]: rule for file in sorted(semgrep.RULES.glob("*.yaml")) for rule in yaml.safe_load(file.read_text())["rules"]}
 needs_semgrep = pytest.mark.skipif(semgrep.missing() is not None, reason="Semgrep is not installed")
@@ -25,12 +25,11 @@ needs_semgrep = pytest.mark.skipif(semgrep.missing() is not None, reason="Semgre
 def test_every_rule_finds_the_fault_and_leaves_the_fix_alone():
     assert set(EXAMPLES) == set(RULES)
     assert all(findings.normal(rule["metadata"]["cwe"]) == rule["metadata"]["cwe"] for rule in RULES.values())
-    verdicts = judge([code for example in EXAMPLES.values() for code in example], ("semgrep",))
+    cases = [(rule, code, at == 0) for rule, example in EXAMPLES.items() for at, code in enumerate(example)] + FURTHER
+    verdicts = judge([code for _, code, _ in cases], ("semgrep",))
     assert all(v.parses and not v.failed for v in verdicts)
-    found = [{f.rule for f in v.findings} for v in verdicts]
-    missed = [rule for rule, rules in zip(EXAMPLES, found[0::2], strict=True) if rule not in rules]
-    false = [rule for rule, rules in zip(EXAMPLES, found[1::2], strict=True) if rule in rules]
-    assert (missed, false) == ([], [])
+    wrong = [case for case, v in zip(cases, verdicts, strict=True) if (case[0] in {f.rule for f in v.findings}) != case[2]]
+    assert wrong == []
 
 
 @needs_semgrep
@@ -77,10 +76,42 @@ def test_comments_do_not_silence_the_judges():
     assert judge(["eval(x)  # nosec"], ("bandit",))[0].findings
 
 
-def test_sql_without_a_value_is_not_built():
-    built, fixed = judge(['db.execute(f"select * from t where a = {a}")', 'db.execute(f"select * from t where a = %s", (a,))'], ("bandit",))
-    assert [f.rule for f in built.findings] == ["B608"]
-    assert not fixed.findings
+BOUND = [
+    'db.execute(f"select a from t where x = %s", (x,))',
+    'db.execute("select a from t where x in (" + ",".join("?" * len(ids)) + ")", ids)',
+    'db.execute("select a from t where x in (%s)" % ",".join(["?"] * len(ids)), ids)',
+    'db.execute("select a from t where x in (%s)" % ",".join("?" for _ in ids), ids)',
+    'db.execute(f"select a from {TABLE} where x = ?", (x,))',
+    'def f(self, x):\n    db.execute("select a from " + self.table + " where x = ?", (x,))',
+    'db.execute("select a from %s where x = ?" % setting("table"), (x,))',
+    'db.execute("select a from t " + "where x like ?", (f"%{x}%",))',
+]
+BUILT = [
+    'db.execute(f"select a from t where x = {x}")',
+    "def f(self, x):\n    db.execute(f\"select a from {self.table} where x = '{x}'\")",
+    "def f(self):\n    db.execute(f\"select a from t where x = '{self.x}'\")",
+    'db.execute("select a from %s where x = 1" % input("t"))',
+    'def f(ID):\n    db.execute("select a from t where x = %s" % ID)',
+    'db.execute("select a from t where x in (%s)" % ",".join(ids * 2))',
+    'db.execute("select a from t where x = X".replace("X", x))',
+    'db.execute("select a from t where x = {x}".format(**locals()))',
+    'db.execute("select a from t where x = %(x)s" % values)',
+]
+
+
+def test_sql_is_built_where_values_from_outside_are_put_in():
+    flags = [{f.rule for f in v.findings} for v in judge(BOUND + BUILT, ("bandit",))]
+    assert flags == [set()] * len(BOUND) + [{"B608"}] * len(BUILT)
+
+
+def test_what_bandit_does_not_tell_from_a_fault():
+    harmless = [
+        'if password == "":\n    pass',
+        "yaml.load(x, Loader=yaml.BaseLoader)",
+        "def f(c, shell):\n    subprocess.run(c, shell=shell)",
+    ]
+    faults = ['if password == "hunter2":\n    pass', "yaml.load(x, Loader=yaml.Loader)", "def f(c):\n    subprocess.run(c, shell=True)"]
+    assert [bool(v.findings) for v in judge(harmless + faults, ("bandit",))] == [False] * 3 + [True] * 3
 
 
 def test_families():

@@ -92,6 +92,15 @@ def test_no_answer_breaks_the_parser(text):
     except parse.RejectedError:
         return  # any other exception fails the test
     ast.parse(found["secure"])
+    assert all(part.encode() for part in found.values())
+
+
+def test_half_a_character_is_no_text():
+    parts = dict.fromkeys(prompts.PAIR_PARTS, "x = 1")
+    for part in parts:
+        with pytest.raises(parse.RejectedError, match="half a character"):
+            parse.read_answer({"text": json.dumps(parts | {part: "x = '\ud83d'"})}, prompts.PAIR_PARTS)
+    assert parse.read_answer({"text": json.dumps(parts | {"instruction": "\U0001f600"})}, prompts.PAIR_PARTS)["instruction"] == "\U0001f600"
 
 
 def test_a_torn_last_line_is_cut_off_and_another_damaged_one_named(tmp_path):
