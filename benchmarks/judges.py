@@ -2,7 +2,8 @@
 
 On pairs (SVEN, SafeCoder, or our own JSONL): the share of vulnerable and of secure sides with a finding, and of pairs in the right order
 (a finding on the vulnerable side only) and in the wrong one. `matched` counts findings of the CWE's family, `any` counts all. The pairs are
-cut in two halves by commit: rules were written with the first in view. On SecurityEval's insecure code: the share with a finding.
+cut in two halves by commit: rules were written with the first in view; of the second, only the secure sides that were flagged have been read.
+On SecurityEval's insecure code: the share with a finding.
 """
 
 import argparse

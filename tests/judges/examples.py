@@ -117,6 +117,7 @@ FURTHER = [
     ("path-traversal", "@app.get('/x/{n}')\nasync def f(n: str):\n    return FileResponse(D / n)", True),
     ("path-traversal", "@app.get('/x/{n}')\nasync def f(n: str):\n    if n not in NAMES:\n        raise E\n    return FileResponse(D / n)", False),
     ("path-traversal", ROUTE + "    return (D / n).read_text()", True),
+    ("path-traversal", ROUTE + "    if n in FORBIDDEN:\n        abort(404)\n    return (D / n).read_text()", True),
     ("path-traversal", ROUTE + "    if '..' in n:\n        abort(404)\n    return (D / n).read_text()", False),
     ("path-traversal", "def f():\n    (D / 'x').write_bytes(request.data)", False),
     ("path-traversal", ROUTE + "    validate_name(n)\n    return open('keys/%s.key' % n)", False),

@@ -206,8 +206,9 @@ def test_real_pairs(shared_data):
     found = benchmark.measure_pairs([shared_data / file for file in files])
     ours, alone = found["both"], found["bandit"]
     assert ours["all"]["matched"]["pairs"] == 481
-    assert ours["all"]["matched"]["secure_flagged"] <= 0.12 * 481
-    for cwe, more in (("CWE-22", 10), ("CWE-78", 25), ("CWE-79", 4)):
+    assert ours["all"]["matched"]["secure_flagged"] <= 0.06 * 481
+    assert ours["all"]["any"]["secure_flagged"] <= 0.1 * 481
+    for cwe, more in (("CWE-22", 12), ("CWE-78", 40), ("CWE-79", 8)):
         assert ours[cwe]["matched"]["right_order"] >= alone[cwe]["matched"]["right_order"] + more
     insecure = benchmark.measure_insecure(shared_data / "securityeval" / "dataset.first81.jsonl")
     assert insecure["both"]["matched"] >= 1.8 * insecure["bandit"]["matched"]
