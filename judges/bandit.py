@@ -63,8 +63,9 @@ def run(directory: Path, workers: int) -> tuple[list[tuple[str, Finding]], set[s
 
 def _harmless(result: dict, tree: ast.Module) -> bool:
     """Whether the code at a finding is of a kind that Bandit doesn't tell from the one it means."""
-    at = (result["line_number"], result["col_offset"])
-    call = next((n for n in ast.walk(tree) if isinstance(n, ast.Call) and (n.lineno, n.col_offset) == at), None)
+    line, column = result["line_number"], result["col_offset"]  # the line may be that of an argument
+    calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.lineno <= line <= (n.end_lineno or 0) and n.col_offset == column)
+    call = next(calls, None)
     match result["test_id"], call:
         case (("B105" | "B106" | "B107"), _):  # an empty text is no password
             return result["issue_text"].endswith("''")

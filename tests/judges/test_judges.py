@@ -108,7 +108,7 @@ def test_what_bandit_does_not_tell_from_a_fault():
     harmless = [
         'if password == "":\n    pass',
         "yaml.load(x, Loader=yaml.BaseLoader)",
-        "def f(c, shell):\n    subprocess.run(c, shell=shell)",
+        "def f(c, shell):\n    subprocess.run(\n        c,\n        shell=shell,\n    )",
     ]
     faults = ['if password == "hunter2":\n    pass', "yaml.load(x, Loader=yaml.Loader)", "def f(c):\n    subprocess.run(c, shell=True)"]
     assert [bool(v.findings) for v in judge(harmless + faults, ("bandit",))] == [False] * 3 + [True] * 3
