@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,27 @@ def load(name: str | Path) -> Tokenizer:
     return Tokenizer(backend, _id(backend, eos), _leading_id(backend))
 
 
+def chat_template(name: str | Path) -> Callable[[Sequence[Mapping[str, str]]], str] | None:
+    """How the template that comes with a tokenizer writes messages (role, content), up to where the assistant goes on; None: none comes with it.
+
+    What it makes raises a ValueError at messages that the template refuses. Templates run in transformers' sandbox.
+    """
+    import jinja2
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast.from_pretrained(_local(name))
+    if fast.chat_template is None:
+        return None
+
+    def write(messages: Sequence[Mapping[str, str]]) -> str:
+        try:
+            return fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the model's chat template: {error}") from None
+
+    return write
+
+
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE tokenizer of at most `vocab_size` entries, learned from `texts`; deterministic."""
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -92,7 +113,7 @@ def _local(name: str | Path) -> Path:
     if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(str(name), allow_patterns=["tokenizer*.json", "special_tokens_map.json", "config.json"]))
+        return Path(snapshot_download(str(name), allow_patterns=["tokenizer*.json", "chat_template*", "special_tokens_map.json", "config.json"]))
     raise DataError(f"{name}: no such tokenizer directory, file or hub id")
 
 

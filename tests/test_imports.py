@@ -14,7 +14,16 @@ def loaded(statement):
 
 
 @pytest.mark.parametrize(
-    "module", ["lpo_jax.train", "lpo_jax.train.loop", "lpo_jax.objectives", "lpo_jax.model.hf", "lpo_jax.decode.job", "lpo_jax.decode.serve", "lpo_jax.cli"]
+    "module",
+    [
+        "lpo_jax.train",
+        "lpo_jax.train.loop",
+        "lpo_jax.objectives",
+        "lpo_jax.model.hf",
+        "lpo_jax.decode.job",
+        "lpo_jax.decode.serve",
+        "lpo_jax.cli",
+    ],
 )
 def test_the_trainer_pulls_in_neither_tensorflow_nor_torch(module):
     assert set(loaded(f"import {module}")) <= {"jax", "lpo_jax"}

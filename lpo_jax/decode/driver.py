@@ -44,7 +44,7 @@ class Driver:
         lengths = {min(MIN_BUCKET << i, longest) for i in range(longest.bit_length())}
         one = SamplingConfig(max_new_tokens=1)
         for length in sorted(lengths):
-            self._session.add(Request(f"warm-up {length}", [self.sampler.ends[0]] * length, sampling=one))
+            self._session.add(Request(f"warm-up {length}", [0] * length, sampling=one))
             while self._session.busy:
                 self._session.advance()
         if self.sampler.loop.rule is not None and self.sampler.block is None:
