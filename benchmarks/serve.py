@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ def ask(url: str, prompts: list[list[int]], clients: int, new: int, stream: bool
     async def client(session: openai.AsyncOpenAI, share: range) -> dict[str, str]:
         found = {}
         for number in share:
-            asked = {"model": "bench", "prompt": prompts[number], "max_tokens": new, "temperature": 0}
+            asked: dict[str, Any] = {"model": "bench", "prompt": prompts[number], "max_tokens": new, "temperature": 0}
             if stream:
                 text = ""
                 async for chunk in await session.completions.create(**asked, stream=True):

@@ -113,7 +113,9 @@ def _local(name: str | Path) -> Path:
     if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(str(name), allow_patterns=["tokenizer*.json", "chat_template*", "special_tokens_map.json", "config.json"]))
+        return Path(
+            snapshot_download(str(name), allow_patterns=["tokenizer*.json", "chat_template*", "special_tokens_map.json", "config.json"])
+        )
     raise DataError(f"{name}: no such tokenizer directory, file or hub id")
 
 

@@ -7,16 +7,15 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpo_jax.config import ConfigError, MeshConfig, RunConfig, load
+from lpo_jax import cli_decode
+from lpo_jax.config import ConfigError, RunConfig, load
 
 if TYPE_CHECKING:
     from data_pipeline.feed import Feed
-    from lpo_jax.decode.codecode import CoDecoding
     from lpo_jax.plan import RowShape
 
 TRAIN_HELP = """\
@@ -47,24 +46,6 @@ examples:
   lpo plan configs/pods/codellama_34b_v5p_2x2x4.yaml mesh.topology=v5p:2x2x2 mesh.fsdp=8 stages.lpo.batch_rows=8 --json plan.json
   lpo plan configs/codellama_7b.yaml mesh.topology=v5e:2x4 --search
   lpo plan configs/pods/*.yaml --table docs/plans.md
-"""
-GENERATE_HELP = """\
-Complete every prompt of a JSONL file. A row is {"id": ..., "prompt": TEXT}, completed as it stands, or {"id": ..., "instruction": TEXT}, put
-into the template of training. Without an id a row's is its line number.
-
-A line of OUT.jsonl is a sample, written when it is done: id, sample, text, finish ("stop" or "length"), tokens, logprob (by the model itself,
-of all tokens). The same command goes on where it was stopped; more --samples may be asked of a finished job. A sample depends on the model, the
-prompt, --seed, its id and its number: not on --rows, on the other prompts, or on how often the job was interrupted.
-
-With --security a second model of the same tokenizer, small and trained for security, proposes each token; the model keeps it if it thinks it
-likely enough, or draws its own (co-decoding, see lpo_jax/decode/codecode.py).
-"""
-GENERATE_EXAMPLES = """\
-examples:
-  lpo generate tasks.jsonl -o out.jsonl --model runs/disco                      (a run's newest checkpoint)
-  lpo generate tasks.jsonl -o out.jsonl --model DIR --samples 25 --temperature 0.4 --top-p 0.95 --stop $'\\ndef ' --stop $'\\nclass '
-  lpo generate tasks.jsonl -o out.jsonl --model DIR --greedy --data 1 --tensor 4
-  lpo generate tasks.jsonl -o out.jsonl --model DIR --security runs/security --threshold 0.3 --trace
 """
 EXPORT_HELP = """\
 Write what a run has trained, from its newest (or best) checkpoint, as transformers, PEFT and vLLM load it: config.json and safetensors (a LoRA run:
@@ -114,25 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         help="plans made before (default: lpo-jax in $XDG_CACHE_HOME or ~/.cache); made anew when code or versions change",
     )
     plan.set_defaults(run=_plan)
-    generate = commands.add_parser(
-        "generate", help="complete prompts", description=GENERATE_HELP, epilog=GENERATE_EXAMPLES, formatter_class=raw
-    )
-    generate.add_argument("prompts", metavar="PROMPTS.jsonl", help="the prompts, a line each")
-    generate.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="where the completions go")
-    _add_models(generate)
-    generate.add_argument("--samples", type=int, default=1, metavar="N", help="of each prompt (default: 1)")
-    generate.add_argument("--seed", type=int, default=0, help="of all samples (default: 0)")
-    generate.add_argument("--temperature", type=float, default=0.4, help="divides the logits (default: 0.4)")
-    generate.add_argument("--greedy", action="store_true", help="always the most probable token, as --temperature 0")
-    generate.add_argument("--top-k", type=int, default=0, metavar="K", help="draw among the K most probable tokens; 0: among all (default)")
-    generate.add_argument(
-        "--top-p", type=float, default=0.95, metavar="P", help="of these among the fewest that hold P of the probability (default: 0.95)"
-    )
-    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="a completion's length at most (default: 256)")
-    generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a completion in front of this text; repeatable")
-    generate.add_argument("--no-think", action="store_true", help="ask an instruction's response directly, without a security thought")
-    generate.add_argument("--trace", action="store_true", help="write what each model thought of each token, too")
-    generate.set_defaults(run=_generate)
+    cli_decode.add_commands(commands)
     export = commands.add_parser("export", help="a run as a Hugging Face directory", description=EXPORT_HELP, formatter_class=raw)
     export.add_argument("run_dir", metavar="RUN", help="the run_dir of a trained config")
     export.add_argument("out", metavar="DIR", help="where to write")
@@ -140,62 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--merge", action="store_true", help="a LoRA run: fold the adapters into the weights and write a whole model")
     export.set_defaults(run=_export)
     return parser
-
-
-def _add_models(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which models decode, how they do it together, and where."""
-    parser.add_argument("--model", required=True, help="a Hugging Face directory, a hub id, or the run_dir of a trained config")
-    parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to merge into it")
-    parser.add_argument("--tokenizer", metavar="DIR", help="default: the model's own")
-    parser.add_argument("--security", metavar="MODEL", help="co-decode with this security model, given as --model is")
-    parser.add_argument("--security-adapter", metavar="DIR", help="a PEFT adapter to merge into that")
-    parser.add_argument(
-        "--preset",
-        choices=("aligned", "cosec_plus", "cosec_v1"),
-        default="aligned",
-        help="the rule: as published, or (aligned, the default) with rejected tokens replaced as --temperature, --top-k and --top-p ask",
-    )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        metavar="TAU",
-        help="keep a proposed token if min(1, p / q) exceeds this: 0 keeps all, 1 none (default: 0.3)",
-    )
-    parser.add_argument(
-        "--draft-temperature", type=float, metavar="T", help="of the proposals (default: cosec_v1: 0.4, else --temperature)"
-    )
-    parser.add_argument(
-        "--block",
-        type=int,
-        metavar="K",
-        help="propose K tokens before the model looks; the text is the same (default: by what is accepted, at most 8)",
-    )
-    parser.add_argument("--rows", type=int, metavar="N", help="sequences at work at once (default: 16 for each device that cuts the batch)")
-    parser.add_argument(
-        "--max-len-tokens", type=int, metavar="N", help="refuse what is longer, prompt and completion (default: the model's limit)"
-    )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and matmuls (default: float32 on CPUs, else bfloat16)")
-    for axis, default, what in (
-        ("data", -1, "copies of the model; -1: all devices left"),
-        ("fsdp", 1, "cut batch and weights"),
-        ("tensor", 1, "cut heads, mlp, vocabulary"),
-    ):
-        parser.add_argument(
-            f"--{axis}", type=int, default=default, metavar="N", help=f"devices along the mesh's {axis} axis: {what} (default: {default})"
-        )
-
-
-def _rule(args: argparse.Namespace) -> "CoDecoding | None":
-    """How two models decide; None: there is one."""
-    from lpo_jax.decode.codecode import PRESETS
-
-    asked = {"threshold": args.threshold, "draft_temperature": args.draft_temperature}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    if args.security is not None:
-        return replace(PRESETS[args.preset], **asked)
-    if asked or args.block is not None or args.security_adapter is not None:
-        raise ConfigError("--threshold, --draft-temperature, --block and --security-adapter are for co-decoding: give --security as well")
-    return None
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -269,39 +176,6 @@ def _row_shape(config: RunConfig) -> "RowShape":
     manifest = Manifest.load(config.data.path)
     train = manifest.splits["train"]
     return RowShape(manifest.row_tokens, manifest.row_scored, manifest.row_pairs, train["pairs"] / train["rows"])
-
-
-def _generate(args: argparse.Namespace) -> int:
-    from data_pipeline import template, tokenizer
-    from lpo_jax.decode import job
-    from lpo_jax.decode.load import find_tokenizer
-    from lpo_jax.decode.request import SamplingConfig
-
-    temperature = 0.0 if args.greedy else args.temperature
-    sampling = SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop))
-    mesh = MeshConfig(args.data, args.fsdp, args.tensor)
-    what = job.Job(
-        prompts=args.prompts,
-        out=args.out,
-        model=args.model,
-        adapter=args.adapter,
-        security=args.security,
-        security_adapter=args.security_adapter,
-        rule=_rule(args),
-        block=args.block,
-        trace=args.trace,
-        samples=args.samples,
-        seed=args.seed,
-        think=not args.no_think,
-        sampling=sampling,
-        dtype=args.dtype,
-        rows=args.rows,
-        max_len_tokens=args.max_len_tokens,
-        mesh=mesh,
-    )
-    written = job.run(what, tokenizer.load(args.tokenizer or find_tokenizer(args.model)), template.task_prompt)
-    print(f"wrote {written} samples to {args.out}")
-    return 0
 
 
 def _export(args: argparse.Namespace) -> int:

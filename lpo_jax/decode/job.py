@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
 from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.decode import load
 from lpo_jax.decode.codecode import FACTS, CoDecoding
-from lpo_jax.decode.request import Completion, Request, SamplingConfig, Tokenizer, encode
+from lpo_jax.decode.request import Completion, Request, SamplingConfig, Tokenizer, encode, encode_task
 from lpo_jax.decode.sampler import Sampler
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.metrics import write_atomically
@@ -67,7 +66,7 @@ def run(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, bool], str])
     Raises:
       ConfigError: a row, the output file or the model can't be used; with the remedy.
     """
-    dtype = job.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = job.dtype or load.default_dtype()
     prompts = read_prompts(job, tokenizer, task_prompt)
     models = [job.model] if job.security is None else [job.model, job.security]
     limit = min(load.shape(path).max_positions for path in models)
@@ -167,23 +166,11 @@ def read_prompts(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, boo
         if name in found:
             raise ConfigError(f"{where}: id {name} stands at {found[name].where} already")
         text = row[keys[0]] if keys[0] == "prompt" else task_prompt(row[keys[0]], job.think)
-        tokens, left = (encode(tokenizer, text), "") if keys[0] == "prompt" else _encode_task(tokenizer, text)
+        tokens, left = (encode(tokenizer, text), "") if keys[0] == "prompt" else encode_task(tokenizer, text)
         found[name] = Prompt(name, where, tokens, left, hashlib.sha256(text.encode()).hexdigest()[:16])
     if not found:
         raise ConfigError(f"{job.prompts}: no prompt")
     return list(found.values())
-
-
-def _encode_task(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
-    """A templated prompt's tokens, and its last characters that no token holds.
-
-    An answer begins with a line break, and many tokenizers have one token for the prompt's last colon and that break. Training counts it as
-    the answer's; so the model is left to produce it.
-    """
-    encoding = tokenizer.backend.encode(text + "\n", add_special_tokens=False)
-    kept = sum(end <= len(text) for _, end in encoding.offsets)
-    first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return first + encoding.ids[:kept], text[encoding.offsets[kept - 1][1] if kept else 0 :]
 
 
 def _open_journal(job: Job, dtype: str, prompts: list[Prompt]) -> set[tuple[str, int]]:

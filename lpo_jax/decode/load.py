@@ -36,6 +36,11 @@ def shape(path: str) -> ModelConfig:
     return hf.read_config(hf.locate(path)) if run is None else hf.shape(run.model)
 
 
+def default_dtype() -> str:
+    """Of weights and matmuls on these devices."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 def check_tokenizer(path: str, tokenizer: Tokenizer) -> None:
     """Refuse a tokenizer that isn't the model's.
 

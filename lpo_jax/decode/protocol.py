@@ -14,9 +14,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from tokenizers.decoders import DecodeStream
 
-from lpo_jax.config import ConfigError
 from lpo_jax.decode.request import Completion, Request, SamplingConfig, Tokenizer, encode
 from lpo_jax.decode.session import Progress
+
+Chat = Callable[[list[dict[str, str]]], tuple[list[int], str]]
+"""Messages (role, content) -> a prompt, and the prompt's last characters that no token holds: a completion begins with them. Raises ValueError at
+messages that can't be a prompt."""
 
 _IGNORED = frozenset(
     ("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
@@ -60,8 +63,7 @@ class Served:
     tokenizer: Tokenizer
     vocab: int  # a prompt's tokens lie below
     max_len_tokens: int  # of a prompt and its completion
-    chat_prompt: Callable[[list[dict[str, str]]], tuple[list[int], str]]
-    """Messages (role, content) -> a prompt, and the prompt's last characters that no token holds: a completion begins with them. Raises ConfigError."""
+    chat_prompt: Chat
     fingerprint: str  # of all that decides results, besides the request
 
 
@@ -148,7 +150,7 @@ class Asked:
 
     chat: bool
     requests: list[Request]  # one a prompt; samples are numbered through: a sample's number is its choice's index
-    left: str  # see `Served.chat_prompt`
+    left: str  # see `Chat`
     stream: bool
     include_usage: bool
     logprobs: bool
@@ -171,7 +173,7 @@ def read(raw: bytes, chat: bool, served: Served) -> Asked:
     if isinstance(body, _ChatBody):
         try:
             tokens, left = served.chat_prompt([message.plain() for message in body.messages])
-        except ConfigError as error:
+        except ValueError as error:
             raise Refusal(400, f"messages: {error}", "messages") from None
         prompts, new, logprobs = [tokens], body.max_completion_tokens or body.max_tokens, body.logprobs
     else:

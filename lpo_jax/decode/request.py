@@ -85,3 +85,15 @@ def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """A prompt's tokens, as training reads it: BOS where the tokenizer asks for it; an empty prompt is at least an end-of-text."""
     first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     return [*first, *tokenizer.backend.encode(prompt, add_special_tokens=False).ids] or [tokenizer.eos_id]
+
+
+def encode_task(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
+    """A templated prompt's tokens, and its last characters that no token holds.
+
+    An answer begins with a line break, and many tokenizers have one token for the prompt's last colon and that break. Training counts it as
+    the answer's; so the model is left to produce it.
+    """
+    encoding = tokenizer.backend.encode(text + "\n", add_special_tokens=False)
+    kept = sum(end <= len(text) for _, end in encoding.offsets)
+    first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return first + encoding.ids[:kept], text[encoding.offsets[kept - 1][1] if kept else 0 :]

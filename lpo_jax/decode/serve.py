@@ -25,6 +25,7 @@ from lpo_jax.decode.protocol import Answer, Refusal, Served, read
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
+SEGMENT_STEPS = 8  # tokens between looks: how often streams go on and who waits can begin
 MAX_BODY_BYTES = 2**20
 BODY_TIMEOUT_S = 30.0  # within which a body must have arrived
 
@@ -128,9 +129,13 @@ class Server(uvicorn.Server):
 
 def run(bound: socket.socket, driver: Driver, served: Served, key: str | None, grace_s: float) -> int:
     """Serve until SIGTERM or Ctrl-C; returns the process' exit code, 1 if decoding has failed."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # uvicorn sends itself again, when it has ended, what has ended it
-    Server(driver, served, key, grace_s).run(sockets=[bound])
+    # uvicorn repeats the signal that has ended it, when it has ended: then it is answered.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        Server(driver, served, key, grace_s).run(sockets=[bound])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     driver.stop()  # a second Ctrl-C has it still at work
     return int(driver.failed)
 

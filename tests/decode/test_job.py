@@ -14,6 +14,7 @@ from lpo_jax import cli
 from lpo_jax.config import DataConfig, LoraConfig, ModelSource, ObjectiveConfig, OptimConfig, RunConfig, StageConfig, to_dict
 from lpo_jax.decode import job as jobs
 from lpo_jax.decode import load
+from lpo_jax.decode.request import encode_task
 from lpo_jax.export import export
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
@@ -169,7 +170,7 @@ def test_an_instruction_is_cut_where_training_cuts_it(make, tmp_path):
     for reasoning in ("Quote it.", ""):
         pair = Pair(id="1", instruction="w1 w2", reasoning=reasoning, rejected="w3", chosen="w4", language="python", cwe="")
         encoded = encode(pair, tok, MaskOptions())
-        tokens, left = jobs._encode_task(tok, task_prompt(pair.instruction, bool(reasoning)))
+        tokens, left = encode_task(tok, task_prompt(pair.instruction, bool(reasoning)))
         assert tokens == encoded.chosen[: encoded.answer_start].tolist()
         assert left == (":" if make is colon_newline else "")
         assert render(pair).prompt.endswith(left)

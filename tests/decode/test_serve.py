@@ -37,7 +37,7 @@ def models(tmp_path_factory):
 
 def chat_prompt(messages):
     if len(messages) % 2 == 0:
-        raise ConfigError("roles must alternate")
+        raise ValueError("roles must alternate")
     return tokenizer().backend.encode(" ".join(f"w{len(m['role'])} {m['content']}" for m in messages)).ids, ""
 
 
