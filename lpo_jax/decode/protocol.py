@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from tokenizers.decoders import DecodeStream
@@ -109,8 +109,13 @@ class _Body(_Strict):
         return temperature
 
 
+_Item = TypeVar("_Item")
+_Many = Annotated[list[_Item], Field(max_length=2048, fail_fast=True)]  # the first fault is enough
+_Tokens = Annotated[list[int], Field(fail_fast=True)]
+
+
 class _CompletionBody(_Body):
-    prompt: str | Annotated[list[str], Field(min_length=1)] | list[int] | list[list[int]]
+    prompt: str | _Many[str] | _Tokens | _Many[_Tokens]
     max_tokens: int = Field(16, ge=1)
     logprobs: int | None = None
 
@@ -129,7 +134,7 @@ class _Part(_Strict):
 
 class _Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
+    content: str | _Many[_Part]
     name: str = ""
 
     def plain(self) -> dict[str, str]:
@@ -138,7 +143,7 @@ class _Message(_Strict):
 
 
 class _ChatBody(_Body):
-    messages: list[_Message] = Field(min_length=1)
+    messages: _Many[_Message]
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False

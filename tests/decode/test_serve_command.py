@@ -34,12 +34,12 @@ def test_the_command_serves_what_lpo_generate_writes(tmp_path, monkeypatch, capl
     monkeypatch.setattr(jobs, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
     monkeypatch.setenv("LPO_API_KEY", "sesame")
     caplog.set_level(logging.INFO)
-    found = []
+    found, ended = [], threading.Event()
 
     def client():
         try:
             while not any("ready:" in message for message in caplog.messages):
-                assert threading.main_thread().is_alive() and not found
+                assert not ended.is_set()
                 time.sleep(0.02)
             port = next(m for m in caplog.messages if "ready:" in m).split("/v1")[0].rpartition(":")[2]
             found.append(instruct(port, jobs.request_seed(0, "p")))
@@ -53,6 +53,7 @@ def test_the_command_serves_what_lpo_generate_writes(tmp_path, monkeypatch, capl
         thread.start()
         assert cli.main(["serve", "--port", "0", *common]) == 0
     finally:
+        ended.set()
         thread.join()
         signal.signal(signal.SIGTERM, guard)
     assert "sesame" not in caplog.text and "no chat template" in caplog.text
