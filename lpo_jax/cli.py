@@ -1,4 +1,4 @@
-"""`lpo`: train a model, sample from it and export it. The composition root: the only place where the learner meets the data pipeline."""
+"""`lpo`: train a model, sample from it and export it. The composition root: here and in `cli_decode` the learner meets the data pipeline."""
 
 import argparse
 import errno

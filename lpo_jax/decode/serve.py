@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import FrameType
 from typing import Any, TypeVar
 
 import uvicorn
@@ -104,7 +105,7 @@ def application(driver: Driver, served: Served, key: str | None) -> Starlette:
 
 
 class Server(uvicorn.Server):
-    """Ends also when the driver fails; when it ends, gives what is at work so many seconds."""
+    """Ends also when the driver fails; when it ends, gives what is at work so many seconds, or until a second signal."""
 
     def __init__(self, driver: Driver, served: Served, key: str | None, grace_s: float):
         app = application(driver, served, key)
@@ -114,6 +115,7 @@ class Server(uvicorn.Server):
         self._driver, self._served, self._grace_s = driver, served, grace_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         for bound in sockets or []:
             log.info("ready: %s/v1 serves %s, %d rows", address(bound), self._served.name, self._driver.rows)
@@ -122,9 +124,17 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or self._driver.failed
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        late = Refusal(503, "the server is shutting down", code="shutting_down")
-        asyncio.get_running_loop().call_later(self._grace_s, self._driver.close, late)
+        self._loop.call_later(self._grace_s, self._give_up)
         await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self._loop.call_soon_threadsafe(self._give_up)
+        else:
+            super().handle_exit(sig, frame)
+
+    def _give_up(self) -> None:
+        self._driver.close(Refusal(503, "the server is shutting down", code="shutting_down"))
 
 
 def run(bound: socket.socket, driver: Driver, served: Served, key: str | None, grace_s: float) -> int:
@@ -136,7 +146,6 @@ def run(bound: socket.socket, driver: Driver, served: Served, key: str | None, g
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    driver.stop()  # a second Ctrl-C has it still at work
     return int(driver.failed)
 
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import random
+import signal
 import threading
 import time
 
@@ -381,28 +382,29 @@ def test_a_failure_is_heard_by_all_and_ends_the_server(sampler, monkeypatch):
         assert running.driver.failed and not running.thread.is_alive()
 
 
-def test_what_is_at_work_may_finish_but_not_for_ever(sampler, monkeypatch):
-    for grace_s, waits in ((30, False), (0.3, True)):
-        with serve(sampler, grace_s=grace_s) as running:
-            go = hold(running.driver, monkeypatch)
-            found = []
+@pytest.mark.parametrize(("grace_s", "signals", "result"), [(30, 1, "finished"), (0.3, 1, "refused"), (30, 2, "refused")])
+def test_what_is_at_work_may_finish_but_not_for_ever(sampler, monkeypatch, grace_s, signals, result):
+    """Not beyond the time of grace, and not beyond a second signal."""
+    found = []
+    with serve(sampler, grace_s=grace_s) as running:
+        go, client = hold(running.driver, monkeypatch), running.client()
 
-            def work(client=running.client(), found=found):
-                try:
-                    found.append(client.completions.create(model="tiny", prompt="w1", seed=1).choices[0].finish_reason)
-                except openai.APIStatusError as error:
-                    found.append((error.status_code, error.code))
+        def work():
+            try:
+                client.completions.create(model="tiny", prompt="w1")
+                found.append("finished")
+            except openai.InternalServerError as error:
+                found.append("refused" if (error.status_code, error.code) == (503, "shutting_down") else error)
 
-            thread = threading.Thread(target=work)
-            thread.start()
-            while not running.driver.unfinished():
-                time.sleep(0.01)
-            running.server.should_exit = True
-            if waits:
-                thread.join(30)
-                go.set()
-            else:
-                threading.Timer(0.3, go.set).start()
-                thread.join(30)
-            running.thread.join(30)
-        assert found == [(503, "shutting_down")] if waits else found[0] in ("stop", "length")
+        thread = threading.Thread(target=work)
+        thread.start()
+        while not running.driver.unfinished():
+            time.sleep(0.01)
+        for _ in range(signals):
+            running.server.handle_exit(signal.SIGTERM, None)
+        if result == "finished":
+            threading.Timer(0.3, go.set).start()
+        thread.join(30)
+        go.set()
+        running.thread.join(30)
+    assert found == [result]
