@@ -15,6 +15,7 @@ from lpo_jax.config import ConfigError, MeshConfig
 if TYPE_CHECKING:
     from data_pipeline.tokenizer import Tokenizer
     from lpo_jax.decode.codecode import CoDecoding
+    from lpo_jax.decode.crosec import CroSec
     from lpo_jax.decode.protocol import Chat
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ of all tokens). The same command goes on where it was stopped; more --samples ma
 prompt, --seed, its id and its number: not on --rows, on the other prompts, or on how often the job was interrupted.
 
 With --security a second model of the same tokenizer, small and trained for security, proposes each token; the model keeps it if it thinks it
-likely enough, or draws its own (co-decoding, see lpo_jax/decode/codecode.py).
+likely enough, or draws its own (co-decoding, see lpo_jax/decode/codecode.py). With --preset crosec the two are mixed, and may have different
+tokenizers: their vocabularies are aligned first, which takes minutes on CPUs and is kept beside OUT.jsonl (lpo_jax/decode/crosec.py).
 """
 GENERATE_EXAMPLES = """\
 examples:
@@ -36,6 +38,7 @@ examples:
   lpo generate tasks.jsonl -o out.jsonl --model DIR --samples 25 --temperature 0.4 --top-p 0.95 --stop $'\\ndef ' --stop $'\\nclass '
   lpo generate tasks.jsonl -o out.jsonl --model DIR --greedy --data 1 --tensor 4
   lpo generate tasks.jsonl -o out.jsonl --model DIR --security runs/security --threshold 0.3 --trace
+  lpo generate tasks.jsonl -o out.jsonl --model DIR --security OTHER_FAMILY --preset crosec --weight 0.3
 """
 SERVE_HELP = """\
 Answer OpenAI's HTTP API: /v1/completions, /v1/chat/completions (both also streamed), /v1/models, and /health. One model, or with --security a
@@ -70,7 +73,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     generate.add_argument("prompts", metavar="PROMPTS.jsonl", help="the prompts, a line each")
     generate.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="where the completions go")
-    _add_models(generate)
+    _add_models(generate, ("crosec", "crosec_published"))
+    generate.add_argument("--weight", type=float, metavar="W", help="crosec: the security model's share of the mixture (default: 0.3)")
+    generate.add_argument("--security-tokenizer", metavar="DIR", help="crosec: default: the security model's own")
     generate.add_argument("--samples", type=int, default=1, metavar="N", help="of each prompt (default: 1)")
     generate.add_argument("--seed", type=int, default=0, help="of all samples (default: 0)")
     generate.add_argument("--temperature", type=float, default=0.4, help="divides the logits (default: 0.4)")
@@ -94,10 +99,10 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     serve.add_argument("--grace", type=float, default=30, metavar="S", help="seconds to finish what is at work at the end (default: 30)")
     serve.add_argument("--no-think", action="store_true", help="without a chat template: ask a chat's response directly, without a thought")
-    serve.set_defaults(run=_serve)
+    serve.set_defaults(run=_serve, weight=None, security_tokenizer=None)
 
 
-def _add_models(parser: argparse.ArgumentParser) -> None:
+def _add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = ()) -> None:
     """The flags that say which models decode, how they do it together, and where."""
     parser.add_argument("--model", required=True, help="a Hugging Face directory, a hub id, or the run_dir of a trained config")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to merge into it")
@@ -106,9 +111,10 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--security-adapter", metavar="DIR", help="a PEFT adapter to merge into that")
     parser.add_argument(
         "--preset",
-        choices=("aligned", "cosec_plus", "cosec_v1"),
+        choices=("aligned", "cosec_plus", "cosec_v1", *more_presets),
         default="aligned",
-        help="the rule: as published, or (aligned, the default) with rejected tokens replaced as --temperature, --top-k and --top-p ask",
+        help="the rule: as published, or (aligned, the default) with rejected tokens replaced as --temperature, --top-k and --top-p ask"
+        + ("; crosec: mix the two, the security model reading the text in its own tokens" if more_presets else ""),
     )
     parser.add_argument(
         "--threshold",
@@ -143,22 +149,33 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _rule(args: argparse.Namespace) -> "CoDecoding | None":
+def _rule(args: argparse.Namespace) -> "CoDecoding | CroSec | None":
     """How two models decide; None: there is one."""
-    from lpo_jax.decode.codecode import PRESETS
+    from lpo_jax.decode import codecode, crosec
 
+    given = {"--security-adapter": args.security_adapter, "--threshold": args.threshold, "--draft-temperature": args.draft_temperature, "--block": args.block}  # fmt: skip
+    given |= {"--weight": args.weight, "--security-tokenizer": args.security_tokenizer}
+    given = {flag: value for flag, value in given.items() if value is not None}
+    mixes = args.preset in crosec.PRESETS
+    fitting = {"--security-adapter"} | (
+        {"--weight", "--security-tokenizer"} if mixes else {"--threshold", "--draft-temperature", "--block"}
+    )
+    if args.security is None:
+        if given or mixes:
+            raise ConfigError(f"{', '.join(given) or '--preset ' + args.preset} are for co-decoding: give --security as well")
+        return None
+    if wrong := sorted(given.keys() - fitting):
+        raise ConfigError(f"{', '.join(wrong)}: not for --preset {args.preset}")
+    if mixes:
+        rule = crosec.PRESETS[args.preset]
+        return rule if args.weight is None else replace(rule, weight=args.weight)
     asked = {"threshold": args.threshold, "draft_temperature": args.draft_temperature}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    if args.security is not None:
-        return replace(PRESETS[args.preset], **asked)
-    if asked or args.block is not None or args.security_adapter is not None:
-        raise ConfigError("--threshold, --draft-temperature, --block and --security-adapter are for co-decoding: give --security as well")
-    return None
+    return replace(codecode.PRESETS[args.preset], **{name: value for name, value in asked.items() if value is not None})
 
 
 def _generate(args: argparse.Namespace) -> int:
     from data_pipeline import template, tokenizer
-    from lpo_jax.decode import job
+    from lpo_jax.decode import crosec, job
     from lpo_jax.decode.load import find_tokenizer
     from lpo_jax.decode.request import SamplingConfig
 
@@ -184,7 +201,10 @@ def _generate(args: argparse.Namespace) -> int:
         max_len_tokens=args.max_len_tokens,
         mesh=mesh,
     )
-    written = job.run(what, tokenizer.load(args.tokenizer or find_tokenizer(args.model)), template.task_prompt)
+    theirs = None
+    if args.preset in crosec.PRESETS:
+        theirs = tokenizer.load(args.security_tokenizer or find_tokenizer(args.security))
+    written = job.run(what, tokenizer.load(args.tokenizer or find_tokenizer(args.model)), template.task_prompt, theirs)
     print(f"wrote {written} samples to {args.out}")
     return 0
 

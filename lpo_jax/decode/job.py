@@ -12,8 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from lpo_jax.config import ConfigError, MeshConfig
-from lpo_jax.decode import load
-from lpo_jax.decode.codecode import FACTS, CoDecoding
+from lpo_jax.decode import load, vocab_map
+from lpo_jax.decode.codecode import CoDecoding
+from lpo_jax.decode.crosec import CroSec, CrossSampler
 from lpo_jax.decode.request import Completion, Request, SamplingConfig, Tokenizer, encode, encode_task
 from lpo_jax.decode.sampler import Sampler
 from lpo_jax.sharding import make_mesh
@@ -31,9 +32,9 @@ class Job:
     out: str
     model: str
     adapter: str | None = None
-    security: str | None = None  # a second model, which proposes the tokens
+    security: str | None = None  # a second model, which proposes the tokens, or (CroSec) is mixed in
     security_adapter: str | None = None
-    rule: CoDecoding | None = None
+    rule: CoDecoding | CroSec | None = None
     block: int | None = None  # see `Sampler`
     trace: bool = False  # write what each model thought of each token
     samples: int = 1  # of each prompt
@@ -57,19 +58,20 @@ class Prompt:
     sha256: str  # of the text
 
 
-def run(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, bool], str]) -> int:
+def run(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, bool], str], security_tokenizer: Tokenizer | None = None) -> int:
     """Generate what is missing of a job; returns the number of samples written.
 
     Args:
       task_prompt: (instruction, think) -> the prompt that training puts it into.
+      security_tokenizer: the second model's own, for CroSec.
 
     Raises:
       ConfigError: a row, the output file or the model can't be used; with the remedy.
     """
     dtype = job.dtype or load.default_dtype()
     prompts = read_prompts(job, tokenizer, task_prompt)
-    models = [job.model] if job.security is None else [job.model, job.security]
-    limit = min(load.shape(path).max_positions for path in models)
+    readers = [job.model] if job.security is None or isinstance(job.rule, CroSec) else [job.model, job.security]  # of `tokenizer`'s tokens
+    limit = min(load.shape(path).max_positions for path in readers)
     limit = limit if job.max_len_tokens is None else min(limit, job.max_len_tokens)
     new = job.sampling.max_new_tokens
     for prompt in prompts:
@@ -78,8 +80,11 @@ def run(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, bool], str])
                 f"{prompt.where}: prompt {prompt.id} has {len(prompt.tokens)} tokens; with {new} new ones it exceeds {limit}: "
                 "shorten it, lower --max-new-tokens or raise --max-len-tokens"
             )
-    for path in models:
+    for path in readers:
         load.check_tokenizer(path, tokenizer)
+    if isinstance(job.rule, CroSec):
+        assert job.security is not None and security_tokenizer is not None
+        load.check_tokenizer(job.security, security_tokenizer)
     done = _open_journal(job, dtype, prompts)
     missing = [
         Request(p.id, p.tokens, request_seed(job.seed, p.id), k) for p in prompts for k in range(job.samples) if (p.id, k) not in done
@@ -91,7 +96,14 @@ def run(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, bool], str])
     longest = max(len(request.prompt) for request in missing) + new
     target = load.load_model(job.model, mesh, dtype, job.adapter)
     security = None if job.security is None else load.load_model(job.security, mesh, dtype, job.security_adapter)
-    sampler = Sampler(target, tokenizer, job.sampling, rows, longest, security=security, rule=job.rule, block=job.block)
+    sampler: Sampler | CrossSampler
+    if isinstance(job.rule, CroSec):
+        assert security is not None and security_tokenizer is not None
+        sides = vocab_map.vocabulary(target, tokenizer), vocab_map.vocabulary(security, security_tokenizer)
+        alignment = vocab_map.load_or_align(Path(job.out).parent, *sides)
+        sampler = CrossSampler(target, security, tokenizer, security_tokenizer, alignment, job.sampling, rows, longest, rule=job.rule)
+    else:
+        sampler = Sampler(target, tokenizer, job.sampling, rows, longest, security=security, rule=job.rule, block=job.block)
     by_id = {prompt.id: prompt for prompt in prompts}
     tokens, start = 0, time.perf_counter()
     with (
@@ -120,8 +132,8 @@ def run(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, bool], str])
 
 
 def _trace(completion: Completion, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """For each token its text and log-probability; if a security model proposed: what it did, whether that was taken, and what it was worth
-    to the target (p) and to the security model (q)."""
+    """For each token its text and log-probability; with a security model what it was worth to the target (p) and to that model (q), and if one
+    proposed: what, and whether that was taken."""
 
     def text(token: float) -> str:
         return tokenizer.backend.decode([int(token)], skip_special_tokens=False)
@@ -129,9 +141,10 @@ def _trace(completion: Completion, tokenizer: Tokenizer) -> list[dict[str, Any]]
     rows: list[dict[str, Any]] = [
         {"token": text(token), "logprob": round(logp, 4)} for token, logp in zip(completion.tokens, completion.logprobs, strict=True)
     ]
-    for i, row in enumerate(rows if completion.facts else ()):
-        draft, accepted, p, q = (completion.facts[name][i] for name in FACTS)
-        row |= {"draft": text(draft), "accepted": bool(accepted), "p": float(f"{p:.3g}"), "q": float(f"{q:.3g}")}
+    show: dict[str, Callable[[float], Any]] = {"draft": text, "accepted": bool}
+    for name, values in completion.facts.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = show[name](value) if name in show else float(f"{value:.3g}")
     return rows
 
 

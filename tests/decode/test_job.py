@@ -15,12 +15,14 @@ from lpo_jax.config import DataConfig, LoraConfig, ModelSource, ObjectiveConfig,
 from lpo_jax.decode import job as jobs
 from lpo_jax.decode import load
 from lpo_jax.decode.request import encode_task
+from lpo_jax.decode.vocab_map import size
 from lpo_jax.export import export
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
 from lpo_jax.train.checkpoint import Checkpoints, Progress
 from lpo_jax.train.loop import load_params, open_model
 from tests.decode.test_sampler import VOCAB, tokenizer, torch_model
+from tests.decode.vocabularies import byte_level, sentencepiece
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,34 @@ def test_two_models_and_what_they_thought(model, tmp_path, capsys):
     assert "was begun with another rule" in capsys.readouterr().err
     assert generate(model, prompts, tmp_path / "no.jsonl", "--block", "4") == 2
     assert "are for co-decoding: give --security as well" in capsys.readouterr().err
+
+
+def test_two_models_of_different_tokenizers(tmp_path, capsys):
+    """On eight devices. At weight 0 it is the target alone; the alignment is made once and kept beside the output."""
+    for name, tok in {"target": byte_level(), "expert": sentencepiece()}.items():
+        torch_model("llama untied", vocab_size=size(tok)).save_pretrained(tmp_path / name)
+        tok.save(tmp_path / name)
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "def read("}, {"prompt": "import é"}])
+    pair = ("--security", str(tmp_path / "expert"), "--preset", "crosec", "--rows", "4")
+    assert generate(tmp_path / "target", prompts, tmp_path / "alone.jsonl", "--rows", "4") == 0
+    assert generate(tmp_path / "target", prompts, tmp_path / "zero.jsonl", *pair, "--weight", "0") == 0
+    (alignment,) = tmp_path.glob("alignment-*.safetensors")
+    made = alignment.stat().st_mtime_ns
+    assert generate(tmp_path / "target", prompts, tmp_path / "mixed.jsonl", *pair, "--weight", "0.9", "--trace") == 0
+    assert [file.stat().st_mtime_ns for file in tmp_path.glob("alignment-*")] == [made]
+    alone, zero, mixed = (samples(tmp_path / f"{name}.jsonl") for name in ("alone", "zero", "mixed"))
+    assert {k: r["text"] for k, r in zero.items()} == {k: r["text"] for k, r in alone.items()}
+    assert {k: r["text"] for k, r in mixed.items()} != {k: r["text"] for k, r in alone.items()}
+    assert all({"token", "logprob", "p", "q"} == row.keys() for r in mixed.values() for row in r["trace"])
+    assert any(row["q"] > 0 for r in mixed.values() for row in r["trace"])
+    for wrong, message in (
+        ((*pair, "--threshold", "0.5"), "--threshold: not for --preset crosec"),
+        (("--security", str(tmp_path / "expert"), "--weight", "0.5"), "--weight: not for --preset aligned"),
+        (("--preset", "crosec"), "--preset crosec are for co-decoding: give --security as well"),
+        ((*pair, "--weight", "2"), "weight must lie in 0 .. 1, not 2.0"),
+    ):
+        assert generate(tmp_path / "target", prompts, tmp_path / "no.jsonl", *wrong) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

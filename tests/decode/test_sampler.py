@@ -35,9 +35,11 @@ def tokenizer(size=VOCAB):
     return Tokenizer(backend, 0, None)
 
 
-def torch_model(family):
+def torch_model(family, **more):
     torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation="eager").eval()
+    config = FAMILIES[family]()
+    config.update(more)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
 def load(directory, mesh=MeshConfig(1, 1, 1), dtype="float32"):
