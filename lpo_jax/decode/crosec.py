@@ -72,7 +72,7 @@ def mix(t: jax.Array, s: jax.Array, alignment: Alignment, weight: jax.Array, pub
 
 
 class CrossSampler:
-    """Completions by a target and an expert of another tokenizer, `rows` at a time. The host looks at every token.
+    """Completions by a target and an expert of another tokenizer, `rows` at a time. The host looks at every token. One `generate` at a time.
 
     Compiles two programs, and one for each power of two of the prompts' lengths by either tokenizer; afterwards nothing, whatever is asked.
     What a request gets depends on nothing but itself, as with `Sampler`; with weight 0 it is what `Sampler` gives.
@@ -103,17 +103,18 @@ class CrossSampler:
         rule: CroSec | None = None,
         expert_len_tokens: int | None = None,
     ):
-        if (size(tokenizer), size(expert_tokenizer)) != (len(alignment.nearest), len(alignment.votes_for)):
+        V, E = size(tokenizer), size(expert_tokenizer)
+        if (V, E) != (len(alignment.nearest), len(alignment.votes_for)):
             raise ConfigError(
-                f"the tokenizers have {size(tokenizer)} and {size(expert_tokenizer)} entries, the alignment "
+                f"the tokenizers have {V} and {E} entries, the alignment "
                 f"{len(alignment.nearest)} and {len(alignment.votes_for)}: it was made for others"
             )
         self.tokenizer, self.config, self.max_len_tokens = tokenizer, config, max_len_tokens
         self._expert_tokenizer, self._alignment, self.rule = expert_tokenizer, alignment, rule or CroSec()
         self._expert_len = expert_len_tokens or min(2 * max_len_tokens, expert.model.config.max_positions)
-        self._target = Reader("model", target, size(tokenizer), rows, max_len_tokens, 1)
-        self._expert = Reader("expert", expert, size(expert_tokenizer), rows, self._expert_len, _EXPERT_READS)
-        self._rows, self._mesh = rows, target.mesh
+        self._target = Reader("model", target, V, rows, max_len_tokens, 1)
+        self._expert = Reader("expert", expert, E, rows, self._expert_len, _EXPERT_READS)
+        self._vocab, self._rows, self._mesh = V, rows, target.mesh
         self.ends = tuple(sorted({tokenizer.eos_id, *target.eos_ids, *config.stop_tokens}))
         self._spelling = spell(tokenizer, self.ends)
         self._boundary = boundary(expert_tokenizer)
@@ -225,8 +226,8 @@ class CrossSampler:
             )
         if not 0 <= request.seed < 2**32:
             raise ConfigError(f"request {request.id}: seed {request.seed} must lie in 0 .. {2**32 - 1}")
-        if not all(0 <= token < size(self.tokenizer) for token in prompt):
-            raise ConfigError(f"request {request.id}: a token of the prompt isn't one of the tokenizer's {size(self.tokenizer)}")
+        if not all(0 <= token < self._vocab for token in prompt):
+            raise ConfigError(f"request {request.id}: a token of the prompt isn't one of the tokenizer's {self._vocab}")
 
 
 @dataclass
