@@ -42,10 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="OUT", help="write the numbers here")
     args = parser.parse_args(argv)
 
-    toks = [tokenizer.load(name) for name in args.tokenizers]
-    models = [_model(size(tok), width, args.layers, seed) for seed, (tok, width) in enumerate(zip(toks, args.widths, strict=True))]
+    tok, its = (tokenizer.load(name) for name in args.tokenizers)
+    target, expert = (_model(size(tok), args.widths[0], args.layers, 0), _model(size(its), args.widths[1], args.layers, 1))
     start = time.perf_counter()
-    found = align(*map(vocabulary, models, toks))
+    found = align(vocabulary(target, tok), vocabulary(expert, its))
     facts: dict[str, Any] = {
         "arguments": vars(args),
         "seconds": time.perf_counter() - start,
@@ -56,12 +56,12 @@ def main(argv: list[str] | None = None) -> int:
     }
     print("\n".join(f"{name}: {value:.4g}" for name, value in facts.items() if isinstance(value, float)))
 
-    longest = len(toks[0].backend.encode(PROMPT).ids) + 2 + args.new
+    longest = len(tok.backend.encode(PROMPT).ids) + 2 + args.new
     config = SamplingConfig(max_new_tokens=args.new)
     requests = [Request(str(i), PROMPT, seed=i) for i in range(args.rows)]
     ways: dict[str, Any] = {
-        "target alone": Sampler(models[0], toks[0], config, args.rows, longest, segment_steps=1),
-        "crosec": CrossSampler(*models, *toks, found, config, args.rows, longest, expert_len_tokens=8 * longest),
+        "target alone": Sampler(target, tok, config, args.rows, longest, segment_steps=1),
+        "crosec": CrossSampler(target, expert, tok, its, found, config, args.rows, longest, expert_len_tokens=8 * longest),
     }
     counts: dict[str, float] = {name: sum(len(c.tokens) for c in way.generate(requests)) for name, way in ways.items()}
     seconds = common.interleave({name: partial(lambda way: list(way.generate(requests)), way) for name, way in ways.items()}, args.repeats)

@@ -104,7 +104,7 @@ class CrossSampler:
         expert_len_tokens: int | None = None,
     ):
         V, E = size(tokenizer), size(expert_tokenizer)
-        if (V, E) != (len(alignment.nearest), len(alignment.votes_for)):
+        if (len(alignment.nearest), len(alignment.votes_for)) != (V, E):
             raise ConfigError(
                 f"the tokenizers have {V} and {E} entries, the alignment "
                 f"{len(alignment.nearest)} and {len(alignment.votes_for)}: it was made for others"
