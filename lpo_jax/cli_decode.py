@@ -212,6 +212,7 @@ def _generate(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace) -> int:
     from data_pipeline import tokenizer
     from lpo_jax.decode import Sampler, SamplingConfig, load, serve
+    from lpo_jax.decode.crosec import CroSec
     from lpo_jax.decode.driver import Driver
     from lpo_jax.decode.job import ROWS_PER_CUT
     from lpo_jax.decode.protocol import Served
@@ -223,6 +224,7 @@ def _serve(args: argparse.Namespace) -> int:
     if args.max_waiting < 0 or args.grace < 0:
         raise ConfigError("--max-waiting and --grace must be 0 or more")
     rule = _rule(args)
+    assert not isinstance(rule, CroSec)  # no preset that is offered here
     directory = args.tokenizer or load.find_tokenizer(args.model)
     tok = tokenizer.load(directory)
     models = [args.model] if args.security is None else [args.model, args.security]
