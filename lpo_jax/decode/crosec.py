@@ -14,7 +14,7 @@ Dims: R rows, V the target's vocabulary, E the expert's.
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 
 from lpo_jax.config import ConfigError
 from lpo_jax.decode.reader import Reader
-from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingConfig, Tokenizer, encode
+from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingConfig, Tokenizer, check, encode
 from lpo_jax.decode.vocab_map import Alignment, size, spell
 from lpo_jax.decode.warp import Site, Warp, draw, logp_of, warp
 from lpo_jax.sharding import named
@@ -203,7 +203,7 @@ class CrossSampler:
         for request in requests:
             prompt = encode(self.tokenizer, request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
             sampling = request.sampling or self.config
-            self._check(request, prompt, sampling)
+            check(request, prompt, sampling, self._vocab, self.max_len_tokens)
             for number in range(request.sample, request.sample + request.n):
                 sample = _Sample(request, sampling, number, list(prompt), len(prompt) + sampling.max_new_tokens, self._bare_start)
                 text = "".join(self._text(sample, token) for token in prompt)
@@ -215,19 +215,6 @@ class CrossSampler:
                         f"request {request.id}: its prompt has {len(sample.own.ids)} tokens of the expert, which holds {self._expert_len}"
                     )
                 yield sample
-
-    def _check(self, request: Request, prompt: Sequence[int], sampling: SamplingConfig) -> None:
-        if not prompt:
-            raise ConfigError(f"request {request.id}: the prompt has no token")
-        if len(prompt) + sampling.max_new_tokens > self.max_len_tokens:
-            raise ConfigError(
-                f"request {request.id}: its prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new ones don't fit "
-                f"max_len_tokens={self.max_len_tokens}"
-            )
-        if not 0 <= request.seed < 2**32:
-            raise ConfigError(f"request {request.id}: seed {request.seed} must lie in 0 .. {2**32 - 1}")
-        if not all(0 <= token < self._vocab for token in prompt):
-            raise ConfigError(f"request {request.id}: a token of the prompt isn't one of the tokenizer's {self._vocab}")
 
 
 @dataclass

@@ -97,3 +97,22 @@ def encode_task(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
     kept = sum(end <= len(text) for _, end in encoding.offsets)
     first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     return first + encoding.ids[:kept], text[encoding.offsets[kept - 1][1] if kept else 0 :]
+
+
+def check(request: Request, prompt: Sequence[int], sampling: SamplingConfig, vocab: int, max_len_tokens: int) -> None:
+    """Refuse what can't be decoded.
+
+    Raises:
+      ConfigError: the prompt is empty or too long or has a token that isn't there, or the seed is out of range; the request's id is named.
+    """
+    if not prompt:
+        raise ConfigError(f"request {request.id}: the prompt has no token")
+    if len(prompt) + sampling.max_new_tokens > max_len_tokens:
+        raise ConfigError(
+            f"request {request.id}: its prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new ones don't fit "
+            f"max_len_tokens={max_len_tokens}"
+        )
+    if not 0 <= request.seed < 2**32:
+        raise ConfigError(f"request {request.id}: seed {request.seed} must lie in 0 .. {2**32 - 1}")
+    if not all(0 <= token < vocab for token in prompt):
+        raise ConfigError(f"request {request.id}: a token of the prompt isn't one of the tokenizer's {vocab}")

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from lpo_jax.config import ConfigError
 from lpo_jax.decode.loop import Rows
-from lpo_jax.decode.request import Completion, Request, SamplingConfig, encode
+from lpo_jax.decode.request import Completion, Request, SamplingConfig, check, encode
 from lpo_jax.decode.warp import Warp
 from lpo_jax.model.decoder import KVCache
 
@@ -62,7 +61,7 @@ class Session:
         """
         sampling = request.sampling or self._sampler.config
         prompt = tuple(encode(self._sampler.tokenizer, request.prompt) if isinstance(request.prompt, str) else request.prompt)
-        self._check(request, prompt, sampling)
+        check(request, prompt, sampling, self._sampler.vocab, self._sampler.max_len_tokens)
         self._waiting.extend(_Sample(request, sampling, number, prompt) for number in range(request.sample, request.sample + request.n))
 
     def cancel(self, request_id: str) -> None:
@@ -91,20 +90,6 @@ class Session:
         return self._collect()
 
     # --- In.
-
-    def _check(self, request: Request, prompt: tuple[int, ...], sampling: SamplingConfig) -> None:
-        most, vocab = self._sampler.max_len_tokens, self._sampler.vocab
-        if not prompt:
-            raise ConfigError(f"request {request.id}: the prompt has no token")
-        if len(prompt) + sampling.max_new_tokens > most:
-            raise ConfigError(
-                f"request {request.id}: its prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new ones don't fit "
-                f"max_len_tokens={most}"
-            )
-        if not 0 <= request.seed < 2**32:
-            raise ConfigError(f"request {request.id}: seed {request.seed} must lie in 0 .. {2**32 - 1}")
-        if not all(0 <= token < vocab for token in prompt):
-            raise ConfigError(f"request {request.id}: a token of the prompt isn't one of the tokenizer's {vocab}")
 
     def _admit(self, new: Mapping[int, "_Sample"]) -> None:
         """Place new samples in their slots, each prompt prefilled once; the latest prefill may have it already.
