@@ -4,7 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ class BuildOptions:
     trim: bool = True
     score_prompt: bool = False
     heldout: float = 0.05  # share of the groups that is held out
+    balance_cwe: int = 0  # a CWE of fewer train pairs is topped up to so many; 0: none is
     seed: int = 0
 
 
@@ -90,7 +91,12 @@ def build(
     heldout = heldout_groups([pair for pair, _ in planted], options.heldout, options.seed)
     rows = {}
     for split in shards.SPLITS:
-        members = [tree for pair, tree in planted if ((pair.group or pair.id) in heldout) == (split == "heldout")]
+        own = [i for i, (pair, _) in enumerate(planted) if ((pair.group or pair.id) in heldout) == (split == "heldout")]
+        if split == "train":
+            drawn = draws([planted[i][0].cwe for i in own], options.balance_cwe, options.seed)
+            balanced = Counter(planted[own[i]][0].cwe for i in drawn)
+            own += [own[i] for i in drawn]
+        members = [planted[i][1] for i in own]
         order = np.random.default_rng(options.seed).permutation(len(members)) if split == "train" else range(len(members))
         members = [members[i] for i in order]
         packed = trees.pack([len(tree.tokens) for tree in members], options.row_tokens)
@@ -99,7 +105,7 @@ def build(
     manifest = Manifest(
         format_version=shards.FORMAT_VERSION,
         tokenizer_sha256=tok.sha256,
-        vocab_size=tok.backend.get_vocab_size(),
+        vocab_size=max(tok.backend.get_vocab().values()) + 1,
         eos_id=tok.eos_id,
         bos_id=tok.bos_id,
         masks=asdict(options.masks),
@@ -113,6 +119,8 @@ def build(
         drops=drops.counts(),
         inputs=sources,
         build_key=key,
+        plain=sum(pair.plain for pair, _ in planted),
+        balanced=dict(sorted(balanced.items())),
     )
     manifest.save(out)
     return manifest
@@ -135,6 +143,16 @@ def heldout_groups(kept: Sequence[Pair], share: float, seed: int) -> set[str]:
         owed -= take
         heldout.update(ranked[:take])
     return heldout
+
+
+def draws(cwes: Sequence[str], least: int, seed: int) -> list[int]:
+    """Indices to draw once more, so that every CWE has `least` pairs: with replacement, each CWE by a generator of its own."""
+    found = []
+    for cwe in sorted({cwe for cwe in cwes if cwe}):
+        mine = [i for i, other in enumerate(cwes) if other == cwe]
+        rng = np.random.default_rng((seed, *cwe.encode()))
+        found += [mine[i] for i in rng.integers(len(mine), size=max(least - len(mine), 0))]
+    return found
 
 
 def _plant_all(kept: Sequence[Pair], tokenizer_dir: Path, options: BuildOptions, jobs: int) -> Iterator[trees.Tree | str]:

@@ -24,7 +24,8 @@ BUILD_HELP = """\
 Turn pairs into a shard set for training: tokenise, mark what differs, lay each pair out as a tree, pack, write.
 
 Inputs are told apart by their columns: our own JSONL (chosen, rejected, instruction, reasoning, ...), the DiSCo CSV (Instruction,
-Reasoning, Secure Code, Vulnerable Code), SVEN / SafeCoder JSONL (func_src_before, func_src_after, ...).
+Reasoning, Secure Code, Vulnerable Code), SVEN / SafeCoder JSONL (func_src_before, func_src_after, ...), and plain rows without a second
+side (instruction or prompt; output or response; Alpaca's optional input), which serve the objectives sft and kd.
 The same inputs and options always give the same bytes; a finished build is not repeated.
 """
 BUILD_EXAMPLES = """\
@@ -32,6 +33,7 @@ examples:
   lpo-data build data_pipeline/seed/pairs.jsonl --train-tokenizer 2048 --out runs/tiny_cpu/data
   lpo-data build disco_train.csv --tokenizer Qwen/Qwen2.5-Coder-7B --row-tokens 4096 --jobs 8 --out data/disco
   lpo-data build sven.jsonl --tokenizer my/tokenizer --masks spans --out data/sven
+  lpo-data build sven.jsonl --tokenizer DIR --masks spans --hole 0 --score-prompt --balance-cwe 80 --out data/sven_security
   lpo-data build disco_train.csv --tokenizer DIR --masks reference --untrimmed --out data/paper    (to repeat the authors' runs)
 """
 CHECK_HELP = """\
@@ -130,7 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--untrimmed", action="store_true", help="keep and score the whole rejected branch: simpo and lpo's reference mode need it")  # fmt: skip
     build.add_argument("--score-prompt", action="store_true", help="score the prompt's tokens too, for sft on everything")
     build.add_argument("--heldout", type=float, default=0.05, help="share of the pairs to hold out, by CWE and commit (default: 0.05)")
-    build.add_argument("--seed", type=int, default=0, help="order of the rows and choice of the held-out pairs (default: 0)")
+    build.add_argument("--balance-cwe", type=int, default=0, metavar="N", help="top up a CWE of fewer than N train pairs to N, by seeded draws with replacement; all pairs stay (default: 0, none)")  # fmt: skip
+    build.add_argument("--seed", type=int, default=0, help="order of the rows, choice of the held-out pairs and of draws (default: 0)")
     build.add_argument("--jobs", type=int, default=1, help="processes that tokenise (default: 1)")
     build.add_argument("--force", action="store_true", help="replace a shard set of other inputs or options")
     build.set_defaults(run=_build)
@@ -219,6 +222,7 @@ def _build(args: argparse.Namespace) -> int:
         trim=not args.untrimmed,
         score_prompt=args.score_prompt,
         heldout=args.heldout,
+        balance_cwe=args.balance_cwe,
         seed=args.seed,
     )
     manifest = build(
@@ -227,6 +231,10 @@ def _build(args: argparse.Namespace) -> int:
     for split, facts in manifest.splits.items():
         fill = facts["tokens"] / (facts["rows"] * manifest.row_tokens) if facts["rows"] else 0
         print(f"{split:8}{facts['pairs']:7} pairs in {facts['rows']:5} rows of {manifest.row_tokens} tokens, {fill:.1%} full")
+    if manifest.plain:
+        print(f"{manifest.plain} of them are plain: an instruction and a response, for the objectives sft and kd")
+    if manifest.balanced:
+        print(f"drawn once more: {', '.join(f'{count} of {cwe}' for cwe, count in manifest.balanced.items())}")
     for reason, count in manifest.drops.items():
         print(f"dropped {count:7} rows: {reason}")
     if manifest.drops:

@@ -45,7 +45,7 @@ def encode(pair: Pair, tokenizer: Tokenizer, options: MaskOptions) -> Encoded:
         m_minus, m_plus = masks.reference(rejected.ids, chosen.ids, options.hole)
         m_minus[:answer_start] = m_plus[:answer_start] = False
     else:
-        if np.array_equal(chosen.ids, rejected.ids):
+        if np.array_equal(chosen.ids, rejected.ids) and not pair.plain:
             raise UnusableError("both sides have the same tokens")
         m_minus, m_plus = np.zeros(len(rejected.ids), bool), np.zeros(len(chosen.ids), bool)
         m_minus[rejected.code], m_plus[chosen.code] = _code_masks(pair, text, rejected, chosen, options)

@@ -55,8 +55,12 @@ class Feed:
 
     def heldout(self, rows: int, mine: Sequence[int] | None = None) -> Iterator[TreeBatch]:
         """The held-out split once, in order; the last batch is filled up with empty rows. `mine`: as in `batches`."""
-        steps = tf.data.Dataset.range(-(-self.rows("heldout") // rows))
-        yield from self._read("heldout", steps, lambda step: step * rows + np.arange(rows), range(rows) if mine is None else mine)
+        yield from self.in_order("heldout", rows, mine)
+
+    def in_order(self, split: str, rows: int, mine: Sequence[int] | None = None, start_row: int = 0) -> Iterator[TreeBatch]:
+        """A split once, from `start_row` on; the last batch is filled up with empty rows."""
+        steps = tf.data.Dataset.range(-(-(self.rows(split) - start_row) // rows))
+        yield from self._read(split, steps, lambda step: start_row + step * rows + np.arange(rows), range(rows) if mine is None else mine)
 
     def pair_ids(self, split: str, row: int) -> list[str]:
         """The ids of a row's pairs, in the order of `TreeBatch.pair`."""

@@ -53,14 +53,15 @@ def spans(offsets: tuple[np.ndarray, np.ndarray], changes: tuple[Sequence[Span],
 
     Args:
       offsets: for (rejected, chosen), the tokens' half-open character ranges, [n, 2].
-      changes: for (rejected, chosen), the changed character ranges, in the same coordinates.
+      changes: for (rejected, chosen), the changed character ranges, in the same coordinates; an empty one marks nothing.
     """
     import tensorflow_text as tf_text
 
     masks = []
     for tokens, changed in zip(offsets, changes, strict=True):
-        if len(tokens) and len(changed):
-            starts, limits = np.asarray(changed, np.int64).T
+        ranges = np.array([span for span in changed if span[0] < span[1]], np.int64).reshape(-1, 2)
+        if len(tokens) and len(ranges):
+            starts, limits = ranges.T
             overlap = tf_text.span_overlaps(
                 tokens[:, 0].astype(np.int64), tokens[:, 1].astype(np.int64), starts, limits, partial_overlap=True,
                 contains=True, contained_by=True,

@@ -31,6 +31,11 @@ class Pair:
     chosen_spans: tuple[Span, ...] | None = None  # changed character ranges of `chosen`, half-open
     rejected_spans: tuple[Span, ...] | None = None
 
+    @property
+    def plain(self) -> bool:
+        """An instruction with its response and nothing to compare that with: both sides are the same text."""
+        return self.chosen == self.rejected
+
 
 @dataclass
 class Drops:
@@ -49,7 +54,8 @@ def read(path: str | Path, drops: Drops) -> Iterator[Pair]:
     """Pairs of one file; the format is told by its columns.
 
     Formats: our own JSONL (`chosen`, `rejected`, ...), the DiSCo CSV (`Instruction`, `Reasoning`, `Secure Code`,
-    `Vulnerable Code`) and SVEN / SafeCoder JSONL (`func_src_before`, `func_src_after`, optional `description`).
+    `Vulnerable Code`), SVEN / SafeCoder JSONL (`func_src_before`, `func_src_after`, optional `description`), and plain rows
+    (`instruction` or `prompt`; `output` or `response`; Alpaca's optional `input`).
 
     Raises:
       DataError: the file is missing, not UTF-8, or has columns of no known format.
@@ -75,7 +81,7 @@ def read_rows(path: str | Path, drops: Drops) -> Iterator[tuple[Mapping[str, Any
             drops.add(name, "code is not text")
         elif not (pair.chosen.strip() and pair.rejected.strip()):
             drops.add(name, "empty code")
-        elif pair.chosen.strip() == pair.rejected.strip():
+        elif to_pair is not _plain and pair.chosen.strip() == pair.rejected.strip():
             drops.add(name, "both sides are equal")
         else:
             yield row, pair
@@ -154,8 +160,21 @@ def _sven(row: Mapping[str, Any], name: str) -> Pair:
     )
 
 
+def _plain(row: Mapping[str, Any], name: str) -> Pair:
+    instruction = (row["prompt"] if "prompt" in row else row["instruction"]).strip()
+    if not instruction:
+        raise ValueError("no instruction")
+    if (more := (row.get("input") or "").strip()) and "instruction" in row:
+        instruction += f"\n\n### Input:\n{more}"
+    response = row["output"] if "output" in row else row["response"]
+    return Pair(id=name, instruction=instruction, chosen=response, rejected=response, language="")
+
+
 _FORMATS = (
     ({"chosen", "rejected"}, _own),
     ({"Instruction", "Reasoning", "Secure Code", "Vulnerable Code"}, _disco),
     ({"func_src_before", "func_src_after", "file_name", "vul_type"}, _sven),
+    ({"instruction", "output"}, _plain),
+    ({"instruction", "response"}, _plain),
+    ({"prompt", "response"}, _plain),
 )

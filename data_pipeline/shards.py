@@ -43,6 +43,8 @@ class Manifest:
     drops: dict[str, int]  # reason -> count; dropped.tsv lists the rows
     inputs: list[dict[str, Any]]  # [{file, sha256}]
     build_key: str  # hash of inputs and options: the same key, the same shards
+    plain: int = 0  # rows with a response but nothing to compare it with; splits count them among the pairs
+    balanced: dict[str, int] = dataclasses.field(default_factory=dict)  # CWE -> pairs that were drawn into the train split once more
 
     def save(self, directory: Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -4,7 +4,7 @@
     '----------------- prompt -----------------------'  '----------------- answer -----------'
 
 A pair without reasoning has no thought section. A pair without an instruction is a completion task: its prompt is the code in
-front of the first changed line.
+front of the first changed line. A plain row's response stands as it is, without a fence around it.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,8 @@ class Text:
 
 def render(pair: Pair) -> Text:
     """The text that a model is trained on, without special tokens."""
+    if pair.plain:
+        return Text(task_prompt(pair.instruction, think=False), "\n", pair.chosen, pair.rejected, "")
     if not pair.instruction:
         cut = _first_changed_line(pair.rejected, pair.chosen)
         return Text(pair.chosen[:cut], "", pair.chosen[cut:], pair.rejected[cut:], "")

@@ -47,7 +47,8 @@ class Tree:
 def plant(pair: Encoded, trim: bool = True, score_prompt: bool = False) -> Tree:
     """The tree of a pair.
 
-    The trunk ends in front of the first token that differs or is marked. The last token of a path is scored but is no input.
+    The trunk ends in front of the first token that differs or is marked; of two equal sides it is all there is. The last token of a path
+    is scored but is no input.
 
     Args:
       trim: keep of the rejected branch only what its changed tokens need: they alone are scored, and what follows the last of
@@ -69,8 +70,9 @@ def plant(pair: Encoded, trim: bool = True, score_prompt: bool = False) -> Tree:
         (REJECTED, rejected, pair.m_minus, trunk, stop),
     )
     n_chosen, n_rejected = max(len(chosen) - 1 - trunk, 0), max(stop - 1 - trunk, 0)
+    n_trunk = trunk - (len(chosen) == len(rejected) == trunk)
     first_row = {CHOSEN: trunk, REJECTED: trunk + n_chosen}  # row index of a branch's first input
-    size = trunk + n_chosen + n_rejected
+    size = n_trunk + n_chosen + n_rejected
 
     columns: list[tuple[np.ndarray, ...]] = []
     for side, ids, mask, low, high in sides:
@@ -85,12 +87,12 @@ def plant(pair: Encoded, trim: bool = True, score_prompt: bool = False) -> Tree:
         columns.append((source, ids[at], np.full(len(at), side), at >= min(pair.answer_start, trunk), mask[at]))
     source, target, side_of, answer, changed = (np.concatenate(parts) for parts in zip(*columns, strict=True))
 
-    inside = [np.arange(trunk), trunk + np.arange(n_chosen), trunk + np.arange(n_rejected)]
+    inside = [np.arange(n_trunk), trunk + np.arange(n_chosen), trunk + np.arange(n_rejected)]
     return Tree(
         id=pair.id,
-        tokens=np.concatenate([chosen[:trunk], chosen[inside[1]], rejected[inside[2]]]).astype(np.int32),
+        tokens=np.concatenate([chosen[inside[0]], chosen[inside[1]], rejected[inside[2]]]).astype(np.int32),
         positions=np.concatenate(inside).astype(np.int32),
-        subtree_end=np.repeat([size, trunk + n_chosen, size], [trunk, n_chosen, n_rejected]).astype(np.int32),
+        subtree_end=np.repeat([size, trunk + n_chosen, size], [n_trunk, n_chosen, n_rejected]).astype(np.int32),
         source=source.astype(np.int32),
         target=target.astype(np.int32),
         side=side_of.astype(np.int8),

@@ -6,7 +6,7 @@ descendants are contiguous and one integer a token says who may look at whom:
 
     attends(q, k)  =  k <= q < subtree_end[k]
 
-Dims: B rows, T tokens in a row, N scored tokens in a row, P pairs in a row.
+Dims: B rows, T tokens in a row, N scored tokens in a row, P pairs in a row, K tokens kept of a teacher.
 """
 
 import flax.struct
@@ -15,6 +15,15 @@ from jax import Array
 
 TRUNK, CHOSEN, REJECTED = 0, 1, -1
 """Values of `TreeBatch.side`."""
+
+
+@flax.struct.dataclass
+class TeacherTop:
+    """What a teacher holds most probable in the place of each scored token; K tokens, in falling order."""
+
+    ids: Array  # [B, N, K] int32
+    logps: Array  # [B, N, K] float32
+    rest: Array  # [B, N] float32: log of the probability that all other tokens have together
 
 
 @flax.struct.dataclass
@@ -38,6 +47,8 @@ class TreeBatch:
     chosen_len: Array  # [B, P] int32: |y+|, from the first code token
     rejected_len: Array  # [B, P] int32: |y-|, from the first code token
     reasoning_len: Array  # [B, P] int32: |R|, the answer tokens in front of the code
+
+    teacher: TeacherTop | None = None  # of a `kd` stage whose teacher's log-probabilities were computed before
 
 
 def answer_tokens(batch: TreeBatch, row: int, pair: int) -> list[tuple[int, int, int | None]]:

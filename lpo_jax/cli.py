@@ -15,11 +15,14 @@ from lpo_jax import cli_decode
 from lpo_jax.config import ConfigError, RunConfig, load
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from data_pipeline.feed import Feed
     from lpo_jax.plan import RowShape
 
 TRAIN_HELP = """\
-Run every stage of a config, e.g. sft, then lpo, and write into its run_dir:
+Run every stage of a config, e.g. sft, then lpo (or kd: distillation from a larger model; security: adapters on a frozen base), and write
+into its run_dir:
   summary.json   held-out numbers before training and after each stage     report.html   the same to look at, with curves and pairs
   metrics.jsonl  one line a step       tensorboard/  the same        checkpoints/  the state; the same command goes on from the newest
 SIGTERM or Ctrl-C saves and ends with exit code 75. On several hosts start the same command on each: see launch/README.md.
@@ -29,6 +32,18 @@ examples:
   lpo train configs/tiny_cpu.yaml
   lpo train configs/tiny_cpu.yaml run_dir=runs/hot stages.lpo.optim.lr=1e-4 stages.lpo.objective.beta=2
   lpo train configs/lpo_hf.yaml model.path=DIR data.path=data/disco mesh.fsdp=8 mesh.data=1
+"""
+TEACHER_HELP = """\
+Run the teacher of a stage of objective kd once over the train split, and keep what it holds most probable in the place of each scored token.
+A run whose kl.teacher is OUT then reads that, and needs no memory or time for the teacher. Of all other tokens one sum is kept.
+
+The same command goes on where it was stopped. Pays where the same shards are distilled more than once, or the teacher doesn't fit beside
+the student; needs 8 bytes for each of the K tokens in each place. One host; the teacher is cut over its devices as CONFIG's mesh says.
+"""
+TEACHER_EXAMPLES = """\
+examples:
+  lpo teacher configs/cosec_plus/qwen2_5_coder_kd.yaml -o data/qwen_teacher mesh.fsdp=8
+  lpo train configs/cosec_plus/qwen2_5_coder_kd.yaml stages.kd.objective.kl.teacher=data/qwen_teacher
 """
 PLAN_HELP = """\
 Compile the step that `lpo train CONFIG` would run, for a TPU slice, on this machine, which needs no TPU: minutes on a CPU. Says whether
@@ -75,6 +90,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG", help="a YAML file; every key is explained in lpo_jax/config.py")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
     train.set_defaults(run=_train)
+    teacher = commands.add_parser(
+        "teacher", help="run a kd stage's teacher once", description=TEACHER_HELP, epilog=TEACHER_EXAMPLES, formatter_class=raw
+    )
+    teacher.add_argument("config", metavar="CONFIG", help="a YAML file with a stage of objective kd")
+    teacher.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
+    teacher.add_argument("-o", "--out", required=True, metavar="OUT", help="the directory to write")
+    teacher.add_argument("--stage", metavar="NAME", help="default: the only one of objective kd")
+    teacher.add_argument("--top-k", type=int, default=64, metavar="K", help="tokens to keep (default: %(default)s)")
+    teacher.set_defaults(run=_teacher)
     plan = commands.add_parser(
         "plan", help="does a config fit a TPU slice?", description=PLAN_HELP, epilog=PLAN_EXAMPLES, formatter_class=raw
     )
@@ -138,6 +162,22 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _teacher(args: argparse.Namespace) -> int:
+    config = load(args.config, args.overrides)
+    taught = [name for name, stage in config.stages.items() if stage.objective.name == "kd" and args.stage in (None, name)]
+    if len(taught) != 1:
+        raise ConfigError(f"{args.config}: name with --stage one of objective kd among {', '.join(config.stages)}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from data_pipeline.feed import Feed
+    from lpo_jax import teacher
+
+    data = Feed(config.data.path)
+    _check_tokenizer(config, data)
+    teacher.write(config, taught[0], data, args.out, args.top_k)
+    print(f"wrote {args.out}; train with stages.{taught[0]}.objective.kl.teacher={args.out}")
+    return 0
+
+
 def _plan(args: argparse.Namespace) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # to compile for a TPU, not to hold one
     from lpo_jax import plan, plan_text, search
@@ -197,7 +237,25 @@ def _check_tokenizer(config: RunConfig, data: "Feed") -> Callable[[int], str]:
             f"{config.data.path} was built with another tokenizer than {name}: "
             f"rebuild it with `lpo-data build ... --tokenizer {name}`, or correct data.tokenizer"
         )
+    for stage, settings in config.stages.items():
+        if settings.objective.name == "kd" and settings.objective.kl is not None:
+            _check_teachers_tokenizer(f"stages.{stage}.objective.kl.teacher", str(settings.objective.kl.teacher), tok.backend)
     return lru_cache(lambda token: tok.backend.decode([token], skip_special_tokens=False))
+
+
+def _check_teachers_tokenizer(key: str, path: str, ours: "Tokenizer") -> None:
+    """Refuse a teacher whose ids mean other tokens. It may know more of them; a directory without a tokenizer can't be checked."""
+    from data_pipeline import tokenizer
+
+    if Path(path).is_dir() and not (Path(path) / "tokenizer.json").is_file():
+        return
+    theirs = tokenizer.load(path).backend
+    for token, index in ours.get_vocab().items():
+        if theirs.token_to_id(token) != index:
+            raise ConfigError(
+                f"{key}: the tokenizer of {path} has {theirs.id_to_token(index)!r} where the shards' has {token!r} (id {index}): "
+                "a teacher shares the student's tokenizer, or one that begins with it"
+            )
 
 
 def _print_summary(summary: dict[str, dict[str, float]], run_dir: str) -> None:

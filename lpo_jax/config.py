@@ -117,10 +117,22 @@ class ModelSource:
 
 
 @dataclass(frozen=True)
+class KlConfig:
+    """A Kullback-Leibler divergence between the trained model and a frozen one: the teacher of `kd`, the base model of `security`."""
+
+    direction: Literal["reverse", "forward"]  # KL(trained || frozen), KL(frozen || trained)
+    weight: float  # kd: (1 - weight) * LM + weight * KL; security: CE + weight * KL
+    teacher: str | None = None  # kd: a Hugging Face directory, a hub id, or a directory that `lpo teacher` wrote
+
+    def __post_init__(self) -> None:
+        _check(self.weight >= 0, f"kl.weight must be 0 or more, not {self.weight}")
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """What a stage optimises. See `lpo_jax.objectives` for the formulas."""
 
-    name: Literal["sft", "lpo", "simpo"]
+    name: Literal["sft", "lpo", "simpo", "kd", "security"]
     mode: Literal["clean", "paper", "reference"] = "clean"  # lpo only
     beta: float | None = None  # scale of the preference term; required by lpo and simpo
     gamma: float | None = None  # absolute target margin (SimPO's ratio is gamma / beta); required by lpo and simpo
@@ -132,12 +144,22 @@ class ObjectiveConfig:
     imitation: Literal["sum", "mean"] = "sum"  # paper: reduction of the SFT term
     off_mask: float = 1e-6  # reference: weight of unchanged tokens, the authors' 1 - loss_mask_val
     label_smoothing: float = 0.0
-    score_prompt: bool = False  # sft: score the prompt's tokens too, as the authors' SFT does
+    score_prompt: bool = False  # sft, kd, security: score the prompt's tokens too, as the authors' SFT does
+    kl: KlConfig | None = None  # required by kd and security
 
     def __post_init__(self) -> None:
-        needed = {"sft": (), "simpo": ("beta", "gamma"), "lpo": ("beta", "gamma", "alpha")}[self.name]
+        needed = {
+            "sft": (),
+            "simpo": ("beta", "gamma"),
+            "lpo": ("beta", "gamma", "alpha"),
+            "kd": ("kl",),
+            "security": ("kl",),
+        }[self.name]
         missing = [key for key in needed if getattr(self, key) is None]
         _check(not missing, f"objective {self.name}: set {', '.join(missing)} (no default holds for every mode)")
+        if self.name == "kd" and self.kl is not None:
+            _check(self.kl.teacher is not None, "objective kd: set kl.teacher to a model's directory, or to one that `lpo teacher` wrote")
+            _check(self.kl.weight <= 1, f"objective kd: kl.weight is the teacher's share of the loss, in [0, 1], not {self.kl.weight}")
         _check(0 <= self.off_mask <= 1, f"objective.off_mask must lie in [0, 1], not {self.off_mask}")
         _check(0 <= self.label_smoothing < 0.5, f"objective.label_smoothing must lie in [0, 0.5), not {self.label_smoothing}")
 
@@ -234,6 +256,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check(bool(self.stages), "stages: a run needs at least one stage, e.g. `sft` or `lpo`")
+        for name, stage in self.stages.items():
+            _check(
+                stage.objective.name != "security" or self.model.lora is not None,
+                f"stages.{name}: objective security trains adapters and compares them with the model beneath: set model.lora",
+            )
         _check("init" not in self.stages, 'stages: "init" is the name of the model before training; choose another')
         _check(self.keep_checkpoints > 0, f"keep_checkpoints must be positive, not {self.keep_checkpoints}")
         _check(self.max_skipped_steps > 0, f"max_skipped_steps must be positive, not {self.max_skipped_steps}")

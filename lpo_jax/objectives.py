@@ -17,6 +17,9 @@ All preference objectives are one formula; they differ in the coefficients they 
   changed and off_mask on unchanged ones; tokens with id 0 carry no loss at all.
 - ``simpo`` (Meng et al. 2024, Eq. 6): s is the mean over all answer tokens; nothing is imitated.
 
+The two phases of CoSec+ compare the trained model with a frozen one as well (`lpo_jax.divergence`): ``kd`` makes a small model like a large one
+of its family, ``security`` teaches adapters on that base the changed tokens and holds them to it everywhere else.
+
 Dims: B rows, N scored tokens, P pairs in a row.
 """
 
@@ -113,19 +116,45 @@ def preference(logps: jax.Array, batch: TreeBatch, config: ObjectiveConfig) -> T
 
 def sft(logps: jax.Array, batch: TreeBatch, config: ObjectiveConfig) -> Terms:
     """Supervised fine-tuning: mean negative log-likelihood of the chosen side's answer tokens (`score_prompt`: and the prompt's)."""
-    scored = _sft_tokens(batch, config)
+    scored = answer_side(batch, config)
     return {"loss": (-jnp.where(scored, logps, 0).sum(), scored.sum().astype(logps.dtype))}
 
 
-def _sft_tokens(batch: TreeBatch, config: ObjectiveConfig) -> jax.Array:
+def answer_side(batch: TreeBatch, config: ObjectiveConfig) -> jax.Array:
+    """The chosen side's answer tokens, with `score_prompt` its prompt too: [B, N]."""
     scored = (batch.pair >= 0) & (batch.side >= 0)
     return scored if config.score_prompt else scored & batch.answer
+
+
+def kd(logps: jax.Array, divergence: jax.Array, batch: TreeBatch, config: ObjectiveConfig) -> Terms:
+    """Distillation: ``(1 - weight) * LM + weight * KL``, each a mean over the batch's answer tokens, rejected sides left out.
+
+    Both models' softmax is over the tokenizer's ids only; the two terms are logged as ``lm`` and ``kl``.
+    """
+    assert config.kl is not None
+    scored = answer_side(batch, config)
+    weight = scored.sum().astype(logps.dtype)
+    lm, kl = -jnp.where(scored, logps, 0).sum(), jnp.where(scored, divergence, 0).sum()
+    return {"loss": ((1 - config.kl.weight) * lm + config.kl.weight * kl, weight), "lm": (lm, weight), "kl": (kl, weight)}
+
+
+def security(logps: jax.Array, divergence: jax.Array, batch: TreeBatch, config: ObjectiveConfig) -> Terms:
+    """``CE + weight * KL``, a mean over pairs: cross-entropy on the chosen side's changed tokens, divergence from the base on the others.
+
+    Each is a mean over the pair's tokens, and 0 where there are none: a fix that only deletes teaches to stay as the base is.
+    """
+    assert config.kl is not None
+    scored = answer_side(batch, config)
+    ce = -(_mean(scored & batch.changed, batch) * logps).sum()
+    kl = (_mean(scored & ~batch.changed, batch) * divergence).sum()
+    pairs = (batch.chosen_len > 0).sum().astype(logps.dtype)
+    return {"loss": (ce + config.kl.weight * kl, pairs), "ce": (ce, pairs), "kl": (kl, pairs)}
 
 
 def linear_weights(batch: TreeBatch, config: ObjectiveConfig) -> jax.Array | None:
     """The loss sum's gradient by the log-probabilities in which it is linear: [B, N], 0 at other tokens; None where it is in none."""
     if config.name == "sft":
-        return jnp.where(_sft_tokens(batch, config), -1.0, 0.0)
+        return jnp.where(answer_side(batch, config), -1.0, 0.0)
     if config.name == "simpo" or config.mode == "reference":
         return None
     weights = coefficients(batch, config)
@@ -133,6 +162,7 @@ def linear_weights(batch: TreeBatch, config: ObjectiveConfig) -> jax.Array | Non
 
 
 OBJECTIVES = {"sft": sft, "lpo": preference, "simpo": preference}
+WITH_FROZEN = {"kd": kd, "security": security}
 
 
 def heldout_metrics(logps: jax.Array, batch: TreeBatch) -> Terms:
@@ -158,12 +188,17 @@ def heldout_metrics(logps: jax.Array, batch: TreeBatch) -> Terms:
     }
 
 
-def check_data(config: ObjectiveConfig, trimmed: bool, scores_prompt: bool) -> None:
-    """Refuse an objective that a shard set can't serve.
+def check_data(config: ObjectiveConfig, trimmed: bool, scores_prompt: bool, plain: int = 0) -> None:
+    """Refuse an objective that a shard set can't serve; `plain` of its rows have an answer but no second side.
 
     Raises:
       ConfigError: naming the objective and how to build the shards.
     """
+    if plain and config.name in ("lpo", "simpo", "security"):
+        raise ConfigError(
+            f"objective {config.name} learns from what differs between two sides, but {plain} rows of these shards are plain instructions "
+            "with a response; those serve sft and kd: build the pairs into a shard set of their own"
+        )
     if trimmed and config.name == "simpo":
         raise ConfigError(
             "objective simpo scores whole rejected answers, but these shards are trimmed; build them with `lpo-data build --untrimmed`"

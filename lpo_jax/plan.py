@@ -25,14 +25,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lpo_jax import flops, hlo
-from lpo_jax.batch import TreeBatch
+from lpo_jax.batch import TeacherTop, TreeBatch
 from lpo_jax.config import ConfigError, PlanConfig, RunConfig, StageConfig
 from lpo_jax.console import captured_stderr
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh
+from lpo_jax.teacher import open_teacher
 from lpo_jax.train import state as steps
-from lpo_jax.train.state import TrainState
+from lpo_jax.train.state import Teacher, TrainState
 
 GIB = 2**30
 
@@ -222,8 +223,9 @@ def make(config: RunConfig, stage_name: str, row: RowShape) -> Plan:
     with captured_stderr(f"compile for {topology}") as printed, tempfile.TemporaryDirectory() as dump:
         mesh = make_mesh(config.mesh, topology_devices(topology))
         steps.check_rows(config, mesh)
-        arguments = abstract_arguments(model, stage, row, mesh)
-        traced = trace_step(model, stage, row, mesh)
+        teacher = open_teacher(config, stage_name, None)
+        arguments = abstract_arguments(model, stage, row, mesh, teacher)
+        traced = trace_step(model, stage, row, mesh, teacher)
         memory, verdict, traffic, largest = held(arguments), "", None, []
         try:
             compiled = _compile(traced, mesh, dump)
@@ -267,6 +269,7 @@ def cached(config: RunConfig, stage_name: str, row: RowShape, directory: Path) -
         "shape": dataclasses.asdict(hf.planned_shape(config.model)),
         "model": dataclasses.asdict(config.model) | {"shape": None, "adapter": None},
         "stage": [stage_name, dataclasses.asdict(config.stages[stage_name]), config.eval_rows],
+        "teacher": str(open_teacher(config, stage_name, None)),
         "mesh": dataclasses.asdict(config.mesh),
         "row": dataclasses.asdict(row),
         "code": [_code_hash(), *(metadata.version(name) for name in ("jax", "jaxlib", "libtpu") if importlib.util.find_spec(name))],
@@ -288,34 +291,42 @@ def _code_hash() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def abstract_batch(stage: StageConfig, row: RowShape, mesh: Mesh) -> TreeBatch:
+def abstract_batch(stage: StageConfig, row: RowShape, mesh: Mesh, top_k: int = 0) -> TreeBatch:
     """A step's batch as `jax.ShapeDtypeStruct`s: [microbatches, rows, ...], laid out as the feed lays it out."""
     cut = steps.batch_sharding(mesh, accumulated=True)
 
-    def leaf(width: int, dtype: Any = jnp.int32) -> Any:
-        return jax.ShapeDtypeStruct((stage.accumulate, stage.batch_rows // stage.accumulate, width), dtype, sharding=cut)
+    def leaf(*width: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct((stage.accumulate, stage.batch_rows // stage.accumulate, *width), dtype, sharding=cut)
 
     T, N, P = row.tokens, row.scored, row.pairs
     read = {key: leaf(T) for key in ("tokens", "positions", "subtree_end")}
     scored = {key: leaf(N) for key in ("source", "target", "pair")}
-    facts = {"side": leaf(N, jnp.int8), "answer": leaf(N, jnp.bool_), "changed": leaf(N, jnp.bool_)}
-    return TreeBatch(**read, **scored, **facts, **{key: leaf(P) for key in ("chosen_len", "rejected_len", "reasoning_len")})
+    facts = {"side": leaf(N, dtype=jnp.int8), "answer": leaf(N, dtype=jnp.bool_), "changed": leaf(N, dtype=jnp.bool_)}
+    lengths = {key: leaf(P) for key in ("chosen_len", "rejected_len", "reasoning_len")}
+    taught = TeacherTop(leaf(N, top_k), leaf(N, top_k, dtype=jnp.float32), leaf(N, dtype=jnp.float32)) if top_k else None
+    return TreeBatch(**read, **scored, **facts, **lengths, teacher=taught)
 
 
-def abstract_arguments(model: Model, stage: StageConfig, row: RowShape, mesh: Mesh) -> tuple[TrainState, Any, TreeBatch]:
+def abstract_arguments(
+    model: Model, stage: StageConfig, row: RowShape, mesh: Mesh, teacher: Teacher | None = None
+) -> tuple[TrainState, Any, TreeBatch]:
     """The train step's arguments (state, frozen, batch) as `jax.ShapeDtypeStruct`s with their shardings."""
     place = partial(jax.tree.map, lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s))
     tx = steps.optimizer(stage.optim, 1000)
     state = jax.eval_shape(partial(steps.new_state, tx=tx), steps.trainable_shapes(model))
-    frozen = {} if model.lora is None else place(model.shapes(), steps.param_shardings(model, mesh))
-    return place(state, steps.state_shardings(model, tx, mesh)), frozen, abstract_batch(stage, row, mesh)
+    frozen = {} if model.lora is None else model.shapes()
+    if teacher is not None and teacher.model is not None:
+        frozen |= {"teacher": teacher.model.shapes()}
+    frozen = place(frozen, steps.frozen_shardings(model, mesh, teacher))
+    batch = abstract_batch(stage, row, mesh, teacher.top_k if teacher else 0)
+    return place(state, steps.state_shardings(model, tx, mesh)), frozen, batch
 
 
-def trace_step(model: Model, stage: StageConfig, row: RowShape, mesh: Mesh) -> jax.stages.Traced:
+def trace_step(model: Model, stage: StageConfig, row: RowShape, mesh: Mesh, teacher: Teacher | None = None) -> jax.stages.Traced:
     """The train step of `lpo_jax.train.state` on abstract arguments; ``.jaxpr`` is what it computes."""
     # The schedule's length is a constant of the step and changes nothing else.
-    step = steps.make_train_step(model, stage.objective, steps.optimizer(stage.optim, 1000), mesh)
-    arguments = abstract_arguments(model, stage, row, mesh)
+    step = steps.make_train_step(model, stage.objective, steps.optimizer(stage.optim, 1000), mesh, teacher=teacher)
+    arguments = abstract_arguments(model, stage, row, mesh, teacher)
     with jax.set_mesh(mesh):
         return step.trace(*arguments)  # type: ignore[attr-defined]
 

@@ -16,6 +16,7 @@ from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model, kept_width
 from lpo_jax.plan import GIB, Plan, RowShape
 from lpo_jax.sharding import make_mesh
+from lpo_jax.teacher import open_teacher
 
 _REMAT = get_args(get_type_hints(ModelSource)["remat"])  # the first keeps most, the last least
 
@@ -87,7 +88,8 @@ def _candidates(config: RunConfig, stage: str, row: RowShape) -> Iterator[Candid
     rows, accumulate = config.stages[stage].batch_rows, config.stages[stage].accumulate
     models = {remat: plan.open_model(_replaced(config, config.mesh, remat, rows, accumulate)) for remat in _REMAT}
     alone = make_mesh(MeshConfig(data=1), devices[:1])
-    work = {remat: flops.count(plan.trace_step(m, config.stages[stage], row, alone).jaxpr.jaxpr) for remat, m in models.items()}
+    teacher = open_teacher(config, stage, None)
+    work = {remat: flops.count(plan.trace_step(m, config.stages[stage], row, alone, teacher).jaxpr.jaxpr) for remat, m in models.items()}
     for mesh_config in _meshes(config.mesh.topology, len(devices), shape.n_heads):
         try:
             mesh = make_mesh(mesh_config, devices)
@@ -95,7 +97,7 @@ def _candidates(config: RunConfig, stage: str, row: RowShape) -> Iterator[Candid
             continue
         ways = mesh_config.data * mesh_config.fsdp
         smallest = dataclasses.replace(config.stages[stage], batch_rows=ways, accumulate=1)
-        held = sum(plan.held(plan.abstract_arguments(models["block"], smallest, row, mesh)).values())
+        held = sum(plan.held(plan.abstract_arguments(models["block"], smallest, row, mesh, teacher)).values())
         for remat, model in models.items():
             for batch in {rows // 2, rows, 2 * rows} - {0}:
                 for pieces in {accumulate, 2 * accumulate}:

@@ -14,6 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from lpo_jax import teacher as teachers
 from lpo_jax.config import ConfigError, MeshConfig, RunConfig, StageConfig, to_dict
 from lpo_jax.model import hf, lora
 from lpo_jax.model.decoder import Model, Params
@@ -50,6 +51,7 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
     with all_or_none():
         mesh, model = make_mesh(config.mesh), open_model(config)
         _check_fit(config, manifest, model, mesh)
+        taught = {name: teachers.open_teacher(config, name, manifest) for name in config.stages}
         target = _abstract_state(config, model, mesh)
     directory = run_dir.claim(config, manifest, sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target)))
 
@@ -80,13 +82,18 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
             if state is None:
                 shardings = steps.state_shardings(model, tx, mesh)
                 state = jax.jit(partial(steps.new_state, tx=tx), out_shardings=shardings, donate_argnums=0)(params)
-            train_step = steps.make_train_step(model, stage.objective, tx, mesh, config.seed + index)
-            start = int(state.step)
-            batches = data.batches(stage.batch_rows, start, length, index, my_rows(mesh, stage.batch_rows, stage.accumulate))
+            teacher = taught[name]
+            train_step = steps.make_train_step(model, stage.objective, tx, mesh, config.seed + index, teacher)
+            known = frozen | teachers.load(teacher, stage.objective, mesh)
+            start, mine = int(state.step), my_rows(mesh, stage.batch_rows, stage.accumulate)
+            batches = data.batches(stage.batch_rows, start, length, index, mine)
+            if teacher is not None and teacher.top_k:
+                rows = (data.step_rows(stage.batch_rows, step, index)[mine] for step in range(start, length))
+                batches = teachers.join(batches, rows, stage.objective)
             bar = tqdm(batches, name, length, initial=start, unit="step", dynamic_ncols=True, disable=jax.process_index() > 0)
             step_log = _StepLog(config, directory, data, metrics, bar, name, length, total)
             for step, batch in enumerate(bar, start + 1):
-                state, terms = train_step(state, frozen, to_devices(batch, mesh, stage.batch_rows, stage.accumulate))
+                state, terms = train_step(state, known, to_devices(batch, mesh, stage.batch_rows, stage.accumulate))
                 stopping = stop.reached(total + step)
                 checkpoints.check()
                 step_log.add(step, terms)
@@ -111,7 +118,7 @@ def train(config: RunConfig, data: Data, decode: Callable[[int], str]) -> dict[s
             write_evaluation(directory, name, measured, pairs)
             metrics.sync()
             checkpoints.save(state, Progress(name, length, total, manifest.build_key, to_dict(config)), measured)
-            params, state = state.params, None  # the moments are free before the next stage's are made
+            params, state, known = state.params, None, frozen  # moments and teacher are free before the next stage's are made
 
         # --- Wind up.
         checkpoints.close()
@@ -168,7 +175,7 @@ def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None
 def _check_fit(config: RunConfig, manifest: Any, model: Model, mesh: Mesh) -> None:
     """Refuse objectives, data, model and mesh that don't go together."""
     for stage in config.stages.values():
-        check_data(stage.objective, manifest.trimmed, manifest.scores_prompt)
+        check_data(stage.objective, manifest.trimmed, manifest.scores_prompt, manifest.plain)
     if manifest.vocab_size > model.config.vocab_size:
         raise ConfigError(
             f"the shards' tokenizer has {manifest.vocab_size} entries, the model's vocabulary {model.config.vocab_size}: "

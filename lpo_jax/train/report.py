@@ -14,12 +14,19 @@ import yaml
 
 from lpo_jax.train.metrics import ENGLISH, HIGHER_IS_BETTER, read_metrics, write_atomically
 
-OBJECTIVES = {"sft": "supervised fine-tuning", "lpo": "localized preference optimization", "simpo": "simple preference optimization"}
+OBJECTIVES = {
+    "sft": "supervised fine-tuning",
+    "lpo": "localized preference optimization",
+    "simpo": "simple preference optimization",
+    "kd": "distillation from a teacher",
+    "security": "security training beside a frozen base",
+}
 PANELS = [  # title, caption, label of the y axis, group of metrics.jsonl, names: the first drawn solid, the second dashed
     ("Loss", "What each stage minimises; two stages' levels can't be compared.", "loss", "train", ["loss"]),
     ("Log-probability", "Secure (solid) and vulnerable side (dashed) as scored.", "nats", "train", ["logps/chosen", "logps/rejected"]),
     ("Reward margin", "Secure minus vulnerable reward, beta included.", "margin", "train", ["rewards/margins"]),
     ("Training accuracy", "Share of training pairs whose secure side is likelier.", "share", "train", ["rewards/accuracies"]),
+    ("Divergence", "From the teacher (kd) or the base model (security), on average a token.", "nats", "train", ["kl"]),
     ("Held-out accuracy", "The same share of held-out pairs, on the changed tokens.", "share", "heldout", ["pair_accuracy"]),
     ("Held-out margin", "Secure minus vulnerable changed tokens, before and after each stage.", "nats a token", "heldout", ["margin"]),
 ]

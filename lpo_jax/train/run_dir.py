@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from lpo_jax.config import ConfigError, RunConfig, to_dict
+from lpo_jax.config import ConfigError, RunConfig, from_dict, to_dict
 from lpo_jax.train.distributed import all_or_none
 from lpo_jax.train.metrics import is_bucket, write_atomically
 
@@ -59,7 +59,8 @@ def _check_owner(run_dir: epath.Path, config: RunConfig) -> None:
     file = run_dir / "config.json"
     if not file.exists():
         return
-    mine, theirs = to_dict(config), json.loads(file.read_text())
+    # Keys that came later stand at their defaults.
+    mine, theirs = to_dict(config), to_dict(from_dict(RunConfig, json.loads(file.read_text()), str(file)))
     differ = sorted(k for k in mine.keys() | theirs.keys() if k not in _FREE and mine.get(k) != theirs.get(k))
     if differ:
         raise ConfigError(f"{run_dir} holds a run with another {', '.join(differ)}; choose a new run_dir, or delete the directory")

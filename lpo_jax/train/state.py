@@ -1,6 +1,8 @@
 """The training state, its sharding, and the jitted steps."""
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,12 +13,22 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lpo_jax import sharding
-from lpo_jax.batch import TreeBatch
+from lpo_jax.batch import TeacherTop, TreeBatch
 from lpo_jax.config import ConfigError, ObjectiveConfig, OptimConfig, RunConfig
+from lpo_jax.divergence import Output, divergence
 from lpo_jax.logps import token_logps
 from lpo_jax.model import lora
 from lpo_jax.model.decoder import Model, Params
-from lpo_jax.objectives import OBJECTIVES, Terms, heldout_metrics, linear_weights
+from lpo_jax.objectives import OBJECTIVES, WITH_FROZEN, Terms, heldout_metrics, linear_weights
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a step of `kd` must know beforehand of its teacher."""
+
+    vocab_size: int  # both models' vocabularies are cut to so many ids: the tokenizer's
+    top_k: int  # tokens whose log-probabilities a batch brings in each place; 0: none, the model runs inside the step
+    model: Model | None = None
 
 
 @flax.struct.dataclass
@@ -124,11 +136,17 @@ def check_rows(config: RunConfig, mesh: Mesh) -> None:
 
 
 def make_train_step(
-    model: Model, objective: ObjectiveConfig, tx: optax.GradientTransformation, mesh: Mesh, seed: int = 0
+    model: Model,
+    objective: ObjectiveConfig,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int = 0,
+    teacher: Teacher | None = None,
 ) -> Callable[[TrainState, Params, TreeBatch], tuple[TrainState, Terms]]:
     """The jitted step: (state, frozen, batch with leaves [microbatches, rows, ...]) -> (state, terms). The state is donated.
 
-    `frozen` is a LoRA model's base parameters, else {}. Gradients of the loss *sum* are added up over the microbatches and divided
+    `frozen` is a LoRA model's base parameters, else {}; with a teacher that runs in the step, its parameters are there too, under "teacher".
+    Gradients of the loss *sum* are added up over the microbatches and divided
     once by the loss weight, so that accumulation equals one big batch. A step whose loss or gradient isn't finite changes neither
     parameters nor moments, bit for bit, and is counted. Besides the objective's terms there are ``grad_norm`` (before clipping),
     ``tokens`` (the batch's, without padding and each tree's first), ``skipped_steps`` (so far) and ``skipped_in_row``.
@@ -136,7 +154,7 @@ def make_train_step(
     drops = model.lora is not None and model.lora.dropout > 0
 
     def loss_sum(params: Params, frozen: Params, batch: TreeBatch, key: jax.Array | None) -> tuple[jax.Array, Terms]:
-        terms = objective_terms(model, objective, params, frozen, batch, key)
+        terms = objective_terms(model, objective, params, frozen, batch, key, teacher)
         return terms["loss"][0], terms
 
     def step(state: TrainState, frozen: Params, batches: TreeBatch) -> tuple[TrainState, Terms]:
@@ -169,7 +187,7 @@ def make_train_step(
     states, replicated = state_shardings(model, tx, mesh), NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         step,
-        in_shardings=(states, _frozen_shardings(model, mesh), batch_sharding(mesh, accumulated=True)),
+        in_shardings=(states, frozen_shardings(model, mesh, teacher), batch_sharding(mesh, accumulated=True)),
         out_shardings=(states, replicated),
         donate_argnums=0,
     )
@@ -183,7 +201,7 @@ def make_eval_step(model: Model, mesh: Mesh) -> Callable[[Params, Params, TreeBa
         return heldout_metrics(logps, batch), logps
 
     replicated = NamedSharding(mesh, PartitionSpec())
-    shardings = trainable_shardings(model, mesh), _frozen_shardings(model, mesh), batch_sharding(mesh, accumulated=False)
+    shardings = trainable_shardings(model, mesh), frozen_shardings(model, mesh), batch_sharding(mesh, accumulated=False)
     return jax.jit(evaluate, in_shardings=shardings, out_shardings=replicated)
 
 
@@ -196,19 +214,48 @@ def forward(
     linear: jax.Array | None = None,
 ) -> jax.Array:
     """Log-probabilities of a batch's scored tokens, [B, N]; `linear` is `token_logps`'s."""
-    base, adapters = (params, None) if model.lora is None else (frozen, params)
-    head, bias = model.head(base, adapters, dropout_key)
-    hidden = model.hidden(base, batch.tokens, batch.positions, batch.subtree_end, adapters, dropout_key)
+    hidden, head, bias = output(model, params, frozen, batch, dropout_key)
     return token_logps(hidden, head, batch, bias, linear)
 
 
 def objective_terms(
-    model: Model, objective: ObjectiveConfig, params: Params, frozen: Params, batch: TreeBatch, dropout_key: jax.Array | None = None
+    model: Model,
+    objective: ObjectiveConfig,
+    params: Params,
+    frozen: Params,
+    batch: TreeBatch,
+    dropout_key: jax.Array | None = None,
+    teacher: Teacher | None = None,
 ) -> Terms:
     """The objective of a batch; differentiate the sum of its ``"loss"``."""
-    logps = forward(model, params, frozen, batch, dropout_key, linear_weights(batch, objective))
-    return OBJECTIVES[objective.name](logps, batch, objective)
+    if objective.name not in WITH_FROZEN:
+        logps = forward(model, params, frozen, batch, dropout_key, linear_weights(batch, objective))
+        return OBJECTIVES[objective.name](logps, batch, objective)
+    assert objective.kl is not None
+    trained = output(model, params, frozen, batch, dropout_key)
+    other: Output | TeacherTop
+    if objective.name == "security":
+        other, vocab = output(dataclasses.replace(model, lora=None), frozen, {}, batch), None
+    else:
+        assert teacher is not None
+        vocab = teacher.vocab_size
+        if teacher.model is None:
+            assert batch.teacher is not None
+            other = batch.teacher
+        else:
+            other = output(teacher.model, frozen["teacher"], {}, batch)
+    logps, found = divergence(trained, other, batch, objective.kl.direction, vocab)
+    return WITH_FROZEN[objective.name](logps, found, batch, objective)
 
 
-def _frozen_shardings(model: Model, mesh: Mesh) -> Params:
-    return {} if model.lora is None else param_shardings(model, mesh)
+def output(model: Model, params: Params, frozen: Params, batch: TreeBatch, dropout_key: jax.Array | None = None) -> Output:
+    """A batch's hidden states, and the head that goes with them."""
+    base, adapters = (params, None) if model.lora is None else (frozen, params)
+    hidden = model.hidden(base, batch.tokens, batch.positions, batch.subtree_end, adapters, dropout_key)
+    return Output(hidden, *model.head(base, adapters, dropout_key))
+
+
+def frozen_shardings(model: Model, mesh: Mesh, teacher: Teacher | None = None) -> Params:
+    """The sharding of `make_train_step`'s `frozen`."""
+    base = {} if model.lora is None else param_shardings(model, mesh)
+    return base if teacher is None or teacher.model is None else base | {"teacher": param_shardings(teacher.model, mesh)}
