@@ -49,10 +49,10 @@ def open_teacher(config: RunConfig, stage: str, manifest: Any | None) -> Teacher
     if objective.name != "kd":
         return None
     path = _path(objective)
-    if (facts := _facts(path)) is not None:
+    if (computed := facts(path)) is not None:
         if manifest is not None:
-            _check(facts, path, manifest, objective)
-        return Teacher(facts["vocab_size"], facts["top_k"])
+            _check(computed, path, manifest, objective)
+        return Teacher(computed["vocab_size"], computed["top_k"])
     try:
         shape = hf.planned_shape(ModelSource(path=path))
     except ConfigError as error:
@@ -107,7 +107,7 @@ def write(config: RunConfig, stage: str, data: Data, out: str | Path, k: int) ->
         raise ConfigError(f"--top-k must lie between 1 and the tokenizer's {teacher.vocab_size} entries, not {k}")
     mesh, total = make_mesh(config.mesh), data.rows("train")
     steps.check_rows(config, mesh)
-    facts = {
+    job = {
         "model": _path(objective),
         "dtype": config.model.compute_dtype,
         "shards": _shards(data.manifest),
@@ -116,11 +116,11 @@ def write(config: RunConfig, stage: str, data: Data, out: str | Path, k: int) ->
         "top_k": k,
         "score_prompt": objective.score_prompt,
     }
-    if (earlier := _facts(out)) is None:
+    if (earlier := facts(out)) is None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
-    elif earlier != facts:
-        differ = ", ".join(key for key in facts if facts[key] != earlier.get(key))
+        (out / _FACTS).write_text(json.dumps(job, indent=2) + "\n")
+    elif earlier != job:
+        differ = ", ".join(key for key in job if job[key] != earlier.get(key))
         raise ConfigError(f"{out} holds what another job computed (other {differ}); choose another directory, or delete it")
     with jax.set_mesh(mesh):
         params = load(teacher, objective, mesh)["teacher"]
@@ -182,19 +182,19 @@ def _file(directory: Path, row: int) -> Path:
     return directory / f"rows-{row // BLOCK_ROWS:05d}.safetensors"
 
 
-def _facts(path: str | Path) -> dict[str, Any] | None:
-    """teacher.json; None: the path is a model's."""
+def facts(path: str | Path) -> dict[str, Any] | None:
+    """What was computed before, and lies in `path`; None: the path is a model's."""
     file = Path(path) / _FACTS
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def _check(facts: dict[str, Any], path: str, manifest: Any, objective: ObjectiveConfig) -> None:
+def _check(computed: dict[str, Any], path: str, manifest: Any, objective: ObjectiveConfig) -> None:
     """Refuse log-probabilities of other tokens than the stage scores."""
-    if facts["shards"] != _shards(manifest):
+    if computed["shards"] != _shards(manifest):
         raise ConfigError(f"{path} was computed of other shards than data.path holds: run `lpo teacher` again, into another directory")
-    if facts["score_prompt"] != objective.score_prompt:
-        raise ConfigError(f"{path} was computed with score_prompt {facts['score_prompt']}, the stage has {objective.score_prompt}")
-    blocks = range(0, facts["rows"], BLOCK_ROWS)
+    if computed["score_prompt"] != objective.score_prompt:
+        raise ConfigError(f"{path} was computed with score_prompt {computed['score_prompt']}, the stage has {objective.score_prompt}")
+    blocks = range(0, computed["rows"], BLOCK_ROWS)
     missing = [row for row in blocks if not _file(Path(path), row).is_file()]
     if missing:
         raise ConfigError(
@@ -214,4 +214,5 @@ def _path(objective: ObjectiveConfig) -> str:
 
 def _named(stage: str, error: ConfigError) -> ConfigError:
     """An error about a model, said of the teacher."""
-    return ConfigError(str(error).replace("model.path", f"stages.{stage}.objective.kl.teacher"))
+    told = str(error).partition("; set model.shape")[0]
+    return ConfigError(told.replace("model.path", f"stages.{stage}.objective.kl.teacher"))
