@@ -224,3 +224,23 @@ def test_changed_spans_are_words():
     assert masks.changed_spans(rejected, chosen) == ([(5, 9)], [(5, 14)])
     assert masks.changed_spans("é = f(x)\n", "é = f(x, ñ)\n") == ([], [(7, 10)])
     assert masks.changed_spans("same", "same") == ([], [])
+
+
+def test_zero_length_spans_mark_nothing_and_neighbours_mark_once():
+    offsets = np.array([[0, 3], [3, 8], [8, 9], [9, 12]])
+    found = masks.spans((offsets, offsets), ([(0, 0), (5, 5), (8, 8), (12, 12)], [(4, 5), (5, 6), (6, 6), (7, 8)]))
+    assert [bits(m) for m in found] == ["0000", "0100"]
+
+
+@pytest.mark.parametrize("name", ["codellama", "qwen"])
+def test_spans_of_a_real_row_mark_the_tokens_that_hold_them(shared_data, name):
+    """CoSec's first CWE-89 row: tokens that overlap an added span, no others, and every added character is in one."""
+    from data_pipeline import pairs, tokenizer
+
+    pair = next(p for p in pairs.read(shared_data / "sven" / "train.python.jsonl", pairs.Drops()) if p.cwe == "CWE-89")
+    assert pair.chosen_spans == ((371, 372), (373, 374), (378, 380))
+    offsets = np.array(tokenizer.load(shared_data / "tokenizers" / name).backend.encode(pair.chosen, add_special_tokens=False).offsets)
+    marked = masks.spans((offsets, offsets), ([], pair.chosen_spans))[1]
+    added = {at for start, stop in pair.chosen_spans for at in range(start, stop)}
+    assert [bool(added & set(range(*token))) for token in offsets.tolist()] == marked.tolist()
+    assert added <= {at for token in offsets[marked].tolist() for at in range(*token)}

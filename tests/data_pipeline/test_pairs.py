@@ -105,3 +105,25 @@ def test_a_pair_without_instruction_is_a_completion_task():
         "",
     )
     assert render(Pair("a", "good()", "bad()")).prompt == ""
+
+
+def test_plain_rows(tmp_path):
+    lines = [
+        {"instruction": "Add.", "output": "a + b\n"},
+        {"instruction": "Add.", "input": "1, 2", "output": "3"},
+        {"instruction": "Add.", "input": "", "response": "a + b"},
+        {"prompt": " Add. ", "response": "a + b"},
+        {"instruction": " ", "output": "x"},
+        {"instruction": "Add.", "output": "\n"},
+        {"instruction": "Add.", "output": None},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found, drops = read_all(tmp_path / "p.jsonl")
+    assert [(p.instruction, p.chosen) for p in found] == [
+        ("Add.", "a + b\n"), ("Add.\n\n### Input:\n1, 2", "3"), ("Add.", "a + b"), ("Add.", "a + b")
+    ]  # fmt: skip
+    assert all(p.plain for p in found)
+    assert [row for row, _ in drops.rows] == ["p.jsonl:5", "p.jsonl:6", "p.jsonl:7"]
+    text = render(found[1])
+    assert text.prompt.endswith("### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:")
+    assert (text.before_code + text.chosen + text.after_code, text.rejected) == ("\n3", text.chosen)

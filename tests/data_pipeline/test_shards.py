@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from data_pipeline import pairs
-from data_pipeline.build import BuildOptions, build, heldout_groups
+from data_pipeline.build import BuildOptions, build, draws, heldout_groups
 from data_pipeline.cli import main
 from data_pipeline.feed import Feed, stream_rows
 from data_pipeline.pairs import DataError, Drops, Pair
@@ -190,3 +191,50 @@ def test_real_rows_with_real_tokenizers(shared_data, tmp_path, name, capsys):
         manifest = Manifest.load(out)
         assert sum(s["pairs"] for s in manifest.splits.values()) + sum(manifest.drops.values()) == rows
         assert set(manifest.drops) <= {"both sides are equal"}
+
+
+def test_plain_rows_are_counted_and_scored_whole(tmp_path, capsys):
+    rows = [{"instruction": f"Print {n}.", "output": f"print({n})"} for n in range(20)]
+    (tmp_path / "plain.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    args = ["build", str(tmp_path / "plain.jsonl"), "--train-tokenizer", "300", "--row-tokens", "128", "--out", str(tmp_path / "out")]
+    assert main(args) == 0
+    assert "20 of them are plain" in capsys.readouterr().out
+    feed = Feed(tmp_path / "out")
+    assert feed.manifest.plain == sum(split["pairs"] for split in feed.manifest.splits.values()) == 20
+    batch = next(feed.batches(1, 0, 1))
+    scored = batch.pair[0] >= 0
+    assert not batch.side[0][scored].any() and not batch.changed[0].any() and batch.answer[0][scored].all()
+    assert scored.sum() == batch.chosen_len[0].sum() + batch.reasoning_len[0].sum()  # the newline in front counts as reasoning
+    assert main(["show", str(tmp_path / "out"), "-n", "1"]) == 0
+    assert "### Response:\nprint(" in capsys.readouterr().out
+
+
+def test_balancing_tops_up_the_train_split_only(tmp_path):
+    """Every CWE ends with the least number at least, pairs that are there stay, the held-out split is untouched, and it is reproducible."""
+    rows = list(pairs.read(SEED_PAIRS, Drops()))[:60]
+    pairs.write(rows, tmp_path / "in.jsonl")
+    cwe = {pair.id: pair.cwe for pair in rows}
+
+    def ids(name, **options):
+        build([tmp_path / "in.jsonl"], tmp_path / name, None, BuildOptions(heldout=0.2, **options), vocab_size=400)
+        feed = Feed(tmp_path / name)
+        return feed.manifest, [[i for row in range(feed.rows(split)) for i in feed.pair_ids(split, row)] for split in ("train", "heldout")]
+
+    _, (plain, heldout) = ids("plain")
+    before = Counter(cwe[i] for i in plain)
+    least = sorted(before.values())[len(before) // 2]
+    manifest, (train, same_heldout) = ids("balanced", balance_cwe=least)
+    after = Counter(cwe[i] for i in train)
+    assert same_heldout == heldout
+    assert not Counter(plain) - Counter(train), "originals stay"
+    assert after == {name: max(count, least) for name, count in before.items()} and after != before
+    assert manifest.balanced == {name: least - count for name, count in sorted(before.items()) if count < least}
+    assert manifest.splits["train"]["pairs"] == len(train)
+    assert (ids("again", balance_cwe=least)[1], ids("other", balance_cwe=least, seed=1)[1] == [train, heldout]) == ([train, heldout], False)
+
+
+def test_draws_of_a_cwe_do_not_depend_on_the_others():
+    first = draws(["CWE-1", "CWE-2", "CWE-2", ""], 5, seed=3)
+    assert first[:4] == [0] * 4 and len(first) == 7 and set(first[4:]) <= {1, 2}
+    assert [at - 3 for at in draws(["", "", "", "CWE-1", "CWE-2", "CWE-2", "CWE-2"], 1, seed=3)] == []
+    assert draws(["CWE-2", "CWE-2"], 5, seed=3) == [at - 1 for at in first[4:]]

@@ -133,3 +133,19 @@ def test_answer_tokens_restore_what_trimming_left_unscored():
     assert [token for token, side, _ in answer if side >= 0] == pair.chosen[2:].tolist()
     assert [token for token, side, _ in answer if side < 0] == pair.rejected[3:stop].tolist()
     assert [n is not None and bool(batch.changed[0, n]) for _, side, n in answer if side < 0] == pair.m_minus[3:stop].tolist()
+
+
+def test_equal_sides_are_a_trunk_and_nothing_else():
+    """A plain row: every answer token is scored once, and the last is no input."""
+    for trim in (True, False):
+        tree = plant(encoded([1, 2], [3, 4, 0], [3, 4, 0]), trim)
+        assert columns(tree) == {
+            "tokens": [1, 2, 3, 4],
+            "positions": [0, 1, 2, 3],
+            "subtree_end": [4] * 4,
+            "source": [1, 2, 3],
+            "target": [3, 4, 0],
+            "side": [0, 0, 0],
+            "changed": [0, 0, 0],
+        }
+        assert tree.answer.all() and tree.chosen_len == 3
