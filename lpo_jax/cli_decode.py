@@ -37,7 +37,7 @@ examples:
   lpo generate tasks.jsonl -o out.jsonl --model runs/disco                      (a run's newest checkpoint)
   lpo generate tasks.jsonl -o out.jsonl --model DIR --samples 25 --temperature 0.4 --top-p 0.95 --stop $'\\ndef ' --stop $'\\nclass '
   lpo generate tasks.jsonl -o out.jsonl --model DIR --greedy --data 1 --tensor 4
-  lpo generate tasks.jsonl -o out.jsonl --model DIR --security runs/security --threshold 0.3 --trace
+  lpo generate tasks.jsonl -o out.jsonl --model DIR --security runs/security --threshold 0.3 --html out.html
   lpo generate tasks.jsonl -o out.jsonl --model DIR --security OTHER_FAMILY --preset crosec --weight 0.3
 """
 SERVE_HELP = """\
@@ -88,6 +88,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a completion in front of this text; repeatable")
     generate.add_argument("--no-think", action="store_true", help="ask an instruction's response directly, without a security thought")
     generate.add_argument("--trace", action="store_true", help="write what each model thought of each token, too")
+    generate.add_argument(
+        "--html", metavar="PAGE.html", help="co-decoding: a page that shows which model decided each token; implies --trace"
+    )
     generate.set_defaults(run=_generate)
     serve = commands.add_parser("serve", help="answer OpenAI's API", description=SERVE_HELP, epilog=SERVE_EXAMPLES, formatter_class=raw)
     _add_models(serve)
@@ -175,10 +178,12 @@ def _rule(args: argparse.Namespace) -> "CoDecoding | CroSec | None":
 
 def _generate(args: argparse.Namespace) -> int:
     from data_pipeline import template, tokenizer
-    from lpo_jax.decode import crosec, job
+    from lpo_jax.decode import crosec, job, page
     from lpo_jax.decode.load import find_tokenizer
     from lpo_jax.decode.request import SamplingConfig
 
+    if args.html and (not args.security or args.preset in crosec.PRESETS):
+        raise ConfigError("--html shows which of two models decided each token: give the other with --security, and a preset that replaces tokens")
     temperature = 0.0 if args.greedy else args.temperature
     sampling = SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop))
     mesh = MeshConfig(args.data, args.fsdp, args.tensor)
@@ -191,7 +196,7 @@ def _generate(args: argparse.Namespace) -> int:
         security_adapter=args.security_adapter,
         rule=_rule(args),
         block=args.block,
-        trace=args.trace,
+        trace=args.trace or args.html is not None,
         samples=args.samples,
         seed=args.seed,
         think=not args.no_think,
@@ -204,8 +209,12 @@ def _generate(args: argparse.Namespace) -> int:
     theirs = None
     if args.preset in crosec.PRESETS:
         theirs = tokenizer.load(args.security_tokenizer or find_tokenizer(args.security))
-    written = job.run(what, tokenizer.load(args.tokenizer or find_tokenizer(args.model)), template.task_prompt, theirs)
+    tok = tokenizer.load(args.tokenizer or find_tokenizer(args.model))
+    written = job.run(what, tok, template.task_prompt, theirs)
     print(f"wrote {written} samples to {args.out}")
+    if args.html:
+        page.write(args.html, args.out, {prompt.id: prompt.text for prompt in job.read_prompts(what, tok, template.task_prompt)})
+        print(f"token by token: {args.html}")
     return 0
 
 

@@ -55,7 +55,11 @@ class Prompt:
     where: str  # file and line, for errors
     tokens: list[int]
     left: str  # the prompt's last characters that no token holds: the model begins with them
-    sha256: str  # of the text
+    text: str  # as the model reads it
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
 def run(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, bool], str], security_tokenizer: Tokenizer | None = None) -> int:
@@ -180,7 +184,7 @@ def read_prompts(job: Job, tokenizer: Tokenizer, task_prompt: Callable[[str, boo
             raise ConfigError(f"{where}: id {name} stands at {found[name].where} already")
         text = row[keys[0]] if keys[0] == "prompt" else task_prompt(row[keys[0]], job.think)
         tokens, left = (encode(tokenizer, text), "") if keys[0] == "prompt" else encode_task(tokenizer, text)
-        found[name] = Prompt(name, where, tokens, left, hashlib.sha256(text.encode()).hexdigest()[:16])
+        found[name] = Prompt(name, where, tokens, left, text)
     if not found:
         raise ConfigError(f"{job.prompts}: no prompt")
     return list(found.values())

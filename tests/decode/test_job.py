@@ -96,8 +96,9 @@ def test_what_cannot_go_on_says_why(model, tmp_path, capsys):
 def test_two_models_and_what_they_thought(model, tmp_path, capsys):
     """--security with the model itself: every proposal is taken, and the trace says so; at tau = 1 none is."""
     prompts, pair = write(tmp_path / "prompts.jsonl", PROMPTS[:2]), ("--security", str(model), "--trace")
-    assert generate(model, prompts, tmp_path / "taken.jsonl", *pair) == 0
-    assert generate(model, prompts, tmp_path / "rejected.jsonl", *pair, "--threshold", "1", "--greedy") == 0
+    assert generate(model, prompts, tmp_path / "taken.jsonl", *pair, "--html", str(tmp_path / "taken.html")) == 0
+    rejecting = (*pair, "--threshold", "1", "--greedy", "--html", str(tmp_path / "rejected.html"))
+    assert generate(model, prompts, tmp_path / "rejected.jsonl", *rejecting) == 0
     assert generate(model, prompts, tmp_path / "alone.jsonl", "--greedy", "--trace") == 0
     taken, rejected, alone = (samples(tmp_path / f"{name}.jsonl") for name in ("taken", "rejected", "alone"))
     for key, record in taken.items():
@@ -109,6 +110,16 @@ def test_two_models_and_what_they_thought(model, tmp_path, capsys):
         assert not any(row["accepted"] for row in rejected[key]["trace"])
         assert rejected[key]["text"] == alone[key]["text"]
         assert [row["token"] for row in rejected[key]["trace"]] == [row["token"] for row in alone[key]["trace"]]
+    for name, records, share, look in (("taken", taken, "100.0%", "up"), ("rejected", rejected, "0.0%", "down changed")):
+        page = (tmp_path / f"{name}.html").read_text()
+        count = sum(len(record["trace"]) for record in records.values())
+        assert f"Of {count} tokens in 2 samples, {share} are the security model’s." in page
+        assert page.count(f'<span class="{look}"') == count and "http" not in page.replace("http-equiv", "")
+        assert all(row["prompt"] in page for row in PROMPTS[:2])
+    first = rejected["p0", 0]["trace"][0]
+    assert f"proposed &#34;{first['draft']}&#34;: p {first['p']:.3g} by the model" in page
+    assert generate(model, prompts, tmp_path / "alone.jsonl", "--greedy", "--trace", "--html", str(tmp_path / "x.html")) == 2
+    assert "which of two models decided" in capsys.readouterr().err
     assert generate(model, prompts, tmp_path / "taken.jsonl", *pair, "--threshold", "0.5") == 2
     assert "was begun with another rule" in capsys.readouterr().err
     assert generate(model, prompts, tmp_path / "no.jsonl", "--block", "4") == 2
