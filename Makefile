@@ -82,26 +82,26 @@ distill-demo: .venv/installed .venv/installed-judges ## distil, build and train 
 	$(BIN)/lpo train $(CONFIG) run_dir=$(DEMO)/run data.path=$(DEMO)/shards stages.sft.epochs=null stages.sft.steps=20 stages.lpo.epochs=null stages.lpo.steps=10 $(ARGS)
 
 CO := runs/codecode_demo
-CO_MODEL = model.new.max_positions=512 eval_every_steps=0 checkpoint_every_steps=1000 best_metric=unchanged_nll $(ARGS)
-CO_OPTIM = optim: {lr: $(1), warmup_ratio: 0.1, final_lr_ratio: 0.1, b2: 0.95}, batch_rows: 4
+CO_RUN = eval_every_steps=0 checkpoint_every_steps=1000 $(ARGS)
+CO_STAGE = optim: {lr: $(1), warmup_ratio: 0.1, final_lr_ratio: 0.1, b2: 0.95}, batch_rows: 4, epochs: $(2)
 CO_GENERATE = $(BIN)/lpo generate $(CO)/prompts.jsonl --max-new-tokens 40 --temperature 0.4 --rows 32
 
 codecode-demo: .venv/installed ## CoSec+ from end to end on tiny models: a target, kd, security, co-decoding, and who decided which token (CPU, minutes)
 	rm -rf $(CO)
 	$(BIN)/python -m benchmarks.codecode_demo prepare $(CO)
-	$(BIN)/lpo-data build $(CO)/code.jsonl --train-tokenizer 1024 --row-tokens 512 --heldout 0.05 --out $(CO)/code
-	$(BIN)/lpo-data build $(CO)/pairs.jsonl --tokenizer $(CO)/code/tokenizer --row-tokens 512 --heldout 0.2 --balance-cwe 8 --out $(CO)/pairs
-	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/target data.path=$(CO)/code model.new.d_model=128 model.new.d_mlp=256 model.new.n_heads=4 \
-		model.new.n_kv_heads=4 'stages={sft: {objective: {name: sft}, $(call CO_OPTIM,5e-3), epochs: 16}}' $(CO_MODEL)
-	$(BIN)/lpo export $(CO)/target $(CO)/target_hf
-	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/base data.path=$(CO)/code $(CO_MODEL) 'stages={kd: {objective: {name: kd, kl: {direction: reverse, \
-		weight: 0.5, teacher: $(CO)/target_hf}}, $(call CO_OPTIM,1e-2), epochs: 12}}'
-	$(BIN)/lpo export $(CO)/base $(CO)/base_hf
-	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/security data.path=$(CO)/pairs model.new=null model.path=$(CO)/base_hf model.lora.rank=8 \
-		model.lora.alpha=16 'stages={security: {objective: {name: security, kl: {direction: reverse, weight: 1.0}}, $(call CO_OPTIM,5e-3), epochs: 12}}'
+	$(BIN)/lpo-data build $(CO)/code.jsonl --train-tokenizer 1024 --row-tokens 512 --out $(CO)/code
+	$(BIN)/lpo-data build $(CO)/pairs.jsonl --tokenizer $(CO)/code/tokenizer --row-tokens 512 --heldout 0.2 --balance-cwe 4 --out $(CO)/pairs
+	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/target data.path=$(CO)/code model.new.d_model=128 model.new.n_heads=4 model.new.n_kv_heads=4 \
+		model.new.d_mlp=256 'stages={sft: {objective: {name: sft}, $(call CO_STAGE,5e-3,12)}}' best_metric=unchanged_nll $(CO_RUN)
+	$(BIN)/lpo export $(CO)/target $(CO)/teacher
+	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/base data.path=$(CO)/code 'stages={kd: {objective: {name: kd, kl: {direction: forward, weight: 0.5, \
+		teacher: $(CO)/teacher}}, $(call CO_STAGE,1e-2,8)}}' best_metric=unchanged_nll $(CO_RUN)
+	$(BIN)/lpo export $(CO)/base $(CO)/student
+	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/security data.path=$(CO)/pairs model.new=null model.path=$(CO)/student model.lora.rank=8 \
+		model.lora.alpha=16 'stages={security: {objective: {name: security, kl: {direction: reverse, weight: 1}}, $(call CO_STAGE,5e-3,6)}}' $(CO_RUN)
 	$(CO_GENERATE) -o $(CO)/target.jsonl --model $(CO)/target
 	$(CO_GENERATE) -o $(CO)/security.jsonl --model $(CO)/security
-	$(CO_GENERATE) -o $(CO)/together.jsonl --model $(CO)/target --security $(CO)/security --preset cosec_plus --html $(CO)/together.html
+	$(CO_GENERATE) -o $(CO)/together.jsonl --model $(CO)/target --security $(CO)/security --html $(CO)/together.html
 	$(BIN)/python -m benchmarks.codecode_demo count $(CO)
 
 plan: .venv/installed-dev ## compile every config of configs/pods/ for its TPU slice (no TPU needed; minutes each) and write docs/plans.md

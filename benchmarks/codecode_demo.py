@@ -19,9 +19,13 @@ def prepare(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     found = [dataclasses.replace(pair, reasoning="") for pair in pairs.read(SEED_PAIRS, Drops())]
     pairs.write(found, out / "pairs.jsonl")
-    code = [{"instruction": pair.instruction, "output": f"```python\n{side}\n```"} for pair in found for side in (pair.chosen, pair.rejected)]
+    code = [
+        {"instruction": pair.instruction, "output": f"```python\n{side}\n```"} for pair in found for side in (pair.chosen, pair.rejected)
+    ]
     (out / "code.jsonl").write_text("".join(json.dumps(row) + "\n" for row in code))
-    prompts = [{"id": pair.id, "prompt": render(pair).prompt + render(pair).before_code + shared} for pair in found if (shared := _shared(pair))]
+    prompts = [
+        {"id": pair.id, "prompt": render(pair).prompt + render(pair).before_code + shared} for pair in found if (shared := _shared(pair))
+    ]
     (out / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
 
 

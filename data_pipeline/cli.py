@@ -234,7 +234,8 @@ def _build(args: argparse.Namespace) -> int:
     if manifest.plain:
         print(f"{manifest.plain} of them are plain: an instruction and a response, for the objectives sft and kd")
     if manifest.balanced:
-        print(f"drawn once more: {', '.join(f'{count} of {cwe}' for cwe, count in manifest.balanced.items())}")
+        count, cwes = sum(manifest.balanced.values()), len(manifest.balanced)
+        print(f"{count} of the train split's pairs are drawn once more, of {cwes} CWEs; manifest.json says which")
     for reason, count in manifest.drops.items():
         print(f"dropped {count:7} rows: {reason}")
     if manifest.drops:
