@@ -84,6 +84,9 @@ distill-demo: .venv/installed .venv/installed-judges ## distil, build and train 
 CO := runs/codecode_demo
 CO_RUN = eval_every_steps=0 checkpoint_every_steps=1000 $(ARGS)
 CO_STAGE = optim: {lr: $(1), warmup_ratio: 0.1, final_lr_ratio: 0.1, b2: 0.95}, batch_rows: 4, epochs: $(2)
+CO_SFT = stages={sft: {objective: {name: sft}, $(call CO_STAGE,5e-3,12)}}
+CO_KD = stages={kd: {objective: {name: kd, kl: {direction: forward, weight: 0.5, teacher: $(CO)/teacher}}, $(call CO_STAGE,1e-2,8)}}
+CO_SECURITY = stages={security: {objective: {name: security, kl: {direction: reverse, weight: 1}}, $(call CO_STAGE,5e-3,6)}}
 CO_GENERATE = $(BIN)/lpo generate $(CO)/prompts.jsonl --max-new-tokens 40 --temperature 0.4 --rows 32
 
 codecode-demo: .venv/installed ## CoSec+ from end to end on tiny models: a target, kd, security, co-decoding, and who decided which token (CPU, minutes)
@@ -92,13 +95,12 @@ codecode-demo: .venv/installed ## CoSec+ from end to end on tiny models: a targe
 	$(BIN)/lpo-data build $(CO)/code.jsonl --train-tokenizer 1024 --row-tokens 512 --out $(CO)/code
 	$(BIN)/lpo-data build $(CO)/pairs.jsonl --tokenizer $(CO)/code/tokenizer --row-tokens 512 --heldout 0.2 --balance-cwe 4 --out $(CO)/pairs
 	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/target data.path=$(CO)/code model.new.d_model=128 model.new.n_heads=4 model.new.n_kv_heads=4 \
-		model.new.d_mlp=256 'stages={sft: {objective: {name: sft}, $(call CO_STAGE,5e-3,12)}}' best_metric=unchanged_nll $(CO_RUN)
+		model.new.d_mlp=256 '$(CO_SFT)' best_metric=unchanged_nll $(CO_RUN)
 	$(BIN)/lpo export $(CO)/target $(CO)/teacher
-	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/base data.path=$(CO)/code 'stages={kd: {objective: {name: kd, kl: {direction: forward, weight: 0.5, \
-		teacher: $(CO)/teacher}}, $(call CO_STAGE,1e-2,8)}}' best_metric=unchanged_nll $(CO_RUN)
+	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/base data.path=$(CO)/code '$(CO_KD)' best_metric=unchanged_nll $(CO_RUN)
 	$(BIN)/lpo export $(CO)/base $(CO)/student
 	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/security data.path=$(CO)/pairs model.new=null model.path=$(CO)/student model.lora.rank=8 \
-		model.lora.alpha=16 'stages={security: {objective: {name: security, kl: {direction: reverse, weight: 1}}, $(call CO_STAGE,5e-3,6)}}' $(CO_RUN)
+		model.lora.alpha=16 '$(CO_SECURITY)' $(CO_RUN)
 	$(CO_GENERATE) -o $(CO)/target.jsonl --model $(CO)/target
 	$(CO_GENERATE) -o $(CO)/security.jsonl --model $(CO)/security
 	$(CO_GENERATE) -o $(CO)/together.jsonl --model $(CO)/target --security $(CO)/security --html $(CO)/together.html
