@@ -84,7 +84,7 @@ distill-demo: .venv/installed .venv/installed-judges ## distil, build and train 
 CO := runs/codecode_demo
 CO_RUN = eval_every_steps=0 checkpoint_every_steps=1000 $(ARGS)
 CO_STAGE = optim: {lr: $(1), warmup_ratio: 0.1, final_lr_ratio: 0.1, b2: 0.95}, batch_rows: 4, epochs: $(2)
-CO_SFT = stages={sft: {objective: {name: sft}, $(call CO_STAGE,5e-3,12)}}
+CO_SFT = stages={sft: {objective: {name: sft}, $(call CO_STAGE,5e-3,16)}}
 CO_KD = stages={kd: {objective: {name: kd, kl: {direction: forward, weight: 0.5, teacher: $(CO)/teacher}}, $(call CO_STAGE,1e-2,8)}}
 CO_SECURITY = stages={security: {objective: {name: security, kl: {direction: reverse, weight: 1}}, $(call CO_STAGE,5e-3,6)}}
 CO_GENERATE = $(BIN)/lpo generate $(CO)/prompts.jsonl --max-new-tokens 40 --temperature 0.4 --rows 32
