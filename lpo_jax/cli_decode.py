@@ -183,7 +183,9 @@ def _generate(args: argparse.Namespace) -> int:
     from lpo_jax.decode.request import SamplingConfig
 
     if args.html and (not args.security or args.preset in crosec.PRESETS):
-        raise ConfigError("--html shows which of two models decided each token: give the other with --security, and a preset that replaces tokens")
+        raise ConfigError(
+            "--html shows which of two models decided each token: give the other with --security, and a preset that replaces tokens"
+        )
     temperature = 0.0 if args.greedy else args.temperature
     sampling = SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop))
     mesh = MeshConfig(args.data, args.fsdp, args.tensor)
