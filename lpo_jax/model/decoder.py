@@ -126,7 +126,7 @@ class Block(nnx.Module):
 
         As a product of two matrices: XLA's backward pass of one with several row or column dims is half as fast on CPUs.
         """
-        w, (B, T, *inputs) = getattr(self, name)[...].astype(x.dtype), x.shape
+        w, (B, T, *inputs) = _narrowed(getattr(self, name)[...], x.dtype), x.shape
         y = x.reshape(B * T, -1) @ w.reshape(math.prod(inputs), -1)
         y = checkpoint_name(y.reshape(B, T, *w.shape[len(inputs) :]), name)
         return y + getattr(self, name + "_bias")[...].astype(x.dtype) if bias else y
@@ -328,6 +328,17 @@ def _ones(shape: tuple[int, ...], axes: Names) -> nnx.Param:
 
 def _zeros(shape: tuple[int, ...], axes: Names) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
+
+
+def _narrowed(w: jax.Array, dtype: Any) -> jax.Array:
+    """`w.astype(dtype)`, bit for bit.
+
+    The rounding comes first, by itself: a plain conversion of each layer's matrix XLA turns into one of all layers' in front of the loop, a
+    copy of the whole model that lives as long as the step.
+    """
+    if w.dtype != dtype:
+        w = jax.lax.reduce_precision(w, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
+    return w.astype(dtype)
 
 
 def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
