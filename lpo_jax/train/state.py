@@ -173,6 +173,8 @@ def make_train_step(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
         (grads, terms), _ = jax.lax.scan(accumulate, zeros, (batches, indices))
         grads = jax.tree.map(lambda g, p: (g / terms["loss"][1]).astype(p.dtype), grads, state.params)
+        # Else XLA brings the head's moments to where its gradient was computed, and takes them back.
+        grads = jax.lax.with_sharding_constraint(grads, states.params)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         finite = jnp.isfinite(terms["loss"][0] / terms["loss"][1]) & jnp.isfinite(grad_norm)
