@@ -67,7 +67,7 @@ class _Gradient(NamedTuple):
     """Of the loss, as far as it is known; of the head and its bias each replica has its own part of the sum."""
 
     hidden: Any  # [B * T, D]
-    head: Any  # [replicas, V, D]
+    head: Any  # [replicas, D, V]
     bias: Any  # [replicas, V] or None
 
 
@@ -131,7 +131,7 @@ def _backward(residuals: Any, dlogps: jax.Array) -> tuple[jax.Array, jax.Array, 
             return _add(gradient, chunks, at, states, target, head, probability, jnp.ones_like(weight), weight)
 
         found = chunks.loop(step, _zeros(hidden, head, bias) if known is None else known)
-        dhead = layout.over_replicas(found.head[0]).astype(head.dtype).T
+        dhead = layout.over_replicas(found.head[0]).astype(head.dtype)
         dbias = None if bias is None else layout.over_replicas(found.bias[0]).astype(bias.dtype)
         return found.hidden.reshape(hidden.shape).astype(hidden.dtype), dhead, dbias
 
@@ -182,14 +182,14 @@ def _add(
     dlogits = jnp.where(layout.columns(exp) == target[:, None], total[:, None], 0) - exp
     scale, dlogits = (weight / total)[:, None], dlogits.astype(states.dtype)
     dstates = layout.own_sum(scale * jnp.einsum("CV,DV->CD", dlogits, head, preferred_element_type=wide))
-    dhead = jnp.einsum("CV,CD->VD", dlogits, (scale * states).astype(states.dtype), preferred_element_type=wide)
+    dhead = jnp.einsum("CV,CD->DV", dlogits, (scale * states).astype(states.dtype), preferred_element_type=wide)
     bias = None if gradient.bias is None else gradient.bias + jnp.einsum("CV,CR->RV", dlogits, scale, preferred_element_type=wide)
     return _Gradient(gradient.hidden.at[chunks.row(at)].add(dstates), gradient.head + dhead, bias)
 
 
 def _zeros(hidden: jax.Array, head: jax.Array, bias: jax.Array | None) -> _Gradient:
     D, V = head.shape
-    shapes = (hidden.size // D, D), (1, V, D), None if bias is None else (1, V)
+    shapes = (hidden.size // D, D), (1, D, V), None if bias is None else (1, V)
     return _Gradient(*(None if shape is None else jnp.zeros(shape, _wide(hidden)) for shape in shapes))
 
 
@@ -275,7 +275,7 @@ class _Layout:
     def gradient(self, bias: jax.Array | None) -> _Gradient:
         """How a `_Gradient` lies."""
         replicas, vocab = self._sum_axes or None, self._vocab_axes or None
-        return _Gradient(self.rows, PartitionSpec(replicas, vocab), None if bias is None else PartitionSpec(replicas, vocab))
+        return _Gradient(self.rows, PartitionSpec(replicas, None, vocab), None if bias is None else PartitionSpec(replicas, vocab))
 
     def shard(self, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """`f` run by each device on its part."""
