@@ -84,5 +84,5 @@ def test_a_tree_step_holds_half_of_the_padded_steps_memory(shared_data):
     pytest.importorskip("libtpu")
     found = memory.compare([shared_data / "safecoder" / "sec-new-desc.train.jsonl"], shared_data / "tokenizers" / "codegen-350m", "v5e:4x4")
     assert found["pairs"] == 32
-    assert found["tree_over_padded"] <= 0.54
+    assert found["tree_over_padded"] <= 0.45
     assert 0 < found["largest_logits"] <= logps.CHUNK * memory.LLAMA_8B.vocab_size
