@@ -274,7 +274,7 @@ def run_steps(feed, mesh_config, name, direction, accumulate=1, steps=3, rows=8)
     return losses, jax.device_get(s.params)
 
 
-@pytest.mark.parametrize(("name", "direction"), [("kd", "reverse"), ("security", "forward")])
+@pytest.mark.parametrize(("name", "direction"), [("kd", "reverse"), pytest.param("security", "forward", marks=pytest.mark.slow)])
 def test_one_device_equals_eight_and_parts_the_whole(seed_shards, name, direction):
     feed = Feed(seed_shards["trimmed"])
     alone, params = run_steps(feed, MeshConfig(1, 1, 1), name, direction)

@@ -74,9 +74,9 @@ def test_nothing_is_compiled_again_after_the_first_step(seed_shards):
 def test_model_flops_by_hand():
     shape = ModelConfig("llama", 64, d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=48, max_positions=64)
     pair = Encoded("x", *(np.arange(33, dtype=np.int32),) * 2, *(np.zeros(33, bool),) * 2, 1, 1, 1)
-    batch = common.pack([plant(pair)], 48)  # 33 tokens, 32 of them scored, and padding
+    batch = common.pack([plant(pair)], 48)  # 32 tokens that predict one each, and padding
     layer = 32 * 8 * (8 + 4) + 3 * 32 * 48
-    assert step_benchmark.model_flops(shape, batch) == 3 * (2 * 3 * layer * 33 + 2 * 32 * 64 * 32 + 4 * 3 * 4 * 8 * (33 * 34 // 2))
+    assert step_benchmark.model_flops(shape, batch) == 3 * (2 * 3 * layer * 32 + 2 * 32 * 64 * 32 + 4 * 3 * 4 * 8 * (32 * 33 // 2))
 
 
 def test_a_tree_step_holds_half_of_the_padded_steps_memory(shared_data):

@@ -25,7 +25,8 @@ def write(path: str | Path, out: str | Path, prompts: Mapping[str, str]) -> None
     lines = Path(out).read_text(encoding="utf-8").splitlines()
     settings = json.loads(Path(f"{out}.settings.json").read_text())
     samples = [_sample(record, prompts) for record in map(json.loads, lines) if record["id"] in prompts]
-    samples.sort(key=lambda sample: (list(prompts).index(sample["id"]), sample["sample"]))
+    order = {name: number for number, name in enumerate(prompts)}
+    samples.sort(key=lambda sample: (order[sample["id"]], sample["sample"]))
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, report.TEMPLATES]), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

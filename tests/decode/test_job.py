@@ -239,7 +239,9 @@ def make_run(directory, source):
     return directory
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=4.0)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora", [pytest.param(None, id="full", marks=pytest.mark.slow), pytest.param(LoraConfig(rank=2, alpha=4.0), id="lora")]
+)
 def test_a_run_generates_as_its_export(model, tmp_path, lora, capsys):
     run = make_run(tmp_path / "run", ModelSource(path=str(model), lora=lora))
     export(run, tmp_path / "exported", merge=lora is not None)

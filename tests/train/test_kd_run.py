@@ -76,6 +76,7 @@ def test_kd_learns_from_plain_rows_and_reports(straight):
     assert "distillation from a teacher" in page and "Divergence" in page
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_its_teacher(plain, straight, tmp_path, monkeypatch):
     args = kd_args(plain, tmp_path / "run")
     with monkeypatch.context() as patched:
