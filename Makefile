@@ -110,7 +110,7 @@ plan: .venv/installed-dev ## compile every config of configs/pods/ for its TPU s
 	$(BIN)/lpo plan configs/pods/*.yaml --table docs/plans.md $(ARGS)
 
 test: .venv/installed-dev ## the default test suite
-	$(BIN)/python -m pytest -n 2 -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
 
 test-slow: .venv/installed-dev ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(ARGS)

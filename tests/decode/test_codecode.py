@@ -279,6 +279,7 @@ def test_models_of_two_families_cut_in_two_ways(directory, tmp_path):
     assert 0 < accepted.mean() < 1
 
 
+@pytest.mark.slow
 def test_padding_of_either_head_is_never_drawn(pair):
     """Vector 15: a tokenizer of 50 entries under heads of 97, of which the others are likelier."""
 

@@ -86,6 +86,7 @@ def test_a_stopped_run_goes_on_with_its_teacher(plain, straight, tmp_path, monke
     assert losses(tmp_path / "run") == losses(straight)
 
 
+@pytest.mark.slow
 def test_computed_before_is_the_same_and_can_be_resumed(plain, straight, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(teacher, "BLOCK_ROWS", 12)  # eval_rows is 8: a file isn't a whole number of batches
     args = kd_args(plain, tmp_path / "run")

@@ -71,7 +71,7 @@ def test_every_moment_has_its_parameters_sharding(seed_shards):
     assert sum(p.size for p in cut) > 0.95 * sum(p.size for p in jax.tree.leaves(s.params))
 
 
-@pytest.mark.parametrize("objective", [LPO, ObjectiveConfig("sft")], ids=lambda o: o.name)
+@pytest.mark.parametrize("objective", [pytest.param(LPO, id="lpo"), pytest.param(ObjectiveConfig("sft"), id="sft", marks=pytest.mark.slow)])
 def test_accumulation_equals_one_big_batch(seed_shards, objective):
     feed = Feed(seed_shards["trimmed"])
     (whole, a, _), (cut, b, _) = (run_steps(feed, MeshConfig(2, 1, 1), 3, accumulate=n, objective=objective) for n in (1, 4))
@@ -260,6 +260,7 @@ def test_real_pairs_with_a_real_tokenizer_train(shared_data, tmp_path, name):
     assert summary["lpo"]["unchanged_nll"] < summary["init"]["unchanged_nll"]
 
 
+@pytest.mark.slow
 def test_dtypes(seed_shards):
     """bfloat16 compute keeps float32 master weights and moments; bfloat16 weights keep float32 losses; both stay near float32."""
     feed = Feed(seed_shards["trimmed"])
