@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         ("turns", 3, "requests of each client"),
         ("prompt", 64, "tokens of the longest prompt; the shortest has half"),
         ("new", 128, "tokens to generate for each"),
-        ("segment", 8, "tokens between looks at what is new, as --segment-steps of `lpo serve`; offline: 16"),
+        ("segment", 8, "tokens between looks at what is new, 8 as in `lpo serve`; offline: 16"),
         ("width", 256, "the model's d_model"),
         ("layers", 4, "the model's layers"),
         ("vocab", 8192, "the model's vocabulary"),

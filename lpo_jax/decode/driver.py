@@ -32,7 +32,7 @@ class Driver:
     def __init__(self, sampler: Sampler, max_waiting: int):
         self.sampler, self.rows, self.capacity = sampler, sampler.loop.rows, sampler.loop.rows + max_waiting
         self.failed = False
-        self._session = Session(sampler)
+        self._session = Session(sampler, streams=True)
         self._orders: SimpleQueue[Callable[[Session], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._drive, name="lpo-decode", daemon=True)
         self._tickets: dict[str, Ticket] = {}  # by request

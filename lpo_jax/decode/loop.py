@@ -24,7 +24,7 @@ from lpo_jax.decode.warp import Site, Warp, draw, logp_of, only, warp
 from lpo_jax.model.decoder import KVCache, Model, Params
 from lpo_jax.sharding import constrain, named
 
-_CACHE_AXES = ("layers", "batch", None, "kv_heads", "head_dim")
+CACHE_AXES = ("layers", "batch", None, "kv_heads", "head_dim")
 
 
 @flax.struct.dataclass
@@ -85,7 +85,7 @@ class Loop:
         """Rows lie along the batch's axes, heads along the tensor axis."""
         shapes = jax.eval_shape(self._empty)
         by_row = jax.tree.map(lambda x: named(self.mesh, ("batch", *(None,) * (x.ndim - 1)), x.shape), replace(shapes, caches=()))
-        return replace(by_row, caches=jax.tree.map(lambda x: named(self.mesh, _CACHE_AXES, x.shape), shapes.caches))
+        return replace(by_row, caches=jax.tree.map(lambda x: named(self.mesh, CACHE_AXES, x.shape), shapes.caches))
 
     @property
     def row_sharding(self) -> NamedSharding:
@@ -95,7 +95,7 @@ class Loop:
     def _prefill(self, params: Sequence[Params], tokens: jax.Array) -> tuple[KVCache, ...]:
         """[G, T] prompts, padded on the right -> each model's keys and values of all of it."""
         caches = (model.prefill(p, tokens) for model, p in zip(self.models, params, strict=True))
-        return jax.tree.map(lambda x: constrain(x, *_CACHE_AXES), tuple(caches))
+        return jax.tree.map(lambda x: constrain(x, *CACHE_AXES), tuple(caches))
 
     def _place(
         self,

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpo_jax.config import ConfigError
+from lpo_jax.decode.loop import CACHE_AXES
 from lpo_jax.decode.request import LoadedModel
-from lpo_jax.decode.session import MIN_BUCKET
+from lpo_jax.decode.session import bucket
 from lpo_jax.decode.warp import only
 from lpo_jax.model.decoder import KVCache, Params
 from lpo_jax.sharding import constrain, named
-
-_CACHE_AXES = ("layers", "batch", None, "kv_heads", "head_dim")
 
 
 class Reader:
@@ -44,7 +43,7 @@ class Reader:
         self._rows, self._slots, self._width = rows, slots, width
         self._held: list[list[int]] = [[] for _ in range(rows)]
         self._latest: tuple[list[int], KVCache | None] = [], None  # a prompt and its prefill: the next may be another sample of it
-        caches = jax.tree.map(lambda x: named(self._mesh, _CACHE_AXES, x.shape), jax.eval_shape(self._empty)[1])
+        caches = jax.tree.map(lambda x: named(self._mesh, CACHE_AXES, x.shape), jax.eval_shape(self._empty)[1])
         state = named(self._mesh, ("batch", "vocab"), (rows, shape.vocab_size)), caches
         self._prefill: Any = jax.jit(self._prefill_prompt)
         self._place: Any = jax.jit(self._place_prompt, out_shardings=caches, donate_argnums=0)
@@ -57,7 +56,7 @@ class Reader:
         latest, prefilled = self._latest
         with jax.set_mesh(self._mesh):
             if prefilled is None or latest != prompt:
-                tokens = np.zeros((1, min(max(MIN_BUCKET, 1 << (len(prompt) - 1).bit_length()), self._slots)), np.int32)
+                tokens = np.zeros((1, bucket(len(prompt), self._slots)), np.int32)
                 tokens[0, : len(prompt)] = prompt
                 prefilled = self._prefill(self._params, tokens)
                 self._latest = list(prompt), prefilled

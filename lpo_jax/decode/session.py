@@ -32,9 +32,14 @@ class Progress:
 
 
 class Session:
-    """Samples at work and waiting, in the rows of a sampler. Not for several threads at once."""
+    """Samples at work and waiting, in the rows of a sampler. Not for several threads at once.
 
-    def __init__(self, sampler: "Sampler"):
+    Args:
+      streams: tell of samples that aren't done, too. Their text is decoded anew after every segment.
+    """
+
+    def __init__(self, sampler: "Sampler", streams: bool = False):
+        self._streams = streams
         self._sampler, self._loop = sampler, sampler.loop
         self._waiting: deque[_Sample] = deque()
         self._work: dict[int, _Sample] = {}
@@ -102,13 +107,13 @@ class Session:
         buckets: dict[int, list[tuple[int, ...]]] = {}
         for prompt in slots:
             if self._latest is None or prompt not in self._latest.prompts:
-                buckets.setdefault(self._bucket(len(prompt)), []).append(prompt)
+                buckets.setdefault(bucket(len(prompt), self._sampler.max_len_tokens), []).append(prompt)
         size = self._sampler.group
-        groups = [(bucket, missing[i : i + size]) for bucket, missing in buckets.items() for i in range(0, len(missing), size)]
+        groups = [(width, missing[i : i + size]) for width, missing in buckets.items() for i in range(0, len(missing), size)]
         if self._latest is not None:
             self._place(self._latest, slots, new)
-        for bucket, prompts in groups:
-            tokens = np.zeros((size, bucket), np.int32)
+        for width, prompts in groups:
+            tokens = np.zeros((size, width), np.int32)
             for i, prompt in enumerate(prompts):
                 tokens[i, : len(prompt)] = prompt
             self._latest = _Prefilled(prompts, tokens, self._loop.prefill(self._sampler.params, tokens))
@@ -123,10 +128,6 @@ class Session:
                 lengths = np.array([len(prompt), len(prompt) + c.max_new_tokens], np.int32)
                 by = Warp(np.float32(c.temperature), np.int32(c.top_k), np.float32(c.top_p))
                 self._rows = self._loop.place(self._rows, prefilled.caches, prefilled.tokens, source, slot, lengths, noise, by)
-
-    def _bucket(self, length: int) -> int:
-        """The least power of two that holds a prompt, or all slots."""
-        return min(max(MIN_BUCKET, 1 << (length - 1).bit_length()), self._sampler.max_len_tokens)
 
     def _block(self) -> int:
         """Tokens to propose at a time: if each is taken with the probability seen, the most appended tokens for the time."""
@@ -153,7 +154,8 @@ class Session:
             sample.read = len(new)
             done = self._finish(sample, new, not active[slot])
             if done is None:
-                news.append(Progress(sample.request.id, sample.number, self._settled(sample, new), None))
+                if self._streams:
+                    news.append(Progress(sample.request.id, sample.number, self._settled(sample, new), None))
                 continue
             active[slot] = False
             kept = {name: tuple(x[slot, start : start + len(done.tokens)].tolist()) for name, x in facts.items()}
@@ -208,6 +210,11 @@ class Session:
     def _text(self, sample: "_Sample", new: list[int]) -> str:
         context, backend = list(sample.prompt[-_CONTEXT:]), self._sampler.tokenizer.backend
         return backend.decode(context + new)[len(backend.decode(context)) :]
+
+
+def bucket(length: int, most: int) -> int:
+    """The tokens that a prompt's prefill is padded to: the least power of two that holds it, or all that a row can hold."""
+    return min(max(MIN_BUCKET, 1 << (length - 1).bit_length()), most)
 
 
 @dataclass

@@ -214,7 +214,7 @@ def test_a_stream_never_takes_back_what_it_said(server):
     spelled = dataclasses.replace(tokenizer(), backend=backend)
     sampler = copy.copy(driver.sampler)  # the same compiled loop
     sampler.tokenizer = spelled
-    session = Session(sampler)
+    session = Session(sampler, streams=True)
     stops = ("ab", "\ufffdc", "é")
     for seed in range(12):
         session.add(Request(str(seed), [1], seed, 0, 2, SamplingConfig(1.0, 0, 1.0, 40, stops[: seed % 4])))
