@@ -3,9 +3,11 @@
   tree         our training step: trees, trimmed, packed; log-probabilities where there is loss
   packed       our step, nothing shared: each side a whole sequence, both answers scored, packed into rows as full as the trees'
   packed, lean the same, without scoring the rejected tokens that no LPO loss reads
-  padded       both sides of 4 pairs in one batch, padded to the longest, full logits and log-softmax: what TRL and the authors run, in JAX
+  padded       both sides of a few pairs in one batch, padded to the longest, full logits and log-softmax: what TRL runs, in JAX
   torch        the same in PyTorch with the authors' loss, on the same weights and pairs
   sft          our step on the chosen sides alone, objective sft: what the tree is compared with from below
+
+The padded ways waste the less, the fewer pairs share a batch (--microbatch).
 
 Every way makes one AdamW step on the same pairs. First the losses and gradient norms are held against one another.
 
@@ -40,7 +42,6 @@ REFERENCE = ObjectiveConfig("lpo", "reference", beta=BETA, gamma=GAMMA, alpha=1.
 SFT = ObjectiveConfig("sft")
 OPTIM = OptimConfig(lr=1e-5)
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12}  # dense bfloat16
-MICROBATCH = 4  # pairs whose full logits exist at the same time in the padded ways
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--d-model", type=int, default=512, help="width; head dim 64, MLP 2.75 times as wide (default: 512)")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the matrix products (default: float32)")
+    parser.add_argument(
+        "--microbatch", type=int, default=4, help="pairs in a batch of the padded ways; TRL's own default is 8, the authors' 1 (default: 4)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="turns that count, after a warm-up (default: 3)")
     parser.add_argument("--ways", nargs="+", default=["tree", "packed", "packed, lean", "padded", "torch", "sft"])
     args = parser.parse_args(argv)
@@ -73,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     batches = {name: fullest(trees) for name, trees in planted.items()}
     tokens = {name: sum(len(t.tokens) for t in trees) for name, trees in planted.items()}
-    padded = Padded(pairs)
+    padded = Padded(pairs, args.microbatch)
     for name, batch in batches.items():
         print(
             f"  {name:13} {tokens[name]:7} tokens in {batch.tokens.shape[0]} rows of {batch.tokens.shape[1]}, {int((batch.pair >= 0).sum())} scored"
@@ -129,17 +133,18 @@ def model_flops(c: ModelConfig, batch: TreeBatch) -> int:
 class Padded:
     """Pairs as [2 * pairs, L] arrays, chosen sides first in each microbatch; labels and masks as the authors' collator makes them."""
 
-    def __init__(self, pairs: list[Encoded]):
-        count = -(-len(pairs) // MICROBATCH)
+    def __init__(self, pairs: list[Encoded], microbatch: int):
+        count = -(-len(pairs) // microbatch)
         longest = max(max(len(p.chosen), len(p.rejected)) for p in pairs)
-        self.tokens = np.zeros((count, 2 * MICROBATCH, longest), np.int32)
+        self.tokens = np.zeros((count, 2 * microbatch, longest), np.int32)
         self.answer, self.changed = (np.zeros(self.tokens.shape, bool) for _ in range(2))
         self.widths = []
         for m in range(count):
-            mine = pairs[m * MICROBATCH : (m + 1) * MICROBATCH]
-            sides = [(p, p.chosen, p.m_plus) for p in mine] + [(p, p.rejected, p.m_minus) for p in mine]
-            self.widths.append(max(len(ids) for _, ids, _ in sides))
-            for row, (pair, ids, mask) in enumerate(sides):
+            mine = pairs[m * microbatch : (m + 1) * microbatch]
+            sides = {i: (p, p.chosen, p.m_plus) for i, p in enumerate(mine)}
+            sides |= {microbatch + i: (p, p.rejected, p.m_minus) for i, p in enumerate(mine)}
+            self.widths.append(max(len(ids) for _, ids, _ in sides.values()))
+            for row, (pair, ids, mask) in sides.items():
                 self.tokens[m, row, : len(ids)] = ids
                 self.answer[m, row, pair.answer_start : len(ids)] = True
                 self.changed[m, row, : len(ids)] = mask

@@ -105,7 +105,7 @@ class ModelSource:
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # the weights that the optimizer updates
     # What a layer keeps for the backward pass, which recomputes the rest. block: its input; attention: and attention's output;
     # dots: and every other matrix product's; none: everything.
-    remat: Literal["none", "dots", "attention", "block"] = "none"
+    remat: Literal["none", "dots", "attention", "block"] = "dots"
     lora: LoraConfig | None = None  # train adapters instead of the weights
 
     def __post_init__(self) -> None:

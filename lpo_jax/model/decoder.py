@@ -161,7 +161,7 @@ class Model:
     config: ModelConfig
     compute_dtype: str = "float32"
     param_dtype: str = "float32"
-    remat: str = "none"  # "none" keeps everything; the others recompute what isn't in _KEPT
+    remat: str = "dots"  # "none" keeps everything; the others recompute what isn't in _KEPT
     lora: LoraConfig | None = None
 
     @cached_property

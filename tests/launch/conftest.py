@@ -42,6 +42,20 @@ elif said:
     (sys.stderr if said["code"] else sys.stdout).write(said["out"])
     sys.exit(said["code"])
 """
+NOT_FOUND = "ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: Resource was not found\n"
+CONFIG = "configs/tiny_cpu.yaml"
+STEPS = [  # of `make train-tpu`
+    "plan",
+    "storage",
+    "tpu-vm create",
+    "resources create",
+    "tpu-vm delete",
+    "resources delete",
+    "scp",
+    "setup",
+    "worker.sh start",
+    "follow",
+]
 PROGRAMS = (
     "gcloud",
     "kubectl",
@@ -120,3 +134,28 @@ class Fakes:
 def fakes(tmp_path: Path) -> Fakes:
     assert os.path.isdir(REPO / "launch")
     return Fakes(tmp_path)
+
+
+def node(state="READY", workers=4, topology="4x4"):
+    return json.dumps({"state": state, "networkEndpoints": [{}] * workers, "acceleratorConfig": {"topology": topology}})
+
+
+def queued(state, message=""):
+    return json.dumps({"state": {"state": state, "failedData": {"error": {"message": message}}}})
+
+
+@pytest.fixture
+def cloud(fakes):
+    """No TPU at first; then one of four workers on which everything goes well."""
+    fakes.answer("tpu-vm describe", NOT_FOUND, code=1, times=1)
+    fakes.answer("tpu-vm describe", node())
+    fakes.answer("resources describe", NOT_FOUND, code=1)
+    fakes.answer("worker.sh setup", "worker.sh: ready\n" * 4)
+    fakes.answer("worker.sh start", "worker.sh: started\n" * 4)
+    fakes.answer("worker.sh state", "worker.sh: none\n")
+    fakes.answer("worker.sh follow", "step 1 loss 3\nworker.sh: over 0\n")
+    return fakes
+
+
+def up(fakes, *words, **options):
+    return fakes.run("tpu", "--tpu=v5e:4x4", CONFIG, *words, **options)
