@@ -104,7 +104,7 @@ class ModelSource:
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # matmuls; norms, softmax and losses are float32
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # the weights that the optimizer updates
     # What a layer keeps for the backward pass, which recomputes the rest. block: its input; attention: and attention's output;
-    # dots: and every other matrix product's; none: everything.
+    # dots: and every other matrix product's, so that little is left to recompute (on CPUs it is faster than none); none: everything.
     remat: Literal["none", "dots", "attention", "block"] = "dots"
     lora: LoraConfig | None = None  # train adapters instead of the weights
 
