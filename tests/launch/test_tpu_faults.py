@@ -11,6 +11,13 @@ import pytest
 from tests.launch.conftest import CONFIG, NOT_FOUND, STEPS, node, queued, up
 
 
+def taken_while_followed(cloud, looks):
+    """No TPU at first, then one that is READY, found PREEMPTED so many `looks` long (-1: for ever), then a new one."""
+    cloud.answers = [a for a in cloud.answers if a["pattern"] != "tpu-vm describe"]
+    for out, code, times in ((NOT_FOUND, 1, 1), (node(), 0, 1), (node("PREEMPTED"), 0, looks), (node(), 0, -1)):
+        cloud.answer("tpu-vm describe", out, code, times)
+
+
 def test_spot_waits_in_the_queue(cloud):
     cloud.answer("resources describe", NOT_FOUND, code=1, times=2, first=True)  # when looking for what is there, and before asking
     for state in ("ACTIVE", "PROVISIONING", "WAITING_FOR_RESOURCES"):
@@ -71,10 +78,7 @@ def test_what_trying_again_will_not_mend_is_said_at_once(cloud):
 def test_after_a_preemption_it_goes_on(cloud):
     cloud.answer("worker.sh follow", "step 7\nworker.sh: over 75\n", times=1, first=True)
     cloud.answer("worker.sh follow", "Connection closed\n", times=1, first=True)
-    # READY at first, then taken away while the log is followed, again when it is looked for, and then there is none.
-    cloud.answers = [a for a in cloud.answers if a["pattern"] != "tpu-vm describe"]
-    for out, code, times in ((NOT_FOUND, 1, 1), (node(), 0, 1), (node("PREEMPTED"), 0, 3), (node(), 0, -1)):
-        cloud.answer("tpu-vm describe", out, code, times)
+    taken_while_followed(cloud, looks=3)
     done = up(cloud)
     assert done.returncode == 0, done.stderr
     once = ["tpu-vm create", "scp", "setup", "worker.sh start", "follow"]
@@ -86,9 +90,7 @@ def test_after_a_preemption_it_goes_on(cloud):
 
 def test_a_crash_on_a_tpu_that_is_being_taken_is_a_preemption(cloud):
     cloud.answer("worker.sh follow", "peer died\nworker.sh: over 1\n", times=1, first=True)
-    cloud.answers = [a for a in cloud.answers if a["pattern"] != "tpu-vm describe"]
-    for out, code, times in ((NOT_FOUND, 1, 1), (node(), 0, 1), (node("PREEMPTED"), 0, 3), (node(), 0, -1)):
-        cloud.answer("tpu-vm describe", out, code, times)
+    taken_while_followed(cloud, looks=3)
     assert up(cloud).returncode == 0
     assert len(cloud.lines("tpu-vm create")) == 2
 
@@ -126,9 +128,7 @@ def test_lpos_own_error_is_final(cloud, delete, deleted):
 
 def test_lpos_own_error_is_final_even_if_the_tpu_is_gone_by_then(cloud):
     cloud.answer("worker.sh follow", "worker.sh: over 2\n", first=True)
-    cloud.answers = [a for a in cloud.answers if a["pattern"] != "tpu-vm describe"]
-    for out, code, times in ((NOT_FOUND, 1, 1), (node(), 0, 1), (node("PREEMPTED"), 0, -1)):
-        cloud.answer("tpu-vm describe", out, code, times)
+    taken_while_followed(cloud, looks=-1)
     assert up(cloud).returncode == 2
     assert len(cloud.lines("tpu-vm create")) == 1
 
