@@ -15,6 +15,7 @@ from data_pipeline import pairs as pair_files
 from data_pipeline import tokenizer, trees
 from data_pipeline.encode import MaskOptions, UnusableError, encode
 from data_pipeline.pairs import Pair
+from data_pipeline.row import RowShape, pad
 from data_pipeline.template import Text, render
 from data_pipeline.trees import Encoded, Tree
 from lpo_jax.batch import TreeBatch
@@ -103,7 +104,8 @@ def pack(planted: Sequence[Tree], row_tokens: int) -> TreeBatch:
     """All of them in one batch of packed rows."""
     rows = [trees.join([planted[i] for i in row]) for row in trees.pack([len(t.tokens) for t in planted], row_tokens)]
     widest = max(len(row["source"]) for row in rows)
-    return TreeBatch(**trees.pad(rows, row_tokens, -(-widest // 64) * 64, max(len(row["chosen_len"]) for row in rows)))  # type: ignore[arg-type]
+    shape = RowShape(row_tokens, -(-widest // 64) * 64, max(len(row["chosen_len"]) for row in rows))
+    return TreeBatch.of(pad(rows, shape))
 
 
 def interleave(

@@ -20,8 +20,8 @@ from benchmarks import common
 from data_pipeline import tokenizer
 from lpo_jax.config import MeshConfig, ModelConfig
 from lpo_jax.decode import LoadedModel, Request, Sampler, SamplingConfig
-from lpo_jax.decode.crosec import CrossSampler
-from lpo_jax.decode.vocab_map import align, size, vocabulary
+from lpo_jax.decode.rules.crosec import CrossSampler
+from lpo_jax.decode.rules.vocab_map import align, size, vocabulary
 from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh
 

@@ -12,11 +12,14 @@ import jax
 from benchmarks import common
 from data_pipeline.build import BuildOptions, build
 from data_pipeline.feed import Feed
-from lpo_jax.config import MeshConfig, ModelConfig, ObjectiveConfig, OptimConfig
+from lpo_jax.config import MeshConfig, ModelConfig, OptimConfig
 from lpo_jax.model.decoder import Model
+from lpo_jax.objectives.lpo import Lpo
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train import state
-from lpo_jax.train.rows import to_devices
+from lpo_jax.train.optimizer import optimizer
+from lpo_jax.train.placement import to_devices
+from lpo_jax.train.state import new_state
+from lpo_jax.train.step import make_train_step
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,10 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         config = ModelConfig(
             "llama", vocab, args.d_model, args.layers, heads, heads, 64, args.d_model * 11 // 4, max_positions=args.row_tokens
         )
-        model, mesh, tx = Model(config), make_mesh(MeshConfig()), state.optimizer(OptimConfig(lr=1e-5), 100)
+        model, mesh, tx = Model(config), make_mesh(MeshConfig()), optimizer(OptimConfig(lr=1e-5), 100)
         with jax.set_mesh(mesh):
-            step = state.make_train_step(model, ObjectiveConfig("lpo", beta=10.0, gamma=5.4, alpha=1.0), tx, mesh)
-            now = state.new_state(model.init(jax.random.key(0)), tx)
+            step = make_train_step(model, Lpo(beta=10.0, gamma=5.4, alpha=1.0), tx, mesh)
+            now = new_state(model.init(jax.random.key(0)), tx)
             batches = feed.batches(args.batch_rows, 0, args.steps + 1)
             waits, steps = [], []
             for _ in range(args.steps + 1):

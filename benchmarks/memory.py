@@ -18,11 +18,12 @@ import optax
 
 from benchmarks import common, step
 from data_pipeline.trees import pack, plant
-from lpo_jax import plan
 from lpo_jax.config import MeshConfig, ModelConfig, StageConfig
 from lpo_jax.model.decoder import Model
+from lpo_jax.plan import compile as plan
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train import state
+from lpo_jax.train.optimizer import optimizer
+from lpo_jax.train.state import TrainState, batch_sharding, new_state, state_shardings
 
 LLAMA_8B = ModelConfig("llama", 128256, 4096, 32, 32, 8, 128, 14336, max_positions=8192, rope_theta=500000.0)
 ROW_TOKENS = 2048
@@ -56,7 +57,7 @@ def compare(data: list[Any], tokenizer: str | None, topology: str) -> dict[str, 
     packed = pack([sizes[i] for i in members], ROW_TOKENS)
     packed += [[]] * (mesh.size - len(packed))
     scored = -(-max(sum(len(trees[i].source) for i in row) for row in packed) // 64) * 64
-    row = plan.RowShape(ROW_TOKENS, scored, max(map(len, packed)), len(members) / len(packed))
+    row = plan.PlannedRows(ROW_TOKENS, scored, max(map(len, packed)), len(members) / len(packed))
     model = Model(LLAMA_8B, "bfloat16", "float32", "block")
     stage = StageConfig(step.LPO, step.OPTIM, batch_rows=len(packed), steps=1)
     with tempfile.TemporaryDirectory() as dump:
@@ -100,18 +101,18 @@ def largest_logits(program: str, parts: int) -> int:
 
 def compile_padded(model: Model, mesh: Any, sequences: int, length: int) -> Any:
     """The padded step with full logits, on the same mesh with the same optimizer and rematerialisation."""
-    tx = state.optimizer(step.OPTIM, 100)
+    tx = optimizer(step.OPTIM, 100)
 
-    def padded_step(now: state.TrainState, tokens: jax.Array, answer: jax.Array, changed: jax.Array) -> tuple[state.TrainState, jax.Array]:
+    def padded_step(now: TrainState, tokens: jax.Array, answer: jax.Array, changed: jax.Array) -> tuple[TrainState, jax.Array]:
         loss, grads = jax.value_and_grad(partial(step.padded_loss, model))(now.params, tokens, answer, changed)
         updates, opt_state = tx.update(grads, now.opt_state, now.params)
         params = optax.apply_updates(now.params, updates)
-        return state.TrainState(now.step + 1, params, opt_state, now.skipped, now.skipped_in_row), loss
+        return TrainState(now.step + 1, params, opt_state, now.skipped, now.skipped_in_row), loss
 
-    shardings = state.state_shardings(model, tx, mesh)
-    shapes = jax.eval_shape(partial(state.new_state, tx=tx), model.shapes())
+    shardings = state_shardings(model, tx, mesh)
+    shapes = jax.eval_shape(partial(new_state, tx=tx), model.shapes())
     now = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    rows = state.batch_sharding(mesh, accumulated=False)
+    rows = batch_sharding(mesh, accumulated=False)
     arrays = [jax.ShapeDtypeStruct((sequences, length), dtype, sharding=rows) for dtype in (jnp.int32, jnp.bool_, jnp.bool_)]
     with jax.set_mesh(mesh):
         return jax.jit(padded_step, out_shardings=(shardings, None), donate_argnums=0).lower(now, *arrays).compile()

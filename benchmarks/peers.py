@@ -35,14 +35,14 @@ from benchmarks.step import LPO, OPTIM, fullest, own_step
 from data_pipeline.template import Text
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.trees import Encoded, plant
-from lpo_jax.config import MeshConfig, ModelConfig, ObjectiveConfig
+from lpo_jax.config import MeshConfig, ModelConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model, Params
-from lpo_jax.objectives import coefficients, preference
+from lpo_jax.objectives import simpo
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train import state
+from lpo_jax.train.step import forward
 
-SIMPO = ObjectiveConfig("simpo", beta=LPO.beta, gamma=LPO.gamma)
+SIMPO = simpo.Simpo(beta=LPO.beta, gamma=LPO.gamma)
 HERE = Path(__file__).parent
 
 
@@ -265,13 +265,13 @@ def first_step(model: Model, params: Params, pairs: list[Encoded]) -> FirstStep:
 
     @jax.jit
     def compute(params: Params) -> tuple[jax.Array, ...]:
-        logps = state.forward(model, params, {}, batch)
-        weights, (loss, count) = coefficients(batch, SIMPO), preference(logps, batch, SIMPO)["loss"]
+        logps = forward(model, params, {}, batch)
+        weights, (loss, count) = simpo.coefficients(batch, SIMPO), simpo.terms(logps, batch, SIMPO)["loss"]
         sides = weights.chosen, weights.rejected, jnp.sign(weights.chosen), jnp.sign(weights.rejected)
         return *(jnp.sum(w * logps) / len(pairs) for w in sides), loss / count
 
-    mean_chosen, mean_rejected, chosen, rejected, simpo = (float(x) for x in compute(params))
-    return FirstStep((mean_chosen, mean_rejected), (chosen, rejected), simpo)
+    mean_chosen, mean_rejected, chosen, rejected, loss = (float(x) for x in compute(params))
+    return FirstStep((mean_chosen, mean_rejected), (chosen, rejected), loss)
 
 
 def check(name: str, log: dict[str, Any], expected: FirstStep, tolerance: float) -> None:

@@ -23,10 +23,10 @@ from benchmarks import common
 from data_pipeline.tokenizer import Tokenizer
 from lpo_jax.config import MeshConfig, ModelConfig
 from lpo_jax.decode import LoadedModel, Request, Sampler, SamplingConfig
-from lpo_jax.decode import serve as serving
-from lpo_jax.decode.driver import Driver
-from lpo_jax.decode.protocol import Served
 from lpo_jax.model.decoder import Model
+from lpo_jax.serve import server as serving
+from lpo_jax.serve.driver import Driver
+from lpo_jax.serve.protocol import Served
 from lpo_jax.sharding import make_mesh
 
 

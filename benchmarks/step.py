@@ -30,16 +30,21 @@ import optax
 from benchmarks import common
 from data_pipeline.trees import Encoded, Tree, pack, plant
 from lpo_jax.batch import TreeBatch
-from lpo_jax.config import MeshConfig, ModelConfig, ObjectiveConfig, OptimConfig
+from lpo_jax.config import MeshConfig, ModelConfig, OptimConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model, Params
+from lpo_jax.objectives import Options
+from lpo_jax.objectives.lpo import Lpo
+from lpo_jax.objectives.sft import Sft
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train import state
+from lpo_jax.train.optimizer import optimizer
+from lpo_jax.train.state import new_state
+from lpo_jax.train.step import make_train_step, objective_terms
 
 BETA, GAMMA = 10.0, 5.4  # the authors'
-LPO = ObjectiveConfig("lpo", "clean", beta=BETA, gamma=GAMMA, alpha=1.0)
-REFERENCE = ObjectiveConfig("lpo", "reference", beta=BETA, gamma=GAMMA, alpha=1.0)
-SFT = ObjectiveConfig("sft")
+LPO = Lpo(beta=BETA, gamma=GAMMA, alpha=1.0)
+REFERENCE = Lpo(mode="reference", beta=BETA, gamma=GAMMA, alpha=1.0)
+SFT = Sft()
 OPTIM = OptimConfig(lr=1e-5)
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12}  # dense bfloat16
 
@@ -150,12 +155,12 @@ class Padded:
                 self.changed[m, row, : len(ids)] = mask
 
 
-def own_step(model: Model, params: Params, batch: TreeBatch, objective: ObjectiveConfig, mesh: Any) -> Callable[[], Any]:
+def own_step(model: Model, params: Params, batch: TreeBatch, objective: Options, mesh: Any) -> Callable[[], Any]:
     """The training loop's own step."""
-    tx = state.optimizer(OPTIM, 100)
-    step = state.make_train_step(model, objective, tx, mesh)
+    tx = optimizer(OPTIM, 100)
+    step = make_train_step(model, objective, tx, mesh)
     rows = jax.tree.map(lambda x: jnp.asarray(x)[None], batch)
-    held = [state.new_state(jax.tree.map(jnp.copy, params), tx)]
+    held = [new_state(jax.tree.map(jnp.copy, params), tx)]
 
     def run() -> None:
         held[0], terms = step(held[0], {}, rows)
@@ -197,7 +202,7 @@ def padded_gradient(model: Model, params: Params, padded: Padded) -> tuple[jax.A
 
 
 def padded_step(model: Model, params: Params, padded: Padded) -> Callable[[], Any]:
-    tx = state.optimizer(OPTIM, 100)
+    tx = optimizer(OPTIM, 100)
     held = [(params, tx.init(params))]
 
     @jax.jit
@@ -258,9 +263,9 @@ def check(model: Model, params: Params, batches: dict[str, TreeBatch], padded: P
     """Equal losses and gradients first: of all ways with LPO's clean mode, and of torch with our reference mode."""
 
     @partial(jax.jit, static_argnums=2)
-    def gradient(params: Params, batch: TreeBatch, objective: ObjectiveConfig) -> tuple[jax.Array, jax.Array]:
+    def gradient(params: Params, batch: TreeBatch, objective: Options) -> tuple[jax.Array, jax.Array]:
         def loss(params: Params) -> jax.Array:
-            total, weight = state.objective_terms(model, objective, params, {}, batch)["loss"]
+            total, weight = objective_terms(model, objective, params, {}, batch)["loss"]
             return total / weight
 
         value, grads = jax.value_and_grad(loss)(params)

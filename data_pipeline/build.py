@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 from data_pipeline import pairs, shards, tokenizer, trees
 from data_pipeline.encode import MaskOptions, UnusableError, encode
-from data_pipeline.pairs import DataError, Drops, Pair
+from data_pipeline.pairs import Drops, Pair
 from data_pipeline.shards import Manifest
 from data_pipeline.template import render
+from foundation.errors import DataError
+from foundation.files import sha256
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def build(
       DataError: an input can't be read, `out` holds something else, or no pair is left.
     """
     out = Path(out)
-    sources = [{"file": Path(file).name, "sha256": shards.sha256(file)} for file in map(_existing, inputs)]
+    sources = [{"file": Path(file).name, "sha256": sha256(file)} for file in map(_existing, inputs)]
     tok = None if tokenizer_name is None else tokenizer.load(tokenizer_name)
     facts = [shards.FORMAT_VERSION, sources, asdict(options), tok.sha256 if tok else f"train {vocab_size}"]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -105,7 +107,7 @@ def build(
     manifest = Manifest(
         format_version=shards.FORMAT_VERSION,
         tokenizer_sha256=tok.sha256,
-        vocab_size=max(tok.backend.get_vocab().values()) + 1,
+        vocab_size=tok.size,
         eos_id=tok.eos_id,
         bos_id=tok.bos_id,
         masks=asdict(options.masks),
@@ -190,7 +192,7 @@ def _existing(file: str | Path) -> str | Path:
 
 def _whole(out: Path, manifest: Manifest) -> bool:
     files = [shard for split in manifest.splits.values() for shard in split["shards"]]
-    return all((out / s["file"]).is_file() and shards.sha256(out / s["file"]) == s["sha256"] for s in files)
+    return all((out / s["file"]).is_file() and sha256(out / s["file"]) == s["sha256"] for s in files)
 
 
 def _clear(out: Path) -> None:
@@ -198,7 +200,7 @@ def _clear(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "manifest.json").unlink(missing_ok=True)  # from here on the set is unfinished
     for path in out.iterdir():
-        if path.suffix == ".tfrecord" or path.name in ("dropped.tsv", "manifest.json.tmp"):
+        if path.suffix == ".tfrecord" or path.name == "dropped.tsv" or path.suffix == ".tmp":
             path.unlink()
         elif path.name == "tokenizer" and path.is_dir():
             shutil.rmtree(path)

@@ -264,8 +264,8 @@ def _rules(args: argparse.Namespace) -> int:
 
 def _distill(args: argparse.Namespace) -> int:
     from data_pipeline.distill import knowledge
+    from data_pipeline.distill.endpoint import TeacherOptions
     from data_pipeline.distill.run import Job, distill, judge_with
-    from data_pipeline.distill.teacher import TeacherOptions
 
     job = Job(
         args.model, args.prompts, args.seed, args.answers, args.temperature, args.max_tokens, args.rounds, args.split_by, near=args.near

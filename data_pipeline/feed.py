@@ -1,4 +1,4 @@
-"""The feed: a tf.data pipeline from a shard set to `TreeBatch`es, where a batch is a pure function of (seed, step).
+"""The feed: a tf.data pipeline from a shard set to batches of packed rows, where a batch is a pure function of (seed, step).
 
 Step `s` takes rows ``s * rows .. (s + 1) * rows`` of an endless stream: the split's rows in a new seeded order each epoch. So a
 run resumes at any step at once, and what it reads doesn't depend on how many processes share the work; each reads its rows of a batch.
@@ -10,14 +10,11 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from data_pipeline.pairs import DataError
-from data_pipeline.shards import Manifest, Records
-from data_pipeline.trees import PER_PAIR, PER_SCORED, PER_TOKEN
-from lpo_jax.batch import TreeBatch
+from data_pipeline.row import COLUMNS, PackedRows, pad
+from data_pipeline.shards import Manifest, Records, parse
+from foundation.errors import DataError
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
-
-_DTYPES = {"side": tf.int8, "answer": tf.bool, "changed": tf.bool}
 
 
 class Feed:
@@ -38,7 +35,7 @@ class Feed:
 
     def batches(
         self, rows: int, start_step: int, stop_step: int, stream: int = 0, mine: Sequence[int] | None = None
-    ) -> Iterator[TreeBatch]:
+    ) -> Iterator[PackedRows]:
         """Training batches of `rows` rows.
 
         Args:
@@ -53,43 +50,33 @@ class Feed:
         steps = tf.data.Dataset.range(start_step, stop_step)
         yield from self._read("train", steps, lambda step: self.step_rows(rows, step, stream), range(rows) if mine is None else mine)
 
-    def heldout(self, rows: int, mine: Sequence[int] | None = None) -> Iterator[TreeBatch]:
+    def heldout(self, rows: int, mine: Sequence[int] | None = None) -> Iterator[PackedRows]:
         """The held-out split once, in order; the last batch is filled up with empty rows. `mine`: as in `batches`."""
         yield from self.in_order("heldout", rows, mine)
 
-    def in_order(self, split: str, rows: int, mine: Sequence[int] | None = None, start_row: int = 0) -> Iterator[TreeBatch]:
+    def in_order(self, split: str, rows: int, mine: Sequence[int] | None = None, start_row: int = 0) -> Iterator[PackedRows]:
         """A split once, from `start_row` on; the last batch is filled up with empty rows."""
         steps = tf.data.Dataset.range(-(-(self.rows(split) - start_row) // rows))
         yield from self._read(split, steps, lambda step: start_row + step * rows + np.arange(rows), range(rows) if mine is None else mine)
 
     def pair_ids(self, split: str, row: int) -> list[str]:
-        """The ids of a row's pairs, in the order of `TreeBatch.pair`."""
-        example = tf.train.Example.FromString(self._records[split].read(row))
-        return example.features.feature["ids"].bytes_list.value[0].decode().split("\n")
+        """The ids of a row's pairs, in the order of `PackedRows.pair`."""
+        return parse(self._records[split].read(row))[1]
 
-    def _read(self, split: str, steps: tf.data.Dataset, rows_of: Callable[[int], np.ndarray], mine: Sequence[int]) -> Iterator[TreeBatch]:
+    def _read(self, split: str, steps: tf.data.Dataset, rows_of: Callable[[int], np.ndarray], mine: Sequence[int]) -> Iterator[PackedRows]:
         records, places = self._records[split], np.array(mine)
 
         def read(step: np.int64) -> np.ndarray:
             return np.array([records.read(row) if row < len(records) else b"" for row in rows_of(int(step))[places]], object)
 
         def load(step):  # noqa: ANN001, ANN202
-            return self._parse(tf.ensure_shape(tf.numpy_function(read, [step], tf.string), [len(places)]))
+            serialised = tf.ensure_shape(tf.numpy_function(read, [step], tf.string), [len(places)])  # an empty text: a row of padding
+            return tf.io.parse_example(serialised, {column.name: tf.io.RaggedFeature(tf.int64) for column in COLUMNS})
 
         batches = steps.map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
-        for batch in batches.as_numpy_iterator():
-            yield TreeBatch(**batch)
-
-    def _parse(self, serialised: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Serialised rows to padded columns; an empty string is a row of padding."""
-        names = (*PER_TOKEN, *PER_SCORED, *PER_PAIR)
-        ragged = tf.io.parse_example(serialised, {name: tf.io.RaggedFeature(tf.int64) for name in names})
-        width = dict.fromkeys(PER_TOKEN, self.manifest.row_tokens)
-        width |= dict.fromkeys(PER_SCORED, self.manifest.row_scored) | dict.fromkeys(PER_PAIR, self.manifest.row_pairs)
-        batch = {name: ragged[name].to_tensor(-1 if name in ("pair", "subtree_end") else 0, shape=[None, width[name]]) for name in names}
-        ends = batch["subtree_end"]
-        batch["subtree_end"] = tf.where(ends < 0, tf.range(1, ends.shape[1] + 1, dtype=ends.dtype), ends)
-        return {name: tf.cast(column, _DTYPES.get(name, tf.int32)) for name, column in batch.items()}
+        for columns in batches.as_numpy_iterator():
+            rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            yield pad(rows, self.manifest.row_shape)
 
 
 def stream_rows(seed: tuple[int, ...], n_rows: int, batch_rows: int, step: int) -> np.ndarray:

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.masks import Span
+from foundation.errors import DataError
 
-
-class DataError(ValueError):
-    """Input that can't be used; the message names the file, the row and the remedy."""
+Span = tuple[int, int]
+"""Half-open character range."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ verified when the set is opened, so a truncated or damaged file can't reach trai
 """
 
 import dataclasses
-import hashlib
 import json
-import os
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.pairs import DataError
+from data_pipeline.row import COLUMNS, PackedRows, RowShape
+from foundation.errors import DataError
+from foundation.files import sha256, write_json
 
 FORMAT_VERSION = 1
 ROWS_PER_SHARD = 1024
@@ -46,11 +46,12 @@ class Manifest:
     plain: int = 0  # rows with a response but nothing to compare it with; splits count them among the pairs
     balanced: dict[str, int] = dataclasses.field(default_factory=dict)  # CWE -> pairs that were drawn into the train split once more
 
+    @property
+    def row_shape(self) -> RowShape:
+        return RowShape(self.row_tokens, self.row_scored, self.row_pairs)
+
     def save(self, directory: Path) -> None:
-        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-        unfinished = directory / "manifest.json.tmp"
-        unfinished.write_text(text)
-        os.replace(unfinished, directory / "manifest.json")
+        write_json(directory / "manifest.json", dataclasses.asdict(self))
 
     @staticmethod
     def load(directory: str | Path) -> "Manifest":
@@ -86,7 +87,8 @@ def write(directory: Path, split: str, rows: Sequence[tuple[dict[str, np.ndarray
         with tf.io.TFRecordWriter(str(file)) as writer:
             for row, ids in part:
                 feature = {
-                    name: tf.train.Feature(int64_list=tf.train.Int64List(value=values.astype(np.int64))) for name, values in row.items()
+                    column.name: tf.train.Feature(int64_list=tf.train.Int64List(value=row[column.name].astype(np.int64)))
+                    for column in COLUMNS
                 }
                 feature["ids"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[ids.encode()]))
                 writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True))
@@ -97,6 +99,15 @@ def write(directory: Path, split: str, rows: Sequence[tuple[dict[str, np.ndarray
         "tokens": int(sum(len(row["tokens"]) for row, _ in rows)),
         "shards": shards,
     }
+
+
+def parse(record: bytes) -> tuple[PackedRows, list[str]]:
+    """A serialised row as a batch of one, nothing padded, and its pairs' ids."""
+    import tensorflow as tf
+
+    features = tf.train.Example.FromString(record).features.feature
+    columns = {column.name: np.array(features[column.name].int64_list.value).astype(column.dtype)[None] for column in COLUMNS}
+    return PackedRows(**columns), features["ids"].bytes_list.value[0].decode().split("\n")
 
 
 class Records:
@@ -132,8 +143,3 @@ def _record_spans(content: np.ndarray) -> Iterable[tuple[int, int]]:
         (length,) = struct.unpack("<Q", content[at : at + 8].tobytes())
         yield at + 12, at + 12 + length
         at += 12 + length + 4
-
-
-def sha256(file: str | Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -3,14 +3,12 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from data_pipeline import tokenizer
-from data_pipeline.shards import Manifest, Records
-from lpo_jax.batch import CHOSEN, REJECTED, TRUNK, TreeBatch, answer_tokens
+from data_pipeline.row import CHOSEN, REJECTED, TRUNK, PackedRows, answer_tokens
+from data_pipeline.shards import Manifest, Records, parse
 
 _COLOURS = {CHOSEN: "\x1b[30;42m", REJECTED: "\x1b[97;41m"}
 
@@ -20,20 +18,13 @@ def render_pairs(directory: str | Path, split: str, count: int, colour: bool) ->
     manifest = Manifest.load(directory)
     records = Records(directory, manifest.splits[split])
     tok = tokenizer.load(Path(directory) / "tokenizer")
-    rows = (_read(records.read(row)) for row in range(len(records)))
+    rows = (parse(records.read(row)) for row in range(len(records)))
     pairs = ((ids[pair], row, pair) for row, ids in rows for pair in range(len(ids)))
     for pair_id, row, pair in itertools.islice(pairs, count):
         yield _render(pair_id, row, pair, tok, colour)
 
 
-def _read(record: bytes) -> tuple[TreeBatch, list[str]]:
-    """A serialised row as a batch of one, and its pairs' ids."""
-    features = tf.train.Example.FromString(record).features.feature
-    columns: dict[str, Any] = {name: np.array(feature.int64_list.value)[None] for name, feature in features.items() if name != "ids"}
-    return TreeBatch(**columns), features["ids"].bytes_list.value[0].decode().split("\n")
-
-
-def _render(pair_id: str, row: TreeBatch, pair: int, tok: tokenizer.Tokenizer, colour: bool) -> str:
+def _render(pair_id: str, row: PackedRows, pair: int, tok: tokenizer.Tokenizer, colour: bool) -> str:
     def decode(ids: list[int]) -> str:
         return tok.backend.decode(ids, skip_special_tokens=False)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import tokenizers
 
-from data_pipeline.pairs import DataError
+from foundation.errors import DataError
+from foundation.files import is_hub_id
 
 EOS_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 """End-of-text tokens to look for where a tokenizer doesn't say which one is its own."""
@@ -25,6 +26,11 @@ class Tokenizer:
     @property
     def sha256(self) -> str:
         return fingerprint(self.backend)
+
+    @property
+    def size(self) -> int:
+        """How many ids there are; what a model's vocabulary has beyond them is padding."""
+        return max(self.backend.get_vocab().values()) + 1
 
     def save(self, directory: str | Path) -> None:
         """Write the files that `transformers` reads."""
@@ -110,7 +116,7 @@ def _local(name: str | Path) -> Path:
         return path.parent
     if path.is_dir():
         return path
-    if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
+    if is_hub_id(str(name)):
         from huggingface_hub import snapshot_download
 
         return Path(

@@ -1,4 +1,4 @@
-"""From a tokenised pair to a tree, from trees to packed rows, and from rows to padded arrays (see `lpo_jax.batch` for the layout)."""
+"""From a tokenised pair to a tree, and from trees to packed rows (see `data_pipeline.row` for what a row holds)."""
 
 import bisect
 from collections.abc import Sequence
@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TRUNK, CHOSEN, REJECTED = 0, 1, -1  # as in lpo_jax.batch, which pulls in jax
-PER_TOKEN = ("tokens", "positions", "subtree_end")
-PER_SCORED = ("source", "target", "pair", "side", "answer", "changed")
-PER_PAIR = ("chosen_len", "rejected_len", "reasoning_len")
+from data_pipeline.row import CHOSEN, COLUMNS, REJECTED, TRUNK
 
 
 @dataclass(frozen=True)
@@ -130,27 +127,11 @@ def pack(sizes: Sequence[int], capacity: int, window: int = 256) -> list[list[in
 def join(trees: Sequence[Tree]) -> dict[str, np.ndarray]:
     """One packed row: the trees' columns one after another, indices shifted to the row."""
     starts = np.cumsum([0] + [len(tree.tokens) for tree in trees])[:-1]
-    shift = {"subtree_end", "source"}
-    row = {
-        name: np.concatenate([vars(tree)[name] + (start if name in shift else 0) for tree, start in zip(trees, starts, strict=True)])
-        for name in (*PER_TOKEN, *PER_SCORED)
-        if name != "pair"
-    }
-    row["pair"] = np.repeat(np.arange(len(trees)), [len(tree.source) for tree in trees])
-    for name in PER_PAIR:
-        row[name] = np.array([vars(tree)[name] for tree in trees])
+    row = {"pair": np.repeat(np.arange(len(trees)), [len(tree.source) for tree in trees])}
+    for column in COLUMNS:
+        values = [getattr(tree, column.name) for tree in trees] if column.name != "pair" else []
+        if column.name in ("subtree_end", "source"):
+            values = [indices + start for indices, start in zip(values, starts, strict=True)]
+        if values:
+            row[column.name] = np.array(values) if column.axis == "pairs" else np.concatenate(values)
     return row
-
-
-def pad(rows: Sequence[dict[str, np.ndarray]], row_tokens: int, row_scored: int, row_pairs: int) -> dict[str, np.ndarray]:
-    """The fields of a `TreeBatch` from rows that `join` made: [B, row_tokens], [B, row_scored] and [B, row_pairs] arrays."""
-    batch = {}
-    for names, width in ((PER_TOKEN, row_tokens), (PER_SCORED, row_scored), (PER_PAIR, row_pairs)):
-        for name in names:
-            dtype = {"side": np.int8, "answer": bool, "changed": bool}.get(name, np.int32)
-            column = batch[name] = np.full((len(rows), width), -1 if name == "pair" else 0, dtype)
-            if name == "subtree_end":
-                column[:] = np.arange(1, width + 1)
-            for padded, row in zip(column, rows, strict=True):
-                padded[: len(row[name])] = row[name]
-    return batch

@@ -167,7 +167,7 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
     Every model is asked with the same text: the prompt as it is, or the instruction in the template of training.
 
     Args:
-      security: a second model that co-decodes by `preset` and `threshold`, see `lpo_jax.decode.codecode`.
+      security: a second model that co-decodes by `preset` and `threshold`, see `lpo_jax.decode.rules.codecode`.
     """
 
     def read(directory: Path) -> Iterator[tuple[str, int, str]]:

@@ -270,7 +270,7 @@ def _sample(sample: dict[str, Any], judged: bool) -> dict[str, Any]:
 
 def _training(path: Path, index: int) -> dict[str, Any]:
     """A training run as lpo_jax's own report shows it, and the facts of its data."""
-    from lpo_jax.train.report import contents  # imports JAX
+    from lpo_jax.report.training import contents  # imports JAX
 
     try:
         config, summary, data = (json.loads((path / f"{name}.json").read_text()) for name in ("config", "summary", "data"))

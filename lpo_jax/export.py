@@ -4,16 +4,16 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 from etils import epath
 
+from foundation.files import Json, write_json
 from lpo_jax.config import ConfigError, RunConfig, from_dict, to_dict
-from lpo_jax.model import hf, lora
+from lpo_jax.model import hf, lora, peft
+from lpo_jax.objectives.heldout import ENGLISH
 from lpo_jax.train.evaluate import read_summary
-from lpo_jax.train.loop import restore_params
-from lpo_jax.train.metrics import ENGLISH
+from lpo_jax.train.weights import restore_params
 
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -54,13 +54,13 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
     elif merge:
         hf.write_params(out, model, lora.merge(frozen, params, model.lora), ids)
     else:
-        lora.save_peft(out, model, params, model.lora, config.model.path or "")
+        peft.save_peft(out, model, params, model.lora, config.model.path or "")
         loader = f"peft.PeftModel.from_pretrained(base, {str(out)!r})"
     for pattern in _TOKENIZER_FILES:
         for file in tokenizer_dir.glob(pattern):
             shutil.copyfile(file, out / file.name)
     if not (out / "generation_config.json").is_file():
-        (out / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+        write_json(out / "generation_config.json", ids)
     (out / "README.md").write_text(_card(config, manifest, read_summary(source, config), loader), encoding="utf-8")
     return loader
 
@@ -70,7 +70,7 @@ def tokenizer_directory(config: RunConfig) -> Path:
     return Path(config.data.path) / "tokenizer" if config.model.path is None else hf.locate(config.model.path)
 
 
-def _card(config: RunConfig, manifest: Mapping[str, Any], summary: Mapping[str, Mapping[str, float]], loader: str) -> str:
+def _card(config: RunConfig, manifest: Json, summary: Mapping[str, Mapping[str, float]], loader: str) -> str:
     """The model card: what it is, its held-out numbers, the data and the settings."""
     front = {"library_name": "transformers", "tags": ["code", "security", "lpo"]}
     if config.model.path is not None:

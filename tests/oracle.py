@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline import trees
+from data_pipeline.row import RowShape, pad
 from data_pipeline.trees import Encoded
 from lpo_jax.batch import TreeBatch
 
@@ -45,9 +46,9 @@ def batch_of(planted, row_tokens, rows=None, pairs_in_row=None):
     """Packed rows of trees as one TreeBatch."""
     packed = trees.pack([len(t.tokens) for t in planted], row_tokens)
     columns = [trees.join([planted[i] for i in row]) for row in packed]
-    columns += [{name: np.zeros(0, int) for name in columns[0]}] * ((rows or len(columns)) - len(columns))
     scored = max(len(c["source"]) for c in columns) + 3
-    return TreeBatch(**trees.pad(columns, row_tokens, scored, pairs_in_row or max(len(c["chosen_len"]) for c in columns) + 1))
+    shape = RowShape(row_tokens, scored, pairs_in_row or max(len(c["chosen_len"]) for c in columns) + 1)
+    return TreeBatch.of(pad(columns + [{}] * ((rows or len(columns)) - len(columns)), shape))
 
 
 def sequence_logps(model, params, sequences, length):

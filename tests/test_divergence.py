@@ -13,16 +13,18 @@ from torch.nn import functional
 
 from data_pipeline.feed import Feed
 from data_pipeline.trees import plant
-from lpo_jax import divergence as module
-from lpo_jax.config import ConfigError, KlConfig, LoraConfig, MeshConfig, ModelConfig, ObjectiveConfig
-from lpo_jax.divergence import Output, divergence, top
-from lpo_jax.model import lora
+from lpo_jax.config import ConfigError, LoraConfig, MeshConfig, ModelConfig, StageConfig, from_dict
+from lpo_jax.losses import divergence as module
+from lpo_jax.losses.divergence import Output, divergence, top
+from lpo_jax.model import adapters as low_rank
 from lpo_jax.model.decoder import Model
-from lpo_jax.objectives import answer_side, kd, security
+from lpo_jax.objectives import OBJECTIVES, KlConfig, kd, security
+from lpo_jax.objectives.base import answer_side
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
-from lpo_jax.train.rows import to_devices
-from lpo_jax.train.state import Teacher, objective_terms
+from lpo_jax.train.optimizer import optimizer
+from lpo_jax.train.placement import to_devices
+from lpo_jax.train.step import Teacher, make_train_step, objective_terms
 from tests import oracle
 from tests.test_objectives import flat
 from tests.train.test_training import MODEL, OPTIM
@@ -33,7 +35,7 @@ DIRECTIONS = ("reverse", "forward")
 
 def objective(name, direction="reverse", weight=0.5, **more):
     teacher = "somewhere" if name == "kd" else None
-    return ObjectiveConfig(name, kl=KlConfig(direction, weight, teacher), **more)
+    return OBJECTIVES[name].options(kl=KlConfig(direction, weight, teacher), **more)
 
 
 def one_token(probabilities):
@@ -65,7 +67,7 @@ def test_vectors(direction, kl, total, gradient):
     logp, value = found(one_token(Q))
     assert float(value[0, 0]) == pytest.approx(kl, abs=1e-6)
     assert -float(logp[0, 0]) == pytest.approx(1.609438, abs=1e-6)
-    terms = kd(logp, value, batch, config)
+    terms = kd.terms(logp, batch, config, value)
     assert float(terms["loss"][0] / terms["loss"][1]) == pytest.approx(total, abs=1e-6)
     grad = jax.grad(lambda hidden: found(one_token(Q)._replace(hidden=hidden))[1].sum())(one_token(Q).hidden)
     np.testing.assert_allclose(grad[0, 0], gradient, atol=1e-6)
@@ -112,7 +114,7 @@ def in_torch(student, teacher, batch, config, cut):
     hidden, head = (torch.tensor(np.asarray(x), requires_grad=True) for x in student[:2])
     frozen = [torch.tensor(np.asarray(x)) for x in teacher]
     lm, kl = {}, {}
-    for row, n in zip(*np.nonzero(np.asarray(answer_side(batch, config))), strict=True):
+    for row, n in zip(*np.nonzero(np.asarray(answer_side(batch, config.score_prompt))), strict=True):
         at = batch.source[row, n]
         log_q = functional.log_softmax((hidden[row, at] @ head)[:cut], -1)
         log_p = functional.log_softmax((frozen[0][row, at] @ frozen[1] + frozen[2])[:cut], -1)
@@ -138,13 +140,14 @@ def in_torch(student, teacher, batch, config, cut):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_torch_agrees_in_float64(name, direction, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 40)  # several chunks, the last not full
-    config, formula = objective(name, direction, 0.3), {"kd": kd, "security": security}[name]
+    config, formula = objective(name, direction, 0.3), OBJECTIVES[name].terms
     batch = pairs_batch()
     with jax.enable_x64(True):
         student, teacher = outputs(jnp.float64, len(batch.tokens))
 
         def loss(hidden, head, frozen):
-            terms = formula(*divergence(Output(hidden, head, None), frozen, batch, direction, CUT), batch, config)
+            logps, found = divergence(Output(hidden, head, None), frozen, batch, direction, CUT)
+            terms = formula(logps, batch, config, found)
             return terms["loss"][0] / terms["loss"][1]
 
         expected = in_torch(student, teacher, batch, config, CUT)
@@ -192,30 +195,30 @@ def test_kd_counts_answer_tokens_alike():
     batch, _ = flat([([0.0], "0", [0.0, 0.0], "01", [7], [8, 8]), ([0.0] * 3, "010", [0.0], "1", [7] * 3, [8])])
     batch = dataclasses.replace(batch, answer=np.array([[1, 1, 1, 1, 1, 1, 1]], bool))
     logps, kl = jnp.full((1, 7), -2.0), jnp.full((1, 7), 3.0)
-    terms = kd(logps, kl, batch, objective("kd", weight=0.25))
+    terms = kd.terms(logps, batch, objective("kd", weight=0.25), kl)
     assert {name: (float(a), float(b)) for name, (a, b) in terms.items()} == {"loss": (9.0, 4.0), "lm": (8.0, 4.0), "kl": (12.0, 4.0)}
     sides = np.asarray(batch.side[0]) >= 0
     for argument, weight in ((0, -0.75), (1, 0.25)):
-        grad = jax.grad(lambda *x: kd(*x, batch, objective("kd", weight=0.25))["loss"][0], argument)(logps, kl)
+        grad = jax.grad(lambda lp, d: kd.terms(lp, batch, objective("kd", weight=0.25), d)["loss"][0], argument)(logps, kl)
         np.testing.assert_allclose(grad[0], np.where(sides, weight, 0))
     prompt = dataclasses.replace(batch, answer=np.zeros((1, 7), bool))
-    assert float(kd(logps, kl, prompt, objective("kd"))["loss"][1]) == 0
-    assert float(kd(logps, kl, prompt, objective("kd", score_prompt=True))["loss"][1]) == 4
+    assert float(kd.terms(logps, prompt, objective("kd"), kl)["loss"][1]) == 0
+    assert float(kd.terms(logps, prompt, objective("kd", score_prompt=True), kl)["loss"][1]) == 4
     padding = dataclasses.replace(batch, pair=np.full((1, 7), -1))
-    assert float(kd(logps, kl, padding, objective("kd", score_prompt=True))["loss"][1]) == 0
+    assert float(kd.terms(logps, padding, objective("kd", score_prompt=True), kl)["loss"][1]) == 0
 
 
 def test_security_separates_changed_from_unchanged_and_knows_empty_sets():
     everything, nothing = ([0.0] * 2, "11", [0.0], "1", [7] * 2, [8]), ([0.0] * 3, "000", [0.0], "1", [7] * 3, [8])
     batch, _ = flat([everything, nothing, ([0.0] * 4, "0110", [0.0], "1", [7] * 4, [8])])
     logps, kl = -jnp.arange(1.0, 13)[None], jnp.arange(13.0, 25)[None]
-    terms = security(logps, kl, batch, objective("security", weight=2.0))
+    terms = security.terms(logps, batch, objective("security", weight=2.0), kl)
     by_pair = [((1 + 2) / 2, 0), (0, (13 + 14 + 15 + 3 * 3) / 3), ((9 + 10) / 2, (20 + 23) / 2)]
     assert [float(x) for x in terms["ce"]] == [sum(ce for ce, _ in by_pair), 3]
     assert [float(x) for x in terms["kl"]] == [sum(kl for _, kl in by_pair), 3]
     assert [float(x) for x in terms["loss"]] == [sum(ce + 2 * kl for ce, kl in by_pair), 3]
     for argument in (0, 1):
-        grad = jax.grad(lambda *x: security(*x, batch, objective("security"))["loss"][0], argument)(logps, kl)[0]
+        grad = jax.grad(lambda lp, d: security.terms(lp, batch, objective("security"), d)["loss"][0], argument)(logps, kl)[0]
         counted = np.asarray(batch.side[0] >= 0) & (np.asarray(batch.changed[0]) == (argument == 0))
         np.testing.assert_array_equal(grad != 0, counted)
         assert np.isfinite(grad).all()
@@ -234,7 +237,7 @@ def test_fresh_adapters_are_the_base():
             found = [objective_terms(model, objective("security", direction), adapters, base, batch) for direction in DIRECTIONS]
             return found[0]["ce"][0], sum(terms["kl"][0] for terms in found)
 
-        values, pull = jax.vjp(terms, lora.init(key, model, model.lora))
+        values, pull = jax.vjp(terms, low_rank.init(key, model, model.lora))
         return values, pull((1.0, 0.0))[0], pull((0.0, 1.0))[0]
 
     (ce, kl), of_ce, of_kl = run(jax.random.key(0))
@@ -253,20 +256,20 @@ def run_steps(feed, mesh_config, name, direction, accumulate=1, steps=3, rows=8)
     mesh = make_mesh(mesh_config, jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor])
     model = Model(MODEL, lora=LoraConfig(4, 8.0, targets="blocks.(q|v|down)|head") if name == "security" else None)
     teacher = Teacher(512, 0, TEACHER) if name == "kd" else None
-    tx = state.optimizer(OPTIM, steps)
+    tx = optimizer(OPTIM, steps)
     place = lambda init, shardings: jax.jit(init, out_shardings=shardings)  # noqa: E731
     with jax.set_mesh(mesh):
         base = place(model.init, state.param_shardings(model, mesh))(jax.random.key(0))
         params, frozen = base, {}
         if model.lora:
-            adapters = partial(lora.init, model=model, config=model.lora)
+            adapters = partial(low_rank.init, model=model, config=model.lora)
             params, frozen = place(adapters, state.trainable_shardings(model, mesh))(jax.random.key(1)), base
         if teacher:
             frozen = {"teacher": place(TEACHER.init, state.param_shardings(TEACHER, mesh))(jax.random.key(2))}
         cut = [x for x in jax.tree.leaves(frozen) if x.sharding.shard_shape(x.shape) != x.shape]
         assert len(cut) > 5 or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1, "what is frozen is cut as parameters are"
         s = state.new_state(params, tx)
-        step = state.make_train_step(model, objective(name, direction), tx, mesh, teacher=teacher)
+        step = make_train_step(model, objective(name, direction), tx, mesh, teacher=teacher)
         losses = []
         for batch in feed.batches(rows, 0, steps):
             s, terms = step(s, frozen, to_devices(batch, mesh, rows, accumulate))
@@ -286,11 +289,14 @@ def test_one_device_equals_eight_and_parts_the_whole(seed_shards, name, directio
 
 
 def test_security_needs_adapters_and_kd_a_teacher():
+    def read(**options):
+        return from_dict(StageConfig, {"objective": options, "optim": {"lr": 1.0}, "batch_rows": 1, "steps": 1})
+
     with pytest.raises(ConfigError, match="objective kd: set kl"):
-        ObjectiveConfig("kd")
+        read(name="kd")
     with pytest.raises(ConfigError, match="set kl.teacher"):
-        ObjectiveConfig("kd", kl=KlConfig("reverse", 0.5))
+        read(name="kd", kl={"direction": "reverse", "weight": 0.5})
     with pytest.raises(ConfigError, match=r"in \[0, 1\], not 2"):
-        ObjectiveConfig("kd", kl=KlConfig("reverse", 2.0, "x"))
+        read(name="kd", kl={"direction": "reverse", "weight": 2.0, "teacher": "x"})
     with pytest.raises(ConfigError, match="objective security: set kl"):
-        ObjectiveConfig("security")
+        read(name="security")

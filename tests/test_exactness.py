@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from data_pipeline.trees import plant
-from lpo_jax.config import ModelConfig, ObjectiveConfig
-from lpo_jax.logps import token_logps
+from lpo_jax.config import ModelConfig
+from lpo_jax.losses.logps import token_logps
 from lpo_jax.model.decoder import Model
-from lpo_jax.train.state import objective_terms
+from lpo_jax.objectives.lpo import Lpo
+from lpo_jax.objectives.simpo import Simpo
+from lpo_jax.train.step import objective_terms
 from tests import oracle
 
 CONFIG = ModelConfig("llama", 50, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=48, max_positions=128)
@@ -21,12 +23,12 @@ OTHER_SHAPES = {
     "parallel block": dataclasses.replace(CONFIG, parallel=True, rope_dim=4, rope_interleaved=True, head_bias=True),
 }
 OBJECTIVE = {
-    "clean": ObjectiveConfig("lpo", "clean", beta=3.0, gamma=0.7, alpha=0.9),
-    "clean, skip": ObjectiveConfig("lpo", "clean", beta=3.0, gamma=0.7, alpha=0.9, empty_side="skip"),
-    "paper": ObjectiveConfig("lpo", "paper", beta=20.0, gamma=0.7, alpha=0.05),
-    "paper, mean, answer": ObjectiveConfig("lpo", "paper", beta=20.0, gamma=0.7, alpha=0.5, norm_len="answer", imitation="mean"),
-    "reference": ObjectiveConfig("lpo", "reference", beta=3.0, gamma=0.7, alpha=1.0),
-    "simpo": ObjectiveConfig("simpo", beta=3.0, gamma=0.7),
+    "clean": Lpo(beta=3.0, gamma=0.7, alpha=0.9),
+    "clean, skip": Lpo(beta=3.0, gamma=0.7, alpha=0.9, empty_side="skip"),
+    "paper": Lpo(mode="paper", beta=20.0, gamma=0.7, alpha=0.05),
+    "paper, mean, answer": Lpo(mode="paper", beta=20.0, gamma=0.7, alpha=0.5, norm_len="answer", imitation="mean"),
+    "reference": Lpo(mode="reference", beta=3.0, gamma=0.7, alpha=1.0),
+    "simpo": Simpo(beta=3.0, gamma=0.7),
 }
 NEEDS_UNTRIMMED = {"reference", "simpo"}
 LENGTH = 32

@@ -9,9 +9,10 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
-from lpo_jax import flops, plan
 from lpo_jax.config import MeshConfig, ModelConfig
 from lpo_jax.model.decoder import Model
+from lpo_jax.plan import compile as plan
+from lpo_jax.plan import flops
 from lpo_jax.sharding import make_mesh
 
 D = 8

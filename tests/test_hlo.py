@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lpo_jax import hlo, plan
+from lpo_jax.plan import compile as plan
+from lpo_jax.plan import hlo
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
 

@@ -21,7 +21,7 @@ def loaded(statement):
         "lpo_jax.objectives",
         "lpo_jax.model.hf",
         "lpo_jax.decode.job",
-        "lpo_jax.decode.serve",
+        "lpo_jax.serve.server",
         "lpo_jax.cli",
     ],
 )

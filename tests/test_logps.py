@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lpo_jax import logps
 from lpo_jax.batch import TreeBatch
 from lpo_jax.config import MeshConfig
+from lpo_jax.losses import logps
 from lpo_jax.sharding import make_mesh
 
 B, T, N, D, V = 8, 24, 20, 16, 44  # 44 columns: not divisible by 8 devices

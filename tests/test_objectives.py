@@ -1,6 +1,7 @@
 """The specification's loss vectors L1-L19 and invariants."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +10,34 @@ import pytest
 
 from data_pipeline import masks
 from data_pipeline.trees import Encoded, plant
+from lpo_jax import objectives
 from lpo_jax.batch import TreeBatch
-from lpo_jax.config import ConfigError, ObjectiveConfig
-from lpo_jax.logps import token_logps
-from lpo_jax.objectives import check_data, coefficients, heldout_metrics, preference, sft
+from lpo_jax.config import ConfigError
+from lpo_jax.losses.logps import token_logps
+from lpo_jax.objectives import sft
+from lpo_jax.objectives.heldout import heldout_metrics
+from lpo_jax.objectives.lpo import Lpo, coefficients
+from lpo_jax.objectives.sft import Sft
+from lpo_jax.objectives.simpo import Simpo
 from tests.oracle import batch_of
 
 C_LP, M_PLUS = [-0.1, -0.2, -0.3, -0.4, -0.5, -0.6], "001100"
 R_LP, M_MINUS = [-0.1, -0.2, -1.0, -0.5, -0.2], "00100"
-CLEAN = ObjectiveConfig("lpo", "clean", beta=10.0, gamma=5.4, alpha=1.0)
-PAPER = ObjectiveConfig("lpo", "paper", beta=10.0, gamma=5.4, alpha=0.05)
+CLEAN = Lpo(beta=10.0, gamma=5.4, alpha=1.0)
+PAPER = Lpo(mode="paper", beta=10.0, gamma=5.4, alpha=0.05)
+
+
+def preference(logps, batch, options):
+    return objectives.of(options).terms(logps, batch, options)
+
+
+def check_data(options, trimmed, scores_prompt):
+    shards = types.SimpleNamespace(trimmed=trimmed, scores_prompt=scores_prompt, plain=0)
+    objectives.of(options).check_data(options, shards)
 
 
 def reference(v, **changes):
-    return ObjectiveConfig("lpo", "reference", beta=10.0, gamma=5.4, alpha=1.0, off_mask=round(1 - v, 9), **changes)
+    return Lpo(mode="reference", beta=10.0, gamma=5.4, alpha=1.0, off_mask=round(1 - v, 9), **changes)
 
 
 def flat(pairs, trunk=0):
@@ -64,7 +79,7 @@ VECTORS = {
     "L4": (reference(0.99), [pair()], {"logps/rejected": -0.9708738, "preference": 0.3683999, "loss": 0.7183999}),
     "L5": (reference(0.999999), [EMPTY], {"logps/rejected": -0.4, "preference": 4.9074190, "loss": 5.2574190}),
     "L6": (reference(1.0), [EMPTY], {"loss": float("nan")}),
-    "L7": (ObjectiveConfig("simpo", beta=10.0, gamma=5.4), [pair()], {"loss": 4.9074190}),
+    "L7": (Simpo(beta=10.0, gamma=5.4), [pair()], {"loss": 4.9074190}),
     "L8": (PAPER, [pair()], {"rewards/margins": 0.8333333, "preference": 4.5770056, "imitation": 1.4, "loss": 4.6470056}),
     "L9": (dataclasses.replace(PAPER, imitation="mean"), [pair()], {"loss": 4.5945056}),
     "L10": (dataclasses.replace(PAPER, beta=2.0, gamma=1.0), [pair()], {"rewards/margins": 0.1666667, "preference": 1.1942182, "loss": 1.2642182}),
@@ -157,12 +172,12 @@ def test_clean_scores_id_0_like_any_token():
 
 
 def test_half_weight_reference_is_simpo():  # I9
-    simpo = ObjectiveConfig("simpo", beta=10.0, gamma=5.4)
+    simpo = Simpo(beta=10.0, gamma=5.4)
     assert evaluate(reference(0.5), pair())["preference"] == pytest.approx(evaluate(simpo, pair())["preference"], abs=1e-6)
 
 
 def test_doubling_beta_and_gamma_doubles_z():  # I10
-    for config in (CLEAN, PAPER, reference(0.9), ObjectiveConfig("simpo", beta=10.0, gamma=5.4)):
+    for config in (CLEAN, PAPER, reference(0.9), Simpo(beta=10.0, gamma=5.4)):
         z = []
         for factor in (1, 2):
             scaled = dataclasses.replace(config, beta=factor * config.beta, gamma=factor * config.gamma)
@@ -190,12 +205,12 @@ def test_norm_len_counts_the_reasoning():
 
 def test_sft_is_the_mean_over_chosen_answer_tokens():
     batch, logps = flat([pair(), pair([-2.0, -2.0], "10", [-9.0], "1")], trunk=2)
-    total, weight = sft(logps, batch, ObjectiveConfig("sft"))["loss"]
+    total, weight = sft.terms(logps, batch, Sft())["loss"]
     assert float(weight) == 8
     assert float(total) == pytest.approx(2.1 + 4.0)
     batch = batch.replace(answer=np.arange(batch.answer.size).reshape(batch.answer.shape) > 0)
-    assert float(sft(logps, batch, ObjectiveConfig("sft"))["loss"][1]) == 7
-    assert float(sft(logps, batch, ObjectiveConfig("sft", score_prompt=True))["loss"][1]) == 8
+    assert float(sft.terms(logps, batch, Sft())["loss"][1]) == 7
+    assert float(sft.terms(logps, batch, Sft(score_prompt=True))["loss"][1]) == 8
 
 
 def test_heldout_metrics():
@@ -210,9 +225,9 @@ def test_heldout_metrics():
 @pytest.mark.parametrize(
     ("config", "remedy"),
     [
-        (ObjectiveConfig("simpo", beta=2.0, gamma=1.0), "--untrimmed"),
+        (Simpo(beta=2.0, gamma=1.0), "--untrimmed"),
         (reference(0.999999), "--masks reference --untrimmed"),
-        (ObjectiveConfig("sft", score_prompt=True), "--score-prompt"),
+        (Sft(score_prompt=True), "--score-prompt"),
     ],
 )
 def test_objectives_that_the_shards_cannot_serve(config, remedy):

@@ -11,13 +11,15 @@ import pytest
 import yaml
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lpo_jax import cli, config, plan, search
+from foundation.console import captured_stderr
+from lpo_jax import cli, config
 from lpo_jax.config import ConfigError, MeshConfig, ModelConfig, ModelSource
-from lpo_jax.console import captured_stderr
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
+from lpo_jax.plan import compile as plan
+from lpo_jax.plan import search
 from lpo_jax.sharding import make_mesh, topology_size
-from lpo_jax.train import state as steps
+from lpo_jax.train import state
 from tests.conftest import REPO
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
@@ -147,7 +149,7 @@ def test_wrong_configs_are_named(tiny, tmp_path, capsys, monkeypatch):
 def test_search_finds_the_fastest_that_fits(tiny, tmp_path, capsys, monkeypatch):
     """With a compiler that has room for policy "attention" without a tensor axis, and is otherwise as fast as its arithmetic."""
     run, asked = config.load(tiny), []
-    row = plan.RowShape.assumed(run.plan)
+    row = plan.PlannedRows.assumed(run.plan)
 
     def key(c):
         return c.model.remat, c.mesh, c.stages["lpo"].batch_rows, c.stages["lpo"].accumulate
@@ -211,7 +213,7 @@ def test_a_parameter_that_is_not_cut_is_named():
     shape = ModelConfig("llama", 1024, 4096, n_layers=8, n_heads=32, n_kv_heads=1, head_dim=128, d_mlp=1024, max_positions=64)
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=8), jax.devices()[:8])
     run = config.load(REPO / "configs" / "tiny_cpu.yaml")
-    arguments = plan.abstract_arguments(Model(shape), run.stages["lpo"], plan.RowShape.assumed(run.plan), mesh)
+    arguments = plan.abstract_arguments(Model(shape), run.stages["lpo"], plan.PlannedRows.assumed(run.plan), mesh)
     assert plan._uncut(arguments, mesh, 15.75 * 2**30) == []
     warnings = plan._uncut(arguments, mesh, 2**30)
     assert len(warnings) == 2 and all(name in " ".join(warnings) for name in ("blocks.k", "blocks.v"))
@@ -237,7 +239,7 @@ def test_pod_configs_are_the_published_models_on_whole_slices(path, monkeypatch)
     assert run.mesh.topology.replace(":", "_") in path.stem
     assert path.stem.endswith("_lora") == (run.model.lora is not None)
     assert run.plan.row_tokens <= model.config.max_positions
-    steps.check_rows(run, type("Mesh", (), {"shape": mesh}))
+    state.check_rows(run, type("Mesh", (), {"shape": mesh}))
 
 
 def test_a_run_refuses_weights_of_another_shape_than_planned(tmp_path):
@@ -245,11 +247,11 @@ def test_a_run_refuses_weights_of_another_shape_than_planned(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(raw | {"vocab_size": 32000}))
     source = ModelSource(path=str(tmp_path), shape=str(REPO / "configs" / "shapes" / "codellama_7b.json"))
     with pytest.raises(ConfigError, match="model.shape: .* vocab_size 32016 there, 32000 here"):
-        hf.shape(source)
+        hf.model_config(source)
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    assert hf.shape(source) == hf.planned_shape(source) == hf.shape(dataclasses.replace(source, shape=None))
+    assert hf.model_config(source) == hf.planned_config(source) == hf.model_config(dataclasses.replace(source, shape=None))
     with pytest.raises(ConfigError, match="model.shape: nowhere.json doesn't exist"):
-        hf.planned_shape(ModelSource(path="x", shape="nowhere.json"))
+        hf.planned_config(ModelSource(path="x", shape="nowhere.json"))
 
 
 @needs_libtpu

@@ -10,12 +10,14 @@ from benchmarks import common, memory
 from benchmarks import step as step_benchmark
 from data_pipeline.feed import Feed
 from data_pipeline.trees import Encoded, pack, plant
-from lpo_jax import logps
 from lpo_jax.config import MeshConfig, ModelConfig, OptimConfig
+from lpo_jax.losses import logps
 from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
-from lpo_jax.train.rows import to_devices
+from lpo_jax.train.optimizer import optimizer
+from lpo_jax.train.placement import to_devices
+from lpo_jax.train.step import make_train_step
 
 
 def with_prefix(pair, length):
@@ -61,11 +63,11 @@ def test_rows_are_full(real_pairs):
 
 def test_nothing_is_compiled_again_after_the_first_step(seed_shards):
     feed = Feed(seed_shards["trimmed"])
-    mesh, tx = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), state.optimizer(OptimConfig(lr=1e-3), 100)
+    mesh, tx = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), optimizer(OptimConfig(lr=1e-3), 100)
     model = Model(ModelConfig("llama", 512, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_mlp=16, max_positions=1024))
     with jax.set_mesh(mesh):
         now = jax.device_put(state.new_state(model.init(jax.random.key(0)), tx), state.state_shardings(model, tx, mesh))
-        step = state.make_train_step(model, step_benchmark.LPO, tx, mesh)
+        step = make_train_step(model, step_benchmark.LPO, tx, mesh)
         for batch in feed.batches(4, 0, 2 * feed.rows("train") // 4):  # two epochs
             now, _ = step(now, {}, to_devices(batch, mesh, 4, 1))
     assert step._cache_size() == 1

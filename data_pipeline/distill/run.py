@@ -17,11 +17,11 @@ from typing import Any
 from tqdm import tqdm
 
 from data_pipeline.distill import finish, prompts
+from data_pipeline.distill.endpoint import Teacher, TeacherOptions
 from data_pipeline.distill.journal import Journal, content_key
 from data_pipeline.distill.knowledge import Rule, titles
 from data_pipeline.distill.parse import RejectedError, check, read_answer
 from data_pipeline.distill.refine import Candidate, Judge, Verdict, in_words, judge_all, refine
-from data_pipeline.distill.teacher import Teacher, TeacherOptions
 from data_pipeline.pairs import DataError
 
 

@@ -11,14 +11,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from foundation.files import write_json
 from lpo_jax.config import ConfigError, MeshConfig
-from lpo_jax.decode import load, vocab_map
-from lpo_jax.decode.codecode import CoDecoding
-from lpo_jax.decode.crosec import CroSec, CrossSampler
+from lpo_jax.decode import load
 from lpo_jax.decode.request import Completion, Request, SamplingConfig, Tokenizer, encode, encode_task
+from lpo_jax.decode.rules import vocab_map
+from lpo_jax.decode.rules.codecode import CoDecoding
+from lpo_jax.decode.rules.crosec import CroSec, CrossSampler
 from lpo_jax.decode.sampler import Sampler
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train.metrics import write_atomically
 
 ROWS_PER_CUT = 16
 """Rows at work for each cut of the batch, by default."""
@@ -199,7 +200,7 @@ def _open_journal(job: Job, dtype: str, prompts: list[Prompt]) -> set[tuple[str,
     if not out.is_file():
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(settings_file, json.dumps(settings, indent=2) + "\n")
+            write_json(settings_file, settings)
             out.touch()
         except OSError as error:
             raise ConfigError(f"{out} can't be written: {error.strerror}") from None

@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 from lpo_jax.config import ConfigError, LoraConfig, ModelConfig, RunConfig, from_dict
 from lpo_jax.decode.request import LoadedModel, Tokenizer
 from lpo_jax.export import tokenizer_directory
-from lpo_jax.model import hf, lora
+from lpo_jax.model import hf, lora, peft
 from lpo_jax.model.decoder import Model, Params
-from lpo_jax.train.loop import restore_params
 from lpo_jax.train.state import param_shardings
+from lpo_jax.train.weights import restore_params
 
 
 def open_run(path: str) -> RunConfig | None:
@@ -33,7 +33,7 @@ def find_tokenizer(path: str) -> str:
 def shape(path: str) -> ModelConfig:
     """The shape of `load_model`'s model, without its weights."""
     run = open_run(path)
-    return hf.read_config(hf.locate(path)) if run is None else hf.shape(run.model)
+    return hf.read_config(hf.locate(path)) if run is None else hf.model_config(run.model)
 
 
 def default_dtype() -> str:
@@ -76,7 +76,7 @@ def load_model(path: str, mesh: Mesh, dtype: str, adapter: str | None = None) ->
         params = _convert(model, mesh, params, frozen, trained.lora)
         ids = _eos_ids(tokenizer_directory(run))
     if adapter is not None:
-        adapters, settings = lora.load_peft(adapter, model)
+        adapters, settings = peft.load_peft(adapter, model)
         merged = partial(lora.merge, config=settings)
         params = jax.jit(merged, out_shardings=param_shardings(model, mesh), donate_argnums=0)(params, adapters)
     return LoadedModel(model, params, mesh, ids)

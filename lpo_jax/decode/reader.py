@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpo_jax.config import ConfigError
-from lpo_jax.decode.loop import CACHE_AXES
+from lpo_jax.decode.engine import CACHE_AXES
 from lpo_jax.decode.request import LoadedModel
+from lpo_jax.decode.rules.warp import only
 from lpo_jax.decode.session import bucket
-from lpo_jax.decode.warp import only
 from lpo_jax.model.decoder import KVCache, Params
 from lpo_jax.sharding import constrain, named
 

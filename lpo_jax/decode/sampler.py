@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 import jax
 
 from lpo_jax.config import ConfigError
-from lpo_jax.decode.codecode import CoDecoding
-from lpo_jax.decode.loop import Loop
+from lpo_jax.decode.engine import Loop
 from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingConfig, Tokenizer
+from lpo_jax.decode.rules.codecode import CoDecoding
 from lpo_jax.decode.session import Session
 
 

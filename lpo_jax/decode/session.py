@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from lpo_jax.decode.loop import Rows
+from lpo_jax.decode.engine import Rows
 from lpo_jax.decode.request import Completion, Request, SamplingConfig, check, encode
-from lpo_jax.decode.warp import Warp
+from lpo_jax.decode.rules.warp import Warp
 from lpo_jax.model.decoder import KVCache
 
 if TYPE_CHECKING:  # the sampler imports this module

@@ -22,10 +22,8 @@ from lpo_jax.config import LoraConfig, ModelConfig
 from lpo_jax.model import lora
 from lpo_jax.model.attention import ancestors, attend, attend_cached
 from lpo_jax.model.embedding import embed
+from lpo_jax.model.lora import Params
 from lpo_jax.sharding import constrain
-
-Params = dict[str, Any]
-"""Nested dict of arrays."""
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(q, k, v) -> (attention's output, what the layer leaves behind, e.g. its cache)."""

@@ -53,7 +53,7 @@ def read_config(directory: str | Path) -> ModelConfig:
     return config_from_hf(json.loads(file.read_text()))
 
 
-def shape(source: ModelSource) -> ModelConfig:
+def model_config(source: ModelSource) -> ModelConfig:
     """The shape of the model that a run trains, from the weights' own config.json.
 
     Raises:
@@ -64,7 +64,7 @@ def shape(source: ModelSource) -> ModelConfig:
         return source.new
     found = read_config(locate(source.path))
     if source.shape is not None:
-        planned = planned_shape(source)
+        planned = planned_config(source)
         differ = [
             f"{f.name} {getattr(planned, f.name)!r} there, {getattr(found, f.name)!r} here"
             for f in dataclasses.fields(found)
@@ -77,7 +77,7 @@ def shape(source: ModelSource) -> ModelConfig:
     return found
 
 
-def planned_shape(source: ModelSource) -> ModelConfig:
+def planned_config(source: ModelSource) -> ModelConfig:
     """The model's shape without its weights: model.new, model.shape, or model.path's config.json alone.
 
     Raises:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -17,9 +16,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from foundation.files import Json
 from lpo_jax.config import RunConfig
+from lpo_jax.objectives.heldout import HIGHER_IS_BETTER
 from lpo_jax.train.distributed import first_problem
-from lpo_jax.train.metrics import HIGHER_IS_BETTER, fetch
+from lpo_jax.train.placement import fetch
 from lpo_jax.train.run_dir import reason
 from lpo_jax.train.state import TrainState, fingerprint
 from lpo_jax.train.stop import CheckpointError, TrainingError
@@ -35,7 +36,7 @@ class Progress:
     step: int
     total_step: int  # steps of the whole run, the checkpoint's number
     data_key: str  # the shard set's build_key
-    config: dict[str, Any]  # the run's settings
+    config: Json  # the run's settings
 
 
 class _Manager(ocp.CheckpointManager):

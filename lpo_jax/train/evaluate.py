@@ -3,30 +3,41 @@
 import json
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
-import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from lpo_jax.batch import TreeBatch, answer_tokens
+from data_pipeline.row import answer_tokens
+from foundation.files import Json, write_text
+from lpo_jax.batch import TreeBatch
 from lpo_jax.config import RunConfig
 from lpo_jax.model.decoder import Params
-from lpo_jax.objectives import Terms
-from lpo_jax.train.metrics import add, fetch, means, write_atomically
-from lpo_jax.train.rows import Data, my_rows, to_devices
+from lpo_jax.objectives import Terms, add, means
+from lpo_jax.train.placement import fetch, my_rows, to_devices
 
+if TYPE_CHECKING:  # it loads TensorFlow
+    from data_pipeline.feed import Feed
+
+EvalStep = Callable[[Params, Params, TreeBatch], tuple[Terms, jax.Array]]
 log = logging.getLogger(__name__)
 
 
 def evaluate(
-    eval_step: Any, mesh: Mesh, data: Data, config: RunConfig, decode: Callable[[int], str], params: Params, frozen: Params, draw: int = 0
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    eval_step: EvalStep,
+    mesh: Mesh,
+    data: "Feed",
+    config: RunConfig,
+    decode: Callable[[int], str],
+    params: Params,
+    frozen: Params,
+    draw: int = 0,
+) -> tuple[dict[str, float], list[Json]]:
     """Held-out metrics, and the first `draw` pairs with their tokens' log-probabilities, for the report."""
     total: Terms | None = None
-    drawn: list[dict[str, Any]] = []
+    drawn: list[Json] = []
     for index, rows in enumerate(data.heldout(config.eval_rows, my_rows(mesh, config.eval_rows))):
         batch = to_devices(rows, mesh, config.eval_rows)
         terms, logps = fetch(eval_step(params, frozen, batch))
@@ -40,10 +51,10 @@ def evaluate(
     return means(total), drawn[:draw]
 
 
-def write_evaluation(run_dir: epath.Path, name: str, metrics: dict[str, float], pairs: list[dict[str, Any]]) -> None:
+def write_evaluation(run_dir: epath.Path, name: str, metrics: dict[str, float], pairs: list[Json]) -> None:
     """Leave `evaluate`'s result in eval/`name`.json, which `read_summary` and the report read."""
     if jax.process_index() == 0:
-        write_atomically(run_dir / "eval" / f"{name}.json", json.dumps({"metrics": metrics, "pairs": pairs}) + "\n")
+        write_text(run_dir / "eval" / f"{name}.json", json.dumps({"metrics": metrics, "pairs": pairs}) + "\n")
         log.info("%s: %s", name, {k: round(v, 4) for k, v in metrics.items()})
 
 
@@ -52,7 +63,7 @@ def read_summary(run_dir: epath.Path, config: RunConfig) -> dict[str, dict[str, 
     return {name: json.loads((run_dir / "eval" / f"{name}.json").read_text())["metrics"] for name in ("init", *config.stages)}
 
 
-def _draw(rows: TreeBatch, logps: np.ndarray, data: Data, first_row: int, decode: Callable[[int], str]) -> list[dict[str, Any]]:
+def _draw(rows: TreeBatch, logps: jax.Array, data: "Feed", first_row: int, decode: Callable[[int], str]) -> list[Json]:
     """The answer of every pair in a batch, token by token: text, side, changed or not, log-probability (None: not scored)."""
     drawn = []
     for r in range(min(len(rows.tokens), data.rows("heldout") - first_row)):

@@ -4,22 +4,22 @@ config.json  data.json  metrics.jsonl  tensorboard/  eval/  checkpoints/  summar
 """
 
 import dataclasses
-import json
 import os
 import re
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from data_pipeline.shards import Manifest
+from foundation import files
+from foundation.files import Json, is_bucket
 from lpo_jax.config import ConfigError, RunConfig, from_dict, to_dict
 from lpo_jax.train.distributed import all_or_none
-from lpo_jax.train.metrics import is_bucket, write_atomically
 
 # What may change without changing the parameters; the shards are compared by their content.
 _FREE = {
@@ -28,7 +28,7 @@ _FREE = {
 }  # fmt: skip
 
 
-def claim(config: RunConfig, manifest: Any, checkpoint_bytes: int) -> epath.Path:
+def claim(config: RunConfig, manifest: Manifest, checkpoint_bytes: int) -> epath.Path:
     """Make `config.run_dir` this config's, or check that it is, and that checkpoints can be written there. All processes call it together.
 
     Args:
@@ -50,19 +50,17 @@ def claim(config: RunConfig, manifest: Any, checkpoint_bytes: int) -> epath.Path
     if jax.process_count() > 1:
         _check_shared(run_dir)
     if jax.process_index() == 0 and not (run_dir / "config.json").exists():
-        write_atomically(run_dir / "data.json", json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
-        write_atomically(run_dir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+        files.write_json(run_dir / "data.json", dataclasses.asdict(manifest))
+        files.write_json(run_dir / "config.json", to_dict(config))
     return run_dir
 
 
 def _check_owner(run_dir: epath.Path, config: RunConfig) -> None:
-    file = run_dir / "config.json"
-    if not file.exists():
-        return
-    # Keys that came later stand at their defaults.
-    mine, theirs = to_dict(config), to_dict(from_dict(RunConfig, json.loads(file.read_text()), str(file)))
-    differ = sorted(k for k in mine.keys() | theirs.keys() if k not in _FREE and mine.get(k) != theirs.get(k))
-    if differ:
+    def with_defaults(written: Json) -> Json:
+        """Keys that came later stand at their defaults."""
+        return to_dict(from_dict(RunConfig, written, str(run_dir / "config.json")))
+
+    if differ := files.differing(run_dir / "config.json", to_dict(config), _FREE, with_defaults):
         raise ConfigError(f"{run_dir} holds a run with another {', '.join(differ)}; choose a new run_dir, or delete the directory")
 
 

@@ -8,12 +8,14 @@ import types
 import jax
 from jax.experimental import multihost_utils
 
+from foundation.errors import UserError
+
 log = logging.getLogger(__name__)
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """A run that can't go on; the message says where it stands and what to do."""
 
 

@@ -12,11 +12,11 @@ from data_pipeline.build import BuildOptions, build, draws, heldout_groups
 from data_pipeline.cli import main
 from data_pipeline.feed import Feed, stream_rows
 from data_pipeline.pairs import DataError, Drops, Pair
+from data_pipeline.row import COLUMNS
 from data_pipeline.shards import Manifest
-from lpo_jax.batch import TreeBatch
 from tests.conftest import SEED_PAIRS
 
-FIELDS = [f.name for f in dataclasses.fields(TreeBatch) if f.name != "teacher"]
+FIELDS = [column.name for column in COLUMNS]
 
 
 def same(a, b):

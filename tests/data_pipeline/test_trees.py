@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import masks
+from data_pipeline.row import answer_tokens
 from data_pipeline.trees import Encoded, join, pack, plant
-from lpo_jax.batch import answer_tokens
 from tests.oracle import batch_of
 
 

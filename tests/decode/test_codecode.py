@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.decode import PRESETS, CoDecoding, LoadedModel, Request, Sampler, SamplingConfig
-from lpo_jax.decode.warp import Site, Warp, logp_of, warp
+from lpo_jax.decode.rules.warp import Site, Warp, logp_of, warp
 from lpo_jax.model.decoder import Model
 from tests.decode.test_sampler import load, requests, run, same, tokenizer, torch_model
 
@@ -343,7 +343,7 @@ def differences(pair, rule, seed, n, blocks):
 
 def _margin(rule, target, expert, seed, sample, position):
     """How far the decision at a site is from another: in logits, or in the ratio."""
-    from lpo_jax.decode.warp import gumbel
+    from lpo_jax.decode.rules.warp import gumbel
 
     key, at = jnp.array([[seed, sample]], jnp.uint32), jnp.array([position])
     by = Warp(DRAWN.temperature, DRAWN.top_k, DRAWN.top_p)

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from data_pipeline import tokenizer
 from lpo_jax.config import ConfigError
-from lpo_jax.decode import Request, Sampler, SamplingConfig, crosec
-from lpo_jax.decode.crosec import CroSec, CrossSampler, OwnTokens, mix
+from lpo_jax.decode import Request, Sampler, SamplingConfig
 from lpo_jax.decode.reader import Reader
 from lpo_jax.decode.request import encode
-from lpo_jax.decode.vocab_map import Alignment, Vocabulary, align, size, spell
-from lpo_jax.decode.warp import Site, Warp, draw, warp
+from lpo_jax.decode.rules import crosec
+from lpo_jax.decode.rules.crosec import CroSec, CrossSampler, OwnTokens, mix
+from lpo_jax.decode.rules.vocab_map import Alignment, Vocabulary, align, size, spell
+from lpo_jax.decode.rules.warp import Site, Warp, draw, warp
 from tests.decode.test_vocab_map import REAL, TEXT
 from tests.decode.vocabularies import CODE, PAIRS, PROSE, byte_level, bytes_only, loaded, sentencepiece, shape
 

@@ -11,16 +11,18 @@ from data_pipeline.pairs import Pair
 from data_pipeline.template import render, task_prompt
 from data_pipeline.tokenizer import Tokenizer
 from lpo_jax import cli
-from lpo_jax.config import DataConfig, LoraConfig, ModelSource, ObjectiveConfig, OptimConfig, RunConfig, StageConfig, to_dict
+from lpo_jax.config import DataConfig, LoraConfig, ModelSource, OptimConfig, RunConfig, StageConfig, to_dict
 from lpo_jax.decode import job as jobs
 from lpo_jax.decode import load
 from lpo_jax.decode.request import encode_task
-from lpo_jax.decode.vocab_map import size
+from lpo_jax.decode.rules.vocab_map import size
 from lpo_jax.export import export
+from lpo_jax.objectives.sft import Sft
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
 from lpo_jax.train.checkpoint import Checkpoints, Progress
-from lpo_jax.train.loop import load_params, open_model
+from lpo_jax.train.optimizer import optimizer
+from lpo_jax.train.weights import load_params, open_model
 from tests.decode.test_sampler import VOCAB, tokenizer, torch_model
 from tests.decode.vocabularies import byte_level, sentencepiece
 
@@ -219,7 +221,7 @@ def test_an_instruction_is_cut_where_training_cuts_it(make, tmp_path):
 
 def make_run(directory, source):
     """A run directory as `lpo train` leaves it, one step in; the weights are new."""
-    stage = StageConfig(ObjectiveConfig("sft"), OptimConfig(lr=1e-3), batch_rows=8, steps=1)
+    stage = StageConfig(Sft(), OptimConfig(lr=1e-3), batch_rows=8, steps=1)
     config = RunConfig(str(directory), DataConfig(str(directory / "shards")), source, {"sft": stage})
     mesh, built = make_mesh(config.mesh), open_model(config)
     with jax.set_mesh(mesh):
@@ -227,7 +229,7 @@ def make_run(directory, source):
         if built.lora:  # born 0: make them count
             params = jax.tree.map(lambda x: x + 0.1, params)
         checkpoints = Checkpoints(epath.Path(directory), config, -1)
-        checkpoints.save(state.new_state(params, state.optimizer(stage.optim, 1)), Progress("sft", 1, 1, "key", to_dict(config)), {})
+        checkpoints.save(state.new_state(params, optimizer(stage.optim, 1)), Progress("sft", 1, 1, "key", to_dict(config)), {})
     checkpoints.close()
     tokenizer().save(directory / "shards" / "tokenizer")
     (directory / "config.json").write_text(json.dumps(to_dict(config)))

@@ -14,7 +14,7 @@ import transformers
 from data_pipeline.tokenizer import Tokenizer
 from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.decode import LoadedModel, Request, Sampler, SamplingConfig
-from lpo_jax.decode.warp import Site, Warp, draw, only, warp
+from lpo_jax.decode.rules.warp import Site, Warp, draw, only, warp
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh

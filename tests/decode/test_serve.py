@@ -18,10 +18,10 @@ import tokenizers
 
 from lpo_jax.config import ConfigError
 from lpo_jax.decode import CoDecoding, Request, Sampler, SamplingConfig
-from lpo_jax.decode import serve as serving
-from lpo_jax.decode.driver import Driver
-from lpo_jax.decode.protocol import Served
 from lpo_jax.decode.session import Session
+from lpo_jax.serve import server as serving
+from lpo_jax.serve.driver import Driver
+from lpo_jax.serve.protocol import Served
 from tests.decode.test_sampler import load, tokenizer, torch_model
 
 ROWS, LONGEST = 8, 64

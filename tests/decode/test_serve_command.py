@@ -12,7 +12,8 @@ import openai
 import pytest
 import transformers
 
-from lpo_jax import cli, cli_decode
+from lpo_jax import cli
+from lpo_jax.cli import decode as cli_decode
 from lpo_jax.decode import job as jobs
 from lpo_jax.sharding import make_mesh
 from tests.decode.test_sampler import tokenizer, torch_model

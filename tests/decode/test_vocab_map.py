@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from data_pipeline import tokenizer
 from lpo_jax.config import ConfigError
-from lpo_jax.decode import vocab_map
-from lpo_jax.decode.vocab_map import Alignment, Vocabulary, align, load_or_align, spell
+from lpo_jax.decode.rules import vocab_map
+from lpo_jax.decode.rules.vocab_map import Alignment, Vocabulary, align, load_or_align, spell
 from tests.decode.test_sampler import tokenizer as word_level
 from tests.decode.vocabularies import byte_level, sentencepiece, words
 

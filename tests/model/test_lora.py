@@ -14,8 +14,10 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from lpo_jax.config import ConfigError, LoraConfig, MeshConfig, ModelConfig
+from lpo_jax.model import adapters as low_rank
 from lpo_jax.model import hf, lora
 from lpo_jax.model.decoder import Model
+from lpo_jax.model.peft import load_peft, save_peft
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
 
@@ -85,14 +87,14 @@ def logits(model, params, adapters=None):
 def trained(model, config, seed=0):
     """Adapters with random a and b."""
     random = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: lora.init(jax.random.key(0), model, config))
+    shapes = jax.eval_shape(lambda: low_rank.init(jax.random.key(0), model, config))
     return jax.tree.map(lambda x: jnp.asarray(0.2 * random.standard_normal(x.shape, np.float32)), shapes)
 
 
 def test_an_adapter_of_peft_merges_to_its_logits(base, tmp_path):
     family, directory, model, params = base
     expected = save_adapter(directory, tmp_path / "adapter", target_modules=FAMILIES[family][1])
-    adapters, config = lora.load_peft(tmp_path / "adapter", model)
+    adapters, config = load_peft(tmp_path / "adapter", model)
     assert (config.rank, config.alpha, config.dropout) == (3, 7, 0.1)
     assert {path for path in model.inputs() if re.fullmatch(config.targets, path)} == model.inputs().keys()
     merged = logits(model, lora.merge(params, adapters, config))
@@ -117,7 +119,7 @@ def test_an_adapter_of_peft_merges_to_its_logits(base, tmp_path):
 def test_scales_and_ranks_of_single_modules(llama, tmp_path, options):
     directory, model = llama
     expected = save_adapter(directory, tmp_path / "adapter", **options)
-    adapters, config = lora.load_peft(tmp_path / "adapter", model)
+    adapters, config = load_peft(tmp_path / "adapter", model)
     params = hf.read_params(directory, model, param_shardings(model, make_mesh(MeshConfig())))
     np.testing.assert_allclose(logits(model, lora.merge(params, adapters, config)), expected, atol=1e-4)
 
@@ -127,7 +129,7 @@ def test_peft_reads_our_adapters(base, tmp_path, targets):
     _, directory, model, params = base
     config = LoraConfig(rank=3, alpha=7.0, dropout=0.25, targets=targets)
     adapters = trained(model, config)
-    lora.save_peft(tmp_path / "adapter", model, adapters, config, str(directory))
+    save_peft(tmp_path / "adapter", model, adapters, config, str(directory))
 
     theirs = peft.PeftModel.from_pretrained(torch_base(directory), tmp_path / "adapter").eval()
     state = peft.get_peft_model_state_dict(theirs, save_embedding_layers=False)
@@ -135,7 +137,7 @@ def test_peft_reads_our_adapters(base, tmp_path, targets):
     assert theirs.peft_config["default"].base_model_name_or_path == str(directory)
     np.testing.assert_allclose(torch_logits(theirs), logits(model, lora.merge(params, adapters, config)), atol=1e-4)
 
-    again, read = lora.load_peft(tmp_path / "adapter", model)
+    again, read = load_peft(tmp_path / "adapter", model)
     assert (read.rank, read.alpha, read.dropout) == (3, 7, 0.25)
     jax.tree.map(np.testing.assert_array_equal, again, adapters)
 
@@ -143,15 +145,15 @@ def test_peft_reads_our_adapters(base, tmp_path, targets):
 def test_bfloat16_adapters_are_read_as_float32(llama, tmp_path):
     directory, model = llama
     save_adapter(directory, tmp_path / "adapter", target_modules=["o_proj"])
-    exact, _ = lora.load_peft(tmp_path / "adapter", model)
+    exact, _ = load_peft(tmp_path / "adapter", model)
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file({name: tensor.astype(jnp.bfloat16) for name, tensor in load_file(file).items()}, file)
-    rounded, _ = lora.load_peft(tmp_path / "adapter", model)
+    rounded, _ = load_peft(tmp_path / "adapter", model)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y.astype(jnp.bfloat16).astype(np.float32), strict=True), rounded, exact)
 
 
 def test_fresh_adapters_change_nothing_and_start_as_in_peft():
-    params, adapters = TINY.init(jax.random.key(0)), lora.init(jax.random.key(1), TINY, LORA)
+    params, adapters = TINY.init(jax.random.key(0)), low_rank.init(jax.random.key(1), TINY, LORA)
     jax.tree.map(np.testing.assert_array_equal, lora.merge(params, adapters, LORA), params)
     assert jax.tree.map(jnp.shape, adapters) == {
         "blocks": {
@@ -162,7 +164,7 @@ def test_fresh_adapters_change_nothing_and_start_as_in_peft():
         "head": {"a": (24, 3), "b": (3, 31)},
     }
     layer = peft.tuners.lora.Linear(torch.nn.Linear(40, 24), "default", peft.LoraConfig(r=512), r=512)
-    ours = np.asarray(lora.init(jax.random.key(1), TINY, LoraConfig(512, 1.0, targets=r"blocks\.down"))["blocks"]["down"]["a"][0])
+    ours = np.asarray(low_rank.init(jax.random.key(1), TINY, LoraConfig(512, 1.0, targets=r"blocks\.down"))["blocks"]["down"]["a"][0])
     theirs = layer.lora_A["default"].weight.detach().numpy()
     np.testing.assert_allclose(np.abs(ours).max(), np.abs(theirs).max(), rtol=0.01)
     np.testing.assert_allclose(ours.std(), theirs.std(), rtol=0.03)
@@ -222,8 +224,8 @@ def test_dropout_drops_whole_inputs_and_keeps_the_expectation():
 
 
 def test_adapters_are_cut_like_their_matrices():
-    adapters = lora.init(jax.random.key(0), TINY, LORA)
-    names = lora.axes(TINY, LORA)
+    adapters = low_rank.init(jax.random.key(0), TINY, LORA)
+    names = low_rank.axes(TINY, LORA)
     assert names["blocks"]["o"] == {"a": ("layers", "heads", "head_dim", None), "b": ("layers", None, "embed")}
     assert names["head"] == {"a": ("embed", None), "b": (None, "vocab")}
     assert jax.tree.map(jnp.ndim, adapters) == jax.tree.map(len, names, is_leaf=lambda x: isinstance(x, tuple))
@@ -242,13 +244,13 @@ def test_adapters_are_cut_like_their_matrices():
 )
 def test_targets_that_match_no_matrix(targets, message):
     with pytest.raises(ConfigError, match=message):
-        lora.init(jax.random.key(0), TINY, LoraConfig(3, 7.0, targets=targets))
+        low_rank.init(jax.random.key(0), TINY, LoraConfig(3, 7.0, targets=targets))
 
 
 def test_a_tied_head_is_no_target():
     tied = Model(dataclasses.replace(SHAPE, tied_head=True))
     with pytest.raises(ConfigError, match="the head, which is tied"):
-        lora.init(jax.random.key(0), tied, LoraConfig(3, 7.0, targets="head"))
+        low_rank.init(jax.random.key(0), tied, LoraConfig(3, 7.0, targets="head"))
 
 
 @pytest.mark.parametrize(
@@ -269,26 +271,26 @@ def test_what_we_do_not_compute_is_refused_by_name(llama, tmp_path, change, mess
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ConfigError, match=message):
-        lora.load_peft(tmp_path / "adapter", model)
+        load_peft(tmp_path / "adapter", model)
 
 
 def test_tensors_that_do_not_fit_are_refused_by_name(llama, tmp_path):
     directory, model = llama
     save_adapter(directory, tmp_path, target_modules=["q_proj", "embed_tokens"])
     with pytest.raises(ConfigError, match=r"model\.embed_tokens\.lora_embedding_A"):
-        lora.load_peft(tmp_path, model)
+        load_peft(tmp_path, model)
     save_adapter(directory, tmp_path, target_modules=["q_proj", "lm_head"])
     file = tmp_path / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file({name.replace("q_proj", "qq_proj"): tensor for name, tensor in tensors.items()}, file)
     with pytest.raises(ConfigError, match=r"no matrices of llama: model\.layers\.0\.self_attn\.qq_proj, model\.layers\.1"):
-        lora.load_peft(tmp_path, model)
+        load_peft(tmp_path, model)
     save_file({name: tensor for name, tensor in tensors.items() if "1.self_attn.q_proj.lora_B" not in name}, file)
     with pytest.raises(ConfigError, match=r"model\.layers\.1\.self_attn\.q_proj without its lora_B"):
-        lora.load_peft(tmp_path, model)
+        load_peft(tmp_path, model)
     save_file(tensors | {"base_model.model.lm_head.base_layer.weight": np.ones((97, 48), np.float32)}, file)
     with pytest.raises(ConfigError, match=r"lm_head\.base_layer\.weight.*save_embedding_layers=False"):
-        lora.load_peft(tmp_path, model)
+        load_peft(tmp_path, model)
 
 
 def test_a_tied_models_head_adapter_is_refused(llama, tmp_path):
@@ -297,14 +299,14 @@ def test_a_tied_models_head_adapter_is_refused(llama, tmp_path):
     file = directory / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
     with pytest.raises(ConfigError, match="lm_head; this model's lm_head is its embedding table"):
-        lora.load_peft(tmp_path, Model(hf.read_config(directory)))
+        load_peft(tmp_path, Model(hf.read_config(directory)))
 
 
 def test_missing_and_pickled_files_are_refused(llama, tmp_path):
     directory, model = llama
     with pytest.raises(ConfigError, match=r"adapter_config\.json doesn't exist"):
-        lora.load_peft(tmp_path, model)
+        load_peft(tmp_path, model)
     save_adapter(directory, tmp_path, target_modules=["q_proj"])
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     with pytest.raises(ConfigError, match="adapter_model.bin is pickled"):
-        lora.load_peft(tmp_path, model)
+        load_peft(tmp_path, model)

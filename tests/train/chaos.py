@@ -90,7 +90,7 @@ def compare(killed, straight):
         states = []
         for path in map(epath.Path, ({str(killed)!r}, {str(straight)!r})):
             run = from_dict(RunConfig, json.loads((path / "config.json").read_text()))
-            target = loop._abstract_state(run, loop.open_model(run), make_mesh(MeshConfig()))
+            target = loop._abstract_state(run, open_model(run), make_mesh(MeshConfig()))
             progress, state = checkpoint.restore(path, target)
             assert (progress.stage, progress.total_step) == ("lpo", {sum(STEPS)}), progress
             states.append(state)

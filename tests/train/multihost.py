@@ -12,7 +12,7 @@ from data_pipeline.feed import Feed
 from lpo_jax import cli
 from lpo_jax.config import ConfigError
 from lpo_jax.train import distributed, loop
-from lpo_jax.train.rows import my_rows, to_devices
+from lpo_jax.train.placement import my_rows, to_devices
 
 
 def rows(shards):

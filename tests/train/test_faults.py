@@ -24,20 +24,22 @@ from lpo_jax.sharding import make_mesh
 from lpo_jax.train import checkpoint, metrics, run_dir, state
 from lpo_jax.train.checkpoint import Checkpoints, Progress
 from lpo_jax.train.metrics import MetricLog
-from lpo_jax.train.rows import to_devices
+from lpo_jax.train.optimizer import optimizer
+from lpo_jax.train.placement import to_devices
 from lpo_jax.train.state import TrainState
+from lpo_jax.train.step import make_train_step
 from lpo_jax.train.stop import CheckpointError, StopRequest, TrainingError
 from tests.conftest import REPO
 from tests.train.test_training import LPO, MODEL, OPTIM, tiny_args
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(seed_shards):
-    mesh, model, tx = make_mesh(MeshConfig(2, 2, 2)), Model(MODEL), state.optimizer(OPTIM, 10)
+    mesh, model, tx = make_mesh(MeshConfig(2, 2, 2)), Model(MODEL), optimizer(OPTIM, 10)
     good = next(Feed(seed_shards["trimmed"]).batches(8, 0, 1))
     bad = good.replace(pair=np.full_like(good.pair, -1), chosen_len=np.zeros_like(good.chosen_len))  # no pair: the loss is 0 / 0
     with jax.set_mesh(mesh):
         init = jax.jit(lambda key: state.new_state(model.init(key), tx), out_shardings=state.state_shardings(model, tx, mesh))
-        step = state.make_train_step(model, LPO, tx, mesh)
+        step = make_train_step(model, LPO, tx, mesh)
         before, counts, after = init(jax.random.key(0)), [], {}
         for name, batch in (("first", good), ("bad", bad), ("worse", bad), ("last", good)):
             before, terms = step(before, {}, to_devices(batch, mesh, 8, 1))

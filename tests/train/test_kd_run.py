@@ -12,13 +12,15 @@ import pytest
 from data_pipeline import pairs
 from data_pipeline.build import BuildOptions, build
 from data_pipeline.feed import Feed
-from lpo_jax import cli, config, flops, plan, teacher
+from lpo_jax import cli, config
 from lpo_jax.config import ConfigError, ModelConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
+from lpo_jax.plan import compile as plan
+from lpo_jax.plan import flops
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train import stop
-from lpo_jax.train.state import Teacher
+from lpo_jax.train import stop, teacher
+from lpo_jax.train.step import Teacher
 from tests.conftest import REPO, SEED_PAIRS
 from tests.train.test_training import tiny_args
 
@@ -142,7 +144,7 @@ def test_what_does_not_fit_is_refused(plain, seed_shards, tmp_path, capsys):
 def test_plans_count_the_teacher(plain, tmp_path):
     """The step that would run on a TPU: the teacher lies among its arguments, and its products are counted once."""
     run = load(kd_args(plain, tmp_path / "run", "mesh.topology=v5e:2x4"))
-    mesh, row = make_mesh(run.mesh, plan.topology_devices("v5e:2x4")), plan.RowShape.assumed(run.plan)
+    mesh, row = make_mesh(run.mesh, plan.topology_devices("v5e:2x4")), plan.PlannedRows.assumed(run.plan)
     model, stage, taught = plan.open_model(run), run.stages["kd"], teacher.open_teacher(run, "kd", None)
     assert taught == Teacher(512, 0, TEACHER)
     arguments = plan.abstract_arguments(model, stage, row, mesh, taught)

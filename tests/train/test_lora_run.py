@@ -14,7 +14,8 @@ from lpo_jax import cli, config
 from lpo_jax.config import LoraConfig, MeshConfig
 from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train import loop, state
+from lpo_jax.train import state
+from lpo_jax.train.weights import restore_params
 from tests.train.test_training import MODEL, tiny_args
 
 LORA = ["model.lora.rank=4", "model.lora.alpha=8", "model.lora.dropout=0.1", r"model.lora.targets='blocks\.(q|k|v|o|gate|up|down)|head'"]
@@ -46,7 +47,7 @@ def test_lora_run_export_and_merge(seed_shards, base, tmp_path, capsys):
     assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "merged"), "--merge"]) == 0
     assert "peft.PeftModel.from_pretrained" in capsys.readouterr().out
     run = config.from_dict(config.RunConfig, json.loads((tmp_path / "run" / "config.json").read_text()))
-    model, adapters, frozen = loop.restore_params(tmp_path / "run", run)
+    model, adapters, frozen = restore_params(tmp_path / "run", run)
     tokens = np.random.default_rng(0).integers(0, 512, (2, 20))
     ours = model.logits(frozen, jnp.array(tokens), adapters)
     plain = transformers.AutoModelForCausalLM.from_pretrained(base)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lpo_jax.train.metrics import ENGLISH
-from lpo_jax.train.report import write_report
+from lpo_jax.objectives.heldout import ENGLISH
+from lpo_jax.report.training import write_report
 
 HOSTILE = "<script>alert(1)</script>"
 CONFIG: dict[str, Any] = {
@@ -135,7 +135,7 @@ def test_import_adds_nothing_heavy() -> None:
         import sys
         import lpo_jax.train.metrics
         before = set(sys.modules)
-        import lpo_jax.train.report
+        import lpo_jax.report.training
         print({name.split(".")[0] for name in set(sys.modules) - before} & {"matplotlib", "tensorflow", "torch"})
     """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"

@@ -18,27 +18,32 @@ import pytest
 
 from data_pipeline.feed import Feed
 from lpo_jax import cli, config
-from lpo_jax.config import ConfigError, MeshConfig, ModelConfig, ObjectiveConfig, OptimConfig
+from lpo_jax.config import ConfigError, MeshConfig, ModelConfig, OptimConfig
 from lpo_jax.model.decoder import Model
+from lpo_jax.objectives.lpo import Lpo
+from lpo_jax.objectives.sft import Sft
 from lpo_jax.sharding import make_mesh, spec
-from lpo_jax.train import loop, state
-from lpo_jax.train.rows import to_devices
+from lpo_jax.train import state
+from lpo_jax.train.optimizer import _decayed, learning_rate, optimizer
+from lpo_jax.train.placement import to_devices
+from lpo_jax.train.step import make_train_step
+from lpo_jax.train.weights import restore_params
 from tests.conftest import REPO
 
 MODEL = ModelConfig("qwen2", 512, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=64, max_positions=1024, qkv_bias=True)
-LPO = ObjectiveConfig("lpo", "clean", beta=5.0, gamma=1.0, alpha=1.0)
+LPO = Lpo(beta=5.0, gamma=1.0, alpha=1.0)
 OPTIM = OptimConfig(lr=1e-2, weight_decay=0.1)
 
 
 def run_steps(feed, mesh_config, steps, rows=8, accumulate=1, objective=LPO, model=Model(MODEL)):
     """Losses and final parameters of a few steps."""
     devices = jax.devices()[: abs(mesh_config.data * mesh_config.fsdp * mesh_config.tensor)]
-    mesh, tx = make_mesh(mesh_config, devices), state.optimizer(OPTIM, steps)
+    mesh, tx = make_mesh(mesh_config, devices), optimizer(OPTIM, steps)
     with jax.set_mesh(mesh):
         shardings = state.state_shardings(model, tx, mesh)
         init = jax.jit(lambda key: state.new_state(model.init(key), tx), out_shardings=shardings)
         s = init(jax.random.key(0))
-        step = state.make_train_step(model, objective, tx, mesh)
+        step = make_train_step(model, objective, tx, mesh)
         losses = []
         for batch in feed.batches(rows, 0, steps):
             s, terms = step(s, {}, to_devices(batch, mesh, rows, accumulate))
@@ -71,7 +76,7 @@ def test_every_moment_has_its_parameters_sharding(seed_shards):
     assert sum(p.size for p in cut) > 0.95 * sum(p.size for p in jax.tree.leaves(s.params))
 
 
-@pytest.mark.parametrize("objective", [pytest.param(LPO, id="lpo"), pytest.param(ObjectiveConfig("sft"), id="sft", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("objective", [pytest.param(LPO, id="lpo"), pytest.param(Sft(), id="sft", marks=pytest.mark.slow)])
 def test_accumulation_equals_one_big_batch(seed_shards, objective):
     feed = Feed(seed_shards["trimmed"])
     (whole, a, _), (cut, b, _) = (run_steps(feed, MeshConfig(2, 1, 1), 3, accumulate=n, objective=objective) for n in (1, 4))
@@ -89,7 +94,7 @@ def test_what_does_not_divide_is_replicated_and_said(caplog):
 
 
 def test_decay_spares_norms_and_biases():
-    decayed = state._decayed(Model(MODEL).shapes())
+    decayed = _decayed(Model(MODEL).shapes())
     flags = {jax.tree_util.keystr(path, simple=True, separator="."): flag for path, flag in jax.tree.leaves_with_path(decayed)}
     assert {name for name, flag in flags.items() if not flag} == {
         "blocks.attn_norm", "blocks.mlp_norm", "final_norm", "blocks.q_bias", "blocks.k_bias", "blocks.v_bias"
@@ -97,9 +102,9 @@ def test_decay_spares_norms_and_biases():
 
 
 def test_schedule():
-    lr = state.learning_rate(OptimConfig(lr=1.0, warmup_ratio=0.1, final_lr_ratio=0.1), 100)
+    lr = learning_rate(OptimConfig(lr=1.0, warmup_ratio=0.1, final_lr_ratio=0.1), 100)
     assert [round(float(lr(s)), 3) for s in (0, 5, 10, 55, 100)] == [0.0, 0.5, 1.0, 0.55, 0.1]
-    assert float(state.learning_rate(OptimConfig(lr=1.0, warmup_ratio=0.0), 10)(0)) == 1.0
+    assert float(learning_rate(OptimConfig(lr=1.0, warmup_ratio=0.0), 10)(0)) == 1.0
 
 
 # --- Whole runs, through the command line.
@@ -130,7 +135,7 @@ def start(shards, run_dir, *more):
 
 def final_params(run_dir: Path):
     run = config.from_dict(config.RunConfig, json.loads((run_dir / "config.json").read_text()))
-    return loop.restore_params(run_dir, run)[1]
+    return restore_params(run_dir, run)[1]
 
 
 def test_kill_9_and_resume_is_bit_equal(seed_shards, tmp_path):
@@ -206,7 +211,7 @@ def test_run_resume_export_and_refusals(seed_shards, tmp_path, capsys):
 
     ids = tokenizer("def f(x):\n    return x", return_tensors="pt").input_ids
     run = config.from_dict(config.RunConfig, json.loads((tmp_path / "run" / "config.json").read_text()))
-    model, params, _ = loop.restore_params(tmp_path / "run", run)
+    model, params, _ = restore_params(tmp_path / "run", run)
     with torch.no_grad():
         np.testing.assert_allclose(model.logits(params, jnp.array(ids.numpy())), theirs(ids).logits.numpy(), atol=1e-4)
 
@@ -221,7 +226,10 @@ def test_run_resume_export_and_refusals(seed_shards, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["stages.lpo.objective.name=simpo"], "objective simpo scores whole rejected answers.*--untrimmed"),
+        (
+            ["stages.lpo.objective.name=simpo", "stages.lpo.objective.alpha=null"],
+            "objective simpo scores whole rejected answers.*--untrimmed",
+        ),
         (["stages.lpo.objective.mode=reference"], "mode reference weighs unchanged rejected tokens.*--masks reference --untrimmed"),
         (["stages.lpo.optim.lrr=1"], "unknown key stages.lpo.optim.lrr: did you mean 'lr'?"),
         (["model.new.max_positions=64"], "the model was made for 64: build the shards with --row-tokens 64"),

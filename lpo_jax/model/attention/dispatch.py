@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from lpo_jax.model.attention import gpu, loop, tpu
+from lpo_jax.model.attention import gpu, tpu, xla
 from lpo_jax.model.attention.mask import Ancestors
 from lpo_jax.sharding import spec
 
-BACKENDS = {"cpu": loop, "gpu": gpu, "tpu": tpu}
+BACKENDS = {"cpu": xla, "gpu": gpu, "tpu": tpu}
 """Modules with ``forward(q, k, v, ancestors) -> (out, lse)`` and ``backward(q, k, v, ancestors, lse, delta, dout) -> (dq, dk, dv)``, in
 heads-first layout: q, out [B, K, G, T, H]; k, v [B, K, T, H]; lse (log of the softmax's sum) and delta (out . dout) [B, K, G, T]."""
 

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from data_pipeline.distill import knowledge, prompts
+from data_pipeline.distill.endpoint import Teacher, TeacherOptions
 from data_pipeline.distill.journal import Journal, content_key
 from data_pipeline.distill.standin import Standin, serve
-from data_pipeline.distill.teacher import Teacher, TeacherOptions
 from data_pipeline.pairs import DataError, Drops, read
 from tests.conftest import SEED_PAIRS
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.distill import finish, knowledge, parse, prompts
+from data_pipeline.distill.endpoint import Teacher, TeacherOptions, retry_after
 from data_pipeline.distill.journal import Journal, content_key
 from data_pipeline.distill.standin import Standin, serve
-from data_pipeline.distill.teacher import Teacher, TeacherOptions, retry_after
 from data_pipeline.pairs import DataError, Drops, read
 from tests.conftest import SEED_PAIRS
 

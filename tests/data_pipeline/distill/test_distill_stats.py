@@ -79,7 +79,7 @@ def test_text_stays_text(job, tmp_path, capsys):
 def test_its_palette_is_that_of_the_other_reports():
     ours, theirs = (
         re.findall(r":root \{.*?\}", (REPO / path).read_text(encoding="utf-8"), re.DOTALL)
-        for path in ("data_pipeline/distill/templates/stats.css", "lpo_jax/train/report.css")
+        for path in ("data_pipeline/distill/templates/stats.css", "foundation/page.css")
     )
     assert ours == theirs
 

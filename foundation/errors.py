@@ -1,0 +1,37 @@
+"""Errors that a user can act on, and the one place that tells them."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something given to us can't be used. The message names the file, row or key at fault, and the remedy."""
+
+
+class ConfigError(UserError, ValueError):
+    """Settings that can't be run."""
+
+
+class DataError(UserError, ValueError):
+    """Input data that can't be read."""
+
+
+def run_command(program: str, command: Callable[[], int]) -> int:
+    """Run a command; returns its exit code. What a user can mend becomes one line on stderr and exit code 2."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        print(
+            f"{program}: error: the package {error.name!r} is missing here; install what the project needs: pip install -e .",
+            file=sys.stderr,
+        )
+    except KeyboardInterrupt:
+        print(f"\n{program}: stopped; repeat the command to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `lpo-data show DIR | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 2

@@ -1,0 +1,119 @@
+"""Files that are whole or not there, journals that survive a kill, and directories that belong to one job.
+
+A path may lie in a bucket (``gs://...``, as `etils.epath.Path`); journals and locks are for disks.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from foundation.errors import UserError
+
+Json = dict[str, Any]
+"""A JSON object."""
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A path to write to; at the end it takes the place of `path` in one step. After an error `path` is as it was.
+
+    A reader, or a crash, sees the old file or the new one. Several processes may write the same path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text in one step."""
+    with replaced(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file by a value as indented JSON, in one step."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_lines(path: Path, rows: list[Json]) -> None:
+    """Replace a file by a JSON line for each row, in one step."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def sha256(path: str | Path) -> str:
+    """Of a file's content."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_journal(path: Path) -> list[Json]:
+    """The rows of a JSONL file that is only appended to. A last line that a kill has cut short is removed from the file.
+
+    Raises:
+      UserError: a line in its midst is damaged; named.
+    """
+    if not path.is_file():
+        return []
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if len(whole) < len(raw):
+        os.truncate(path, len(whole))
+    rows = []
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        if line:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                raise UserError(f"{path}:{number} is damaged; remove the line (what it holds will be done again)") from None
+    return rows
+
+
+def differing(
+    file: Path, facts: Mapping[str, Any], free: Collection[str] = (), upgrade: Callable[[Json], Mapping[str, Any]] = lambda facts: facts
+) -> list[str]:
+    """In which facts the job that a directory belongs to differs from this one; [] where it is the same, or the directory nobody's.
+
+    Args:
+      file: where the directory's job stands.
+      facts: what this job is, as JSON holds it.
+      free: facts that may differ.
+      upgrade: brings facts that an earlier version wrote to today's form.
+    """
+    if not file.exists():
+        return []
+    mine, theirs = json.loads(json.dumps(facts)), json.loads(json.dumps(upgrade(json.loads(file.read_text()))))
+    return [key for key in sorted(mine.keys() | theirs.keys()) if key not in free and mine.get(key) != theirs.get(key)]
+
+
+def claim(file: Path, facts: Mapping[str, Any], refuse: Callable[[list[str]], UserError], free: Collection[str] = ()) -> bool:
+    """Make a directory this job's, by writing what the job is into `file`; returns whether it was this job's already.
+
+    Raises:
+      what `refuse` makes of the facts that differ: the directory is another job's.
+    """
+    if names := differing(file, facts, free):
+        raise refuse(names)
+    if file.exists():
+        return True
+    write_json(file, facts)
+    return False
+
+
+def is_bucket(path: Path) -> bool:
+    """Whether a path is in a bucket (gs://...)."""
+    return "://" in str(path)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be a model's or data set's on the hub, as in "OWNER/NAME"; a path that exists is for the caller to try first."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None

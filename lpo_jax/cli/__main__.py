@@ -1,0 +1,7 @@
+"""`python -m lpo_jax.cli`."""
+
+import sys
+
+from lpo_jax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,34 @@
+"""`lpo config`: a config as a whole, with explanations."""
+
+import argparse
+
+from lpo_jax.cli.train import add_config
+
+HELP = """\
+Print the whole config that CONFIG and the settings behind it make, defaults included, each key with its explanation. What is printed is a
+config file of its own. Nothing is run.
+"""
+EXAMPLES = """\
+examples:
+  lpo config configs/tiny_cpu.yaml
+  lpo config configs/codellama_7b.yaml model.lora.rank=32 mesh.fsdp=8 > mine.yaml
+"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    config = commands.add_parser(
+        "config",
+        help="explain a config",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config(config)
+    config.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from lpo_jax.config import explain, load
+
+    print(explain(load(args.config, args.overrides)), end="")
+    return 0

@@ -1,0 +1,100 @@
+"""`lpo generate`: complete prompts."""
+
+import argparse
+
+from lpo_jax.cli.models import add_models, rule_of
+
+HELP = """\
+Complete every prompt of a JSONL file. A row is {"id": ..., "prompt": TEXT}, completed as it stands, or {"id": ..., "instruction": TEXT}, put
+into the template of training. Without an id a row's is its line number.
+
+A line of OUT.jsonl is a sample, written when it is done: id, sample, text, finish ("stop" or "length"), tokens, logprob (by the model itself,
+of all tokens). The same command goes on where it was stopped; more --samples may be asked of a finished job. A sample depends on the model, the
+prompt, --seed, its id and its number: not on --rows, on the other prompts, or on how often the job was interrupted.
+
+With --security a second model of the same tokenizer, small and trained for security, proposes each token; the model keeps it if it thinks it
+likely enough, or draws its own (co-decoding, see lpo_jax/decode/rules/codecode.py). With --preset crosec the two are mixed, and may have different
+tokenizers: their vocabularies are aligned first, which takes minutes on CPUs and is kept beside OUT.jsonl (lpo_jax/decode/rules/crosec.py).
+"""
+EXAMPLES = """\
+examples:
+  lpo generate tasks.jsonl -o out.jsonl --model runs/disco                      (a run's newest checkpoint)
+  lpo generate tasks.jsonl -o out.jsonl --model DIR --samples 25 --temperature 0.4 --top-p 0.95 --stop $'\\ndef ' --stop $'\\nclass '
+  lpo generate tasks.jsonl -o out.jsonl --model DIR --greedy --data 1 --tensor 4
+  lpo generate tasks.jsonl -o out.jsonl --model DIR --security runs/security --threshold 0.3 --html out.html
+  lpo generate tasks.jsonl -o out.jsonl --model DIR --security OTHER_FAMILY --preset crosec --weight 0.3
+"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    generate = commands.add_parser(
+        "generate", help="complete prompts", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    generate.add_argument("prompts", metavar="PROMPTS.jsonl", help="the prompts, a line each")
+    generate.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="where the completions go")
+    add_models(generate, ("crosec", "crosec_published"))
+    generate.add_argument("--weight", type=float, metavar="W", help="crosec: the security model's share of the mixture (default: 0.3)")
+    generate.add_argument("--security-tokenizer", metavar="DIR", help="crosec: default: the security model's own")
+    generate.add_argument("--samples", type=int, default=1, metavar="N", help="of each prompt (default: 1)")
+    generate.add_argument("--seed", type=int, default=0, help="of all samples (default: 0)")
+    generate.add_argument("--temperature", type=float, default=0.4, help="divides the logits (default: 0.4)")
+    generate.add_argument("--greedy", action="store_true", help="always the most probable token, as --temperature 0")
+    generate.add_argument("--top-k", type=int, default=0, metavar="K", help="draw among the K most probable tokens; 0: among all (default)")
+    generate.add_argument(
+        "--top-p", type=float, default=0.95, metavar="P", help="of these among the fewest that hold P of the probability (default: 0.95)"
+    )
+    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="a completion's length at most (default: 256)")
+    generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a completion in front of this text; repeatable")
+    generate.add_argument("--no-think", action="store_true", help="ask an instruction's response directly, without a security thought")
+    generate.add_argument("--trace", action="store_true", help="write what each model thought of each token, too")
+    generate.add_argument(
+        "--html", metavar="PAGE.html", help="co-decoding: a page that shows which model decided each token; implies --trace"
+    )
+    generate.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from data_pipeline import template, tokenizer
+    from lpo_jax.config import ConfigError, MeshConfig
+    from lpo_jax.decode import job
+    from lpo_jax.decode.load import find_tokenizer
+    from lpo_jax.decode.request import SamplingConfig
+    from lpo_jax.decode.rules import crosec
+    from lpo_jax.report import codecode as page
+
+    if args.html and (not args.security or args.preset in crosec.PRESETS):
+        raise ConfigError(
+            "--html shows which of two models decided each token: give the other with --security, and a preset that replaces tokens"
+        )
+    temperature = 0.0 if args.greedy else args.temperature
+    sampling = SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop))
+    mesh = MeshConfig(args.data, args.fsdp, args.tensor)
+    what = job.Job(
+        prompts=args.prompts,
+        out=args.out,
+        model=args.model,
+        adapter=args.adapter,
+        security=args.security,
+        security_adapter=args.security_adapter,
+        rule=rule_of(args),
+        block=args.block,
+        trace=args.trace or args.html is not None,
+        samples=args.samples,
+        seed=args.seed,
+        think=not args.no_think,
+        sampling=sampling,
+        dtype=args.dtype,
+        rows=args.rows,
+        max_len_tokens=args.max_len_tokens,
+        mesh=mesh,
+    )
+    theirs = None
+    if args.preset in crosec.PRESETS:
+        theirs = tokenizer.load(args.security_tokenizer or find_tokenizer(args.security))
+    tok = tokenizer.load(args.tokenizer or find_tokenizer(args.model))
+    written = job.run(what, tok, template.task_prompt, theirs)
+    print(f"wrote {written} samples to {args.out}")
+    if args.html:
+        page.write(args.html, args.out, {prompt.id: prompt.text for prompt in job.read_prompts(what, tok, template.task_prompt)})
+        print(f"token by token: {args.html}")
+    return 0

@@ -1,0 +1,100 @@
+"""`lpo plan`: does a config fit a TPU slice?"""
+
+import argparse
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lpo_jax.config import RunConfig
+    from lpo_jax.plan.compile import PlannedRows
+
+HELP = """\
+Compile the step that `lpo train CONFIG` would run, for a TPU slice, on this machine, which needs no TPU: minutes on a CPU. Says whether
+it fits, what fills each device's memory, what a step computes and moves, and how fast it can be at most. Needs libtpu:
+pip install 'lpo-jax[tpu]'.
+
+The model's weights aren't read: its shape comes from model.shape, model.new, or model.path's config.json. The rows' shape comes from the
+manifest in data.path, or where there is none yet from the keys under `plan`.
+
+Exit code: 0 if it fits (of several configs: if all do), 1 if it doesn't, 2 if a config is wrong.
+"""
+EXAMPLES = """\
+examples:
+  lpo plan configs/pods/codellama_34b_v5p_2x2x4.yaml
+  lpo plan configs/pods/codellama_34b_v5p_2x2x4.yaml mesh.topology=v5p:2x2x2 mesh.fsdp=8 stages.lpo.batch_rows=8 --json plan.json
+  lpo plan configs/codellama_7b.yaml mesh.topology=v5e:2x4 --search
+  lpo plan configs/pods/*.yaml --table docs/plans.md
+"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="does a config fit a TPU slice?",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.add_argument(
+        "configs",
+        nargs="+",
+        metavar="CONFIG | KEY=VALUE",
+        help="YAML files; settings that replace the files', e.g. mesh.topology=v5p:4x4x4",
+    )
+    plan.add_argument("--stage", metavar="NAME", help="the stage to plan; default: the last")
+    plan.add_argument("--search", action="store_true", help="try meshes, remat policies and batches, and print the fastest that fits")
+    plan.add_argument("--tries", type=int, default=12, metavar="N", help="with --search: compile so many at most (default: %(default)s)")
+    plan.add_argument("--json", metavar="FILE", help="write everything that was found; of several configs: a list")
+    plan.add_argument("--table", metavar="FILE", help="write a page with a row for each config, in Markdown")
+    plan.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="plans made before (default: lpo-jax in $XDG_CACHE_HOME or ~/.cache); made anew when code or versions change",
+    )
+    plan.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # to compile for a TPU, not to hold one
+    from lpo_jax.config import ConfigError, load
+    from lpo_jax.plan import compile as plan
+    from lpo_jax.plan import search
+    from lpo_jax.plan import text as plan_text
+
+    overrides = [arg for arg in args.configs if "=" in arg]
+    files = [Path(arg) for arg in args.configs if "=" not in arg]
+    if not files:
+        raise ConfigError("give a config to plan, e.g. configs/pods/codellama_7b_v5e_4x4.yaml")
+    cache = Path(args.cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lpo-jax")
+    plans: list[tuple[Path, plan.Plan]] = []
+    for file in files:
+        config = load(file, overrides)
+        stage = args.stage or list(config.stages)[-1]
+        if stage not in config.stages:
+            raise ConfigError(f"--stage {stage}: the stages of {file} are {', '.join(config.stages)}")
+        find = partial(search.search, tries=args.tries) if args.search else plan.cached
+        found = find(config, stage, _row_shape(config), cache)
+        if found is not None:
+            plans.append((file, found))
+            print(plan_text.describe(found), end="\n\n")
+    if args.json:
+        facts = [found.facts() for _, found in plans]
+        Path(args.json).write_text(json.dumps(facts if len(files) > 1 else facts[0], indent=2) + "\n")
+    if args.table and plans:
+        Path(args.table).write_text(plan_text.page(plans))
+    return 0 if len(plans) == len(files) and all(found.fits for _, found in plans) else 1
+
+
+def _row_shape(config: "RunConfig") -> "PlannedRows":
+    """The shape of the shards' rows, or what the config assumes of shards that aren't built yet."""
+    from data_pipeline.shards import Manifest
+    from lpo_jax.plan.compile import PlannedRows
+
+    if not (Path(config.data.path) / "manifest.json").is_file():
+        return PlannedRows.assumed(config.plan)
+    manifest = Manifest.load(config.data.path)
+    train = manifest.splits["train"]
+    return PlannedRows(manifest.row_tokens, manifest.row_scored, manifest.row_pairs, train["pairs"] / train["rows"])

@@ -1,0 +1,126 @@
+"""`lpo serve`: answer OpenAI's API."""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lpo_jax.cli.models import add_models, rule_of
+
+if TYPE_CHECKING:
+    from data_pipeline.tokenizer import Tokenizer
+    from lpo_jax.serve.protocol import Chat
+
+log = logging.getLogger(__name__)
+
+HELP = """\
+Answer OpenAI's HTTP API: /v1/completions, /v1/chat/completions (both also streamed), /v1/models, and /health. One model, or with --security a
+pair that co-decodes. Requests share the rows: whoever comes gets the next free one, while the others go on.
+
+A request may set temperature, top_p (OpenAI's defaults: 1), top_k, max_tokens, stop, seed, n, logprobs of the chosen tokens, stream. What would
+change the result and isn't computed here is refused by name. An answer tells its seed; the same seed gives the same text again, and is that of
+`lpo generate`'s sampler. A chat is written by the model's own chat template; without one, the last message alone goes into the template of
+training, as an instruction.
+
+At the start everything is compiled that requests can need. SIGTERM or Ctrl-C lets what is at work finish, for --grace seconds. The exit code is 1
+if decoding has failed.
+
+With the environment variable LPO_API_KEY set, clients must show that key. The default --host, 127.0.0.1, is reached from this machine alone (by
+all its users). Any other lets in whoever reaches the port: set LPO_API_KEY, and put a proxy that speaks TLS in front.
+"""
+EXAMPLES = """\
+examples:
+  lpo serve --model runs/disco
+  lpo serve --model DIR --security runs/security --threshold 0.3 --rows 32 --max-len-tokens 8192
+  LPO_API_KEY=... lpo serve --model DIR --host 0.0.0.0 --port 8080
+"""
+SERVED_LEN_TOKENS = 4096
+"""Of a prompt and its completion, where the model allows more and nothing is said: memory for caches is taken for all rows."""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    serve = commands.add_parser(
+        "serve", help="answer OpenAI's API", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_models(serve)
+    serve.add_argument("--name", help="what clients call the model (default: the last part of --model)")
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, metavar="N", help="the port; 0: any that is free (default: %(default)s)")
+    serve.add_argument(
+        "--max-waiting", type=int, default=256, metavar="N", help="completions that may wait for a row; more: 429 (default: %(default)s)"
+    )
+    serve.add_argument("--grace", type=float, default=30, metavar="S", help="seconds to finish what is at work at the end (default: 30)")
+    serve.add_argument("--no-think", action="store_true", help="without a chat template: ask a chat's response directly, without a thought")
+    serve.set_defaults(run=run, weight=None, security_tokenizer=None)
+
+
+def run(args: argparse.Namespace) -> int:
+    from data_pipeline import tokenizer
+    from lpo_jax.config import ConfigError, MeshConfig
+    from lpo_jax.decode import Sampler, SamplingConfig, load
+    from lpo_jax.decode.job import ROWS_PER_CUT
+    from lpo_jax.decode.rules.crosec import CroSec
+    from lpo_jax.serve import server as serve
+    from lpo_jax.serve.driver import Driver
+    from lpo_jax.serve.protocol import Served
+    from lpo_jax.sharding import make_mesh
+
+    key = os.environ.get("LPO_API_KEY")
+    if key == "":
+        raise ConfigError("LPO_API_KEY is empty: give it a key, or unset it to serve without one")
+    if args.max_waiting < 0 or args.grace < 0:
+        raise ConfigError("--max-waiting and --grace must be 0 or more")
+    rule = rule_of(args)
+    assert not isinstance(rule, CroSec)  # no preset that is offered here
+    directory = args.tokenizer or load.find_tokenizer(args.model)
+    tok = tokenizer.load(directory)
+    models = [args.model] if args.security is None else [args.model, args.security]
+    for path in models:
+        load.check_tokenizer(path, tok)
+    longest = min(load.shape(path).max_positions for path in models)
+    longest = min(longest, SERVED_LEN_TOKENS) if args.max_len_tokens is None else args.max_len_tokens
+    if longest < 2:
+        raise ConfigError(f"--max-len-tokens {longest}: a prompt and its completion have 2 tokens at least")
+    bound = serve.bind(args.host, args.port)
+    log.info("%s: loading %s", serve.address(bound), " and ".join(models))
+    mesh, dtype = make_mesh(MeshConfig(args.data, args.fsdp, args.tensor)), args.dtype or load.default_dtype()
+    rows = args.rows or ROWS_PER_CUT * mesh.shape["data"] * mesh.shape["fsdp"]
+    target = load.load_model(args.model, mesh, dtype, args.adapter)
+    security = None if args.security is None else load.load_model(args.security, mesh, dtype, args.security_adapter)
+    sampler = Sampler(
+        target, tok, SamplingConfig(), rows, longest, security=security, rule=rule, block=args.block, segment_steps=serve.SEGMENT_STEPS
+    )
+    driver = Driver(sampler, args.max_waiting)
+    log.info("compiling, for prompts and completions of up to %d tokens together", longest)
+    driver.warm_up()
+    settings = {k: getattr(args, k) for k in ("model", "adapter", "security", "security_adapter", "block", "data", "fsdp", "tensor")}
+    settings |= {"rule": rule and asdict(rule), "dtype": dtype, "rows": rows, "tokenizer": tok.sha256, "jax": version("jax")}
+    fingerprint = f"fp_{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
+    served = Served(args.name or Path(args.model).name, tok, sampler.vocab, longest, _chat(directory, tok, not args.no_think), fingerprint)
+    if key is None and args.host not in ("127.0.0.1", "localhost", "::1"):
+        log.warning("whoever reaches %s can use the model: LPO_API_KEY is not set", serve.address(bound))
+    return serve.run(bound, driver, served, key, args.grace)
+
+
+def _chat(directory: str, tok: "Tokenizer", think: bool) -> "Chat":
+    """How a chat becomes a prompt: by the model's own template, or else as training writes an instruction."""
+    from data_pipeline import template, tokenizer
+    from lpo_jax.decode.request import encode_task
+
+    write = tokenizer.chat_template(directory)
+
+    def prompt(messages: list[dict[str, str]]) -> tuple[list[int], str]:
+        if write is not None:
+            return tok.backend.encode(write(messages), add_special_tokens=False).ids, ""
+        if messages[-1]["role"] != "user":
+            raise ValueError("the last one must be the user's")
+        return encode_task(tok, template.task_prompt(messages[-1]["content"], think))
+
+    if write is None:
+        log.info("the model has no chat template: a chat's last message is written as an instruction, those before it aren't read")
+    return prompt

@@ -1,0 +1,51 @@
+"""`lpo teacher`: run a kd stage's teacher once."""
+
+import argparse
+import os
+
+from lpo_jax.cli.train import add_config
+
+HELP = """\
+Run the teacher of a stage of objective kd once over the train split, and keep what it holds most probable in the place of each scored token.
+A run whose kl.teacher is OUT then reads that, and needs no memory or time for the teacher. Of all other tokens one sum is kept.
+
+The same command goes on where it was stopped. Pays where the same shards are distilled more than once, or the teacher doesn't fit beside
+the student; needs 8 bytes for each of the K tokens in each place. One host; the teacher is cut over its devices as CONFIG's mesh says.
+"""
+EXAMPLES = """\
+examples:
+  lpo teacher configs/cosec_plus/qwen2_5_coder_kd.yaml -o data/qwen_teacher mesh.fsdp=8
+  lpo train configs/cosec_plus/qwen2_5_coder_kd.yaml stages.kd.objective.kl.teacher=data/qwen_teacher
+"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    teacher = commands.add_parser(
+        "teacher",
+        help="run a kd stage's teacher once",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config(teacher, "a YAML file with a stage of objective kd")
+    teacher.add_argument("-o", "--out", required=True, metavar="OUT", help="the directory to write")
+    teacher.add_argument("--stage", metavar="NAME", help="default: the only one of objective kd")
+    teacher.add_argument("--top-k", type=int, default=64, metavar="K", help="tokens to keep (default: %(default)s)")
+    teacher.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from lpo_jax.config import ConfigError, load
+
+    config = load(args.config, args.overrides)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from lpo_jax.train import teacher
+    from lpo_jax.train.data import open_data
+
+    stages = [name for name in config.stages if teacher.taught(config, name) and args.stage in (None, name)]
+    if len(stages) != 1:
+        raise ConfigError(f"{args.config}: name with --stage one of objective kd among {', '.join(config.stages)}")
+    data, _ = open_data(config)
+    teacher.write(config, stages[0], data, args.out, args.top_k)
+    print(f"wrote {args.out}; train with stages.{stages[0]}.objective.kl.teacher={args.out}")
+    return 0

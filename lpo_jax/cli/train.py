@@ -1,0 +1,77 @@
+"""`lpo train`: run a config."""
+
+import argparse
+import errno
+import logging
+import os
+import sys
+
+HELP = """\
+Run every stage of a config, e.g. sft, then lpo (or kd: distillation from a larger model; security: adapters on a frozen base), and write
+into its run_dir:
+  summary.json   held-out numbers before training and after each stage     report.html   the same to look at, with curves and pairs
+  metrics.jsonl  one line a step       tensorboard/  the same        checkpoints/  the state; the same command goes on from the newest
+SIGTERM or Ctrl-C saves and ends with exit code 75. On several hosts start the same command on each: see launch/README.md.
+"""
+EXAMPLES = """\
+examples:
+  lpo train configs/tiny_cpu.yaml
+  lpo train configs/tiny_cpu.yaml run_dir=runs/hot stages.lpo.optim.lr=1e-4 stages.lpo.objective.beta=2
+  lpo train configs/lpo_hf.yaml model.path=DIR data.path=data/disco mesh.fsdp=8 mesh.data=1
+"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    train = commands.add_parser(
+        "train", help="run a config", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config(train)
+    train.set_defaults(run=run)
+
+
+def add_config(parser: argparse.ArgumentParser, what: str = "a YAML file") -> None:
+    """The arguments that name a config and change it."""
+    parser.add_argument("config", metavar="CONFIG", help=f"{what}; `lpo config CONFIG` explains every key")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
+
+
+def run(args: argparse.Namespace) -> int:
+    from lpo_jax.config import load
+
+    config = load(args.config, args.overrides)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    from lpo_jax.train import distributed
+
+    distributed.initialize()
+    if jax.process_index() > 0:
+        logging.getLogger().setLevel(logging.ERROR)  # process 0 speaks for all
+    from lpo_jax.train.loop import train
+    from lpo_jax.train.stop import EXIT_CODE, CheckpointError, Preempted
+
+    try:
+        summary = train(config)
+    except Preempted as stopped:
+        if jax.process_index() == 0:
+            print(f"lpo: {stopped}; the same command goes on from there", file=sys.stderr)
+        return EXIT_CODE
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error = CheckpointError(f"{config.run_dir}: {error.strerror}. Its checkpoints stay: make room and run the same command again")
+        distributed.leave_if_alone(error)
+        raise error
+    if jax.process_index() == 0:
+        _print_summary(summary, config.run_dir)
+    return 0
+
+
+def _print_summary(summary: dict[str, dict[str, float]], run_dir: str) -> None:
+    columns = ("pair_accuracy", "margin", "changed_nll", "unchanged_nll")
+    print(f"\nheld-out pairs  {'preference accuracy':>20} {'margin':>8} {'NLL, changed':>13} {'NLL, unchanged':>15}")
+    print(f"{'':15} {'on changed tokens':>20} {'nats':>8} {'nats/token':>13} {'nats/token':>15}")
+    for name, row in summary.items():
+        cells = [row.get(c) for c in columns]
+        shown = [("-" if v is None else f"{v:.1%}" if c == "pair_accuracy" else f"{v:.3f}") for c, v in zip(columns, cells, strict=True)]
+        print(f"{name:15} {shown[0]:>20} {shown[1]:>8} {shown[2]:>13} {shown[3]:>15}")
+    print(f"\nreport: {run_dir}/report.html   numbers: {run_dir}/summary.json")

@@ -1,0 +1,298 @@
+"""The schema of a run's config: frozen dataclasses, whose defaults stand here alone and whose texts explain each key.
+
+A YAML file lists what differs from the defaults; `lpo config FILE` prints the whole of it with these explanations.
+"""
+
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from foundation.errors import ConfigError
+from foundation.settings import Settings
+from lpo_jax import objectives
+
+if TYPE_CHECKING:
+    Objective = objectives.Options
+else:
+    Objective = Annotated[reduce(or_, (record.options for record in objectives.OBJECTIVES.values())), Field(discriminator="name")]
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class RopeScaling(Settings):
+    """How rotary frequencies are stretched beyond the length that a model was first trained on."""
+
+    kind: Literal["linear", "llama3"]
+    """linear: all frequencies alike; llama3: the slow ones only"""
+    factor: float
+    """by how much"""
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths above original_positions / low_freq_factor are stretched by `factor` ..."""
+    high_freq_factor: float = 4.0
+    """... below original_positions / high_freq_factor not at all, and in between in proportion"""
+    original_positions: int = 8192
+    """llama3: the length that the model was first trained on"""
+
+
+@dataclass(frozen=True)
+class ModelConfig(Settings):
+    """The shape of a decoder. Families differ in these values only."""
+
+    family: str
+    """`model_type` of a Hugging Face config.json, see lpo_jax/model/families.py"""
+    vocab_size: int
+    """rows of the embedding table"""
+    d_model: int
+    """width of the residual stream"""
+    n_layers: int
+    """blocks"""
+    n_heads: int
+    """query heads"""
+    n_kv_heads: int
+    """key and value heads"""
+    head_dim: int
+    """width of a head"""
+    d_mlp: int
+    """width inside an MLP"""
+    max_positions: int
+    """longest sequence the model was made for"""
+    norm: Literal["rms", "layer"] = "rms"
+    """layer norms have a bias"""
+    norm_eps: float = 1e-6
+    """added to a norm's variance"""
+    positions: Literal["rope", "learned"] = "rope"
+    """rotary, or a table"""
+    rope_theta: float = 10000.0
+    """base of the rotary frequencies"""
+    rope_dim: int | None = None
+    """leading dims of a head that are rotated; null: all"""
+    rope_interleaved: bool = False
+    """rotate neighbouring dims (GPT-J), not the two halves (llama)"""
+    rope_scaling: RopeScaling | None = None
+    """how they are stretched; null: not at all"""
+    window: int | None = None
+    """a token sees this many positions, itself included; null: all"""
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    """of the MLP; gelu_tanh: gelu's usual approximation"""
+    gated_mlp: bool = True
+    """activate(x gate) * (x up), not activate(x up)"""
+    parallel: bool = False
+    """attention and MLP read one norm's output and are added to the residual together"""
+    qkv_bias: bool = False
+    """of the query, key and value projections"""
+    out_bias: bool = False
+    """of the attention's output projection"""
+    mlp_bias: bool = False
+    """of the MLP's matrices"""
+    head_bias: bool = False
+    """of the output head"""
+    qk_norm: bool = False
+    """normalise every head's query and key"""
+    tied_head: bool = False
+    """the output head is the embedding table"""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.n_heads % self.n_kv_heads == 0,
+            f"model shape: n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})",
+        )
+        rotated = self.head_dim if self.rope_dim is None else self.rope_dim
+        _check(
+            rotated % 2 == 0 and rotated <= self.head_dim,
+            f"model shape: the rotated dims ({rotated}) must be even and at most head_dim ({self.head_dim})",
+        )
+
+
+@dataclass(frozen=True)
+class LoraConfig(Settings):
+    """Low-rank adapters (Hu et al. 2021): W + alpha / rank * A B is trained through A and B; W stays as it is."""
+
+    rank: int
+    """columns of A"""
+    alpha: float
+    """the adapters' product is scaled by alpha / rank"""
+    dropout: float = 0.0
+    """of the adapters' inputs, one mask for all tokens of a step"""
+    targets: str = r"blocks\.(q|k|v|o|gate|up|down)|head"
+    """regular expression, matched against whole parameter paths"""
+
+    def __post_init__(self) -> None:
+        _check(self.rank > 0, f"lora.rank must be positive, not {self.rank}")
+        _check(0 <= self.dropout < 1, f"lora.dropout must lie in [0, 1), not {self.dropout}")
+
+
+@dataclass(frozen=True)
+class ModelSource(Settings):
+    """Where the model comes from, and how it is computed. Exactly one of `path` and `new` is set."""
+
+    path: str | None = None
+    """a directory with config.json and *.safetensors, or a hub id"""
+    shape: str | None = None
+    """a copy of path's config.json: `lpo plan` needs no more of a model; a run refuses weights that differ"""
+    adapter: str | None = None
+    """a PEFT directory, merged into the weights first, as the authors do between SFT and LPO"""
+    new: ModelConfig | None = None
+    """a randomly initialised model of this shape"""
+    compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """matmuls; norms, softmax and losses are float32"""
+    param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """the weights that the optimizer updates"""
+    remat: Literal["none", "dots", "attention", "block"] = "dots"
+    """what a layer keeps for the backward pass, which recomputes the rest. block: its input; attention: and attention's output; dots: and
+    every other matrix product's, so that little is left to recompute (on CPUs it is faster than none); none: everything"""
+    lora: LoraConfig | None = None
+    """train adapters instead of the weights"""
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.path is None) != (self.new is None),
+            "model: set exactly one of model.path (a Hugging Face directory) and model.new (a shape)",
+        )
+        _check(self.shape is None or self.new is None, "model.shape describes model.path; model.new is a shape itself")
+
+
+@dataclass(frozen=True)
+class OptimConfig(Settings):
+    """AdamW with linear warm-up, cosine decay and clipping by global norm."""
+
+    lr: float
+    """peak learning rate"""
+    warmup_ratio: float = 0.05
+    """share of the stage's steps"""
+    final_lr_ratio: float = 0.0
+    """the cosine ends at this share of `lr`"""
+    weight_decay: float = 0.0
+    """on matrices only"""
+    b1: float = 0.9
+    """decay of Adam's first moment"""
+    b2: float = 0.999
+    """decay of Adam's second moment"""
+    eps: float = 1e-8
+    """added to the root of the second moment"""
+    clip_norm: float = 1.0
+    """gradients are scaled down to this global norm"""
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0, f"optim.lr must be positive, not {self.lr}")
+        _check(0 <= self.warmup_ratio <= 1, f"optim.warmup_ratio must lie in [0, 1], not {self.warmup_ratio}")
+        _check(self.clip_norm > 0, f"optim.clip_norm must be positive, not {self.clip_norm}")
+
+
+@dataclass(frozen=True)
+class StageConfig(Settings):
+    """One stage of a run: an objective, an optimizer and a length. Set one of `epochs` and `steps`."""
+
+    objective: Objective
+    """what is optimised: its name, and the options of that objective"""
+    optim: OptimConfig
+    """the optimizer, fresh in each stage"""
+    batch_rows: int
+    """packed rows in one optimizer step, over all devices"""
+    accumulate: int = 1
+    """microbatches that a step is cut into"""
+    epochs: float | None = None
+    """the length in passes over the train split"""
+    steps: int | None = None
+    """the length in optimizer steps"""
+
+    def __post_init__(self) -> None:
+        _check((self.epochs is None) != (self.steps is None), "stage: set exactly one of epochs and steps")
+        _check(self.batch_rows > 0 and self.accumulate > 0, "stage: batch_rows and accumulate must be positive")
+        _check(
+            self.batch_rows % self.accumulate == 0,
+            f"stage: batch_rows ({self.batch_rows}) must be a multiple of accumulate ({self.accumulate})",
+        )
+
+
+@dataclass(frozen=True)
+class MeshConfig(Settings):
+    """Devices along each axis; one of them may be -1, "all that are left"."""
+
+    data: int = -1
+    """replicas: whole copies of the model"""
+    fsdp: int = 1
+    """the batch and every parameter are cut along this axis"""
+    tensor: int = 1
+    """heads, mlp and vocabulary are cut along this axis"""
+    topology: str | None = None
+    """the TPU slice in JAX's names, e.g. v5e:4x4: `lpo plan` compiles for it; a run checks its size"""
+
+
+@dataclass(frozen=True)
+class DataConfig(Settings):
+    """The shard set that `lpo-data build` wrote."""
+
+    path: str
+    """its directory"""
+    tokenizer: str | None = None
+    """tokenizer.json or its directory, checked against the shards; default: the one in model.path"""
+
+
+@dataclass(frozen=True)
+class PlanConfig(Settings):
+    """What `lpo plan` assumes of shards that aren't built yet; where data.path holds some, it reads their manifest."""
+
+    row_tokens: int = 4096
+    """tokens in a packed row, T"""
+    scored_share: float = 0.75
+    """scored tokens of these, N / T"""
+    pair_tokens: int = 700
+    """a pair's mean length as a tree, shared parts once"""
+
+    def __post_init__(self) -> None:
+        _check(self.row_tokens > 0 and self.pair_tokens > 0, "plan.row_tokens and plan.pair_tokens must be positive")
+        _check(0 < self.scored_share <= 1, f"plan.scored_share must lie in (0, 1], not {self.scored_share}")
+
+
+@dataclass(frozen=True)
+class RunConfig(Settings):
+    """A whole run: stages that follow one another on one model, e.g. sft, then lpo."""
+
+    run_dir: str
+    """where the run lives: checkpoints, metrics, report; a directory or a bucket (gs://...)"""
+    data: DataConfig
+    """what it is trained on"""
+    model: ModelSource
+    """what is trained"""
+    stages: dict[str, StageConfig]
+    """name -> stage, in this order"""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """how devices share the work"""
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """what `lpo plan` assumes of data that isn't there"""
+    seed: int = 0
+    """of weights, the order of rows and dropout"""
+    eval_rows: int = 8
+    """rows in one evaluation batch"""
+    eval_every_steps: int = 0
+    """held-out metrics during training; 0: only before and after each stage"""
+    log_every_steps: int = 1
+    """lines of metrics.jsonl"""
+    checkpoint_every_steps: int = 100
+    """besides the one at each stage's end"""
+    keep_checkpoints: int = 2
+    """the newest; besides them stays the best of those whose step was also evaluated ..."""
+    best_metric: Literal["pair_accuracy", "margin", "changed_nll", "unchanged_nll"] = "pair_accuracy"
+    """... by this held-out metric"""
+    max_skipped_steps: int = 5
+    """a step whose loss or gradient isn't finite changes nothing; this many in a row stop the run"""
+    report_pairs: int = 6
+    """held-out pairs drawn in report.html"""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.stages), "stages: a run needs at least one stage, e.g. `sft` or `lpo`")
+        for name, stage in self.stages.items():
+            _check(
+                objectives.of(stage.objective).frozen != "base" or self.model.lora is not None,
+                f"stages.{name}: objective {stage.objective.name} trains adapters and compares them with the model beneath: set model.lora",
+            )
+        _check("init" not in self.stages, 'stages: "init" is the name of the model before training; choose another')
+        _check(self.keep_checkpoints > 0, f"keep_checkpoints must be positive, not {self.keep_checkpoints}")
+        _check(self.max_skipped_steps > 0, f"max_skipped_steps must be positive, not {self.max_skipped_steps}")

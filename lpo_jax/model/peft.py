@@ -1,0 +1,197 @@
+"""Adapters as PEFT directories: adapter_config.json and adapter_model.safetensors, read and written.
+
+Dims: L layers, R rank, in and out a matrix's input and output dims, flattened.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file, save_file
+
+from lpo_jax.config import ConfigError, LoraConfig
+from lpo_jax.model.adapters import split_dims
+from lpo_jax.model.decoder import Model, Params
+from lpo_jax.model.families import FAMILIES, Tensor
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+
+# What else than w + scale * B @ A a PEFT adapter may compute or carry.
+_REFUSED = (
+    "use_dora", "use_qalora", "use_bdlora", "modules_to_save", "fan_in_fan_out", "lora_bias", "trainable_token_indices", "target_parameters",
+    "layer_replication", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
+)  # fmt: skip
+_PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")  # the others, e.g. pissa, also change the base model's weights
+
+
+def save_peft(directory: str | Path, model: Model, adapters: Params, config: LoraConfig, base_name: str) -> None:
+    """Write adapters as `peft.PeftModel.from_pretrained` reads them; `base_name` is the base model's directory or hub name.
+
+    A tensor that fuses several of our matrices (qkv) gets their a's, stacked, and a B of blocks: its rank is the sum of theirs.
+    """
+    flat, shapes, inputs = flatten_dict(adapters, sep="."), flatten_dict(model.shapes(), sep="."), model.inputs()
+    tensors: dict[str, np.ndarray] = {}
+    modules: list[str] = []
+    ranks: dict[str, int] = {}
+    for tensor in _matrices(model):
+        adapted = [path for path in tensor.paths if f"{path}.a" in flat]
+        if not adapted:
+            continue
+        a_parts, b_parts = [], {}
+        for path in adapted:
+            L, into, out = _sizes(path, shapes[path].shape, inputs[path])
+            a_parts.append(np.asarray(flat[f"{path}.a"], np.float32).reshape(L, into, -1))
+            b_parts[path] = np.asarray(flat[f"{path}.b"], np.float32).reshape(L, -1, out)
+        a = np.concatenate(a_parts, axis=-1)
+        rank, start, blocks = a.shape[-1], 0, []
+        for path in tensor.paths:
+            block = np.zeros((len(a), rank, _sizes(path, shapes[path].shape, inputs[path])[2]), np.float32)
+            if path in b_parts:
+                end = start + b_parts[path].shape[1]
+                block[:, start:end], start = b_parts[path], end
+            blocks.append(block)
+        b = tensor.fuse(blocks)
+        for layer in range(len(a)):
+            module = f"base_model.model.{_module(tensor).format(layer=layer)}"
+            tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(a[layer].T)
+            tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(b[layer].T)
+        modules.append(_module(tensor).split("{layer}.")[-1])  # PEFT adapts the modules that end so
+        if rank != config.rank:
+            ranks[re.escape(modules[-1])] = rank
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / _WEIGHTS, {"format": "pt"})
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": modules,
+        "rank_pattern": ranks,
+        "alpha_pattern": {module: config.alpha * rank / config.rank for module, rank in ranks.items()},
+        "bias": "none",
+    }
+    (directory / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
+    """Read a PEFT directory: adapters as host arrays, and the config that `merge` needs; `targets` are exactly the paths found.
+
+    Each of our matrices in a fused tensor gets the shared a and its own rows of B. Layers without an adapter or of a smaller rank
+    are filled with zeros, and a module's own scale (rank_pattern, alpha_pattern, rslora) is folded into b: a leaf's rank may thus
+    differ from `LoraConfig.rank`.
+
+    Raises:
+      ConfigError: a file is missing or pickled, an option isn't supported, or tensors don't fit the model; named.
+    """
+    directory = Path(directory)
+    settings = _settings(directory)
+    shapes, inputs = flatten_dict(model.shapes(), sep="."), model.inputs()
+    found = _pairs(directory / _WEIGHTS)
+    rank = settings["r"]
+    alpha = settings["lora_alpha"] * (math.sqrt(rank) if settings.get("use_rslora") else 1.0)
+    adapters: dict[str, Any] = {}
+    for tensor in _matrices(model):
+        sizes = [_sizes(path, shapes[path].shape, inputs[path]) for path in tensor.paths]
+        L, into, outs = sizes[0][0], sizes[0][1], [out for _, _, out in sizes]
+        own = {layer: name for layer in range(L) if (name := _module(tensor).format(layer=layer)) in found}
+        if not own:
+            continue
+        widest = max(found[name]["A"].shape[0] for name in own.values())
+        a, b = np.zeros((L, into, widest), np.float32), np.zeros((L, widest, sum(outs)), np.float32)
+        for layer, name in own.items():
+            A, B = (found[name][side].astype(np.float32) for side in "AB")
+            r = _pattern(settings, "rank_pattern", name, rank)
+            if A.shape != (r, into) or B.shape != (sum(outs), r):
+                raise ConfigError(f"{directory}: {name}: lora_A {A.shape} and lora_B {B.shape}, expected {(r, into)} and {(sum(outs), r)}")
+            a[layer, :, :r], b[layer, :r] = A.T, B.T * (_scale(settings, name) * rank / alpha)
+        for path, rows in zip(tensor.paths, tensor.cut(b, outs), strict=True):
+            # Blocks of `save_peft` come back as they were: rank that a matrix doesn't use isn't its own.
+            used = np.asarray(rows.any(axis=(0, 2)) if len(outs) > 1 and b.any() else np.ones(widest, bool))
+            if used.any():
+                layers, in_dims, out_dims = split_dims(path, shapes[path].shape, inputs[path])
+                r = int(used.sum())
+                adapters[path] = {"a": a[..., used].reshape(*layers, *in_dims, r), "b": rows[:, used].reshape(*layers, r, *out_dims)}
+        for name in own.values():
+            del found[name]
+    if found:
+        tied = "; this model's lm_head is its embedding table" if model.config.tied_head and "lm_head" in found else ""
+        raise ConfigError(f"{directory}: these modules are no matrices of {model.config.family}: {', '.join(sorted(found))}{tied}")
+    targets = "|".join(map(re.escape, adapters))
+    return unflatten_dict(adapters, sep="."), LoraConfig(rank=rank, alpha=alpha, dropout=settings.get("lora_dropout", 0.0), targets=targets)
+
+
+def _sizes(path: str, dims: Sequence[int], inputs: int) -> tuple[int, int, int]:
+    """Layers, flattened inputs and flattened outputs of a matrix; one that isn't layered counts as one layer."""
+    layers, into, out = (math.prod(part) for part in split_dims(path, dims, inputs))
+    return layers, into, out
+
+
+def _matrices(model: Model) -> list[Tensor]:
+    """The tensors of the model's checkpoint that hold matrices."""
+    return [tensor for tensor in FAMILIES[model.config.family].tensors if set(tensor.paths) <= model.inputs().keys()]
+
+
+def _module(tensor: Tensor) -> str:
+    return tensor.name.removesuffix(".weight")
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    """A PEFT directory's adapter_config.json, if we can compute what it says."""
+    for file in (_CONFIG, _WEIGHTS):
+        if (directory / file).is_file():
+            continue
+        if (directory / "adapter_model.bin").is_file():
+            raise ConfigError(
+                f"{directory}: adapter_model.bin is pickled and can run code when loaded; convert it once with peft: "
+                "PeftModel.from_pretrained(BASE, DIR).save_pretrained(NEW_DIR)"
+            )
+        raise ConfigError(f"{directory / file} doesn't exist; give a directory that PEFT's save_pretrained wrote")
+    settings: dict[str, Any] = json.loads((directory / _CONFIG).read_text())
+    wrong = [f"{key} {settings[key]!r}" for key in _REFUSED if settings.get(key)]
+    wrong += [f"{key} {settings[key]!r}" for key, only in (("peft_type", "LORA"), ("bias", "none")) if settings.get(key, only) != only]
+    if settings.get("init_lora_weights", True) not in _PLAIN_INITS:
+        wrong.append(f"init_lora_weights {settings['init_lora_weights']!r} (it changes the base model)")
+    if wrong:
+        raise ConfigError(f"{directory / _CONFIG}: not supported: {', '.join(wrong)}; plain LoRA on linear layers is")
+    return settings
+
+
+def _pairs(file: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The tensors of an adapter: {module: {"A": [R, in], "B": [out, R]}}."""
+    pairs: dict[str, dict[str, np.ndarray]] = {}
+    others = []
+    for name, tensor in load_file(file).items():
+        if match := _KEY.fullmatch(name):
+            pairs.setdefault(match[1], {})[match[2]] = tensor
+        else:
+            others.append(name)
+    others += [f"{module} without its lora_{'B' if 'A' in sides else 'A'}" for module, sides in pairs.items() if len(sides) == 1]
+    if others:
+        raise ConfigError(
+            f"{file}: not the A and B of a linear layer: {', '.join(sorted(others))}. If PEFT copied the base model's embeddings here, "
+            "save again with save_pretrained(DIR, save_embedding_layers=False)"
+        )
+    return pairs
+
+
+def _pattern(settings: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
+    """A module's own rank or alpha, found as PEFT finds it."""
+    patterns = settings.get(key) or {}
+    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), default)
+
+
+def _scale(settings: Mapping[str, Any], module: str) -> float:
+    """What a module's B @ A is multiplied with."""
+    rank = _pattern(settings, "rank_pattern", module, settings["r"])
+    alpha = _pattern(settings, "alpha_pattern", module, settings["lora_alpha"])
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)

@@ -1,0 +1,51 @@
+"""SimPO (Meng et al. 2024, Eq. 6): s is the mean over all answer tokens; nothing is imitated. The formula is `preference`'s.
+
+Dims: B rows, N scored tokens.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import jax
+import jax.numpy as jnp
+
+from foundation.errors import ConfigError
+from lpo_jax.objectives.base import Objective, Options, Terms, pair_mean
+from lpo_jax.objectives.preference import Coefficients, answer_sides, preference_terms
+
+if TYPE_CHECKING:
+    from lpo_jax.batch import TreeBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simpo(Options):
+    """Options of `simpo`."""
+
+    name: Literal["simpo"] = "simpo"
+    beta: float
+    """scale of the preference term"""
+    gamma: float
+    """target margin, absolute (SimPO's ratio is gamma / beta)"""
+    label_smoothing: float = 0.0
+    """share of pairs whose sides are taken for swapped"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(f"objective.label_smoothing must lie in [0, 0.5), not {self.label_smoothing}")
+
+
+def coefficients(batch: "TreeBatch", options: Simpo) -> Coefficients:
+    on_chosen, on_rejected = answer_sides(batch)
+    return Coefficients(pair_mean(on_chosen, batch), pair_mean(on_rejected, batch), jnp.zeros(batch.pair.shape))
+
+
+def terms(logps: jax.Array, batch: "TreeBatch", options: Simpo) -> Terms:
+    weights = coefficients(batch, options)
+    return preference_terms(logps, batch, weights, beta=options.beta, gamma=options.gamma, label_smoothing=options.label_smoothing)
+
+
+def whole_rejected(options: Simpo) -> str:
+    return "scores whole rejected answers, but these shards are trimmed; build them with `lpo-data build --untrimmed`"
+
+
+OBJECTIVE = Objective("simpo", "simple preference optimization", Simpo, terms, whole_rejected=whole_rejected)

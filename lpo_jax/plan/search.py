@@ -1,0 +1,155 @@
+"""Search a mesh, a remat policy and a batch for a TPU slice: estimate all, drop what can't fit or win, compile the most promising."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import jax
+from tqdm import tqdm
+
+from foundation.console import captured_stderr
+from lpo_jax.config import ConfigError, MeshConfig, ModelSource, RunConfig
+from lpo_jax.model import hf
+from lpo_jax.model.decoder import Model, kept_width
+from lpo_jax.plan import compile as plan
+from lpo_jax.plan import flops
+from lpo_jax.plan.compile import GIB, Plan, PlannedRows
+from lpo_jax.sharding import make_mesh
+from lpo_jax.train.teacher import open_teacher
+
+_REMAT = get_args(get_type_hints(ModelSource)["remat"])  # the first keeps most, the last least
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A config to try, with what is known before compiling it."""
+
+    config: RunConfig
+    held: float  # bytes of a device: state and gradients
+    kept: float  # and at least, what its layers keep for the backward pass
+    tokens: int  # of a device, at once
+    least_seconds: float  # a step's arithmetic at the chip's peak
+    guess_seconds: float  # with the traffic between chips that such a mesh needs
+    pairs: float  # in a step
+
+    def settings(self) -> list[str]:
+        """The config's changes as they stand on a command line."""
+        c = self.config
+        batches = [f"stages.{name}.{key}={getattr(s, key)}" for name, s in c.stages.items() for key in ("batch_rows", "accumulate")]
+        mesh = [f"mesh.{axis}={getattr(c.mesh, axis)}" for axis in ("data", "fsdp", "tensor")]
+        return [*mesh, f"model.remat={c.model.remat}", *batches, f"eval_rows={c.eval_rows}"]
+
+
+def search(config: RunConfig, stage: str, row: PlannedRows, cache: Path, tries: int) -> Plan | None:
+    """Compile the most promising candidates, `tries` at most; prints a line for each, and returns the plan with most pairs a second.
+
+    Dropped without compiling are candidates that can't fit (`held` and `kept`), that can't beat the best so far (`least_seconds`), and
+    that won't fit by what the compiler said of one that didn't, with as large a tensor axis and a policy that keeps no more: its
+    temporaries grow with a device's tokens.
+
+    Returns:
+      None if nothing fits.
+    """
+    chip = plan.chip(config)
+    with captured_stderr("estimate"):
+        candidates = sorted(_candidates(config, stage, row), key=lambda c: c.pairs / c.guess_seconds, reverse=True)
+    fitting = [c for c in candidates if c.held + c.kept <= chip.hbm]
+    print(f"{len(candidates)} candidates; {len(fitting)} may fit {chip.hbm / GIB:.2f} GiB; the {tries} most promising are compiled\n")
+    print(f"{'GiB':>8} {'s/step':>8} {'MFU':>6} {'pairs/s':>8}   data x fsdp x tensor, remat, rows / microbatches")
+    best: tuple[Plan, Candidate] | None = None
+    failed: list[tuple[Candidate, float]] = []  # with the bytes that a token needs
+    with tqdm(total=tries, desc="search", unit="plan", leave=False) as bar:
+        for c in fitting:
+            if bar.n == tries:
+                break
+            if best is not None and c.pairs / c.least_seconds <= best[0].pairs_per_s:
+                continue
+            if any(_comparable(c, other) and c.held + c.tokens * each > chip.hbm for other, each in failed):
+                continue
+            found = plan.cached(c.config, stage, row, cache)
+            bar.update()
+            numbers = f"{found.used / GIB:8.2f} {found.step_seconds:8.2f} {found.mfu:6.0%} {found.pairs_per_s:8.1f}"
+            what = f"{' x '.join(map(str, found.mesh.values()))}, {found.remat}, {found.rows} / {found.accumulate}"
+            tqdm.write(f"{numbers if found.fits else 'does not fit' if found.too_large else 'does not compile':33}   {what}")
+            if found.too_large:
+                failed.append((c, max(0.0, (found.needed or chip.hbm) - c.held) / c.tokens))
+            elif found.fits and (best is None or found.pairs_per_s > best[0].pairs_per_s):
+                best = found, c
+    if best is None:
+        print("\nnothing fits: take a larger slice, LoRA (model.lora), or model.param_dtype=bfloat16")
+        return None
+    print(f"\nbest: {' '.join(best[1].settings())}\n")
+    return best[0]
+
+
+def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Candidate]:
+    chip, devices, shape = plan.chip(config), plan.topology_devices(str(config.mesh.topology)), hf.planned_config(config.model)
+    rows, accumulate = config.stages[stage].batch_rows, config.stages[stage].accumulate
+    models = {remat: plan.open_model(_replaced(config, config.mesh, remat, rows, accumulate)) for remat in _REMAT}
+    alone = make_mesh(MeshConfig(data=1), devices[:1])
+    teacher = open_teacher(config, stage, None)
+    work = {remat: flops.count(plan.trace_step(m, config.stages[stage], row, alone, teacher).jaxpr.jaxpr) for remat, m in models.items()}
+    for mesh_config in _meshes(config.mesh.topology, len(devices), shape.n_heads):
+        try:
+            mesh = make_mesh(mesh_config, devices)
+        except ConfigError:  # the slice's axes don't give it
+            continue
+        ways = mesh_config.data * mesh_config.fsdp
+        smallest = dataclasses.replace(config.stages[stage], batch_rows=ways, accumulate=1)
+        held = sum(plan.held(plan.abstract_arguments(models["block"], smallest, row, mesh, teacher)).values())
+        for remat, model in models.items():
+            for batch in {rows // 2, rows, 2 * rows} - {0}:
+                for pieces in {accumulate, 2 * accumulate}:
+                    if batch % (pieces * ways):
+                        continue
+                    tokens = batch // (pieces * ways) * row.tokens  # of a device, at once
+                    kept = shape.n_layers * tokens * kept_width(shape, remat, mesh_config.tensor) * 2
+                    least = work[remat].executed * batch / rows / len(devices) / chip.flops
+                    sent = _sent(model, mesh_config, pieces, tokens) / chip.sent_rate
+                    tried = _replaced(config, mesh_config, remat, batch, pieces)
+                    yield Candidate(tried, held, kept, tokens, least, max(least, sent), batch * row.mean_pairs)
+
+
+def _meshes(topology: str | None, devices: int, heads: int) -> Iterator[MeshConfig]:
+    """Every way to cut so many devices whose tensor axis cuts heads evenly."""
+    divisors = [d for d in range(1, devices + 1) if devices % d == 0]
+    for tensor in (d for d in divisors if heads % d == 0 and d <= 16):
+        for data in (d for d in divisors if devices % (d * tensor) == 0):
+            yield MeshConfig(data, devices // (data * tensor), tensor, topology)
+
+
+def _replaced(config: RunConfig, mesh: MeshConfig, remat: Any, rows: int, accumulate: int) -> RunConfig:
+    """All stages take the same batch: they run on the same mesh."""
+    ways = mesh.data * mesh.fsdp
+    return dataclasses.replace(
+        config,
+        mesh=mesh,
+        model=dataclasses.replace(config.model, remat=remat),
+        stages={name: dataclasses.replace(s, batch_rows=rows, accumulate=accumulate) for name, s in config.stages.items()},
+        eval_rows=-(-config.eval_rows // ways) * ways if ways > 0 else config.eval_rows,
+    )
+
+
+def _sent(model: Model, mesh: MeshConfig, microbatches: int, tokens: int) -> float:
+    """Bytes that a device sends in a step, roughly: in bfloat16, weights gathered forwards and backwards, gradients reduced, and with a
+    tensor axis four activations a layer (six, where they are recomputed)."""
+    weights = 2 * sum(x.size for x in jax.tree.leaves(model.shapes())) / mesh.tensor
+    trained = weights if model.lora is None else 0.0
+
+    def others(ways: int) -> float:
+        return (ways - 1) / ways
+
+    gathered = microbatches * (2 * weights + trained) * others(mesh.fsdp)
+    replicas = 2 * trained / mesh.fsdp * others(mesh.data) * microbatches
+    activation = 2 * microbatches * tokens * model.config.d_model
+    reductions = 6 if model.remat in ("block", "attention") else 4
+    return gathered + replicas + reductions * model.config.n_layers * 2 * activation * others(mesh.tensor)
+
+
+def _comparable(c: Candidate, failed: Candidate) -> bool:
+    """Whether a token of `c` needs at least the temporaries of one of `failed`."""
+    return c.config.mesh.tensor == failed.config.mesh.tensor and _REMAT.index(c.config.model.remat) <= _REMAT.index(
+        failed.config.model.remat
+    )

@@ -1,0 +1,1 @@
+"""`lpo serve`: OpenAI's HTTP API over the continuous batcher."""

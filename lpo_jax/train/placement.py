@@ -1,0 +1,62 @@
+"""Which rows of a batch this process reads, their way onto its devices, and the way of results back.
+
+A batch of R rows, numbered 0 to R - 1, is cut into [microbatches, R / microbatches]; the second dimension lies on the mesh's data and fsdp
+axes. What the devices of one process hold follows from the mesh: it needn't be one block, and where the tensor axis spans processes
+several of them hold, and so read, the same rows. The global array is the same for any number of processes.
+"""
+
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data_pipeline.row import PackedRows
+from lpo_jax.batch import TreeBatch
+from lpo_jax.train.state import batch_sharding
+
+X = TypeVar("X")
+
+
+def my_rows(mesh: Mesh, rows: int, microbatches: int = 1) -> list[int]:
+    """The rows of a batch that this process's devices hold, microbatch by microbatch."""
+    return np.arange(rows).reshape(microbatches, -1)[:, _my_columns(mesh, rows // microbatches)].reshape(-1).tolist()
+
+
+def to_devices(batch: PackedRows, mesh: Mesh, rows: int, microbatches: int | None = None) -> TreeBatch:
+    """The global batch of `rows` rows from each process's `my_rows`.
+
+    Returns:
+      Leaves [microbatches, rows / microbatches, ...], or [rows, ...] where `microbatches` is None.
+    """
+    cut = microbatches or 1
+    columns = _my_columns(mesh, rows // cut)
+    sharding = batch_sharding(mesh, microbatches is not None)
+
+    def put(x: np.ndarray) -> jax.Array:
+        local = x.reshape(cut, len(columns), *x.shape[1:])
+
+        def shard(index: Any) -> np.ndarray:
+            wanted = np.arange(rows // cut)[index[0 if microbatches is None else 1]]
+            part = local[:, np.searchsorted(columns, wanted)]
+            return part[0] if microbatches is None else part
+
+        shape = (rows, *x.shape[1:]) if microbatches is None else (cut, rows // cut, *x.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, shard)
+
+    return jax.tree.map(put, batch if isinstance(batch, TreeBatch) else TreeBatch.of(batch))
+
+
+def _my_columns(mesh: Mesh, columns: int) -> np.ndarray:
+    """The places along a microbatch that lie on this process's devices, in order."""
+    places = batch_sharding(mesh, accumulated=False).addressable_devices_indices_map((columns,))
+    return np.unique([np.arange(columns)[index] for index in places.values()])
+
+
+def fetch(x: X) -> X:
+    """Arrays on the host, once *all* devices here are done with the program that computes them.
+
+    `device_get` waits for one device. On CPU, where a small program may overtake one that is running, the next program's collectives
+    would then mix with the last one's.
+    """
+    return jax.device_get(jax.block_until_ready(x))

@@ -1,0 +1,82 @@
+"""A stage of a run: its length, its first state, its step and its batches."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from data_pipeline.row import PackedRows
+from lpo_jax.batch import TreeBatch
+from lpo_jax.config import RunConfig, StageConfig
+from lpo_jax.model.decoder import Model, Params
+from lpo_jax.train import teacher as teachers
+from lpo_jax.train.optimizer import optimizer
+from lpo_jax.train.placement import my_rows, to_devices
+from lpo_jax.train.state import TrainState, new_state, state_shardings
+from lpo_jax.train.step import Teacher, TrainStep, make_train_step
+
+if TYPE_CHECKING:
+    from data_pipeline.feed import Feed
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of a run consists of. Nothing is computed or read before it is asked for."""
+
+    run: RunConfig
+    name: str
+    index: int  # of the run's stages; each has a stream of rows and of noise of its own
+    before: int  # steps of the stages in front of it
+    model: Model
+    mesh: Mesh
+    data: "Feed"
+    teacher: Teacher | None
+
+    @property
+    def config(self) -> StageConfig:
+        return self.run.stages[self.name]
+
+    @property
+    def length(self) -> int:
+        """Optimizer steps."""
+        if self.config.steps is not None:
+            return self.config.steps
+        assert self.config.epochs is not None
+        return max(1, math.ceil(self.config.epochs * self.data.rows("train") / self.config.batch_rows))
+
+    @cached_property
+    def _tx(self) -> optax.GradientTransformation:
+        return optimizer(self.config.optim, self.length)
+
+    def first_state(self, params: Params) -> TrainState:
+        """Fresh moments for these parameters, which are donated."""
+        shardings = state_shardings(self.model, self._tx, self.mesh)
+        return jax.jit(partial(new_state, tx=self._tx), out_shardings=shardings, donate_argnums=0)(params)
+
+    def step(self) -> TrainStep:
+        """The jitted train step."""
+        return make_train_step(self.model, self.config.objective, self._tx, self.mesh, self.run.seed + self.index, self.teacher)
+
+    def load_teacher(self) -> Params:
+        """What of `frozen` belongs to a teacher that runs in the step."""
+        objective = teachers.taught(self.run, self.name)
+        if objective is None or self.teacher is None or self.teacher.model is None:
+            return {}
+        return {"teacher": teachers.load(self.teacher.model, objective, self.mesh)}
+
+    def batches(self, start: int) -> Iterator[TreeBatch]:
+        """The stage's batches from step `start` on, on the devices as the step wants them."""
+        rows, cut = self.config.batch_rows, self.config.accumulate
+        mine = my_rows(self.mesh, rows, cut)
+        packed = self.data.batches(rows, start, self.length, self.index, mine)
+        objective = teachers.taught(self.run, self.name)
+        joined: Iterator[PackedRows] = packed
+        if objective is not None and self.teacher is not None and self.teacher.top_k:
+            read = (self.data.step_rows(rows, step, self.index)[mine] for step in range(start, self.length))
+            joined = teachers.join(packed, read, objective)
+        return (to_devices(batch, self.mesh, rows, cut) for batch in joined)

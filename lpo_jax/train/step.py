@@ -1,0 +1,163 @@
+"""The jitted steps: from a batch to an update, and from a batch to held-out numbers.
+
+Dims: B rows, T tokens, N scored tokens in a row.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lpo_jax import objectives
+from lpo_jax.batch import TeacherTop, TreeBatch
+from lpo_jax.losses.divergence import Output, divergence
+from lpo_jax.losses.logps import token_logps
+from lpo_jax.model.decoder import Model, Params
+from lpo_jax.objectives import Options, Terms
+from lpo_jax.objectives.base import FrozenOptions
+from lpo_jax.objectives.heldout import heldout_metrics
+from lpo_jax.train.state import TrainState, batch_sharding, frozen_shardings, state_shardings, trainable_shardings
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a step of `kd` must know beforehand of its teacher."""
+
+    vocab_size: int  # both models' vocabularies are cut to so many ids: the tokenizer's
+    top_k: int  # tokens whose log-probabilities a batch brings in each place; 0: none, the model runs inside the step
+    model: Model | None = None
+
+
+TrainStep = Callable[[TrainState, Params, TreeBatch], tuple[TrainState, Terms]]
+
+
+def make_train_step(
+    model: Model,
+    objective: Options,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int = 0,
+    teacher: Teacher | None = None,
+) -> TrainStep:
+    """The jitted step: (state, frozen, batch with leaves [microbatches, rows, ...]) -> (state, terms). The state is donated.
+
+    `frozen` is what `lpo_jax.train.state.frozen_shapes` describes. Gradients of the loss *sum* are added up over the microbatches and divided
+    once by the loss weight, so that accumulation equals one big batch. A step whose loss or gradient isn't finite changes neither parameters
+    nor moments, bit for bit, and is counted.
+
+    Terms besides the objective's: ``grad_norm`` (before clipping), ``tokens`` (the batch's, without padding and each tree's first),
+    ``skipped_steps`` (so far) and ``skipped_in_row``.
+    """
+    drops = model.lora is not None and model.lora.dropout > 0
+
+    def loss_sum(params: Params, frozen: Params, batch: TreeBatch, key: jax.Array | None) -> tuple[jax.Array, Terms]:
+        terms = objective_terms(model, objective, params, frozen, batch, key, teacher)
+        return terms["loss"][0], terms
+
+    def step(state: TrainState, frozen: Params, batches: TreeBatch) -> tuple[TrainState, Terms]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if drops else None
+
+        def gradient(batch: TreeBatch, index: jax.Array) -> tuple[Params, Terms]:
+            own = None if key is None else jax.random.fold_in(key, index)
+            return jax.grad(loss_sum, has_aux=True)(state.params, frozen, batch, own)
+
+        def accumulate(carry: tuple[Params, Terms], inputs: tuple[TreeBatch, jax.Array]) -> tuple[tuple[Params, Terms], None]:
+            return jax.tree.map(jnp.add, carry, gradient(*inputs)), None
+
+        indices = jnp.arange(batches.tokens.shape[0])
+        shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], batches), indices[0])
+        # Sums of gradients are float32 or wider, also those of bfloat16 weights.
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
+        (grads, terms), _ = jax.lax.scan(accumulate, zeros, (batches, indices))
+        grads = jax.tree.map(lambda g, p: (g / terms["loss"][1]).astype(p.dtype), grads, state.params)
+        # Else XLA brings the head's moments to where its gradient was computed, and takes them back.
+        grads = jax.lax.with_sharding_constraint(grads, states.params)
+        grad_norm = optax.tree.norm(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        finite = jnp.isfinite(terms["loss"][0] / terms["loss"][1]) & jnp.isfinite(grad_norm)
+        params, opt_state = jax.tree.map(
+            partial(jnp.where, finite), (optax.apply_updates(state.params, updates), opt_state), (state.params, state.opt_state)
+        )
+        skipped, in_row = state.skipped + ~finite, jnp.where(finite, 0, state.skipped_in_row + 1)
+        counts = {"tokens": (batches.positions > 0).sum(), "skipped_steps": skipped, "skipped_in_row": in_row}
+        terms |= {name: (value, jnp.ones(())) for name, value in (counts | {"grad_norm": grad_norm}).items()}
+        return TrainState(state.step + 1, params, opt_state, skipped, in_row), terms
+
+    states, replicated = state_shardings(model, tx, mesh), NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        step,
+        in_shardings=(states, frozen_shardings(model, mesh, teacher.model if teacher else None), batch_sharding(mesh, accumulated=True)),
+        out_shardings=(states, replicated),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(model: Model, mesh: Mesh) -> Callable[[Params, Params, TreeBatch], tuple[Terms, jax.Array]]:
+    """The jitted evaluation: (params, frozen, batch) -> (held-out terms, logps [B, N])."""
+
+    def evaluate(params: Params, frozen: Params, batch: TreeBatch) -> tuple[Terms, jax.Array]:
+        logps = forward(model, params, frozen, batch)
+        return heldout_metrics(logps, batch), logps
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    shardings = trainable_shardings(model, mesh), frozen_shardings(model, mesh), batch_sharding(mesh, accumulated=False)
+    return jax.jit(evaluate, in_shardings=shardings, out_shardings=replicated)
+
+
+def forward(
+    model: Model,
+    params: Params,
+    frozen: Params,
+    batch: TreeBatch,
+    dropout_key: jax.Array | None = None,
+    linear: jax.Array | None = None,
+) -> jax.Array:
+    """Log-probabilities of a batch's scored tokens, [B, N]; `linear` is `token_logps`'s."""
+    hidden, head, bias = output(model, params, frozen, batch, dropout_key)
+    return token_logps(hidden, head, batch, bias, linear)
+
+
+def objective_terms(
+    model: Model,
+    objective: Options,
+    params: Params,
+    frozen: Params,
+    batch: TreeBatch,
+    dropout_key: jax.Array | None = None,
+    teacher: Teacher | None = None,
+) -> Terms:
+    """The objective of a batch; differentiate the sum of its ``"loss"``."""
+    record = objectives.of(objective)
+    if record.frozen is None:
+        logps = forward(model, params, frozen, batch, dropout_key, record.linear(batch, objective))
+        return record.terms(logps, batch, objective)
+    trained = output(model, params, frozen, batch, dropout_key)
+    other, vocab = _frozen_output(model, record.frozen, frozen, batch, teacher)
+    assert isinstance(objective, FrozenOptions)
+    logps, found = divergence(trained, other, batch, objective.kl.direction, vocab)
+    return record.terms(logps, batch, objective, found)
+
+
+def _frozen_output(
+    model: Model, which: str, frozen: Params, batch: TreeBatch, teacher: Teacher | None
+) -> tuple[Output | TeacherTop, int | None]:
+    """What the frozen model makes of a batch, and to how many ids both vocabularies are cut (None: not at all)."""
+    if which == "base":
+        return output(dataclasses.replace(model, lora=None), frozen, {}, batch), None
+    assert teacher is not None
+    if teacher.model is not None:
+        return output(teacher.model, frozen["teacher"], {}, batch), teacher.vocab_size
+    assert batch.teacher is not None
+    return batch.teacher, teacher.vocab_size
+
+
+def output(model: Model, params: Params, frozen: Params, batch: TreeBatch, dropout_key: jax.Array | None = None) -> Output:
+    """A batch's hidden states, and the head that goes with them."""
+    base, adapters = (params, None) if model.lora is None else (frozen, params)
+    hidden = model.hidden(base, batch.tokens, batch.positions, batch.subtree_end, adapters, dropout_key)
+    return Output(hidden, *model.head(base, adapters, dropout_key))

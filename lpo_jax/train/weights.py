@@ -1,0 +1,63 @@
+"""A run's model and its weights: new, read from a directory, or from the run's own checkpoints."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from lpo_jax.config import ConfigError, MeshConfig, RunConfig
+from lpo_jax.model import adapters, hf, lora, peft
+from lpo_jax.model.decoder import Model, Params
+from lpo_jax.sharding import make_mesh
+from lpo_jax.train import checkpoint
+from lpo_jax.train.optimizer import optimizer
+from lpo_jax.train.state import TrainState, abstract_state, param_shardings, trainable_shardings
+
+
+def open_model(config: RunConfig) -> Model:
+    """The model that a run's config describes, without its weights."""
+    source = config.model
+    return Model(hf.model_config(source), source.compute_dtype, source.param_dtype, source.remat, source.lora)
+
+
+def load_params(config: RunConfig, model: Model, mesh: Mesh) -> tuple[Params, Params]:
+    """What is trained and what is frozen, sharded. Without LoRA: (parameters, {}); with it: (new adapters, parameters).
+
+    The parameters are read from model.path, or random.
+    """
+    key = jax.random.key(config.seed)
+    shardings = param_shardings(model, mesh)
+    if config.model.path is not None:
+        params = hf.read_params(hf.locate(config.model.path), model, shardings)
+    else:
+        params = jax.jit(model.init, out_shardings=shardings)(key)
+    if config.model.adapter is not None:
+        earlier, settings = peft.load_peft(config.model.adapter, model)
+        params = jax.jit(partial(lora.merge, config=settings), out_shardings=shardings, donate_argnums=0)(params, earlier)
+    if model.lora is None:
+        return params, {}
+    new = jax.jit(partial(adapters.init, model=model, config=model.lora), out_shardings=trainable_shardings(model, mesh))
+    return new(key), params
+
+
+def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None, best: bool = False) -> tuple[Model, Params, Params]:
+    """A run's model with what it trained, and what is frozen; cut over `mesh`, or all devices that are here.
+
+    From its newest checkpoint, or with `best` from the one with the best `config.best_metric`.
+
+    Raises:
+      ConfigError: the run has no checkpoint yet.
+      TrainingError: none can be read.
+    """
+    mesh, model = mesh or make_mesh(MeshConfig(data=1, fsdp=-1)), open_model(config)
+    found = checkpoint.restore(epath.Path(path), checkpoint_target(config, model, mesh), config.best_metric if best else None)
+    if found is None:
+        raise ConfigError(f"{path}: no checkpoint; run `lpo train` first")
+    return model, found[1].params, load_params(config, model, mesh)[1] if model.lora else {}
+
+
+def checkpoint_target(config: RunConfig, model: Model, mesh: Mesh) -> TrainState:
+    """How the state lies here, to restore a checkpoint into. All stages have the same."""
+    return abstract_state(model, optimizer(next(iter(config.stages.values())).optim, 1), mesh)
