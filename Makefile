@@ -115,10 +115,11 @@ test: .venv/installed-dev ## the default test suite
 test-slow: .venv/installed-dev ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-lint: .venv/installed-dev ## ruff, mypy and shellcheck
+lint: .venv/installed-dev ## ruff, mypy, who may import whom, and shellcheck
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/shellcheck launch/*.sh launch/*.sbatch .ci/run
 
 clean: ## remove the virtual environment and caches; runs/ stays

@@ -9,17 +9,15 @@ Dims: B rows, N scored tokens, P pairs in a row.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from data_pipeline.shards import Manifest
 from foundation.errors import ConfigError
 from foundation.settings import Settings
-
-if TYPE_CHECKING:
-    from data_pipeline.shards import Manifest
-    from lpo_jax.batch import TreeBatch
+from lpo_jax.batch import TreeBatch
 
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 """Named (sum, weight) pairs of scalars."""
@@ -41,7 +39,7 @@ class Options(Settings):
     name: str
 
 
-def nothing_is_linear(batch: "TreeBatch", options: Options) -> None:
+def nothing_is_linear(batch: TreeBatch, options: Options) -> None:
     """What holds of an objective that doesn't claim anything else: the loss is linear in no token's log-probability."""
 
 
@@ -70,12 +68,12 @@ class Objective:
     title: str
     options: type[Options]
     terms: Callable[..., Terms]
-    linear: Callable[["TreeBatch", Any], jax.Array | None] = nothing_is_linear
+    linear: Callable[[TreeBatch, Any], jax.Array | None] = nothing_is_linear
     frozen: Literal["teacher", "base"] | None = None
     compares_sides: bool = True
     whole_rejected: Callable[[Any], str | None] = any_shards
 
-    def check_data(self, options: Options, manifest: "Manifest") -> None:
+    def check_data(self, options: Options, manifest: Manifest) -> None:
         """Refuse shards that can't serve the objective.
 
         Raises:
@@ -115,25 +113,25 @@ class FrozenOptions(Options):
     score_prompt: bool
 
 
-def answer_side(batch: "TreeBatch", score_prompt: bool) -> jax.Array:
+def answer_side(batch: TreeBatch, score_prompt: bool) -> jax.Array:
     """The chosen side's answer tokens, with `score_prompt` its prompt too: [B, N] bool."""
     scored = (batch.pair >= 0) & (batch.side >= 0)
     return scored if score_prompt else scored & batch.answer
 
 
-def pair_sum(values: jax.Array, batch: "TreeBatch") -> jax.Array:
+def pair_sum(values: jax.Array, batch: TreeBatch) -> jax.Array:
     """Sums over each pair's scored tokens: [B, N] -> [B, P]."""
     pairs = batch.chosen_len.shape[1]
     at = jnp.where(batch.pair < 0, pairs, batch.pair)
     return jax.vmap(lambda v, i: jax.ops.segment_sum(v, i, pairs + 1))(values, at)[:, :pairs]
 
 
-def of_pair(per_pair: jax.Array, batch: "TreeBatch") -> jax.Array:
+def of_pair(per_pair: jax.Array, batch: TreeBatch) -> jax.Array:
     """Each scored token's pair value: [B, P] -> [B, N]."""
     return jnp.take_along_axis(per_pair, jnp.maximum(batch.pair, 0), axis=1)
 
 
-def pair_mean(mask: jax.Array, batch: "TreeBatch") -> jax.Array:
+def pair_mean(mask: jax.Array, batch: TreeBatch) -> jax.Array:
     """Coefficients [B, N] of the mean over a pair's masked tokens; all 0 where it has none. Three masked tokens get a third each."""
     ones = mask.astype(jnp.result_type(float))
     return ones / jnp.maximum(of_pair(pair_sum(ones, batch), batch), 1)

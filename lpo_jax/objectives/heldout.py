@@ -3,15 +3,11 @@
 Dims: B rows, N scored tokens.
 """
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 
+from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import Terms, pair_mean, pair_sum
-
-if TYPE_CHECKING:
-    from lpo_jax.batch import TreeBatch
 
 ENGLISH = {
     "pair_accuracy": "share of held-out pairs whose secure side is likelier than the vulnerable one on the changed tokens "
@@ -25,7 +21,7 @@ ENGLISH = {
 HIGHER_IS_BETTER = {"pair_accuracy": True, "margin": True, "changed_nll": False, "unchanged_nll": False}
 
 
-def heldout_metrics(logps: jax.Array, batch: "TreeBatch") -> Terms:
+def heldout_metrics(logps: jax.Array, batch: TreeBatch) -> Terms:
     """The metrics of `ENGLISH` as (sum, weight) pairs, from the log-probabilities [B, N]."""
     answer = batch.answer & (batch.pair >= 0)
     sides = [answer & batch.changed & (batch.side == side) for side in (1, -1)]

@@ -6,16 +6,14 @@ Dims: B rows, N scored tokens.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from foundation.errors import ConfigError
+from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import FrozenOptions, KlConfig, Objective, Terms, answer_side
-
-if TYPE_CHECKING:
-    from lpo_jax.batch import TreeBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,7 @@ class Kd(FrozenOptions):
             raise ConfigError(f"objective kd: kl.weight is the teacher's share of the loss, in [0, 1], not {self.kl.weight}")
 
 
-def terms(logps: jax.Array, batch: "TreeBatch", options: Kd, divergence: jax.Array) -> Terms:
+def terms(logps: jax.Array, batch: TreeBatch, options: Kd, divergence: jax.Array) -> Terms:
     """Both models' softmax is over the tokenizer's ids only; the two terms are logged as ``lm`` and ``kl``."""
     scored = answer_side(batch, options.score_prompt)
     weight = scored.sum().astype(logps.dtype)

@@ -13,17 +13,15 @@ Dims: B rows, N scored tokens.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from foundation.errors import ConfigError
+from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import Objective, Options, Terms, of_pair, pair_mean, pair_sum
 from lpo_jax.objectives.preference import Coefficients, answer_sides, preference_terms
-
-if TYPE_CHECKING:
-    from lpo_jax.batch import TreeBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,7 @@ class Lpo(Options):
             raise ConfigError(f"objective.label_smoothing must lie in [0, 0.5), not {self.label_smoothing}")
 
 
-def coefficients(batch: "TreeBatch", options: Lpo) -> Coefficients:
+def coefficients(batch: TreeBatch, options: Lpo) -> Coefficients:
     """The masking kernel: facts about tokens become weights on log-probabilities."""
     on_chosen, on_rejected = answer_sides(batch)
     changed, unchanged = batch.changed, ~batch.changed
@@ -80,7 +78,7 @@ def coefficients(batch: "TreeBatch", options: Lpo) -> Coefficients:
     return Coefficients(sides[0], sides[1], pair_mean(on_chosen & kept & unchanged, batch))
 
 
-def terms(logps: jax.Array, batch: "TreeBatch", options: Lpo) -> Terms:
+def terms(logps: jax.Array, batch: TreeBatch, options: Lpo) -> Terms:
     return preference_terms(
         logps,
         batch,
@@ -93,7 +91,7 @@ def terms(logps: jax.Array, batch: "TreeBatch", options: Lpo) -> Terms:
     )
 
 
-def linear(batch: "TreeBatch", options: Lpo) -> jax.Array | None:
+def linear(batch: TreeBatch, options: Lpo) -> jax.Array | None:
     """The imitation term is linear; in mode reference all tokens are in the preference term as well."""
     if options.mode == "reference":
         return None

@@ -7,15 +7,13 @@
 Dims: B rows, N scored tokens, P pairs in a row.
 """
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import Terms, pair_sum
-
-if TYPE_CHECKING:
-    from lpo_jax.batch import TreeBatch
 
 
 class Coefficients(NamedTuple):
@@ -26,7 +24,7 @@ class Coefficients(NamedTuple):
     imitate: jax.Array
 
 
-def answer_sides(batch: "TreeBatch") -> tuple[jax.Array, jax.Array]:
+def answer_sides(batch: TreeBatch) -> tuple[jax.Array, jax.Array]:
     """The answer tokens of the chosen and of the rejected side, [B, N] bool each; the trunk's belong to both."""
     answer = batch.answer & (batch.pair >= 0)
     return answer & (batch.side >= 0), answer & (batch.side <= 0)
@@ -34,7 +32,7 @@ def answer_sides(batch: "TreeBatch") -> tuple[jax.Array, jax.Array]:
 
 def preference_terms(
     logps: jax.Array,
-    batch: "TreeBatch",
+    batch: TreeBatch,
     weights: Coefficients,
     *,
     beta: float,

@@ -9,14 +9,12 @@ Dims: B rows, N scored tokens.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 
+from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import FrozenOptions, KlConfig, Objective, Terms, answer_side, pair_mean
-
-if TYPE_CHECKING:
-    from lpo_jax.batch import TreeBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +28,7 @@ class Security(FrozenOptions):
     """score the prompt's tokens too: CoSec+ trains on whole functions"""
 
 
-def terms(logps: jax.Array, batch: "TreeBatch", options: Security, divergence: jax.Array) -> Terms:
+def terms(logps: jax.Array, batch: TreeBatch, options: Security, divergence: jax.Array) -> Terms:
     """The two terms are logged as ``ce`` and ``kl``."""
     scored = answer_side(batch, options.score_prompt)
     ce = -(pair_mean(scored & batch.changed, batch) * logps).sum()

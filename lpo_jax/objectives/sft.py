@@ -4,15 +4,13 @@ Dims: B rows, N scored tokens.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import Objective, Options, Terms, answer_side
-
-if TYPE_CHECKING:
-    from lpo_jax.batch import TreeBatch
 
 
 @dataclass(frozen=True)
@@ -24,12 +22,12 @@ class Sft(Options):
     """score the prompt's tokens too, as the LPO authors' SFT does"""
 
 
-def terms(logps: jax.Array, batch: "TreeBatch", options: Sft) -> Terms:
+def terms(logps: jax.Array, batch: TreeBatch, options: Sft) -> Terms:
     scored = answer_side(batch, options.score_prompt)
     return {"loss": (-jnp.where(scored, logps, 0).sum(), scored.sum().astype(logps.dtype))}
 
 
-def linear(batch: "TreeBatch", options: Sft) -> jax.Array:
+def linear(batch: TreeBatch, options: Sft) -> jax.Array:
     return jnp.where(answer_side(batch, options.score_prompt), -1.0, 0.0)
 
 

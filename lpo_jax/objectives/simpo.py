@@ -4,17 +4,15 @@ Dims: B rows, N scored tokens.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from foundation.errors import ConfigError
+from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import Objective, Options, Terms, pair_mean
 from lpo_jax.objectives.preference import Coefficients, answer_sides, preference_terms
-
-if TYPE_CHECKING:
-    from lpo_jax.batch import TreeBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +32,12 @@ class Simpo(Options):
             raise ConfigError(f"objective.label_smoothing must lie in [0, 0.5), not {self.label_smoothing}")
 
 
-def coefficients(batch: "TreeBatch", options: Simpo) -> Coefficients:
+def coefficients(batch: TreeBatch, options: Simpo) -> Coefficients:
     on_chosen, on_rejected = answer_sides(batch)
     return Coefficients(pair_mean(on_chosen, batch), pair_mean(on_rejected, batch), jnp.zeros(batch.pair.shape))
 
 
-def terms(logps: jax.Array, batch: "TreeBatch", options: Simpo) -> Terms:
+def terms(logps: jax.Array, batch: TreeBatch, options: Simpo) -> Terms:
     weights = coefficients(batch, options)
     return preference_terms(logps, batch, weights, beta=options.beta, gamma=options.gamma, label_smoothing=options.label_smoothing)
 
