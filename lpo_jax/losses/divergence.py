@@ -1,7 +1,7 @@
 """Kullback-Leibler divergences from a frozen model at the scored tokens, without ever holding [tokens, V] logits.
 
-A chunk of scored positions at a time goes through both heads; the backward pass computes the chunk's logits again. Each device works on its
-own rows, with the head's columns cut along `tensor`; the head's gradient is summed over the devices once, behind the last chunk.
+A chunk of scored positions at a time goes through both heads. The backward pass computes the chunk's logits again. Each device works on its
+own rows; the head's columns are cut along `tensor`. The head's gradient is summed over the devices once, after the last chunk.
 
 Dims: B rows, T tokens, N scored tokens in a row, D model, V vocabulary, K tokens kept of a teacher's distribution, C tokens in a chunk.
 """

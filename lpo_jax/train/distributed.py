@@ -89,7 +89,7 @@ def all_or_none() -> Iterator[None]:
 def leave_if_alone(error: BaseException) -> None:
     """End this process at once if the others may not know `error`, print it first.
 
-    They wait for this process in their next step, and it would wait for them at its orderly exit. Once it is gone they notice.
+    The others wait for this process in their next step, and an orderly exit of this one would wait for them. Once it is gone they notice.
     """
     known_to_all = isinstance(error, ConfigError | TrainingError) and not isinstance(error, CheckpointError)
     if jax.process_count() == 1 or known_to_all:

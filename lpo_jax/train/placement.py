@@ -1,8 +1,11 @@
 """Which rows of a batch this process reads, their way onto its devices, and the way of results back.
 
-A batch of R rows, numbered 0 to R - 1, is cut into [microbatches, R / microbatches]; the second dimension lies on the mesh's data and fsdp
-axes. What the devices of one process hold follows from the mesh: it needn't be one block, and where the tensor axis spans processes
-several of them hold, and so read, the same rows. The global array is the same for any number of processes.
+A batch has R rows, numbered 0 to R - 1. It is cut into [microbatches, R / microbatches], and the second dimension lies on the mesh's data and
+fsdp axes. The mesh says which rows the devices of a process hold, and these the process reads. The global array is the same for any number
+of processes.
+
+Example: 8 rows, 2 microbatches, data = 4 over two processes of two devices. Process 0 reads rows 0, 1 (first microbatch) and 4, 5 (second).
+A process's rows needn't be one block. Where the tensor axis spans processes, several processes read the same rows.
 """
 
 from typing import Any, TypeVar

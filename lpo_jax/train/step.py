@@ -26,10 +26,10 @@ from lpo_jax.train.state import TrainState, batch_sharding, frozen_shardings, st
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a step of `kd` must know beforehand of its teacher."""
+    """What a step of `kd` must know of its teacher when it is compiled."""
 
-    vocab_size: int  # both models' vocabularies are cut to so many ids: the tokenizer's
-    top_k: int  # tokens whose log-probabilities a batch brings in each place; 0: none, the model runs inside the step
+    vocab_size: int  # ids of the tokenizer; both models' vocabularies are cut to these
+    top_k: int  # how many log-probabilities a batch brings for each scored token; 0: none, the teacher runs inside the step
     model: Model | None = None
 
 
@@ -71,11 +71,11 @@ def make_train_step(
 
         indices = jnp.arange(batches.tokens.shape[0])
         shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], batches), indices[0])
-        # Sums of gradients are float32 or wider, also those of bfloat16 weights.
+        # Gradients are summed in float32 or wider, also those of bfloat16 weights.
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
         (grads, terms), _ = jax.lax.scan(accumulate, zeros, (batches, indices))
         grads = jax.tree.map(lambda g, p: (g / terms["loss"][1]).astype(p.dtype), grads, state.params)
-        # Else XLA brings the head's moments to where its gradient was computed, and takes them back.
+        # Without this XLA moves the head's moments to where the head's gradient was computed, and back again.
         grads = jax.lax.with_sharding_constraint(grads, states.params)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -1,9 +1,9 @@
-"""The teacher of a `kd` stage: a model that runs inside the step, or the top of its distributions, computed before (`lpo teacher`).
+"""The teacher of a `kd` stage: a model that runs inside the step, or its most probable tokens, computed before (`lpo teacher`).
 
-A directory of the latter holds teacher.json, which says what was computed of what, and a file for every `BLOCK_ROWS` rows of the train
-split, in order. A file is there or not, never half: the command that writes them can be stopped and repeated.
+What was computed before lies in a directory. teacher.json says what was computed of what. Each `BLOCK_ROWS` rows of the train split have a
+file, rows-00000.safetensors and so on. A file is there or not, never half, so `lpo teacher` can be stopped and repeated.
 
-Dims: S scored tokens of a file's rows, one row's behind the other's; K tokens kept of each distribution; B, N as in `TreeBatch`.
+Dims: S scored tokens of all rows of a file, in the rows' order; K tokens kept of each distribution; B rows and N scored tokens of a batch.
 """
 
 import hashlib
