@@ -14,8 +14,8 @@ from benchmarks import judges as benchmark
 from judges import bandit, codeql, findings, judge, semgrep
 from judges.findings import family, same_family
 from judges.prepare import prepare
-from tests.conftest import REPO
-from tests.judges.examples import EXAMPLES, FURTHER
+from tests.helpers.judge_examples import EXAMPLES, FURTHER
+from tests.helpers.paths import REPO
 
 RULES = {rule["id"]: rule for file in sorted(semgrep.RULES.glob("*.yaml")) for rule in yaml.safe_load(file.read_text())["rules"]}
 needs_semgrep = pytest.mark.skipif(semgrep.missing() is not None, reason="Semgrep is not installed")

@@ -8,7 +8,7 @@ from data_pipeline import check, pairs
 from data_pipeline.cli import main
 from data_pipeline.pairs import DataError, Drops, Pair
 from judges import sandbox
-from tests.conftest import SEED_PAIRS
+from tests.helpers.paths import SEED_PAIRS
 
 NAMES = check.titles()
 SAFE = "import re\n\n\ndef valid(code):\n    return re.fullmatch(r'[a-z]{3}', code) is not None\n"

@@ -12,8 +12,8 @@ import pytest
 
 from evaluation.measures import by_task, difference, estimate, measures, pass_at_k, state
 from evaluation.report import ReportError, write
-from tests.evaluation.runs import HOSTILE, make
-from tests.train.test_report import CONFIG, SUMMARY, make_run
+from tests.helpers.evaluations import HOSTILE, make
+from tests.helpers.train_runs import CONFIG, SUMMARY, make_run
 
 
 @pytest.fixture(scope="module")

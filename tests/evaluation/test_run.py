@@ -24,7 +24,7 @@ from evaluation.benchmarks import BENCHMARKS, Benchmark, Task
 from evaluation.completions import Completions, EvaluationError, Sampling, canonical, from_endpoint, from_file, insecure
 from evaluation.run import Options, run
 from judges.sandbox import backends
-from tests.conftest import REPO
+from tests.helpers.paths import REPO
 
 pytestmark = pytest.mark.skipif(not backends(), reason="no sandbox works on this machine")
 

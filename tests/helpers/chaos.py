@@ -1,6 +1,6 @@
 """Kill a run again and again, and compare it with an undisturbed one.
 
-    python -m tests.train.chaos DATA_DIR --kills 20 --seed 7
+    python -m tests.helpers.chaos DATA_DIR --kills 20 --seed 7
 
 A third of the kills are SIGTERM, which saves; a third SIGKILL after some steps or seconds; a third SIGKILL while a checkpoint is being
 written. In the end parameters, moments, metrics.jsonl and held-out numbers must be those of a run that nobody touched.
@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 from lpo_jax.train.stop import EXIT_CODE
-from tests.conftest import REPO
-from tests.train.test_training import start
+from tests.helpers.paths import REPO
+from tests.helpers.training import start
 
 HOWS = ("term", "kill", "write")
 STEPS = 40, 80  # of sft and of lpo
@@ -86,11 +86,11 @@ def compare(killed, straight):
         from etils import epath
         from lpo_jax.config import MeshConfig, RunConfig, from_dict
         from lpo_jax.sharding import make_mesh
-        from lpo_jax.train import checkpoint, loop
+        from lpo_jax.train import checkpoint, weights
         states = []
         for path in map(epath.Path, ({str(killed)!r}, {str(straight)!r})):
             run = from_dict(RunConfig, json.loads((path / "config.json").read_text()))
-            target = loop._abstract_state(run, open_model(run), make_mesh(MeshConfig()))
+            target = weights.checkpoint_target(run, weights.open_model(run), make_mesh(MeshConfig()))
             progress, state = checkpoint.restore(path, target)
             assert (progress.stage, progress.total_step) == ("lpo", {sum(STEPS)}), progress
             states.append(state)

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import REPO
+from tests.helpers.paths import REPO
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned=1'><!--<b>\u202e\u2028&amp;"
 

@@ -1,4 +1,4 @@
-"""What each of several processes runs in test_multihost.py: `python -m tests.train.multihost rows|slow ARG...`."""
+"""What each of several processes runs in tests/lpo_jax/train/test_distributed.py: `python -m tests.helpers.multihost rows|slow ARG...`."""
 
 import sys
 import time
@@ -10,8 +10,9 @@ from jax.sharding import AxisType, Mesh
 
 from data_pipeline.feed import Feed
 from lpo_jax import cli
+from lpo_jax.batch import TreeBatch
 from lpo_jax.config import ConfigError
-from lpo_jax.train import distributed, loop
+from lpo_jax.train import distributed, stage
 from lpo_jax.train.placement import my_rows, to_devices
 
 
@@ -19,7 +20,7 @@ def rows(shards):
     """The global batch is the feed's, however the mesh lies over the processes; and what one process knows all know."""
     distributed.initialize()
     feed, devices = Feed(shards), np.array(jax.devices())
-    whole = next(feed.batches(16, 3, 4))
+    whole = TreeBatch.of(next(feed.batches(16, 3, 4)))
     mixed = devices[[0, 4, 1, 5, 2, 6, 3, 7]]  # a process's rows are no block
     for order, shape in ((devices, (8, 1, 1)), (devices, (2, 2, 2)), (devices, (1, 1, 8)), (mixed, (4, 2, 1)), (mixed, (2, 1, 4))):
         mesh = Mesh(order.reshape(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
@@ -45,13 +46,13 @@ def rows(shards):
 
 def slow(*args):
     """`lpo`, where every step takes a tenth of a second more: a signal comes in the middle of a run."""
-    fast = loop.to_devices
+    fast = stage.to_devices
 
     def to_devices_slowly(*to):
         time.sleep(0.1)
         return fast(*to)
 
-    loop.to_devices = to_devices_slowly
+    stage.to_devices = to_devices_slowly
     return cli.main(list(args))
 
 

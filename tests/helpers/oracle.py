@@ -106,3 +106,25 @@ def _pair_loss(c, pair, chosen, rejected):
         return c.alpha * imitation
     s_c, s_r = (jax.lax.stop_gradient(s_r) if s_c is None else s_c), (jax.lax.stop_gradient(s_c) if s_r is None else s_r)
     return jax.nn.softplus(-(c.beta * (s_c - s_r) - c.gamma)) + c.alpha * imitation
+
+
+def flat(pairs, trunk=0):
+    """A one-row batch and its logps from [(chosen lps, m+, rejected lps, m-, chosen ids, rejected ids)]; `trunk` leading tokens are shared."""
+    rows = {name: [] for name in ("pair", "side", "changed", "target", "logp")}
+    for p, (c, mc, r, mr, ids_c, ids_r) in enumerate(pairs):
+        for side, lps, mask, ids in ((1, c, mc, ids_c), (-1, r, mr, ids_r)):
+            for n, (lp, m, token) in enumerate(zip(lps, mask, ids, strict=True)):
+                if side == 1 or n >= trunk:
+                    values = (p, 0 if n < trunk else side, m == "1", token, lp)
+                    for name, value in zip(rows, values, strict=True):
+                        rows[name].append(value)
+    n = len(rows["pair"])
+    lengths = [np.array([[len(pair[i]) for pair in pairs]]) for i in (0, 2)]
+    batch = TreeBatch(
+        tokens=np.zeros((1, 1), np.int32), positions=np.zeros((1, 1), np.int32), subtree_end=np.ones((1, 1), np.int32),
+        source=np.zeros((1, n), np.int32), answer=np.ones((1, n), bool),
+        target=np.array([rows["target"]], np.int32), pair=np.array([rows["pair"]], np.int32),
+        side=np.array([rows["side"]], np.int8), changed=np.array([rows["changed"]]),
+        chosen_len=lengths[0], rejected_len=lengths[1], reasoning_len=np.zeros_like(lengths[0]),
+    )  # fmt: skip
+    return batch, jnp.array([rows["logp"]])

@@ -5,6 +5,7 @@ import string
 
 import jax
 import tokenizers
+from hypothesis import strategies as st
 from tokenizers import decoders, normalizers, pre_tokenizers
 
 from data_pipeline import tokenizer
@@ -83,3 +84,9 @@ def loaded(config, seed, mesh=MeshConfig(1, 1, 1), dtype="float64"):
         lambda x: x * 8 if x.ndim > 2 else x * 10 if x.ndim == 2 and x.shape[0] > 2 else x, model.init(jax.random.key(seed))
     )
     return LoadedModel(model, jax.device_put(params, param_shardings(model, on)), on)
+
+
+REAL = ("codegen-350m", "codellama", "qwen", "santacoder")
+TEXT = st.lists(
+    st.sampled_from(["def", " f", "(x", "\n    ", "  ", "é", "日本", " ", "'s", "1234", "\t", "\r\n", "🦙", "▁", "Ġ", "<0x41>"])
+).map("".join)

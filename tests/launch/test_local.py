@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.conftest import REPO
+from tests.helpers.paths import REPO
 
 CONFIG = "configs/tiny_cpu.yaml"
 WAITS = """#!/bin/sh

@@ -7,7 +7,7 @@ import yaml
 
 from lpo_jax import config
 from lpo_jax.config import ConfigError, RunConfig
-from tests.conftest import REPO
+from tests.helpers.paths import REPO
 
 TINY = REPO / "configs" / "tiny_cpu.yaml"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_pipeline import masks
 from lpo_jax.diff import token_diff
-from tests.data_pipeline.test_masks import VECTORS, edited_pair, ids
+from tests.helpers.mask_vectors import VECTORS, edited_pair, ids
 
 diff = jax.jit(token_diff, static_argnames="hole")
 PADDING = 3  # an id that the pairs use, too

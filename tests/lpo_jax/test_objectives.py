@@ -11,7 +11,6 @@ import pytest
 from data_pipeline import masks
 from data_pipeline.trees import Encoded, plant
 from lpo_jax import objectives
-from lpo_jax.batch import TreeBatch
 from lpo_jax.config import ConfigError
 from lpo_jax.losses.logps import token_logps
 from lpo_jax.objectives import sft
@@ -19,7 +18,7 @@ from lpo_jax.objectives.heldout import heldout_metrics
 from lpo_jax.objectives.lpo import Lpo, coefficients
 from lpo_jax.objectives.sft import Sft
 from lpo_jax.objectives.simpo import Simpo
-from tests.oracle import batch_of
+from tests.helpers.oracle import batch_of, flat
 
 C_LP, M_PLUS = [-0.1, -0.2, -0.3, -0.4, -0.5, -0.6], "001100"
 R_LP, M_MINUS = [-0.1, -0.2, -1.0, -0.5, -0.2], "00100"
@@ -38,28 +37,6 @@ def check_data(options, trimmed, scores_prompt):
 
 def reference(v, **changes):
     return Lpo(mode="reference", beta=10.0, gamma=5.4, alpha=1.0, off_mask=round(1 - v, 9), **changes)
-
-
-def flat(pairs, trunk=0):
-    """A one-row batch and its logps from [(chosen lps, m+, rejected lps, m-, chosen ids, rejected ids)]; `trunk` leading tokens are shared."""
-    rows = {name: [] for name in ("pair", "side", "changed", "target", "logp")}
-    for p, (c, mc, r, mr, ids_c, ids_r) in enumerate(pairs):
-        for side, lps, mask, ids in ((1, c, mc, ids_c), (-1, r, mr, ids_r)):
-            for n, (lp, m, token) in enumerate(zip(lps, mask, ids, strict=True)):
-                if side == 1 or n >= trunk:
-                    values = (p, 0 if n < trunk else side, m == "1", token, lp)
-                    for name, value in zip(rows, values, strict=True):
-                        rows[name].append(value)
-    n = len(rows["pair"])
-    lengths = [np.array([[len(pair[i]) for pair in pairs]]) for i in (0, 2)]
-    batch = TreeBatch(
-        tokens=np.zeros((1, 1), np.int32), positions=np.zeros((1, 1), np.int32), subtree_end=np.ones((1, 1), np.int32),
-        source=np.zeros((1, n), np.int32), answer=np.ones((1, n), bool),
-        target=np.array([rows["target"]], np.int32), pair=np.array([rows["pair"]], np.int32),
-        side=np.array([rows["side"]], np.int8), changed=np.array([rows["changed"]]),
-        chosen_len=lengths[0], rejected_len=lengths[1], reasoning_len=np.zeros_like(lengths[0]),
-    )  # fmt: skip
-    return batch, jnp.array([rows["logp"]])
 
 
 def pair(c=C_LP, mc=M_PLUS, r=R_LP, mr=M_MINUS, ids_c=None, ids_r=None):

@@ -20,7 +20,7 @@ from lpo_jax.plan import compile as plan
 from lpo_jax.plan import search
 from lpo_jax.sharding import make_mesh, topology_size
 from lpo_jax.train import state
-from tests.conftest import REPO
+from tests.helpers.paths import REPO
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
 

@@ -3,16 +3,19 @@
 To accept a change on purpose: ``UPDATE_GOLDEN=1 make test ARGS="-k golden"``.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec
 
+from lpo_jax.config import MeshConfig
 from lpo_jax.model.decoder import Model
 from lpo_jax.model.families import config_from_hf
-from lpo_jax.sharding import spec
-from tests.model.test_parity import FAMILIES
+from lpo_jax.sharding import make_mesh, spec
+from tests.helpers.families import FAMILIES
 
 GOLDEN = Path(__file__).parent / "sharding_golden.txt"
 MESH = {"data": 2, "fsdp": 4, "tensor": 2}
@@ -38,3 +41,25 @@ def test_sharding_golden():
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "fake"
+    device_kind: str = "fake"
+
+
+def test_the_data_axis_lies_across_slices(caplog):
+    devices = [FakeDevice(i, slice_index=i // 2 % 2) for i in range(8)]  # neighbours in pairs, in any order
+    for mesh_config in (MeshConfig(2, 4, 1), MeshConfig(4, 2, 1), MeshConfig(-1, 2, 2)):
+        mesh = make_mesh(mesh_config, devices)
+        slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+        assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
+        assert (slices == slices[:, :1, :1]).all()  # fsdp and tensor stay within
+        assert slices[:, 0, 0].tolist() == sorted(slices[:, 0, 0])
+    assert "slices" not in caplog.text
+    make_mesh(MeshConfig(1, 8, 1), devices)
+    assert "mesh.data=1 is no multiple of the 2 slices" in caplog.text

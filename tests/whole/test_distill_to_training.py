@@ -10,8 +10,8 @@ from data_pipeline import cli as data
 from data_pipeline.distill.standin import Standin, serve
 from data_pipeline.pairs import Drops, read
 from lpo_jax import cli
-from tests.conftest import SEED_PAIRS
-from tests.train.test_training import tiny_args
+from tests.helpers.paths import SEED_PAIRS
+from tests.helpers.training import tiny_args
 
 
 @pytest.fixture

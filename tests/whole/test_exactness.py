@@ -14,7 +14,7 @@ from lpo_jax.model.decoder import Model
 from lpo_jax.objectives.lpo import Lpo
 from lpo_jax.objectives.simpo import Simpo
 from lpo_jax.train.step import objective_terms
-from tests import oracle
+from tests.helpers import oracle
 
 CONFIG = ModelConfig("llama", 50, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=48, max_positions=128)
 OTHER_SHAPES = {

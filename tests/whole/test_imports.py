@@ -1,15 +1,18 @@
-"""Who may import whom, in processes of their own."""
+"""What importing a module loads, in processes of their own. Who may import whom is for import-linter (`make lint`)."""
 
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import REPO
+from tests.helpers.paths import REPO
+
+OURS = {"foundation", "judges", "data_pipeline", "lpo_jax", "evaluation"}
+HEAVY = {"tensorflow", "torch", "transformers", "jax", "numba"}
 
 
 def loaded(statement):
-    code = f"{statement}\nimport sys\nprint(' '.join(sorted(m for m in ('tensorflow', 'torch', 'transformers', 'jax', 'data_pipeline', 'lpo_jax', 'evaluation', 'judges') if m in sys.modules)))"  # fmt: skip
+    code = f"{statement}\nimport sys\nprint(*sorted({OURS | HEAVY} & sys.modules.keys()))"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO).stdout.split()
 
 
@@ -18,6 +21,7 @@ def loaded(statement):
     [
         "lpo_jax.train",
         "lpo_jax.train.loop",
+        "lpo_jax.train.data",
         "lpo_jax.objectives",
         "lpo_jax.model.hf",
         "lpo_jax.decode.job",
@@ -26,21 +30,24 @@ def loaded(statement):
     ],
 )
 def test_the_trainer_pulls_in_neither_tensorflow_nor_torch(module):
-    assert set(loaded(f"import {module}")) <= {"jax", "lpo_jax"}
+    assert set(loaded(f"import {module}")) <= {"jax", "lpo_jax", "data_pipeline", "foundation"}
 
 
 def test_pair_tools_need_no_framework():
-    assert loaded("import data_pipeline.build, data_pipeline.encode, data_pipeline.masks") == ["data_pipeline"]
+    assert loaded("import data_pipeline.build, data_pipeline.encode, data_pipeline.masks") == ["data_pipeline", "foundation"]
 
 
-def test_the_sandbox_needs_nothing_of_ours():
+def test_a_pair_needs_no_compiler():
+    assert loaded("import data_pipeline.pairs") == ["data_pipeline", "foundation"]
+
+
+def test_the_sandbox_and_the_foundation_need_nothing_else():
     assert loaded("import judges.sandbox") == ["judges"]
+    assert loaded("from foundation import console, errors, files, pages, settings") == ["foundation"]
 
 
-def test_the_data_pipeline_knows_the_contract_and_nothing_else():
-    code = "import data_pipeline.feed, sys\nprint(*sorted(m for m in sys.modules if m.startswith('lpo_jax')))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO).stdout.split()
-    assert found == ["lpo_jax", "lpo_jax.batch"]
+def test_the_data_pipeline_loads_nothing_of_the_learner():
+    assert "lpo_jax" not in loaded("import data_pipeline.feed, data_pipeline.show, data_pipeline.cli")
 
 
 def test_the_judges_import_nothing_of_ours():

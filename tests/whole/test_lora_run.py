@@ -16,7 +16,7 @@ from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
 from lpo_jax.train.weights import restore_params
-from tests.train.test_training import MODEL, tiny_args
+from tests.helpers.training import MODEL, tiny_args
 
 LORA = ["model.lora.rank=4", "model.lora.alpha=8", "model.lora.dropout=0.1", r"model.lora.targets='blocks\.(q|k|v|o|gate|up|down)|head'"]
 

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.conftest import REPO
+from tests.helpers.paths import REPO
 
 NOTEBOOK = REPO / "notebooks" / "colab_tpu.ipynb"
 SHORT = [

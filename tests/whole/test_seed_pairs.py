@@ -12,7 +12,7 @@ import pytest
 from data_pipeline import check, pairs
 from data_pipeline.pairs import Drops
 from judges.sandbox import backends
-from tests.conftest import SEED_PAIRS
+from tests.helpers.paths import SEED_PAIRS
 
 DROPS = Drops()
 PAIRS = [pair for file in (SEED_PAIRS, SEED_PAIRS.with_name("broad.jsonl")) for pair in pairs.read(file, DROPS)]

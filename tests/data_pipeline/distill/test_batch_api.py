@@ -8,10 +8,9 @@ from data_pipeline.distill import knowledge, prompts
 from data_pipeline.distill.endpoint import Teacher, TeacherOptions
 from data_pipeline.distill.journal import Journal, content_key
 from data_pipeline.distill.standin import Standin, serve
-from data_pipeline.pairs import DataError, Drops, read
-from tests.conftest import SEED_PAIRS
+from data_pipeline.pairs import DataError
+from tests.helpers.seed_pairs import PAIRS
 
-PAIRS = list(read(SEED_PAIRS, Drops()))
 BODIES = [prompts.pair_request(t, "m", "sections", 0.5, 500) for t in prompts.plan(knowledge.python_rules(), ("flask",), 6, 0)]
 KEYS = {content_key(body) for body in BODIES}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO, SEED_PAIRS
+from tests.helpers.paths import REPO, SEED_PAIRS
 
 KEY = "sk-not-a-real-key-0123456789"
 

@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.cli import main
 from data_pipeline.distill import stats
 from data_pipeline.pairs import DataError
-from tests.conftest import REPO, SEED_PAIRS
+from tests.helpers.paths import REPO, SEED_PAIRS
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m"
 SEED = [json.loads(line) for line in SEED_PAIRS.read_text(encoding="utf-8").splitlines()]

@@ -13,10 +13,10 @@ import pytest
 import transformers
 
 from lpo_jax import cli
-from lpo_jax.cli import decode as cli_decode
+from lpo_jax.cli import serve
 from lpo_jax.decode import job as jobs
 from lpo_jax.sharding import make_mesh
-from tests.decode.test_sampler import tokenizer, torch_model
+from tests.helpers.sampling import tokenizer, torch_model
 
 
 def instruct(port, seed):
@@ -75,7 +75,7 @@ def test_a_chat_template_writes_as_transformers_does(tmp_path):
     messages = [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2 w3"}]
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    chat = cli_decode._chat(str(tmp_path), tok, True)
+    chat = serve._chat(str(tmp_path), tok, True)
     assert chat(messages) == (expected, "") == ([0, 6, 1, 4, 2, 3, 9], "")
     with pytest.raises(ValueError, match="who asked"):
         chat([{"role": "assistant", "content": "w1"}])

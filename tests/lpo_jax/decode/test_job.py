@@ -23,8 +23,8 @@ from lpo_jax.train import state
 from lpo_jax.train.checkpoint import Checkpoints, Progress
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.weights import load_params, open_model
-from tests.decode.test_sampler import VOCAB, tokenizer, torch_model
-from tests.decode.vocabularies import byte_level, sentencepiece
+from tests.helpers.sampling import VOCAB, tokenizer, torch_model
+from tests.helpers.vocabularies import byte_level, sentencepiece
 
 
 @pytest.fixture(scope="module")

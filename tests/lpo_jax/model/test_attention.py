@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lpo_jax.config import MeshConfig
 from lpo_jax.model.attention import ancestors, attend, attend_dense, mask
 from lpo_jax.sharding import make_mesh
-from tests.conftest import REPO
+from tests.helpers.paths import REPO
 
 BACKENDS = ("cpu", "tpu", "gpu")  # kernels of other platforms are interpreted
 

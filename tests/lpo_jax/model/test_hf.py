@@ -13,7 +13,7 @@ from lpo_jax.config import ModelConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
 from lpo_jax.model.families import config_to_hf
-from tests.conftest import REPO
+from tests.helpers.paths import REPO
 
 SCRIPT = """
 import resource, sys

@@ -22,7 +22,7 @@ from lpo_jax.decode.session import Session
 from lpo_jax.serve import server as serving
 from lpo_jax.serve.driver import Driver
 from lpo_jax.serve.protocol import Served
-from tests.decode.test_sampler import load, tokenizer, torch_model
+from tests.helpers.sampling import load, tokenizer, torch_model
 
 ROWS, LONGEST = 8, 64
 

@@ -1,6 +1,5 @@
 """Two processes with four fake devices each on loopback do what one process with eight does; SIGTERM at one of them stops and saves all."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -9,16 +8,14 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from lpo_jax import cli
-from lpo_jax.config import ConfigError, MeshConfig
-from lpo_jax.sharding import make_mesh
+from lpo_jax.config import ConfigError
 from lpo_jax.train import distributed
 from lpo_jax.train.stop import EXIT_CODE
-from tests.conftest import REPO
-from tests.train.test_training import tiny_args
+from tests.helpers.paths import REPO
+from tests.helpers.training import tiny_args
 
 STAGE = "{objective: {name: lpo, beta: 2.0, gamma: 3.0, alpha: 1.0}, optim: {lr: 1.0e-2}, batch_rows: 8, accumulate: 1, steps: 24}"
 
@@ -66,7 +63,7 @@ def test_two_processes_equal_one_and_a_preempted_run_ends_as_an_undisturbed_one(
     finish(start(1, "lpo_jax.cli", *args("straight")), [0])
     straight = logged(tmp_path / "straight")
 
-    two = start(2, "tests.train.multihost", "slow", *args("stopped"))
+    two = start(2, "tests.helpers.multihost", "slow", *args("stopped"))
     metrics, deadline = tmp_path / "stopped" / "metrics.jsonl", time.time() + 300
     while time.time() < deadline and (not metrics.is_file() or len(metrics.read_text().splitlines()) < 3):
         time.sleep(0.01)
@@ -89,7 +86,7 @@ def test_two_processes_equal_one_and_a_preempted_run_ends_as_an_undisturbed_one(
 
 
 def test_rows_and_problems_of_two_processes(seed_shards):
-    first, second = finish(start(2, "tests.train.multihost", "rows", str(seed_shards["trimmed"])), [0, 0])
+    first, second = finish(start(2, "tests.helpers.multihost", "rows", str(seed_shards["trimmed"])), [0, 0])
     assert "rows (1, 1, 8) 16" in first and "rows (4, 2, 1) 8" in second
     assert "ConfigError process 1: my disk is gone" in first
     assert "OSError my disk is gone" in second
@@ -117,25 +114,3 @@ def test_alone_nothing_is_started(monkeypatch):
     monkeypatch.delenv("SLURM_NTASKS", raising=False)
     distributed.initialize()
     assert cli.main(["train", "nowhere.yaml"]) == 2
-
-
-@dataclasses.dataclass(frozen=True)
-class FakeDevice:
-    id: int
-    slice_index: int
-    process_index: int = 0
-    platform: str = "fake"
-    device_kind: str = "fake"
-
-
-def test_the_data_axis_lies_across_slices(caplog):
-    devices = [FakeDevice(i, slice_index=i // 2 % 2) for i in range(8)]  # neighbours in pairs, in any order
-    for mesh_config in (MeshConfig(2, 4, 1), MeshConfig(4, 2, 1), MeshConfig(-1, 2, 2)):
-        mesh = make_mesh(mesh_config, devices)
-        slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
-        assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
-        assert (slices == slices[:, :1, :1]).all()  # fsdp and tensor stay within
-        assert slices[:, 0, 0].tolist() == sorted(slices[:, 0, 0])
-    assert "slices" not in caplog.text
-    make_mesh(MeshConfig(1, 8, 1), devices)
-    assert "mesh.data=1 is no multiple of the 2 slices" in caplog.text

@@ -1,12 +1,9 @@
 """The loop: one device equals eight, accumulation equals one big batch, and a killed run ends as if undisturbed."""
 
 import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,21 +15,16 @@ import pytest
 
 from data_pipeline.feed import Feed
 from lpo_jax import cli, config
-from lpo_jax.config import ConfigError, MeshConfig, ModelConfig, OptimConfig
+from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.model.decoder import Model
-from lpo_jax.objectives.lpo import Lpo
 from lpo_jax.objectives.sft import Sft
 from lpo_jax.sharding import make_mesh, spec
 from lpo_jax.train import state
-from lpo_jax.train.optimizer import _decayed, learning_rate, optimizer
+from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.placement import to_devices
 from lpo_jax.train.step import make_train_step
 from lpo_jax.train.weights import restore_params
-from tests.conftest import REPO
-
-MODEL = ModelConfig("qwen2", 512, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=64, max_positions=1024, qkv_bias=True)
-LPO = Lpo(beta=5.0, gamma=1.0, alpha=1.0)
-OPTIM = OptimConfig(lr=1e-2, weight_decay=0.1)
+from tests.helpers.training import LPO, MODEL, OPTIM, start, tiny_args
 
 
 def run_steps(feed, mesh_config, steps, rows=8, accumulate=1, objective=LPO, model=Model(MODEL)):
@@ -93,44 +85,7 @@ def test_what_does_not_divide_is_replicated_and_said(caplog):
         make_mesh(MeshConfig(-1, -1, 1))
 
 
-def test_decay_spares_norms_and_biases():
-    decayed = _decayed(Model(MODEL).shapes())
-    flags = {jax.tree_util.keystr(path, simple=True, separator="."): flag for path, flag in jax.tree.leaves_with_path(decayed)}
-    assert {name for name, flag in flags.items() if not flag} == {
-        "blocks.attn_norm", "blocks.mlp_norm", "final_norm", "blocks.q_bias", "blocks.k_bias", "blocks.v_bias"
-    }  # fmt: skip
-
-
-def test_schedule():
-    lr = learning_rate(OptimConfig(lr=1.0, warmup_ratio=0.1, final_lr_ratio=0.1), 100)
-    assert [round(float(lr(s)), 3) for s in (0, 5, 10, 55, 100)] == [0.0, 0.5, 1.0, 0.55, 0.1]
-    assert float(learning_rate(OptimConfig(lr=1.0, warmup_ratio=0.0), 10)(0)) == 1.0
-
-
 # --- Whole runs, through the command line.
-
-
-def tiny_args(shards, run_dir, *more):
-    return [
-        "train", str(REPO / "configs" / "tiny_cpu.yaml"), f"run_dir={run_dir}", f"data.path={shards}", "model.new.vocab_size=512",
-        "model.new.d_model=32", "model.new.n_layers=1", "model.new.n_heads=2", "model.new.n_kv_heads=1", "model.new.head_dim=16",
-        "model.new.d_mlp=32", "mesh.data=8", "eval_rows=8", "stages.sft.epochs=null", "stages.sft.steps=8", "stages.sft.batch_rows=8",
-        "stages.lpo.epochs=null", "stages.lpo.steps=12", "stages.lpo.batch_rows=8", "checkpoint_every_steps=3", "eval_every_steps=5",
-        "report_pairs=2", *more,
-    ]  # fmt: skip
-
-
-def start(shards, run_dir, *more):
-    """The same as a process of its own, on one device."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(run_dir.parent / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    env = os.environ | cache | {"XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
-    command = [
-        sys.executable,
-        "-m",
-        "lpo_jax.cli",
-        *tiny_args(shards, run_dir, "mesh.data=1", "stages.sft.batch_rows=1", "stages.lpo.batch_rows=1", *more),
-    ]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def final_params(run_dir: Path):
@@ -177,7 +132,7 @@ def test_kill_9_and_resume_is_bit_equal(seed_shards, tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(seed_shards, tmp_path):
-    from tests.train import chaos
+    from tests.helpers import chaos
 
     straight = chaos.undisturbed(seed_shards["trimmed"], tmp_path)
     killed, done = chaos.torture(seed_shards["trimmed"], tmp_path, kills=20, seed=time.time_ns())

@@ -21,8 +21,8 @@ from lpo_jax.plan import flops
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import stop, teacher
 from lpo_jax.train.step import Teacher
-from tests.conftest import REPO, SEED_PAIRS
-from tests.train.test_training import tiny_args
+from tests.helpers.paths import REPO, SEED_PAIRS
+from tests.helpers.training import tiny_args
 
 TEACHER = Model(ModelConfig("llama", 520, 48, 1, 2, 1, 24, 64, 384))
 

@@ -19,8 +19,7 @@ from lpo_jax.decode.rules import crosec
 from lpo_jax.decode.rules.crosec import CroSec, CrossSampler, OwnTokens, mix
 from lpo_jax.decode.rules.vocab_map import Alignment, Vocabulary, align, size, spell
 from lpo_jax.decode.rules.warp import Site, Warp, draw, warp
-from tests.decode.test_vocab_map import REAL, TEXT
-from tests.decode.vocabularies import CODE, PAIRS, PROSE, byte_level, bytes_only, loaded, sentencepiece, shape
+from tests.helpers.vocabularies import CODE, PAIRS, PROSE, REAL, TEXT, byte_level, bytes_only, loaded, sentencepiece, shape
 
 # --- The mixture.
 

@@ -6,20 +6,15 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from data_pipeline import tokenizer
 from lpo_jax.config import ConfigError
 from lpo_jax.decode.rules import vocab_map
 from lpo_jax.decode.rules.vocab_map import Alignment, Vocabulary, align, load_or_align, spell
-from tests.decode.test_sampler import tokenizer as word_level
-from tests.decode.vocabularies import byte_level, sentencepiece, words
+from tests.helpers.sampling import tokenizer as word_level
+from tests.helpers.vocabularies import REAL, TEXT, byte_level, sentencepiece, words
 
 KINDS = {"byte-level": byte_level(), "sentencepiece": sentencepiece()}
-REAL = ("codegen-350m", "codellama", "qwen", "santacoder")
-TEXT = st.lists(
-    st.sampled_from(["def", " f", "(x", "\n    ", "  ", "é", "日本", " ", "'s", "1234", "\t", "\r\n", "🦙", "▁", "Ġ", "<0x41>"])
-).map("".join)
 
 
 def spelled(tok, text, table=None):
