@@ -7,7 +7,6 @@ written. In the end parameters, moments, metrics.jsonl and held-out numbers must
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from lpo_jax.train.stop import EXIT_CODE
 from tests.helpers.paths import REPO
-from tests.helpers.training import start
+from tests.helpers.training import read_log, start
 
 HOWS = ("term", "kill", "write")
 STEPS = 40, 80  # of sft and of lpo
@@ -69,11 +68,6 @@ def logged_steps(run_dir):
     """How many training steps metrics.jsonl holds."""
     file = run_dir / "metrics.jsonl"
     return file.read_text().count('"train"') if file.is_file() else 0
-
-
-def read_log(run_dir):
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
 
 
 def compare(killed, straight):

@@ -1,5 +1,6 @@
 """One tiny random model of each family, as transformers' configs. Every value that could be mistaken for a default isn't one."""
 
+import numpy as np
 import transformers
 
 SHAPE = {
@@ -45,3 +46,4 @@ FAMILIES = {
         **{k: v for k, v in SHAPE.items() if k != "rms_norm_eps"}, layer_norm_eps=3e-4, **rope(7e4, partial_rotary_factor=0.5)
     ),
 }
+TOKENS = np.random.default_rng(0).integers(0, 97, (2, 29))

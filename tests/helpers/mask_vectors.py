@@ -1,6 +1,5 @@
 """The specification's vectors of masks, and random pairs."""
 
-PREFIX = [*range(10000, 10185), 20000, 7, 8, 20001, 7, 8, 20002, 7, 8]
 # id: rejected, chosen, m-, m+, and without hole filling where that differs
 VECTORS = {
     "M1 equal": ("5 6 7", "5 6 7", "000", "000"),

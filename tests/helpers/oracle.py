@@ -12,6 +12,8 @@ from data_pipeline.row import RowShape, pad
 from data_pipeline.trees import Encoded
 from lpo_jax.batch import TreeBatch
 
+P, Q = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.1, 0.2, 0.6, 0.1])  # the specification's fixture F
+
 
 def random_pairs(seed=0, vocabulary=50):
     """Pairs of every kind: replaced, inserted, deleted, equal, one-token rejected diff, changed first code token, all changed."""

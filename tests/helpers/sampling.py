@@ -44,8 +44,8 @@ def load(directory, mesh=MeshConfig(1, 1, 1), dtype="float32"):
     return LoadedModel(model, hf.read_params(directory, model, param_shardings(model, on)), on)
 
 
-def requests(**more):
-    return [Request(f"r{i}", prompt, seed=i, **more) for i, prompt in enumerate(PROMPTS)]
+def requests(prompts=PROMPTS, **more):
+    return [Request(f"r{i}", prompt, seed=i, **more) for i, prompt in enumerate(prompts)]
 
 
 def run(sampler, asked):

@@ -1,5 +1,6 @@
 """A tiny run: its model, its command line, and the same as a process of its own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -34,3 +35,9 @@ def start(shards, run_dir, *more):
         *tiny_args(shards, run_dir, "mesh.data=1", "stages.sft.batch_rows=1", "stages.lpo.batch_rows=1", *more),
     ]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def read_log(run_dir):
+    """metrics.jsonl, without how fast it went."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]

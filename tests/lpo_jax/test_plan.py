@@ -20,9 +20,8 @@ from lpo_jax.plan import compile as plan
 from lpo_jax.plan import search
 from lpo_jax.sharding import make_mesh, topology_size
 from lpo_jax.train import state
+from tests.helpers.marks import needs_libtpu
 from tests.helpers.paths import REPO
-
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
 
 PODS = sorted((REPO / "configs" / "pods").glob("*.yaml"))
 PARAMETERS = {  # as the models' pages on the hub count them

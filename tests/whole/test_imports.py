@@ -34,15 +34,15 @@ def test_the_trainer_pulls_in_neither_tensorflow_nor_torch(module):
 
 
 def test_pair_tools_need_no_framework():
-    assert loaded("import data_pipeline.build, data_pipeline.encode, data_pipeline.masks") == ["data_pipeline", "foundation"]
+    assert loaded("import data_pipeline.build, data_pipeline.encode, data_pipeline.masks") == ["data_pipeline", "foundation", "numba"]
 
 
 def test_a_pair_needs_no_compiler():
     assert loaded("import data_pipeline.pairs") == ["data_pipeline", "foundation"]
 
 
-def test_the_sandbox_and_the_foundation_need_nothing_else():
-    assert loaded("import judges.sandbox") == ["judges"]
+def test_the_sandbox_and_the_foundation_need_nothing_above_them():
+    assert set(loaded("import judges.sandbox")) <= {"judges", "foundation"}
     assert loaded("from foundation import console, errors, files, pages, settings") == ["foundation"]
 
 
@@ -50,5 +50,5 @@ def test_the_data_pipeline_loads_nothing_of_the_learner():
     assert "lpo_jax" not in loaded("import data_pipeline.feed, data_pipeline.show, data_pipeline.cli")
 
 
-def test_the_judges_import_nothing_of_ours():
-    assert loaded("import judges") == ["judges"]
+def test_the_judges_import_nothing_of_ours_but_the_foundation():
+    assert set(loaded("import judges")) <= {"judges", "foundation"}

@@ -26,10 +26,9 @@ from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.placement import to_devices
 from lpo_jax.train.step import Teacher, make_train_step, objective_terms
 from tests.helpers import oracle
-from tests.helpers.oracle import flat
+from tests.helpers.oracle import P, Q, flat
 from tests.helpers.training import MODEL, OPTIM
 
-P, Q = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.1, 0.2, 0.6, 0.1])  # the specification's fixture F
 DIRECTIONS = ("reverse", "forward")
 
 

@@ -18,9 +18,7 @@ from lpo_jax.model.decoder import Model
 from lpo_jax.model.families import config_from_hf
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
-from tests.helpers.families import FAMILIES, SHAPE
-
-TOKENS = np.random.default_rng(0).integers(0, 97, (2, 29))
+from tests.helpers.families import FAMILIES, SHAPE, TOKENS
 
 
 @pytest.fixture(params=FAMILIES)

@@ -20,6 +20,7 @@ from lpo_jax.model.decoder import Model
 from lpo_jax.model.peft import load_peft, save_peft
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
+from tests.helpers.families import TOKENS
 
 COMMON = {"vocab_size": 97, "initializer_range": 0.2, "attn_implementation": "eager", "bos_token_id": None, "eos_token_id": 0}
 LLAMA = transformers.LlamaConfig(
@@ -34,7 +35,6 @@ FAMILIES = {  # a config and the modules that PEFT adapts
         ["qkv_proj", "out_proj", "fc_in", "fc_out", "lm_head"],
     ),
 }
-TOKENS = np.random.default_rng(0).integers(0, 97, (2, 29))
 SHAPE = ModelConfig("llama", vocab_size=31, d_model=24, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=6, d_mlp=40, max_positions=64)
 TINY = Model(SHAPE)
 LORA = LoraConfig(rank=3, alpha=7.0, targets=r"blocks\.(q|o|down)|head")

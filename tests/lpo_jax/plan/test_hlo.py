@@ -1,6 +1,5 @@
 """Bytes counted from compiled programs, on programs whose bytes are known."""
 
-import importlib.util
 from functools import partial
 
 import jax
@@ -10,8 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lpo_jax.plan import compile as plan
 from lpo_jax.plan import hlo
-
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
+from tests.helpers.marks import needs_libtpu
 
 L, B, D = 5, 64, 256
 SHARD = D // 4 * D * 4  # bytes of a quarter of a float32 [D, D]; TPUs multiply, and gather, bfloat16

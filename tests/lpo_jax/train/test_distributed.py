@@ -1,6 +1,5 @@
 """Two processes with four fake devices each on loopback do what one process with eight does; SIGTERM at one of them stops and saves all."""
 
-import json
 import os
 import signal
 import socket
@@ -15,7 +14,7 @@ from lpo_jax.config import ConfigError
 from lpo_jax.train import distributed
 from lpo_jax.train.stop import EXIT_CODE
 from tests.helpers.paths import REPO
-from tests.helpers.training import tiny_args
+from tests.helpers.training import read_log, tiny_args
 
 STAGE = "{objective: {name: lpo, beta: 2.0, gamma: 3.0, alpha: 1.0}, optim: {lr: 1.0e-2}, batch_rows: 8, accumulate: 1, steps: 24}"
 
@@ -49,11 +48,6 @@ def finish(processes, codes, timeout_s=400):
     return texts
 
 
-def logged(run_dir):
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
-
-
 def test_two_processes_equal_one_and_a_preempted_run_ends_as_an_undisturbed_one(seed_shards, tmp_path):
     def args(name):
         wanted = [a for a in tiny_args(seed_shards["trimmed"], tmp_path / name) if not a.startswith("stages.")]
@@ -61,7 +55,7 @@ def test_two_processes_equal_one_and_a_preempted_run_ends_as_an_undisturbed_one(
 
     # One process joins gloo too: XLA's own sums within a process add in another order, and the last bit of a sum differs.
     finish(start(1, "lpo_jax.cli", *args("straight")), [0])
-    straight = logged(tmp_path / "straight")
+    straight = read_log(tmp_path / "straight")
 
     two = start(2, "tests.helpers.multihost", "slow", *args("stopped"))
     metrics, deadline = tmp_path / "stopped" / "metrics.jsonl", time.time() + 300
@@ -72,12 +66,12 @@ def test_two_processes_equal_one_and_a_preempted_run_ends_as_an_undisturbed_one(
     said = [line for line in first.splitlines() if line.startswith("lpo: asked to stop: stage lpo is saved after step ")]
     assert len(said) == 1 and said[0].endswith("the same command goes on from there")
     assert "step" not in second  # process 0 speaks for all
-    before = logged(tmp_path / "stopped")
+    before = read_log(tmp_path / "stopped")
     assert 3 <= len(before) < len(straight)
     assert before == straight[: len(before)]  # bit for bit
 
     finish(start(1, "lpo_jax.cli", *args("stopped")), [0])
-    assert logged(tmp_path / "stopped") == straight
+    assert read_log(tmp_path / "stopped") == straight
     assert [line["total_step"] for line in straight if line["group"] == "train"] == list(range(1, 25))
     summaries = [(tmp_path / name / "summary.json").read_text() for name in ("straight", "stopped")]
     assert summaries[0] == summaries[1]

@@ -15,9 +15,9 @@ from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.decode import PRESETS, CoDecoding, LoadedModel, Request, Sampler, SamplingConfig
 from lpo_jax.decode.rules.warp import Site, Warp, logp_of, warp
 from lpo_jax.model.decoder import Model
+from tests.helpers.oracle import P, Q
 from tests.helpers.sampling import load, requests, run, same, tokenizer, torch_model
 
-P, Q = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.1, 0.2, 0.6, 0.1])
 V1, PLUS, ALIGNED = PRESETS["cosec_v1"], PRESETS["cosec_plus"], PRESETS["aligned"]
 DRAWS = 200_000
 

@@ -19,6 +19,7 @@ from lpo_jax.decode.rules import crosec
 from lpo_jax.decode.rules.crosec import CroSec, CrossSampler, OwnTokens, mix
 from lpo_jax.decode.rules.vocab_map import Alignment, Vocabulary, align, size, spell
 from lpo_jax.decode.rules.warp import Site, Warp, draw, warp
+from tests.helpers.sampling import requests, run
 from tests.helpers.vocabularies import CODE, PAIRS, PROSE, REAL, TEXT, byte_level, bytes_only, loaded, sentencepiece, shape
 
 # --- The mixture.
@@ -134,6 +135,7 @@ def test_places_to_cut():
 
 CONFIG = SamplingConfig(temperature=0.9, top_k=0, top_p=0.98, max_new_tokens=24)
 PROMPTS = ["def read(", "", "The hash of é", "class Größe:\n    x", "import os, sys\nfor name in os.listdir('.'):\n    print(name"]
+asked = functools.partial(requests, PROMPTS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -153,14 +155,6 @@ def pair(request, wide):
     target = loaded(shape(size(toks[0]) + 5), 0)
     expert = loaded(shape(size(toks[1]) + 2, n_kv_heads=4, positions="learned", norm="layer", gated_mlp=False, tied_head=True), 1)
     return target, expert, *toks, align(vocabulary(toks[0], target), vocabulary(toks[1], expert))
-
-
-def asked(**more):
-    return [Request(f"r{i}", prompt, seed=i, **more) for i, prompt in enumerate(PROMPTS)]
-
-
-def run(sampler, requests):
-    return {(c.id, c.sample): c for c in sampler.generate(requests)}
 
 
 def forward(opened, vocab, longest=128):
