@@ -113,7 +113,7 @@ test: .venv/installed-dev ## the default test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
 
 test-slow: .venv/installed-dev ## the tests that take minutes each
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 lint: .venv/installed-dev ## ruff, mypy, who may import whom, and shellcheck
 	$(BIN)/ruff format --check .

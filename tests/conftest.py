@@ -13,8 +13,8 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
-REPO = Path(__file__).resolve().parent.parent
-SEED_PAIRS = REPO / "data_pipeline" / "seed" / "pairs.jsonl"
+pytest.register_assert_rewrite("tests.helpers")
+from tests.helpers.paths import REPO, SEED_PAIRS  # noqa: E402
 
 
 @pytest.fixture(scope="session")

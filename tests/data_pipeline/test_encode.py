@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from data_pipeline import pairs, tokenizer
+from data_pipeline import tokenizer
 from data_pipeline.encode import MaskOptions, UnusableError, encode, truncated_lengths
-from data_pipeline.pairs import DataError, Drops, Pair
+from data_pipeline.pairs import DataError, Pair
 from data_pipeline.template import render
-from tests.conftest import SEED_PAIRS
+from tests.helpers.seed_pairs import PAIRS as ROWS
 
-ROWS = list(pairs.read(SEED_PAIRS, Drops()))
 CLEAN, SPANS = MaskOptions(), MaskOptions("spans", hole=0)
 
 

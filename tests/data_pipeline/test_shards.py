@@ -14,7 +14,7 @@ from data_pipeline.feed import Feed, stream_rows
 from data_pipeline.pairs import DataError, Drops, Pair
 from data_pipeline.row import COLUMNS
 from data_pipeline.shards import Manifest
-from tests.conftest import SEED_PAIRS
+from tests.helpers.paths import SEED_PAIRS
 
 FIELDS = [column.name for column in COLUMNS]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from data_pipeline import masks
 from data_pipeline.row import answer_tokens
 from data_pipeline.trees import Encoded, join, pack, plant
-from tests.oracle import batch_of
+from tests.helpers.oracle import batch_of
 
 
 def encoded(prompt, chosen, rejected, reasoning=0, mask=masks.clean):

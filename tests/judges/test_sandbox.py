@@ -12,7 +12,7 @@ import pytest
 
 from judges import sandbox
 from judges.sandbox import Case, Limits, SandboxError, run, run_many
-from tests.conftest import REPO
+from tests.helpers.paths import REPO
 
 LIMITS = Limits(time_s=20, cpu_s=20, memory_mb=128, pids=16, file_mb=4, output_kb=64)
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-CONFIG = "configs/tiny_cpu.yaml"
+from tests.helpers.launch import CONFIG
+
 STEPS = ["get-credentials", "lpo plan", "docker build", "docker push", "storage", "apply", "workload create", "logs", "delete"]
 
 

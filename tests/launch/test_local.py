@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from tests.conftest import REPO
+from tests.helpers.launch import CONFIG
+from tests.helpers.paths import REPO
 
-CONFIG = "configs/tiny_cpu.yaml"
 WAITS = """#!/bin/sh
 case $JAX_PROCESS_ID in
   0) trap 'echo saved; exit 75' TERM; touch "$FAKES/up"; while :; do sleep 0.05; done;;

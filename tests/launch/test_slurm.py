@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
-from tests.conftest import REPO
+from tests.helpers.launch import CONFIG
+from tests.helpers.paths import REPO
 
-CONFIG = "configs/tiny_cpu.yaml"
 DATA = "data.path=configs"  # any directory: it is only looked whether there is one
 
 

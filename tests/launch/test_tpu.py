@@ -11,8 +11,8 @@ import pytest
 from launch import slices
 from launch.common import LaunchError
 from launch.slices import Slice
-from tests.conftest import REPO
-from tests.launch.conftest import CONFIG, STEPS, node, queued, up
+from tests.helpers.launch import CONFIG, STEPS, node, queued, up
+from tests.helpers.paths import REPO
 
 TOPOLOGY = "mesh.topology=v5e:4x4"
 

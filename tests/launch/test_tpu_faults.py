@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.launch.conftest import CONFIG, NOT_FOUND, STEPS, node, queued, up
+from tests.helpers.launch import CONFIG, NOT_FOUND, STEPS, node, queued, up
 
 
 def taken_while_followed(cloud, looks):

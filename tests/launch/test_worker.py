@@ -14,7 +14,7 @@ import pytest
 
 from launch import common
 from launch.common import LaunchError, Shell
-from tests.conftest import REPO
+from tests.helpers.paths import REPO
 
 LPO = """#!/usr/bin/env bash
 trap 'echo saving; exit 75' TERM

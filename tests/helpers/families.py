@@ -1,0 +1,49 @@
+"""One tiny random model of each family, as transformers' configs. Every value that could be mistaken for a default isn't one."""
+
+import numpy as np
+import transformers
+
+SHAPE = {
+    "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
+    "max_position_embeddings": 64, "rms_norm_eps": 3e-4, "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": 0,
+}  # fmt: skip
+GPT_SHAPE = {
+    "vocab_size": 97, "n_embd": 64, "n_inner": 80, "n_layer": 3, "n_head": 4, "n_positions": 64, "layer_norm_epsilon": 3e-4,
+    "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": 0,
+}  # fmt: skip
+
+
+def rope(theta, **more):
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta} | more}
+
+
+def llama_like(cls, **options):
+    return cls(**{k: v for k, v in SHAPE.items() if k != "rms_norm_eps" or "norm_epsilon" not in options}, **options)
+
+
+# Every value that could be mistaken for a default isn't one.
+FAMILIES = {
+    "llama untied": lambda: llama_like(transformers.LlamaConfig, **rope(5e5), tie_word_embeddings=False),
+    "llama tied, own head_dim": lambda: llama_like(transformers.LlamaConfig, **rope(3e4), tie_word_embeddings=True, head_dim=16),
+    "llama biases": lambda: llama_like(transformers.LlamaConfig, **rope(3e4), attention_bias=True, mlp_bias=True),
+    "llama linear rope (DeepSeek-Coder)": lambda: llama_like(transformers.LlamaConfig, **rope(1e5, rope_type="linear", factor=4.0)),
+    "llama3 rope": lambda: llama_like(
+        transformers.LlamaConfig,
+        **rope(500.0, rope_type="llama3", factor=8.0, low_freq_factor=1.5, high_freq_factor=3.0, original_max_position_embeddings=40),
+    ),
+    "mistral window": lambda: llama_like(transformers.MistralConfig, **rope(2e5), sliding_window=7, head_dim=16),
+    "mistral": lambda: llama_like(transformers.MistralConfig, **rope(2e5), sliding_window=None),
+    "qwen2 untied": lambda: llama_like(transformers.Qwen2Config, **rope(1e6), tie_word_embeddings=False),
+    "qwen2 tied": lambda: llama_like(transformers.Qwen2Config, **rope(2e5), tie_word_embeddings=True),
+    "qwen3": lambda: llama_like(transformers.Qwen3Config, **rope(2e5), head_dim=16),
+    "starcoder2 window": lambda: llama_like(transformers.Starcoder2Config, **rope(9e4), norm_epsilon=3e-4, sliding_window=7),
+    "starcoder2 untied, no bias": lambda: llama_like(
+        transformers.Starcoder2Config, **rope(9e4), norm_epsilon=3e-4, use_bias=False, tie_word_embeddings=False
+    ),
+    "gpt_bigcode": lambda: transformers.GPTBigCodeConfig(**GPT_SHAPE),
+    "codegen": lambda: transformers.CodeGenConfig(**GPT_SHAPE, rotary_dim=8),
+    "phi": lambda: transformers.PhiConfig(
+        **{k: v for k, v in SHAPE.items() if k != "rms_norm_eps"}, layer_norm_eps=3e-4, **rope(7e4, partial_rotary_factor=0.5)
+    ),
+}
+TOKENS = np.random.default_rng(0).integers(0, 97, (2, 29))

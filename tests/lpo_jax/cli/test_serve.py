@@ -1,0 +1,101 @@
+"""`lpo serve` as a command: its text is `lpo generate`'s, its chats are written by the model's template, and a signal ends it."""
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+
+import jax
+import openai
+import pytest
+import transformers
+
+from lpo_jax import cli
+from lpo_jax.cli import serve
+from lpo_jax.decode import job as jobs
+from lpo_jax.sharding import make_mesh
+from tests.helpers.sampling import tokenizer, torch_model
+
+
+def instruct(port, seed):
+    """A chat of one message, with OpenAI's client."""
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="sesame", max_retries=0)
+    asked = {"model": "llama", "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 12, "seed": seed}
+    return client.chat.completions.create(**asked, temperature=0.4, top_p=0.95).choices[0].message.content
+
+
+def test_the_command_serves_what_lpo_generate_writes(tmp_path, monkeypatch, caplog):
+    """And SIGTERM ends it with 0."""
+    directory = tmp_path / "llama"
+    torch_model("llama untied").save_pretrained(directory)
+    tokenizer().save(directory)
+    monkeypatch.setattr("lpo_jax.sharding.make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    monkeypatch.setattr(jobs, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    monkeypatch.setenv("LPO_API_KEY", "sesame")
+    caplog.set_level(logging.INFO)
+    found, ended = [], threading.Event()
+
+    def client():
+        try:
+            while not any("ready:" in message for message in caplog.messages):
+                assert not ended.is_set()
+                time.sleep(0.02)
+            port = next(m for m in caplog.messages if "ready:" in m).split("/v1")[0].rpartition(":")[2]
+            found.append(instruct(port, jobs.request_seed(0, "p")))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=client)
+    guard = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("SIGTERM came before the server was ready"))
+    common = ["--model", str(directory), "--rows", "1", "--max-len-tokens", "60"]
+    try:
+        thread.start()
+        assert cli.main(["serve", "--port", "0", *common]) == 0
+    finally:
+        ended.set()
+        thread.join()
+        signal.signal(signal.SIGTERM, guard)
+    assert "sesame" not in caplog.text and "no chat template" in caplog.text
+    (tmp_path / "p.jsonl").write_text('{"id": "p", "instruction": "w1 w2"}\n')
+    assert cli.main(["generate", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "out.jsonl"), *common, "--max-new-tokens", "12"]) == 0
+    assert found == [json.loads((tmp_path / "out.jsonl").read_text())["text"]]
+
+
+def test_a_chat_template_writes_as_transformers_does(tmp_path):
+    tok = tokenizer()
+    tok.save(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{% if messages[0]['role'] == 'assistant' %}{{ raise_exception('who asked?') }}{% endif %}{{ eos_token }}"
+        "{% for m in messages %} w{{ m['role'] | length }} {{ m['content'] }}{% endfor %}{% if add_generation_prompt %} w9{% endif %}"
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    messages = [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2 w3"}]
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    chat = serve._chat(str(tmp_path), tok, True)
+    assert chat(messages) == (expected, "") == ([0, 6, 1, 4, 2, 3, 9], "")
+    with pytest.raises(ValueError, match="who asked"):
+        chat([{"role": "assistant", "content": "w1"}])
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "message"),
+    [
+        (["--threshold", "0.5"], None, "give --security as well"),
+        ([], "", "LPO_API_KEY is empty"),
+        (["--max-waiting", "-1"], None, "--max-waiting and --grace"),
+        (["--port", "99999"], None, "give another --host or --port"),
+        (["--max-len-tokens", "1"], None, "2 tokens at least"),
+    ],
+)
+def test_commands_that_cannot_be(tmp_path, monkeypatch, capsys, flags, key, message):
+    torch_model("llama untied").save_pretrained(tmp_path)
+    tokenizer().save(tmp_path)
+    monkeypatch.delenv("LPO_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("LPO_API_KEY", key)
+    assert cli.main(["serve", "--model", str(tmp_path), *flags]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,242 @@
+"""The sampler against transformers' `generate` and logits processors, and what it promises about batches, slots and devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+import transformers
+
+from lpo_jax.config import ConfigError, MeshConfig
+from lpo_jax.decode import Request, Sampler, SamplingConfig
+from lpo_jax.decode.rules.warp import Site, Warp, draw, only, warp
+from tests.helpers.sampling import PROMPTS, VOCAB, load, requests, run, same, tokenizer, torch_model
+
+GREEDY = SamplingConfig(temperature=0, max_new_tokens=20)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("llama")
+    torch_model("llama untied").save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("family", ["qwen2 tied", "starcoder2 window", "gpt_bigcode", "codegen"])
+def test_greedy_is_transformers_generate(family, tmp_path):
+    """Ten prompts through four rows, so that rows are replaced too; prompts on both sides of the window."""
+    theirs = torch_model(family)
+    theirs.save_pretrained(tmp_path)
+    found = run(Sampler(load(tmp_path), tokenizer(), GREEDY, 4, 64, segment_steps=7), requests())
+    for request in requests():
+        ids = torch.tensor([request.prompt])
+        with torch.no_grad():
+            out = theirs.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, eos_token_id=0, pad_token_id=0
+            )
+            logits = theirs(out).logits[0, len(request.prompt) - 1 : -1]
+        ours = found[request.id, 0]
+        assert list(ours.tokens) == out[0, len(request.prompt) :].tolist()
+        assert ours.finish == ("stop" if ours.tokens[-1] == 0 else "length")
+        assert ours.text.split() == [f"w{t}" for t in ours.tokens if t]
+        expected = torch.log_softmax(logits, -1).gather(-1, torch.tensor(ours.tokens)[:, None])[:, 0]
+        np.testing.assert_allclose(ours.logprobs, expected, atol=2e-4)
+
+
+# --- What is drawn.
+
+WARPS = [(1.0, 0, 1.0), (0.4, 0, 0.95), (0.5, 2, 1.0), (1.3, 7, 0.6), (0.7, 0, 0.01), (2.0, 1, 0.9), (1.0, 97, 0.999)]
+
+
+def processors(temperature, top_k, top_p):
+    """transformers' own, in the order in which `generate` builds them."""
+    made = [transformers.TemperatureLogitsWarper(temperature)]
+    made += [transformers.TopKLogitsWarper(top_k)] if top_k else []
+    made += [transformers.TopPLogitsWarper(top_p)] if top_p < 1 else []
+    return transformers.LogitsProcessorList(made)
+
+
+@pytest.mark.parametrize("settings", WARPS)
+def test_warped_logits_are_transformers(settings):
+    logits = np.random.default_rng(0).normal(0, 3, (40, VOCAB)).astype(np.float32)
+    theirs = processors(*settings)(None, torch.tensor(logits)).numpy()
+    ours = np.asarray(jax.jit(warp)(logits, Warp(*settings)))
+    np.testing.assert_array_equal(np.isinf(ours), np.isinf(theirs))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_filtering_comes_after_temperature():
+    """The fixture of CoSec's specification: q = .1 .2 .6 .1."""
+    q = jnp.log(jnp.array([0.1, 0.2, 0.6, 0.1]))
+    for settings, expected in {
+        (0.5, 0, 1.0): [0.023810, 0.095238, 0.857143, 0.023810],
+        (0.5, 0, 0.95): [0, 0.1, 0.9, 0],
+        (0.5, 2, 1.0): [0, 0.1, 0.9, 0],
+        (0.4, 0, 0.95): [0, 0.060283, 0.939717, 0],
+    }.items():
+        np.testing.assert_allclose(jax.nn.softmax(warp(q[None], Warp(*settings)))[0], expected, atol=1e-6)
+    before = warp(warp(q[None], Warp(1.0, 0, 0.95)), Warp(0.4))  # the other order keeps all
+    assert np.isfinite(before).all()
+
+
+def test_ties_are_kept_together():
+    tied = np.array([[1.0, 2.0, 1.0, 1.0]], np.float32)
+    np.testing.assert_array_equal(np.isfinite(warp(tied, Warp(1.0, 2))), [[True, True, True, True]])
+    np.testing.assert_array_equal(np.isfinite(warp(tied, Warp(1.0, 0, 0.4))), [[False, True, False, False]])
+
+
+def test_draws_have_the_warped_distribution_and_only_that():
+    draws = 50_000
+    logits = jnp.broadcast_to(jnp.array([1.0, 0.0, -1.0, 2.0, 0.5, -jnp.inf]), (draws, 6))
+    keys = jnp.stack([jnp.full(draws, 7), jnp.arange(draws) // 100], axis=1).astype(jnp.uint32)
+    by = Warp(0.8, 4)
+    site = Site(keys, jnp.arange(draws) % 100, by)
+    tokens = np.asarray(draw(warp(logits, by), site))
+    counts = np.bincount(tokens, minlength=6)
+    expected = np.asarray(jax.nn.softmax(warp(logits[:1], by))[0], np.float64) * draws
+    kept = expected > 0
+    assert counts[~kept].sum() == 0
+    assert scipy.stats.chisquare(counts[kept], expected[kept] * draws / expected[kept].sum()).pvalue > 1e-3
+    other = np.asarray(jax.nn.softmax(warp(logits[:1], Warp(1.0, 4)))[0], np.float64)[kept]
+    assert scipy.stats.chisquare(counts[kept], other / other.sum() * draws).pvalue < 1e-6
+    again = np.asarray(draw(warp(logits, by), site, stream=1))
+    agree = ((expected / draws) ** 2).sum()  # of independent draws
+    assert abs((again == tokens).mean() - agree) < 0.02
+
+
+def test_sampled_completions_have_the_models_distribution(llama):
+    """The first two tokens of many samples of one prompt, against transformers' warped probabilities of each."""
+    prompt, settings, n = PROMPTS[0], (0.9, 5, 0.9), 3000
+    config = SamplingConfig(*settings, max_new_tokens=2)
+    found = run(Sampler(load(llama), tokenizer(), config, 500, 8), [Request("r", prompt, seed=3, n=n)])
+    assert sorted(sample for _, sample in found) == list(range(n))
+    theirs = torch_model("llama untied")
+    firsts = np.array([c.tokens[0] for c in found.values()])
+
+    def compare(tokens, prefix):
+        with torch.no_grad():
+            p = torch.softmax(processors(*settings)(None, theirs(torch.tensor([prefix])).logits[:, -1]), -1)[0].double().numpy()
+        counts = np.bincount(tokens, minlength=VOCAB)
+        kept = p > 0
+        assert counts[~kept].sum() == 0
+        assert scipy.stats.chisquare(counts[kept], p[kept] / p[kept].sum() * len(tokens)).pvalue > 1e-3 if kept.sum() > 1 else True
+
+    compare(firsts, prompt)
+    common = np.bincount(firsts).argmax()
+    compare(np.array([c.tokens[1] for c in found.values() if c.tokens[0] == common]), [*prompt, int(common)])
+
+
+# --- Batches, slots, devices.
+
+DRAWN = SamplingConfig(temperature=1.0, top_k=20, top_p=0.95, max_new_tokens=18)
+
+
+@pytest.fixture(scope="module")
+def alone(llama):
+    """Each request by itself in a sampler of one row."""
+    sampler = Sampler(load(llama), tokenizer(), DRAWN, 1, 64)
+    return {key: c for request in requests(n=2) for key, c in run(sampler, [request]).items()}
+
+
+def test_continuous_batching_is_one_by_one(llama, alone):
+    """In any order, among any others, in segments of any length; and nothing compiles once each bucket has been seen."""
+    assert len({c.tokens for c in alone.values()}) == len(alone)  # different requests and samples, different noise
+    assert {c.finish for c in alone.values()} == {"stop", "length"}
+    sampler = Sampler(load(llama), tokenizer(), DRAWN, 4, 64, segment_steps=5)
+    same(run(sampler, requests(n=2)), alone)
+    programs = sampler.compilations()
+    shuffled = [Request(r.id, r.prompt, r.seed, sample) for r in requests() for sample in (0, 1)]
+    np.random.default_rng(0).shuffle(shuffled)
+    same(run(sampler, shuffled), alone)
+    same(run(sampler, requests(sample=1)[3:5]), {(f"r{i}", 1): alone[f"r{i}", 1] for i in (3, 4)})
+    assert sampler.compilations() == programs
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(8, 1, 1), MeshConfig(2, 2, 2)], ids=str)
+def test_eight_devices_are_one(llama, alone, mesh):
+    sampler = Sampler(load(llama, mesh), tokenizer(), DRAWN, 8, 64)
+    same(run(sampler, requests(n=2)), alone)
+    state = sampler.loop._places()
+    assert state.caches[0].k.spec[1] == ("data", "fsdp")
+    assert (state.caches[0].k.spec[3] == "tensor") == (mesh.tensor > 1)
+
+
+def test_cached_is_cache_free(llama, alone):
+    """Each drawn token again, from a forward pass over the whole text."""
+    opened = load(llama)
+    full = jax.jit(lambda text: opened.model.logits(opened.params, text)[0])
+    for request in requests():
+        ours = alone[request.id, 1]
+        text = np.zeros((1, 64), np.int32)
+        text[0, : len(request.prompt) + len(ours.tokens)] = [*request.prompt, *ours.tokens]
+        at = np.arange(len(request.prompt), len(request.prompt) + len(ours.tokens))
+        keys = jnp.broadcast_to(jnp.array([request.seed, 1], jnp.uint32), (len(at), 2))
+        by = Warp(1.0, 20, 0.95)
+        assert draw(warp(full(text)[at - 1], by), Site(keys, jnp.array(at), by)).tolist() == list(ours.tokens)
+
+
+def test_bfloat16_runs_and_agrees_with_itself(llama):
+    sampler = Sampler(load(llama, dtype="bfloat16"), tokenizer(), DRAWN, 4, 64)
+    assert jax.tree.leaves(sampler.loop._places().caches) and jax.eval_shape(sampler.loop._empty).caches[0].k.dtype == jnp.bfloat16
+    first = run(sampler, requests())
+    assert {k: c.tokens for k, c in run(sampler, requests()[::-1]).items()} == {k: c.tokens for k, c in first.items()}
+
+
+# --- What ends a completion.
+
+
+def test_stop_strings_and_tokens(llama, alone):
+    """A stop string ends exactly where the text first holds it, wherever segments end; only what stands in front is text."""
+    asked, tokens = next((r, alone[r.id, 0].tokens) for r in requests() if alone[r.id, 0].finish == "length")
+    stop = f"w{tokens[6]} w{tokens[7]}"
+    for segment in (1, 5, 64):
+        config = dataclasses.replace(DRAWN, stop=("absent", stop, f"w{tokens[9]}"))
+        (ours,) = Sampler(load(llama), tokenizer(), config, 1, 64, segment_steps=segment).generate([asked])
+        assert (ours.tokens, ours.finish, len(ours.logprobs)) == (tokens[:8], "stop", 8)
+        assert ours.text.split() == [f"w{t}" for t in tokens[:6]]
+    config = dataclasses.replace(DRAWN, stop_tokens=(tokens[4],))
+    (ours,) = Sampler(load(llama), tokenizer(), config, 1, 64).generate([asked])
+    assert ours.tokens == tokens[:5] and ours.finish == "stop" and ours.text.split() == [f"w{t}" for t in tokens[:4]]
+    (ours,) = Sampler(load(llama), tokenizer(), DRAWN, 1, 64).generate(
+        [dataclasses.replace(asked, sampling=dataclasses.replace(DRAWN, max_new_tokens=3))]
+    )
+    assert ours.tokens == tokens[:3] and ours.finish == "length"
+
+
+def test_padding_of_the_head_is_never_drawn(llama):
+    """A tokenizer of 50 entries under a head of 97."""
+    found = run(Sampler(load(llama), tokenizer(50), DRAWN, 4, 64), [Request(f"r{i}", [i + 1], i) for i in range(8)])
+    assert max(t for c in found.values() for t in c.tokens) < 50
+    logits = jnp.arange(6.0)[None]
+    assert int(jnp.argmax(only(logits, 3))) == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request("long", [1] * 50), "request long: its prompt of 50 tokens and 18 new ones don't fit max_len_tokens=64"),
+        (Request("none", []), "request none: the prompt has no token"),
+        (Request("seed", [1], seed=-1), "request seed: seed -1 must lie in"),
+        (Request("alien", [97]), "request alien: a token of the prompt isn't one of the tokenizer's 97"),
+    ],
+)
+def test_requests_that_cannot_be(llama, request_, message):
+    with pytest.raises(ConfigError, match=message):
+        list(Sampler(load(llama), tokenizer(), DRAWN, 1, 64).generate([request_]))
+
+
+def test_samplers_that_cannot_be(llama):
+    opened = load(llama, MeshConfig(2, 2, 1))
+    for arguments, message in {
+        (97, 6, 64): "rows is 6: it must be a positive multiple of data \\* fsdp = 4",
+        (97, 4, 65): "max_len_tokens is 65: the model was made for 64",
+        (98, 4, 64): "the tokenizer has 98 entries, the model's vocabulary 97",
+    }.items():
+        vocab, rows, longest = arguments
+        with pytest.raises(ConfigError, match=message):
+            Sampler(opened, tokenizer(vocab), DRAWN, rows, longest)
+    with pytest.raises(ConfigError, match="top_p must be above 0"):
+        SamplingConfig(top_p=0.0)

@@ -1,0 +1,59 @@
+"""Importing a big checkpoint needs hardly more host memory than the model itself. On fake devices the devices' own arrays are host memory."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lpo_jax.config import ModelConfig
+from lpo_jax.model import hf
+from lpo_jax.model.decoder import Model
+from lpo_jax.model.families import config_to_hf
+from tests.helpers.paths import REPO
+
+SCRIPT = """
+import resource, sys
+import jax
+from lpo_jax.config import MeshConfig
+from lpo_jax.model import hf
+from lpo_jax.model.decoder import Model
+from lpo_jax.sharding import make_mesh
+from lpo_jax.train.state import param_shardings
+model = Model(hf.read_config(sys.argv[1]))
+shardings = param_shardings(model, make_mesh(MeshConfig(data=1, fsdp=8)))
+jax.block_until_ready(jax.jit(lambda: 0)())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+params = jax.block_until_ready(hf.read_params(sys.argv[1], model, shardings))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+size = sum(x.nbytes for x in jax.tree.leaves(params))
+print(size, (peak - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize("layers", [2, pytest.param(24, marks=pytest.mark.slow)])
+def test_peak_memory(tmp_path, layers):
+    config = ModelConfig(
+        "llama", 32000, d_model=1536, n_layers=layers, n_heads=12, n_kv_heads=4, head_dim=128, d_mlp=4096, max_positions=2048
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config)))
+    model = Model(config)
+    rng = np.random.default_rng(0)
+    shapes = hf._expected(config, hf.table(config), hf.flatten_dict(model.shapes(), sep="."))
+    names, index = list(shapes), {}
+    for number in range(0, len(names), 16):
+        file = f"model-{number}.safetensors"
+        save_file({n: rng.standard_normal(shapes[n], np.float32) for n in names[number : number + 16]}, tmp_path / file)
+        index |= dict.fromkeys(names[number : number + 16], file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    env = os.environ | {"PYTHONPATH": str(REPO)}
+    run = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], env=env, capture_output=True, text=True, check=True)
+    size, peak = map(int, run.stdout.split())
+    print(f"checkpoint {size / 1e9:.2f} GB, peak of the import {peak / 1e9:.2f} GB, ratio {peak / size:.2f}")
+    biggest = 4 * max(np.prod(s) for s in shapes.values())
+    assert peak < 1.3 * size + 3 * biggest
+    if layers == 24:
+        assert size > 2e9 and peak < 1.5 * size

@@ -1,0 +1,73 @@
+"""Configs: overrides, errors that name the nearest key, and every shipped file."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lpo_jax import config
+from lpo_jax.config import ConfigError, RunConfig
+from tests.helpers.paths import REPO
+
+TINY = REPO / "configs" / "tiny_cpu.yaml"
+
+
+def test_overrides_and_types():
+    run = config.load(TINY, ["stages.lpo.optim.lr=1e-5", "run_dir=/x", "mesh.fsdp=2", "stages.sft.epochs=null", "stages.sft.steps=3"])
+    assert run.stages["lpo"].optim.lr == 1e-5
+    assert (run.run_dir, run.mesh.fsdp, run.stages["sft"].epochs, run.stages["sft"].steps) == ("/x", 2, None, 3)
+    assert config.from_dict(RunConfig, config.to_dict(run)) == run
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.lpo.optim.learning_rate=1", "unknown key stages.lpo.optim.learning_rate: valid keys: b1, b2"),
+        ("stages.lpo.optim.warmup_ration=1", "unknown key stages.lpo.optim.warmup_ration: did you mean 'warmup_ratio'?"),
+        ("mash.data=1", "unknown key mash: did you mean 'mesh'?"),
+        ("stages.lpo.objective.mode=cleen", "unknown value stages.lpo.objective.mode=cleen: did you mean 'clean'?"),
+        ("stages.lpo.objective.beta=null", "objective lpo: set beta"),
+        ("seed=ten", "seed: expected int, not 'ten'"),
+        ("seed=1.5", "seed: expected int, not 1.5"),
+        ("mesh.data=true", "mesh.data: expected int, not True"),
+        ("run_dir.sub=1", "override 'run_dir.sub=1': run_dir has no sub-keys"),
+        ("stages.lpo.optim.lr=[1", r"override stages.lpo.optim.lr: '\[1' isn't valid YAML"),
+        ("seed", "write key.sub=value"),
+        ("stages.lpo.accumulate=3", "batch_rows .* must be a multiple of accumulate"),
+        ("stages.lpo.steps=3", "set exactly one of epochs and steps"),
+        ("stages.lpo.optim.lr=-1", "optim.lr must be positive"),
+        ("model.path=x", "exactly one of model.path .* and model.new"),
+        ("model.new.n_kv_heads=3", "n_heads .* must be a multiple of n_kv_heads"),
+    ],
+)
+def test_errors_name_the_key(override, message):
+    with pytest.raises(ConfigError, match=message):
+        config.load(TINY, [override])
+
+
+def test_broken_files(tmp_path):
+    with pytest.raises(ConfigError, match="no such config"):
+        config.load(tmp_path / "none.yaml")
+    (tmp_path / "c.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        config.load(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        config.load(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text("run_dir: x")
+    with pytest.raises(ConfigError, match="missing key data"):
+        config.load(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configs_load_and_are_complete(path: Path):
+    loaded, raw = config.to_dict(config.load(path)), yaml.safe_load(path.read_text())
+
+    def missing(full, given, where=""):
+        for key, value in full.items():
+            if key not in given:
+                yield where + key
+            elif isinstance(value, dict):
+                yield from missing(value, given[key], f"{where}{key}.")
+
+    assert list(missing(loaded, raw)) == []

@@ -1,0 +1,129 @@
+"""A packed batch of trees equals the plain two-sequence computation: loss and every gradient; and nobody can peek."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipeline.trees import plant
+from lpo_jax.config import ModelConfig
+from lpo_jax.losses.logps import token_logps
+from lpo_jax.model.decoder import Model
+from lpo_jax.objectives.lpo import Lpo
+from lpo_jax.objectives.simpo import Simpo
+from lpo_jax.train.step import objective_terms
+from tests.helpers import oracle
+
+CONFIG = ModelConfig("llama", 50, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=48, max_positions=128)
+OTHER_SHAPES = {
+    "sliding window": dataclasses.replace(CONFIG, window=6),
+    "learned positions, layer norm": dataclasses.replace(CONFIG, positions="learned", norm="layer", gated_mlp=False, n_kv_heads=1),
+    "parallel block": dataclasses.replace(CONFIG, parallel=True, rope_dim=4, rope_interleaved=True, head_bias=True),
+}
+OBJECTIVE = {
+    "clean": Lpo(beta=3.0, gamma=0.7, alpha=0.9),
+    "clean, skip": Lpo(beta=3.0, gamma=0.7, alpha=0.9, empty_side="skip"),
+    "paper": Lpo(mode="paper", beta=20.0, gamma=0.7, alpha=0.05),
+    "paper, mean, answer": Lpo(mode="paper", beta=20.0, gamma=0.7, alpha=0.5, norm_len="answer", imitation="mean"),
+    "reference": Lpo(mode="reference", beta=3.0, gamma=0.7, alpha=1.0),
+    "simpo": Simpo(beta=3.0, gamma=0.7),
+}
+NEEDS_UNTRIMMED = {"reference", "simpo"}
+LENGTH = 32
+ROW = 96
+
+
+def loud(params):
+    """Bigger weights, so that attention isn't uniform and a wrong mask shows."""
+    return jax.tree.map(lambda x: x * 8 if x.ndim > 2 else x, params)
+
+
+def tree_loss(model, params, batch, config):
+    total, weight = objective_terms(model, config, params, {}, batch)["loss"]
+    return total / weight
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"),
+    [(name, "float64", 1e-10) for name in OBJECTIVE] + [(name, "float32", 1e-5) for name in ("clean", "paper", "reference", "simpo")],
+)
+def test_tree_equals_two_sequences(name, dtype, tolerance):
+    config = OBJECTIVE[name]
+    pairs = oracle.random_pairs()
+    with jax.enable_x64(dtype == "float64"):
+        model = Model(CONFIG, dtype, dtype)
+        params = loud(model.init(jax.random.key(0)))
+        expected, expected_grads = jax.jit(jax.value_and_grad(lambda p: oracle.loss(model, p, pairs, config, LENGTH)))(params)
+        for trim in (False,) if name in NEEDS_UNTRIMMED else (True, False):
+            batch = oracle.batch_of([plant(pair, trim) for pair in pairs], ROW)
+            assert len(batch.tokens) > 1 and batch.pair.max() > 0, "the test wants several rows of several pairs"
+            found, grads = jax.jit(jax.value_and_grad(lambda p, b=batch: tree_loss(model, p, b, config)))(params)
+            assert abs(found - expected) <= tolerance * abs(expected)
+            for path, (a, b) in jax.tree.leaves_with_path(
+                jax.tree.map(lambda a, b: (np.asarray(a), np.asarray(b)), grads, expected_grads), is_leaf=lambda x: isinstance(x, tuple)
+            ):
+                assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), path
+
+
+@pytest.mark.parametrize("name", ["clean", "reference"])
+@pytest.mark.parametrize("backend", ["tpu", "gpu"])
+def test_tree_equals_two_sequences_through_the_kernels(backend, name, monkeypatch):
+    """The kernels are interpreted here; the CPU's back end is what every other test runs."""
+    monkeypatch.setattr("lpo_jax.model.attention.mask.platform", lambda: backend)
+    test_tree_equals_two_sequences(name, "float32", 1e-5)
+
+
+@pytest.mark.parametrize("name", OTHER_SHAPES)
+def test_trees_are_exact_for_other_decoders(name):
+    config, model, pairs = OBJECTIVE["clean"], Model(OTHER_SHAPES[name], "float64", "float64"), oracle.random_pairs(3)
+    with jax.enable_x64(True):
+        params = loud(model.init(jax.random.key(0)))
+        batch = oracle.batch_of([plant(pair) for pair in pairs], ROW)
+        expected = jax.jit(lambda p: oracle.loss(model, p, pairs, config, LENGTH))(params)
+        found = jax.jit(lambda p: tree_loss(model, p, batch, config))(params)
+        assert abs(found - expected) <= 1e-10 * abs(expected)
+
+
+def test_no_scored_token_can_peek():
+    """A scored token's logp has a gradient at the embeddings of its own path, and at no other token's."""
+    model = Model(CONFIG)
+    params = loud(model.init(jax.random.key(1)))
+    pairs = oracle.random_pairs(1)[:6]
+    batch = oracle.batch_of([plant(pair, trim=False) for pair in pairs], 64)
+    rows, scored = batch.source.shape
+
+    # Give every row position a token of its own, so that an embedding row is a row position.
+    positions = jnp.arange(batch.tokens.size, dtype=jnp.int32).reshape(batch.tokens.shape)
+    embed = params["embed"][batch.tokens.reshape(-1)]
+    single = batch.replace(tokens=positions)
+
+    def logps(embed):
+        hidden = model.hidden(params | {"embed": embed}, single.tokens, single.positions, single.subtree_end)
+        return token_logps(hidden, model.head(params)[0], single)
+
+    pull = jax.vjp(logps, embed)[1]
+    one_hot = jnp.eye(rows * scored).reshape(-1, rows, scored)
+    jacobian = jax.jit(lambda: jax.lax.map(lambda cotangent: pull(cotangent)[0], one_hot))()  # [rows * scored, all positions, D]
+    touches = np.abs(np.asarray(jacobian)).sum(-1).reshape(rows, scored, rows, -1) > 0
+    for r in range(rows):
+        for n in np.flatnonzero(batch.pair[r] >= 0):
+            k, source = np.arange(batch.tokens.shape[1]), batch.source[r, n]
+            path = (k <= source) & (source < batch.subtree_end[r])
+            assert touches[r, n, r, path].all(), "a token must see its whole path, or the test proves nothing"
+            assert not touches[r, n, r, ~path].any()
+            assert not np.delete(touches[r, n], r, axis=0).any()
+
+
+def test_remat_changes_nothing():
+    pairs = oracle.random_pairs(2)
+    batch = oracle.batch_of([plant(pair) for pair in pairs], ROW)
+    params = Model(CONFIG).init(jax.random.key(0))
+    grads = [
+        jax.jit(jax.grad(lambda p, m=Model(CONFIG, remat=remat): tree_loss(m, p, batch, OBJECTIVE["clean"])))(params)
+        for remat in ("none", "dots", "attention", "block")
+    ]
+    for other in grads[1:]:
+        for a, b in zip(jax.tree.leaves(grads[0]), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
