@@ -20,7 +20,9 @@ from benchmarks import common, step
 from data_pipeline.trees import pack, plant
 from lpo_jax.config import MeshConfig, ModelConfig, StageConfig
 from lpo_jax.model.decoder import Model
-from lpo_jax.plan import compile as plan
+from lpo_jax.plan import abstract
+from lpo_jax.plan.chips import GIB, topology_devices
+from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.state import TrainState, batch_sharding, new_state, state_shardings
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     found = compare(args.data, args.tokenizer, args.topology)
     for name in ("tree", "padded"):
-        print(f"{name:8} {found[name]['temporaries'] / plan.GIB:7.2f} GiB a chip beside the state, rows {found[name]['rows']}")
+        print(f"{name:8} {found[name]['temporaries'] / GIB:7.2f} GiB a chip beside the state, rows {found[name]['rows']}")
     print(
         f"tree over padded {found['tree_over_padded']:.2f}; the tree step's largest array of logits has {found['largest_logits']:,} elements"
     )
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare(data: list[Any], tokenizer: str | None, topology: str) -> dict[str, Any]:
     """Temporaries of both steps for as many pairs as fill one row a chip, and the largest array with a vocabulary in the tree's."""
-    mesh = make_mesh(MeshConfig(data=1, fsdp=-1), plan.topology_devices(topology))
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1), topology_devices(topology))
     usable = [p for p in common.load_pairs(data, common.load_tokenizer(tokenizer)) if max(len(p.chosen), len(p.rejected)) <= ROW_TOKENS]
     usable = [p for p in usable if len(plant(p).tokens) <= ROW_TOKENS]
     trees = [plant(p) for p in usable]
@@ -57,11 +59,11 @@ def compare(data: list[Any], tokenizer: str | None, topology: str) -> dict[str, 
     packed = pack([sizes[i] for i in members], ROW_TOKENS)
     packed += [[]] * (mesh.size - len(packed))
     scored = -(-max(sum(len(trees[i].source) for i in row) for row in packed) // 64) * 64
-    row = plan.PlannedRows(ROW_TOKENS, scored, max(map(len, packed)), len(members) / len(packed))
+    row = PlannedRows(ROW_TOKENS, scored, max(map(len, packed)), len(members) / len(packed))
     model = Model(LLAMA_8B, "bfloat16", "float32", "block")
     stage = StageConfig(step.LPO, step.OPTIM, batch_rows=len(packed), steps=1)
     with tempfile.TemporaryDirectory() as dump:
-        tree = plan.compile_step(model, stage, row, mesh, dump)
+        tree = abstract.compile_step(abstract.trace_step(model, stage, row, mesh), mesh, dump)
         (program,) = Path(dump).glob("*after_optimizations.txt")
         logits = largest_logits(program.read_text(), mesh.size)
 

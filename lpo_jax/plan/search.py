@@ -4,22 +4,24 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import get_args
 
 import jax
 from tqdm import tqdm
 
 from foundation.console import captured_stderr
-from lpo_jax.config import ConfigError, MeshConfig, ModelSource, RunConfig
+from lpo_jax.config import ConfigError, MeshConfig, RunConfig
+from lpo_jax.config.schema import Remat
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model, kept_width
-from lpo_jax.plan import compile as plan
-from lpo_jax.plan import flops
-from lpo_jax.plan.compile import GIB, Plan, PlannedRows
+from lpo_jax.plan import abstract, flops, memory, planner
+from lpo_jax.plan.chips import GIB, chip_of, topology_devices
+from lpo_jax.plan.result import Plan
+from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.teacher import open_teacher
 
-_REMAT = get_args(get_type_hints(ModelSource)["remat"])  # the first keeps most, the last least
+_REMAT: tuple[Remat, ...] = get_args(Remat)  # the first keeps most, the last least
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def search(config: RunConfig, stage: str, row: PlannedRows, cache: Path, tries: 
     Returns:
       None if nothing fits.
     """
-    chip = plan.chip(config)
+    chip = chip_of(config)
     with captured_stderr("estimate"):
         candidates = sorted(_candidates(config, stage, row), key=lambda c: c.pairs / c.guess_seconds, reverse=True)
     fitting = [c for c in candidates if c.held + c.kept <= chip.hbm]
@@ -68,7 +70,7 @@ def search(config: RunConfig, stage: str, row: PlannedRows, cache: Path, tries: 
                 continue
             if any(_comparable(c, other) and c.held + c.tokens * each > chip.hbm for other, each in failed):
                 continue
-            found = plan.cached(c.config, stage, row, cache)
+            found = planner.cached(c.config, stage, row, cache)
             bar.update()
             numbers = f"{found.used / GIB:8.2f} {found.step_seconds:8.2f} {found.mfu:6.0%} {found.pairs_per_s:8.1f}"
             what = f"{' x '.join(map(str, found.mesh.values()))}, {found.remat}, {found.rows} / {found.accumulate}"
@@ -85,12 +87,14 @@ def search(config: RunConfig, stage: str, row: PlannedRows, cache: Path, tries: 
 
 
 def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Candidate]:
-    chip, devices, shape = plan.chip(config), plan.topology_devices(str(config.mesh.topology)), hf.planned_config(config.model)
+    chip, devices, shape = chip_of(config), topology_devices(str(config.mesh.topology)), hf.planned_config(config.model)
     rows, accumulate = config.stages[stage].batch_rows, config.stages[stage].accumulate
-    models = {remat: plan.open_model(_replaced(config, config.mesh, remat, rows, accumulate)) for remat in _REMAT}
+    models = {remat: abstract.open_model(_replaced(config, config.mesh, remat, rows, accumulate)) for remat in _REMAT}
     alone = make_mesh(MeshConfig(data=1), devices[:1])
     teacher = open_teacher(config, stage, None)
-    work = {remat: flops.count(plan.trace_step(m, config.stages[stage], row, alone, teacher).jaxpr.jaxpr) for remat, m in models.items()}
+    work = {
+        remat: flops.count(abstract.trace_step(m, config.stages[stage], row, alone, teacher).jaxpr.jaxpr) for remat, m in models.items()
+    }
     for mesh_config in _meshes(config.mesh.topology, len(devices), shape.n_heads):
         try:
             mesh = make_mesh(mesh_config, devices)
@@ -98,7 +102,7 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
             continue
         ways = mesh_config.data * mesh_config.fsdp
         smallest = dataclasses.replace(config.stages[stage], batch_rows=ways, accumulate=1)
-        held = sum(plan.held(plan.abstract_arguments(models["block"], smallest, row, mesh, teacher)).values())
+        held = sum(memory.held(abstract.arguments(models["block"], smallest, row, mesh, teacher)).values())
         for remat, model in models.items():
             for batch in {rows // 2, rows, 2 * rows} - {0}:
                 for pieces in {accumulate, 2 * accumulate}:
@@ -120,7 +124,7 @@ def _meshes(topology: str | None, devices: int, heads: int) -> Iterator[MeshConf
             yield MeshConfig(data, devices // (data * tensor), tensor, topology)
 
 
-def _replaced(config: RunConfig, mesh: MeshConfig, remat: Any, rows: int, accumulate: int) -> RunConfig:
+def _replaced(config: RunConfig, mesh: MeshConfig, remat: Remat, rows: int, accumulate: int) -> RunConfig:
     """All stages take the same batch: they run on the same mesh."""
     ways = mesh.data * mesh.fsdp
     return dataclasses.replace(
