@@ -10,14 +10,15 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from benchmarks import common, step
 from data_pipeline.trees import pack, plant
+from foundation.files import Json
 from lpo_jax.config import MeshConfig, ModelConfig, StageConfig
 from lpo_jax.model.decoder import Model
 from lpo_jax.plan import abstract
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def compare(data: list[Any], tokenizer: str | None, topology: str) -> dict[str, Any]:
+def compare(data: list[str | Path], tokenizer: str | None, topology: str) -> Json:
     """Temporaries of both steps for as many pairs as fill one row a chip, and the largest array with a vocabulary in the tree's."""
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1), topology_devices(topology))
     usable = [p for p in common.load_pairs(data, common.load_tokenizer(tokenizer)) if max(len(p.chosen), len(p.rejected)) <= ROW_TOKENS]
@@ -85,7 +86,8 @@ def temporary_bytes(program: jax.stages.Compiled) -> int:
 
     `temp_size_in_bytes` also adds up buffers that never exist at the same time: programs whose sum exceeds a chip's memory compile.
     """
-    memory: Any = program.memory_analysis()
+    memory = program.memory_analysis()
+    assert memory is not None
     return memory.peak_memory_in_bytes - memory.argument_size_in_bytes
 
 
@@ -101,7 +103,7 @@ def largest_logits(program: str, parts: int) -> int:
     return max(sizes)
 
 
-def compile_padded(model: Model, mesh: Any, sequences: int, length: int) -> Any:
+def compile_padded(model: Model, mesh: Mesh, sequences: int, length: int) -> jax.stages.Compiled:
     """The padded step with full logits, on the same mesh with the same optimizer and rematerialisation."""
     tx = optimizer(step.OPTIM, 100)
 

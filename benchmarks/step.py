@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from benchmarks import common
 from data_pipeline.trees import Encoded, Tree, pack, plant
@@ -68,8 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     usable = [p for p in common.load_pairs(args.data, tok) if max(len(p.chosen), len(p.rejected)) <= args.max_tokens]
     pairs = usable[: args.pairs]
     vocab = -(-tok.backend.get_vocab_size() // 1024) * 1024
-    heads = args.d_model // 64
-    config = ModelConfig("llama", vocab, args.d_model, args.layers, heads, heads, 64, args.d_model * 11 // 4, max_positions=args.max_tokens)
+    config = common.llama(vocab, args.d_model, args.layers, args.max_tokens)
     model, mesh = Model(config, args.dtype), make_mesh(MeshConfig())
     params = model.init(jax.random.key(0))
     print(f"{len(pairs)} pairs, {config.n_layers} layers of {config.d_model}, vocabulary {vocab}, {jax.devices()[0].device_kind}")
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     with jax.set_mesh(mesh):
         if args.dtype == "float32":
             check(model, params, batches, padded, pairs)
-        ways: dict[str, Callable[[], Any]] = {}
+        ways: dict[str, Callable[[], object]] = {}
         for name, objective in (("tree", LPO), ("packed", LPO), ("packed, lean", LPO), ("sft", SFT)):
             ways[name] = own_step(model, params, batches[name], objective, mesh)
         ways["padded"] = padded_step(model, params, padded)
@@ -155,7 +155,7 @@ class Padded:
                 self.changed[m, row, : len(ids)] = mask
 
 
-def own_step(model: Model, params: Params, batch: TreeBatch, objective: Options, mesh: Any) -> Callable[[], Any]:
+def own_step(model: Model, params: Params, batch: TreeBatch, objective: Options, mesh: Mesh) -> Callable[[], object]:
     """The training loop's own step."""
     tx = optimizer(OPTIM, 100)
     step = make_train_step(model, objective, tx, mesh)
@@ -201,7 +201,7 @@ def padded_gradient(model: Model, params: Params, padded: Padded) -> tuple[jax.A
     return total / pairs, jax.tree.map(lambda x: x / pairs, grads)
 
 
-def padded_step(model: Model, params: Params, padded: Padded) -> Callable[[], Any]:
+def padded_step(model: Model, params: Params, padded: Padded) -> Callable[[], object]:
     tx = optimizer(OPTIM, 100)
     held = [(params, tx.init(params))]
 
@@ -244,7 +244,7 @@ def torch_loss(network: Any, padded: Padded, m: int) -> Any:
     return torch.where(keep.any(1).chunk(2)[0], prefer - imitate, 0.0).sum()
 
 
-def torch_step(model: Model, params: Params, padded: Padded) -> Callable[[], Any]:
+def torch_step(model: Model, params: Params, padded: Padded) -> Callable[[], object]:
     import torch
 
     network = torch_model(model, params)

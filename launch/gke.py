@@ -8,11 +8,11 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from foundation.files import Json
 from launch import common, slices
 from launch.common import Checks, LaunchError, Shell, say
 from launch.slices import Slice
@@ -121,7 +121,7 @@ class JobSet:
         shown = self._ask("get", "jobset", self.name, "--ignore-not-found", "--output=json", pretend=done)
         if not shown:
             return ""
-        conditions: list[dict[str, Any]] = json.loads(shown).get("status", {}).get("conditions", [])
+        conditions: list[Json] = json.loads(shown).get("status", {}).get("conditions", [])
         ended = [c["type"] for c in conditions if c["type"] in {"Completed", "Failed"} and c["status"] == "True"]
         return ended[0] if ended else "Running"
 

@@ -8,7 +8,6 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +34,7 @@ Axes = Sequence[str | None]
 """Names of an array's dimensions; None is never cut."""
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The device mesh ("data", "fsdp", "tensor"). Across slices, which only a slow network joins, lies the data axis.
 
     Raises:
@@ -64,7 +63,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         ) from None
 
 
-def _lay_out(shape: Sequence[int], devices: Sequence[Any]) -> Mesh:
+def _lay_out(shape: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
     """The mesh of a shape that fits, in an order that suits the network between the devices."""
     names, types = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
     slices = len({getattr(device, "slice_index", 0) for device in devices})  # CPUs have no such thing

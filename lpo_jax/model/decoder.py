@@ -167,7 +167,7 @@ class Model:
         return nnx.state(nnx.eval_shape(lambda: Decoder(self.config, nnx.Rngs(0))))
 
     @cached_property
-    def _block(self) -> Any:
+    def _block(self) -> nnx.GraphDef[Block]:
         return nnx.graphdef(nnx.eval_shape(lambda: Block(self.config, nnx.Rngs(0))))
 
     def init(self, key: jax.Array) -> Params:
@@ -328,7 +328,7 @@ def _zeros(shape: tuple[int, ...], axes: Names) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
 
 
-def _narrowed(w: jax.Array, dtype: Any) -> jax.Array:
+def _narrowed(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`w.astype(dtype)`, bit for bit.
 
     The rounding comes first, by itself: a plain conversion of each layer's matrix XLA turns into one of all layers' in front of the loop, a
@@ -352,7 +352,7 @@ def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> 
     return (normed * scale.astype(wide.dtype) + bias.astype(wide.dtype)).astype(x.dtype)
 
 
-def _rotation(c: ModelConfig, positions: jax.Array, dtype: Any) -> Callable[[jax.Array], jax.Array]:
+def _rotation(c: ModelConfig, positions: jax.Array, dtype: jnp.dtype) -> Callable[[jax.Array], jax.Array]:
     """Rotary positions (Su et al. 2021) for arrays [B, T, heads, H]: a function that turns the first `rope_dim` dims of each head."""
     rotated = c.rope_dim if c.rope_dim is not None else c.head_dim
     angle = positions[..., None, None].astype(dtype) * _frequencies(c, rotated, dtype)  # [B, T, 1, rotated / 2]
@@ -371,7 +371,7 @@ def _rotation(c: ModelConfig, positions: jax.Array, dtype: Any) -> Callable[[jax
     return rotate
 
 
-def _frequencies(c: ModelConfig, rotated: int, dtype: Any) -> jax.Array:
+def _frequencies(c: ModelConfig, rotated: int, dtype: jnp.dtype) -> jax.Array:
     """Angle a position, for each pair of rotated dims."""
     frequency = c.rope_theta ** (-jnp.arange(0, rotated, 2, dtype=dtype) / rotated)
     s = c.rope_scaling

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from foundation.files import Json, directory_of, write_json
 from lpo_jax.config import ConfigError, ModelConfig, ModelSource
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor, config_from_hf, config_to_hf
@@ -32,13 +32,10 @@ def locate(path: str) -> Path:
     Raises:
       ConfigError: it is neither.
     """
-    if Path(path).is_dir():
-        return Path(path)
-    if path.count("/") == 1 and not path.startswith((".", "/")):
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "tokenizer*"]))
-    raise ConfigError(f"model.path: {path} is neither a directory nor a hub id")
+    found = directory_of(path, ["*.json", "*.safetensors", "tokenizer*"])
+    if found is None:
+        raise ConfigError(f"model.path: {path} is neither a directory nor a hub id")
+    return found
 
 
 def read_config(directory: str | Path) -> ModelConfig:
@@ -153,7 +150,7 @@ def _set_layer(stacked: jax.Array, value: jax.Array, layer: int) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, value, layer, 0)
 
 
-def write_params(directory: str | Path, model: Model, params: Params, extra: Mapping[str, Any] | None = None) -> None:
+def write_params(directory: str | Path, model: Model, params: Params, extra: Json | None = None) -> None:
     """Write config.json (with `extra` keys) and sharded safetensors with their index, as `transformers` reads them.
 
     Files are written one after another, so host memory holds one file's tensors, MAX_FILE_BYTES or one tensor.
@@ -161,7 +158,7 @@ def write_params(directory: str | Path, model: Model, params: Params, extra: Map
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     config = config_to_hf(model.config) | {"dtype": str(np.dtype(model.param_dtype)), **(extra or {})}
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(directory / "config.json", config)
     parts: list[tuple[Path, list[str]]] = []
     group: dict[str, np.ndarray] = {}
     total = 0
@@ -186,9 +183,7 @@ def write_params(directory: str | Path, model: Model, params: Params, extra: Map
         final = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         shutil.move(file, directory / final)
         index |= dict.fromkeys(names, final)
-    (directory / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2) + "\n"
-    )
+    write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
 
 
 def _tensors(model: Model, params: Params) -> Iterator[tuple[str, np.ndarray]]:

@@ -4,6 +4,7 @@ The compiler's own `cost_analysis` counts the body of a loop once, and nothing o
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
@@ -67,6 +68,6 @@ def _all(flops: int, redo: bool) -> Flops:
     return Flops(flops, flops if redo else 0)
 
 
-def _tpu_branch(platforms: Any) -> int:
+def _tpu_branch(platforms: Sequence[Sequence[str] | None]) -> int:
     """Of `jax.lax.platform_dependent`'s branches the one that a TPU takes; the default names no platforms."""
     return next(i for i, names in enumerate(platforms) if not names or "tpu" in names)

@@ -29,7 +29,8 @@ def used(compiled: jax.stages.Compiled, held: dict[str, int]) -> dict[str, int]:
     """Bytes on each device, by kind: `held`; ``activations``, which are all other temporaries at their peak, gathered weights among
     them; and ``program``, which is its code, outputs that reuse no argument, and padding by the device's tiling.
     """
-    stats: Any = compiled.memory_analysis()
+    stats = compiled.memory_analysis()
+    assert stats is not None
     arguments = held["parameters"] + held["optimizer"] + held["batch"]
     gradients = min(held["gradients"], stats.temp_size_in_bytes)
     outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes

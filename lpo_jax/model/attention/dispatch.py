@@ -32,7 +32,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> ja
     return _forward(q, k, v, ancestors)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> tuple[jax.Array, Any]:
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> tuple[jax.Array, tuple]:
     def local(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> tuple[jax.Array, jax.Array]:
         heads_first = (_heads_first(x, ancestors) for x in (q, k, v))
         out, lse = BACKENDS[ancestors.backend].forward(*heads_first, ancestors)
@@ -45,7 +45,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> 
     return out, (q, k, v, ancestors, out, lse)
 
 
-def _backward(residuals: Any, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+def _backward(residuals: tuple, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, ancestors, out, lse = residuals
     heads = _Layout(q, k)
 

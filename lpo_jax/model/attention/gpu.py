@@ -6,7 +6,6 @@ Dims: B batch, T tokens, n blocks, C tokens in a block, K kv heads, G query head
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +135,7 @@ def _call(
     operands: Sequence[tuple],
     outputs: Sequence[tuple],
     flops: int,
-) -> Any:
+) -> list[jax.Array]:
     """One Pallas call: `kernel` gets the operands' blocks, the row's subtree ends and positions, its block's list and count, the outputs."""
     T, n = a.subtree_end.shape[1], lists.shape[-1]
     inputs = [
@@ -147,7 +146,7 @@ def _call(
         (counts, (), lambda b, h, i: (b, i)),
     ]
 
-    def spec(x: Any, block: tuple[int, ...], index: Callable) -> pl.BlockSpec:
+    def spec(x: jax.ShapeDtypeStruct | jax.Array, block: tuple[int, ...], index: Callable) -> pl.BlockSpec:
         return pl.BlockSpec((*(None,) * (len(x.shape) - len(block)), *block), index)
 
     return pl.pallas_call(
@@ -171,7 +170,7 @@ def _query(G: int) -> Callable:
     return lambda b, h, i: (b, h // G, h % G, i, 0)
 
 
-def _row(G: int, b: Any, h: Any, i: Any) -> tuple:
+def _row(G: int, b: jax.Array, h: jax.Array, i: jax.Array) -> tuple:
     return b, h // G, h % G, i
 
 
@@ -179,7 +178,7 @@ def _head(G: int) -> Callable:
     return lambda b, h, i: (b, h // G, 0, 0)
 
 
-def _masked(scores: jax.Array, i: Any, j: Any, ends: Any, positions: Any, a: Ancestors) -> jax.Array:
+def _masked(scores: jax.Array, i: jax.Array, j: jax.Array, ends: jax.Array, positions: jax.Array, a: Ancestors) -> jax.Array:
     """Scores [queries of block i, keys of block j], LOWEST where a key isn't seen."""
     C = a.block
     query, key = i * C + jnp.arange(C), j * C + jnp.arange(C)

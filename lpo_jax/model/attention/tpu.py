@@ -8,7 +8,6 @@ Dims: B batch, T tokens, n blocks, C tokens in a block, K kv heads, G query head
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -167,11 +166,11 @@ def backward(
 class _Where:
     """Which blocks a program works on."""
 
-    def __init__(self, lists: Any, counts: Any, n: int, query_major: bool):
+    def __init__(self, lists: jax.Array, counts: jax.Array, n: int, query_major: bool):
         b, own, step = pl.program_id(0), pl.program_id(2), pl.program_id(3) % n
         other = lists[b, own, step]
-        self.queries: Any = own if query_major else other
-        self.keys: Any = other if query_major else own
+        self.queries = own if query_major else other
+        self.keys = other if query_major else own
         self.active = step < counts[b, own]
 
 
