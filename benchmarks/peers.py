@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{len(usable)} pairs have at most {args.max_tokens} tokens a side: ask for fewer with --pairs, or give more --data"
         )
     pairs = [pair for _, pair in usable[: args.pairs]]
-    model, mesh = Model(llama_of_all(tok, args), compute_dtype="bfloat16" if on_gpu else "float32"), make_mesh(MeshConfig())
+    model, mesh = Model(model_config(tok, args), compute_dtype="bfloat16" if on_gpu else "float32"), make_mesh(MeshConfig())
     params = model.init(jax.random.key(0))
     print(
         f"{len(pairs)} pairs, {args.layers} layers of {args.d_model}, vocabulary {model.config.vocab_size}, {jax.devices()[0].device_kind}"
@@ -153,7 +153,7 @@ def project(name: str) -> str:
     return name.replace(",", " ").split()[0]
 
 
-def llama_of_all(tok: Tokenizer, args: argparse.Namespace) -> ModelConfig:
+def model_config(tok: Tokenizer, args: argparse.Namespace) -> ModelConfig:
     """A llama that all of them compute alike: Tunix' turns positions with base 1e6, whatever its config says."""
     vocab = -(-tok.backend.get_vocab_size() // 1024) * 1024
     return dataclasses.replace(common.llama(vocab, args.d_model, args.layers, args.max_tokens), rope_theta=1e6)

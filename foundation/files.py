@@ -120,7 +120,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def directory_of(name: str | Path, patterns: list[str]) -> Path | None:
-    """The directory that a name stands for: itself, or of a hub id the files that match `patterns`, downloaded once. None: it is neither."""
+    """The directory that a name stands for: itself, or a hub id's files that match `patterns`, downloaded once. None: it is neither."""
     if Path(name).is_dir():
         return Path(name)
     if not is_hub_id(str(name)):

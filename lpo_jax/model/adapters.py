@@ -1,4 +1,4 @@
-"""A model's adapters: which matrices have one, their first values, and the names of their dimensions. `lpo_jax.model.lora` merges them.
+"""A model's adapters: which matrices have one, their first values, the names of their dimensions. `lpo_jax.model.lora` merges them.
 
 Dims: L layers, R rank, in and out a matrix's input and output dims: D -> N, H for `blocks.q`, N, H -> D for `blocks.o`.
 """
@@ -65,6 +65,6 @@ def _targets(model: Model, config: LoraConfig) -> list[str]:
 
 
 def split_dims(path: str, dims: Sequence[X], inputs: int) -> tuple[tuple[X, ...], tuple[X, ...], tuple[X, ...]]:
-    """A matrix's dims (or their names): layer axis or nothing, inputs, outputs."""
+    """A matrix's dims, or their names, in three parts: the layer axis or nothing, inputs, outputs."""
     layers = int(path.startswith("blocks."))
     return tuple(dims[:layers]), tuple(dims[layers : layers + inputs]), tuple(dims[layers + inputs :])

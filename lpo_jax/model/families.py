@@ -16,10 +16,10 @@ from lpo_jax.config import ConfigError, ModelConfig, RopeScaling
 class Tensor:
     """One tensor of a checkpoint."""
 
-    name: str  # Hugging Face's, with {layer} for one of a layer's
+    name: str  # Hugging Face's; where each layer has one, {layer} stands for its number
     paths: tuple[str, ...]  # our parameters in it, one after another along its outputs
-    is_matrix: bool = False  # stored as [outputs, inputs]; ours are [inputs ..., outputs ...]
-    partitions: int = 1  # the outputs are cut so often, and each part holds its share of every path
+    is_matrix: bool = False  # it is stored as [outputs, inputs]; ours are [inputs ..., outputs ...]
+    partitions: int = 1  # the outputs are cut into so many parts, and each part holds its share of every path
 
     def fuse(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """The paths' arrays [..., outputs] as one."""
@@ -29,7 +29,7 @@ class Tensor:
         return np.concatenate(grouped, axis=-1).reshape(*parts[0].shape[:-1], -1)
 
     def cut(self, fused: np.ndarray, outputs: Sequence[int]) -> list[np.ndarray]:
-        """The inverse of `fuse`; `outputs` are the paths' own."""
+        """The inverse of `fuse`; `outputs` says how many outputs each path has."""
         if len(outputs) == 1:
             return [fused]
         grouped = fused.reshape(*fused.shape[:-1], self.partitions, -1)
@@ -64,7 +64,7 @@ def _norm(name: str, path: str) -> tuple[Tensor, ...]:
 
 
 def _model(embed: str, layer: str, final_norm: str, blocks: Mapping[str, str]) -> tuple[Tensor, ...]:
-    """A family's tensors from the names of its modules; `blocks` maps our parameter to the module within a layer."""
+    """A family's tensors from the names of its modules. `blocks` maps a parameter of ours to a module of a layer."""
     tensors = [Tensor(embed + ".weight", ("embed",)), *_norm(final_norm, "final_norm"), *_linear("lm_head", "head")]
     for path, module in blocks.items():
         make = _norm if path.endswith("norm") else _linear

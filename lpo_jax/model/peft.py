@@ -36,7 +36,8 @@ _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")  # the others, e.g
 def save_peft(directory: str | Path, model: Model, adapters: Params, config: LoraConfig, base_name: str) -> None:
     """Write adapters as `peft.PeftModel.from_pretrained` reads them; `base_name` is the base model's directory or hub name.
 
-    A tensor that fuses several of our matrices (qkv) gets their a's, stacked, and a B of blocks: its rank is the sum of theirs.
+    A tensor may fuse several of our matrices (qkv). It gets their a's, stacked, and a B with a block for each; its rank is the sum of
+    theirs.
     """
     flat, shapes, inputs = flatten_dict(adapters, sep="."), flatten_dict(model.shapes(), sep="."), model.inputs()
     tensors: dict[str, np.ndarray] = {}
@@ -87,10 +88,10 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
 
 
 def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
-    """Read a PEFT directory: adapters as host arrays, and the config that `merge` needs; `targets` are exactly the paths found.
+    """Read a PEFT directory: adapters as host arrays, and the config that `merge` needs. Its `targets` are exactly the paths found.
 
-    Each of our matrices in a fused tensor gets the shared a and its own rows of B. Layers without an adapter or of a smaller rank
-    are filled with zeros, and a module's own scale (rank_pattern, alpha_pattern, rslora) is folded into b: a leaf's rank may thus
+    Each of our matrices in a fused tensor gets the shared a and its own rows of B. A layer without an adapter, or with one of a smaller
+    rank, is filled up with zeros. A module's own scale (rank_pattern, alpha_pattern, rslora) is folded into b. A leaf's rank may thus
     differ from `LoraConfig.rank`.
 
     Raises:
@@ -134,7 +135,7 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
 
 
 def _sizes(path: str, dims: Sequence[int], inputs: int) -> tuple[int, int, int]:
-    """Layers, flattened inputs and flattened outputs of a matrix; one that isn't layered counts as one layer."""
+    """Layers, flattened inputs and flattened outputs of a matrix. One outside of the layers counts as one layer."""
     layers, into, out = (math.prod(part) for part in split_dims(path, dims, inputs))
     return layers, into, out
 

@@ -26,8 +26,10 @@ def held(arguments: Arguments) -> dict[str, int]:
 
 
 def used(compiled: jax.stages.Compiled, held: dict[str, int]) -> dict[str, int]:
-    """Bytes on each device, by kind: `held`; ``activations``, which are all other temporaries at their peak, gathered weights among
-    them; and ``program``, which is its code, outputs that reuse no argument, and padding by the device's tiling.
+    """Bytes on each device, by kind: what is `held`, and two kinds more.
+
+    ``activations`` are all other temporaries at their peak, gathered weights among them. ``program`` is the code, outputs that reuse no
+    argument, and padding by the device's tiling.
     """
     stats = compiled.memory_analysis()
     assert stats is not None

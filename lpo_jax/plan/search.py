@@ -26,11 +26,11 @@ _REMAT: tuple[Remat, ...] = get_args(Remat)  # the first keeps most, the last le
 
 @dataclass(frozen=True)
 class Candidate:
-    """A config to try, with what is known before compiling it."""
+    """A config to try, and what is known of it before it is compiled."""
 
     config: RunConfig
     held: float  # bytes of a device: state and gradients
-    kept: float  # and at least, what its layers keep for the backward pass
+    kept: float  # bytes of a device: at least so many its layers keep for the backward pass
     tokens: int  # of a device, at once
     least_seconds: float  # a step's arithmetic at the chip's peak
     guess_seconds: float  # with the traffic between chips that such a mesh needs
@@ -47,9 +47,9 @@ class Candidate:
 def search(config: RunConfig, stage: str, row: PlannedRows, cache: Path, tries: int) -> Plan | None:
     """Compile the most promising candidates, `tries` at most; prints a line for each, and returns the plan with most pairs a second.
 
-    Dropped without compiling are candidates that can't fit (`held` and `kept`), that can't beat the best so far (`least_seconds`), and
-    that won't fit by what the compiler said of one that didn't, with as large a tensor axis and a policy that keeps no more: its
-    temporaries grow with a device's tokens.
+    Not compiled are candidates that can't fit (`held` and `kept`), and those that can't beat the best so far (`least_seconds`). Nor are
+    those that won't fit by what the compiler said of another one that didn't: with the same tensor axis, and a policy that keeps as much or
+    more, a token takes at least the temporaries that it took there.
 
     Returns:
       None if nothing fits.
@@ -87,7 +87,7 @@ def search(config: RunConfig, stage: str, row: PlannedRows, cache: Path, tries: 
 
 
 def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Candidate]:
-    chip, devices, shape = chip_of(config), topology_devices(str(config.mesh.topology)), hf.planned_config(config.model)
+    chip, devices, architecture = chip_of(config), topology_devices(str(config.mesh.topology)), hf.planned_config(config.model)
     rows, accumulate = config.stages[stage].batch_rows, config.stages[stage].accumulate
     models = {remat: abstract.open_model(_replaced(config, config.mesh, remat, rows, accumulate)) for remat in _REMAT}
     alone = make_mesh(MeshConfig(data=1), devices[:1])
@@ -95,7 +95,7 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
     work = {
         remat: flops.count(abstract.trace_step(m, config.stages[stage], row, alone, teacher).jaxpr.jaxpr) for remat, m in models.items()
     }
-    for mesh_config in _meshes(config.mesh.topology, len(devices), shape.n_heads):
+    for mesh_config in _meshes(config.mesh.topology, len(devices), architecture.n_heads):
         try:
             mesh = make_mesh(mesh_config, devices)
         except ConfigError:  # the slice's axes don't give it
@@ -109,7 +109,7 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
                     if batch % (pieces * ways):
                         continue
                     tokens = batch // (pieces * ways) * row.tokens  # of a device, at once
-                    kept = shape.n_layers * tokens * kept_width(shape, remat, mesh_config.tensor) * 2
+                    kept = architecture.n_layers * tokens * kept_width(architecture, remat, mesh_config.tensor) * 2
                     least = work[remat].executed * batch / rows / len(devices) / chip.flops
                     sent = _sent(model, mesh_config, pieces, tokens) / chip.sent_rate
                     tried = _replaced(config, mesh_config, remat, batch, pieces)
@@ -117,7 +117,7 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
 
 
 def _meshes(topology: str | None, devices: int, heads: int) -> Iterator[MeshConfig]:
-    """Every way to cut so many devices whose tensor axis cuts heads evenly."""
+    """Every mesh of so many devices whose tensor axis cuts the heads evenly."""
     divisors = [d for d in range(1, devices + 1) if devices % d == 0]
     for tensor in (d for d in divisors if heads % d == 0 and d <= 16):
         for data in (d for d in divisors if devices % (d * tensor) == 0):
@@ -125,7 +125,7 @@ def _meshes(topology: str | None, devices: int, heads: int) -> Iterator[MeshConf
 
 
 def _replaced(config: RunConfig, mesh: MeshConfig, remat: Remat, rows: int, accumulate: int) -> RunConfig:
-    """All stages take the same batch: they run on the same mesh."""
+    """The config with another mesh, policy and batch. All stages take the same batch, because they run on the same mesh."""
     ways = mesh.data * mesh.fsdp
     return dataclasses.replace(
         config,
@@ -137,8 +137,8 @@ def _replaced(config: RunConfig, mesh: MeshConfig, remat: Remat, rows: int, accu
 
 
 def _sent(model: Model, mesh: MeshConfig, microbatches: int, tokens: int) -> float:
-    """Bytes that a device sends in a step, roughly: in bfloat16, weights gathered forwards and backwards, gradients reduced, and with a
-    tensor axis four activations a layer (six, where they are recomputed)."""
+    """Bytes that a device sends in a step, roughly, all in bfloat16: the weights, which are gathered forwards and backwards; the gradients,
+    which are reduced; and with a tensor axis four activations a layer (six, where they are recomputed)."""
     weights = 2 * sum(x.size for x in jax.tree.leaves(model.shapes())) / mesh.tensor
     trained = weights if model.lora is None else 0.0
 
@@ -153,7 +153,7 @@ def _sent(model: Model, mesh: MeshConfig, microbatches: int, tokens: int) -> flo
 
 
 def _comparable(c: Candidate, failed: Candidate) -> bool:
-    """Whether a token of `c` needs at least the temporaries of one of `failed`."""
+    """Whether a token of `c` needs at least the temporaries that a token of `failed` needs."""
     return c.config.mesh.tensor == failed.config.mesh.tensor and _REMAT.index(c.config.model.remat) <= _REMAT.index(
         failed.config.model.remat
     )

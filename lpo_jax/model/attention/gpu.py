@@ -1,6 +1,6 @@
 """The back end for GPUs: Pallas kernels (Triton) over the blocks that `Ancestors` lists.
 
-A program holds one block of queries (or keys) and loops over its list only: what nobody sees is neither read nor computed.
+A program holds one block of queries (or keys) and loops over its list. What nobody sees is neither read nor computed.
 
 Dims: B batch, T tokens, n blocks, C tokens in a block, K kv heads, G query heads per kv head, H head dim.
 """
@@ -193,5 +193,5 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _power_of_two(x: jax.Array) -> jax.Array:
-    """Triton's tiles are powers of two: head dims are filled up with zeros, which change no product."""
+    """Fill the head dim up with zeros, which change no product: Triton's tiles are powers of two."""
     return jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (0, pl.next_power_of_2(x.shape[-1]) - x.shape[-1])))
