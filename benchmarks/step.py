@@ -37,6 +37,7 @@ from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives import Options
 from lpo_jax.objectives.lpo import Lpo
 from lpo_jax.objectives.sft import Sft
+from lpo_jax.plan.chips import CHIPS
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.state import new_state
@@ -47,7 +48,8 @@ LPO = Lpo(beta=BETA, gamma=GAMMA, alpha=1.0)
 REFERENCE = Lpo(mode="reference", beta=BETA, gamma=GAMMA, alpha=1.0)
 SFT = Sft()
 OPTIM = OptimConfig(lr=1e-5)
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12}  # dense bfloat16
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # of dense bfloat16, by the device's kind
+PEAKS |= {kind: CHIPS[name].flops for kind, name in {"TPU v5 lite": "v5e", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}.items()}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -233,7 +233,7 @@ class Model:
         """
         rows = jnp.arange(tokens.shape[0])[:, None]
 
-        def attention(q: jax.Array, k: jax.Array, v: jax.Array, old: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+        def attention(q: jax.Array, k: jax.Array, v: jax.Array, old: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple]:
             k, v = (before.at[rows, positions].set(x.astype(before.dtype)) for before, x in zip(old, (k, v), strict=True))
             return attend_cached(q, k, v, positions, self.config.window), (k, v)
 

@@ -12,9 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from lpo_jax.model.attention.mask import Ancestors, platform
-
-LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)
+from lpo_jax.model.attention.mask import LOWEST, Ancestors, platform
 
 
 def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax.Array, jax.Array]:

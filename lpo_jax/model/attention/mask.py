@@ -13,6 +13,9 @@ BLOCK = {"cpu": 64, "gpu": 64, "tpu": 512}
 LANES = 128
 """A TPU block's tokens are a multiple of this."""
 
+LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)
+"""The Pallas kernels' score of a key that isn't seen: exp(LOWEST - anything real) is 0, and LOWEST - LOWEST is 0, not NaN."""
+
 
 @flax.struct.dataclass
 class Ancestors:

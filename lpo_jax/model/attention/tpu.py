@@ -14,10 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lpo_jax.model.attention.mask import Ancestors, platform
-
-LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)
-"""Score of a key that isn't seen: exp(LOWEST - anything real) is 0, and LOWEST - LOWEST is 0, not NaN."""
+from lpo_jax.model.attention.mask import LOWEST, Ancestors, platform
 
 
 def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax.Array, jax.Array]:
