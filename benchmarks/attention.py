@@ -10,7 +10,6 @@ Forward and backward, of one layer. Also counted: the share of causal blocks tha
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def timed(attention: Callable[..., jax.Array], *inputs: jax.Array) -> Callable[[], Any]:
+def timed(attention: Callable[..., jax.Array], *inputs: jax.Array) -> Callable[[], object]:
     """One forward and backward pass."""
     step = jax.jit(jax.grad(lambda *x: attention(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2)))
     return lambda: jax.block_until_ready(step(*inputs))

@@ -17,11 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-import tokenizers
 
 from benchmarks import common
-from data_pipeline.tokenizer import Tokenizer
-from lpo_jax.config import MeshConfig, ModelConfig
+from lpo_jax.config import MeshConfig
 from lpo_jax.decode import CoDecoding, Completion, LoadedModel, Request, Sampler, SamplingConfig
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
@@ -31,7 +29,8 @@ BLOCKS = (2, 4, 8)
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.codecode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default, what in (
+    common.add_numbers(
+        parser,
         ("rows", 1, "prompts in a batch"),
         ("new", 64, "tokens to generate for each"),
         ("width", 768, "the target's d_model"),
@@ -40,27 +39,24 @@ def main(argv: list[str] | None = None) -> int:
         ("expert-layers", 6, "the security model's layers"),
         ("vocab", 8192, "the vocabulary of both"),
         ("repeats", 5, "turns"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default: {default})")
+    )
     parser.add_argument("--noise", type=float, default=0.25, help="of the target's head, beside the security model's (default: 0.25)")
     parser.add_argument("--threshold", type=float, default=0.3, help="tau (default: 0.3)")
-    parser.add_argument("--json", metavar="OUT", help="write the numbers here")
     args = parser.parse_args(argv)
 
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     tokens = 64 + args.new
-    small = _model(args.expert_width, args.expert_layers, args.vocab, tokens)
-    big = _model(args.width, args.layers, args.vocab, tokens)
+    small = Model(common.llama(args.vocab, args.expert_width, args.expert_layers, tokens))
+    big = Model(common.llama(args.vocab, args.width, args.layers, tokens))
     expert, target = _agreeing(small, big, args.noise)
     sizes = [sum(x.size for x in jax.tree.leaves(params)) for params in (target, expert)]
     print(f"target {sizes[0] / 1e6:.1f}M parameters, security model {sizes[1] / 1e6:.1f}M: 1 / {sizes[0] / sizes[1]:.1f}")
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(args.vocab)}, unk_token="0"))
     config = SamplingConfig(max_new_tokens=args.new)
 
     def sampler(block: int | None, alone: bool = False) -> Sampler:
         pair = None if alone else LoadedModel(small, expert, mesh)
         return Sampler(
-            LoadedModel(big, target, mesh), Tokenizer(words, args.vocab - 1, None), config, args.rows, tokens,
+            LoadedModel(big, target, mesh), common.number_tokenizer(args.vocab), config, args.rows, tokens,
             security=pair, rule=None if alone else CoDecoding(args.threshold), block=block, segment_steps=args.new,
         )  # fmt: skip
 
@@ -93,10 +89,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _all(sampler: Sampler, requests: list[Request]) -> list[Completion]:
     return list(sampler.generate(requests))
-
-
-def _model(width: int, layers: int, vocab: int, tokens: int) -> Model:
-    return Model(ModelConfig("llama", vocab, width, layers, width // 64, width // 64, 64, 11 * width // 4, tokens))
 
 
 def _agreeing(small: Model, big: Model, noise: float) -> tuple[Params, Params]:

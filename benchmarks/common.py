@@ -5,11 +5,11 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import tokenizers
 
 from data_pipeline import pairs as pair_files
 from data_pipeline import tokenizer, trees
@@ -18,7 +18,9 @@ from data_pipeline.pairs import Pair
 from data_pipeline.row import RowShape, pad
 from data_pipeline.template import Text, render
 from data_pipeline.trees import Encoded, Tree
+from foundation.files import Json
 from lpo_jax.batch import TreeBatch
+from lpo_jax.config import ModelConfig
 
 SEED_PAIRS = Path(pair_files.__file__).parent / "seed" / "pairs.jsonl"
 
@@ -30,6 +32,32 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokenizer", help="tokenizer.json, its directory or a hub id (default: trained on the shipped pairs)")
     parser.add_argument("--json", metavar="OUT", help="write the numbers here")
+
+
+def add_numbers(parser: argparse.ArgumentParser, *numbers: tuple[str, int, str]) -> None:
+    """Arguments that are whole numbers: (name, default, meaning); and the one of the output."""
+    for name, default, what in numbers:
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default: {default})")
+    parser.add_argument("--json", metavar="OUT", help="write the numbers here")
+
+
+def llama(vocab: int, d_model: int, layers: int, max_positions: int) -> ModelConfig:
+    """A llama of any size, with heads of 64 dims and an MLP 2.75 times as wide as the model."""
+    heads = max(d_model // 64, 1)
+    return ModelConfig("llama", vocab, d_model, layers, heads, heads, 64, d_model * 11 // 4, max_positions)
+
+
+def number_tokenizer(vocab: int) -> tokenizer.Tokenizer:
+    """Token i is the text "i"; the last one ends a text, and no prompt of `random_prompts` has it."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(vocab - 1)}, unk_token="0"))
+    return tokenizer.Tokenizer(words, vocab - 1, None)
+
+
+def random_prompts(count: int, longest: int, vocab: int) -> list[list[int]]:
+    """Prompts of `longest` tokens at most and half of it at least."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(longest // 2, longest + 1, count)
+    return [rng.integers(0, vocab - 1, n).tolist() for n in lengths]
 
 
 def load_tokenizer(name: str | None) -> tokenizer.Tokenizer:
@@ -109,7 +137,7 @@ def pack(planted: Sequence[Tree], row_tokens: int) -> TreeBatch:
 
 
 def interleave(
-    ways: dict[str, Callable[[], Any]], repeats: int, say: Callable[[str], None] = print, warm_up: bool = True
+    ways: Mapping[str, Callable[[], object]], repeats: int, say: Callable[[str], None] = print, warm_up: bool = True
 ) -> dict[str, list[float]]:
     """Seconds of each way, after a warm-up of each, taken in turn (A B C A B C ...) so that a drift of the machine hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -136,7 +164,7 @@ def table(seconds: dict[str, list[float]], base: str, work: dict[str, float], un
     return rows
 
 
-def write_json(file: str | None, result: dict[str, Any]) -> None:
+def write_json(file: str | None, result: Json) -> None:
     """Write a benchmark's result with what it ran on."""
     if file is None:
         return

@@ -12,12 +12,12 @@ import statistics
 import sys
 import time
 from functools import partial
-from typing import Any
 
 import jax
 
 from benchmarks import common
 from data_pipeline import tokenizer
+from foundation.files import Json
 from lpo_jax.config import MeshConfig, ModelConfig
 from lpo_jax.decode import LoadedModel, Request, Sampler, SamplingConfig
 from lpo_jax.decode.rules.crosec import CrossSampler
@@ -32,21 +32,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.crosec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizers", nargs=2, metavar="TOKENIZER", help="the target's, the expert's")
     parser.add_argument("--widths", nargs=2, type=int, default=(1024, 896), metavar="D", help="of their embeddings (default: 1024 896)")
-    for name, default, what in (
+    common.add_numbers(
+        parser,
         ("layers", 4, "of both models"),
         ("rows", 4, "at once"),
         ("new", 32, "tokens a row"),
         ("repeats", 3, "turns"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
-    parser.add_argument("--json", metavar="OUT", help="write the numbers here")
+    )
     args = parser.parse_args(argv)
 
     tok, its = (tokenizer.load(name) for name in args.tokenizers)
     target, expert = (_model(size(tok), args.widths[0], args.layers, 0), _model(size(its), args.widths[1], args.layers, 1))
     start = time.perf_counter()
     found = align(vocabulary(target, tok), vocabulary(expert, its))
-    facts: dict[str, Any] = {
+    facts: Json = {
         "arguments": vars(args),
         "seconds": time.perf_counter() - start,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -59,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     longest = len(tok.backend.encode(PROMPT).ids) + 2 + args.new
     config = SamplingConfig(max_new_tokens=args.new)
     requests = [Request(str(i), PROMPT, seed=i) for i in range(args.rows)]
-    ways: dict[str, Any] = {
+    ways: Json = {
         "target alone": Sampler(target, tok, config, args.rows, longest, segment_steps=1),
         "crosec": CrossSampler(target, expert, tok, its, found, config, args.rows, longest, expert_len_tokens=8 * longest),
     }

@@ -10,13 +10,10 @@ import sys
 import tempfile
 
 import jax
-import numpy as np
-import tokenizers
 import torch
 import transformers
 
 from benchmarks import common
-from data_pipeline.tokenizer import Tokenizer
 from lpo_jax.config import MeshConfig
 from lpo_jax.decode import Request, Sampler, SamplingConfig
 from lpo_jax.decode.load import load_model
@@ -25,7 +22,8 @@ from lpo_jax.sharding import make_mesh
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default, what in (
+    common.add_numbers(
+        parser,
         ("rows", 16, "prompts in a batch"),
         ("prompt", 64, "tokens of the longest prompt; the shortest has half"),
         ("new", 128, "tokens to generate for each"),
@@ -33,9 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         ("layers", 4, "the model's layers"),
         ("vocab", 8192, "the model's vocabulary"),
         ("repeats", 5, "turns"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default: {default})")
-    parser.add_argument("--json", metavar="OUT", help="write the numbers here")
+    )
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)
@@ -48,11 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as directory:
         theirs.save_pretrained(directory)
         ours = load_model(directory, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), "float32")
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(args.vocab - 1)}, unk_token="0"))
-    tok = Tokenizer(words, args.vocab - 1, None)  # ends with what it can't draw
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(args.prompt // 2, args.prompt + 1, args.rows)
-    prompts = [rng.integers(0, args.vocab - 1, n).tolist() for n in lengths]
+    tok, prompts = common.number_tokenizer(args.vocab), common.random_prompts(args.rows, args.prompt, args.vocab)
 
     def sampler(steps: int) -> Sampler:
         greedy = SamplingConfig(temperature=0, max_new_tokens=args.new)

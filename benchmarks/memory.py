@@ -10,17 +10,20 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from benchmarks import common, step
 from data_pipeline.trees import pack, plant
+from foundation.files import Json
 from lpo_jax.config import MeshConfig, ModelConfig, StageConfig
 from lpo_jax.model.decoder import Model
-from lpo_jax.plan import compile as plan
+from lpo_jax.plan import abstract
+from lpo_jax.plan.chips import GIB, topology_devices
+from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.state import TrainState, batch_sharding, new_state, state_shardings
@@ -36,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     found = compare(args.data, args.tokenizer, args.topology)
     for name in ("tree", "padded"):
-        print(f"{name:8} {found[name]['temporaries'] / plan.GIB:7.2f} GiB a chip beside the state, rows {found[name]['rows']}")
+        print(f"{name:8} {found[name]['temporaries'] / GIB:7.2f} GiB a chip beside the state, rows {found[name]['rows']}")
     print(
         f"tree over padded {found['tree_over_padded']:.2f}; the tree step's largest array of logits has {found['largest_logits']:,} elements"
     )
@@ -44,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def compare(data: list[Any], tokenizer: str | None, topology: str) -> dict[str, Any]:
+def compare(data: list[str | Path], tokenizer: str | None, topology: str) -> Json:
     """Temporaries of both steps for as many pairs as fill one row a chip, and the largest array with a vocabulary in the tree's."""
-    mesh = make_mesh(MeshConfig(data=1, fsdp=-1), plan.topology_devices(topology))
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1), topology_devices(topology))
     usable = [p for p in common.load_pairs(data, common.load_tokenizer(tokenizer)) if max(len(p.chosen), len(p.rejected)) <= ROW_TOKENS]
     usable = [p for p in usable if len(plant(p).tokens) <= ROW_TOKENS]
     trees = [plant(p) for p in usable]
@@ -57,11 +60,11 @@ def compare(data: list[Any], tokenizer: str | None, topology: str) -> dict[str, 
     packed = pack([sizes[i] for i in members], ROW_TOKENS)
     packed += [[]] * (mesh.size - len(packed))
     scored = -(-max(sum(len(trees[i].source) for i in row) for row in packed) // 64) * 64
-    row = plan.PlannedRows(ROW_TOKENS, scored, max(map(len, packed)), len(members) / len(packed))
+    row = PlannedRows(ROW_TOKENS, scored, max(map(len, packed)), len(members) / len(packed))
     model = Model(LLAMA_8B, "bfloat16", "float32", "block")
     stage = StageConfig(step.LPO, step.OPTIM, batch_rows=len(packed), steps=1)
     with tempfile.TemporaryDirectory() as dump:
-        tree = plan.compile_step(model, stage, row, mesh, dump)
+        tree = abstract.compile_step(abstract.trace_step(model, stage, row, mesh), mesh, dump)
         (program,) = Path(dump).glob("*after_optimizations.txt")
         logits = largest_logits(program.read_text(), mesh.size)
 
@@ -83,7 +86,8 @@ def temporary_bytes(program: jax.stages.Compiled) -> int:
 
     `temp_size_in_bytes` also adds up buffers that never exist at the same time: programs whose sum exceeds a chip's memory compile.
     """
-    memory: Any = program.memory_analysis()
+    memory = program.memory_analysis()
+    assert memory is not None
     return memory.peak_memory_in_bytes - memory.argument_size_in_bytes
 
 
@@ -99,7 +103,7 @@ def largest_logits(program: str, parts: int) -> int:
     return max(sizes)
 
 
-def compile_padded(model: Model, mesh: Any, sequences: int, length: int) -> Any:
+def compile_padded(model: Model, mesh: Mesh, sequences: int, length: int) -> jax.stages.Compiled:
     """The padded step with full logits, on the same mesh with the same optimizer and rematerialisation."""
     tx = optimizer(step.OPTIM, 100)
 

@@ -14,6 +14,7 @@ float32 on CPUs; on a GPU bfloat16, which for Tunix includes the weights.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -24,7 +25,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from benchmarks.step import LPO, OPTIM, fullest, own_step
 from data_pipeline.template import Text
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.trees import Encoded, plant
+from foundation.files import Json
 from lpo_jax.config import MeshConfig, ModelConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model, Params
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{len(usable)} pairs have at most {args.max_tokens} tokens a side: ask for fewer with --pairs, or give more --data"
         )
     pairs = [pair for _, pair in usable[: args.pairs]]
-    model, mesh = Model(shape(tok, args), compute_dtype="bfloat16" if on_gpu else "float32"), make_mesh(MeshConfig())
+    model, mesh = Model(model_config(tok, args), compute_dtype="bfloat16" if on_gpu else "float32"), make_mesh(MeshConfig())
     params = model.init(jax.random.key(0))
     print(
         f"{len(pairs)} pairs, {args.layers} layers of {args.d_model}, vocabulary {model.config.vocab_size}, {jax.devices()[0].device_kind}"
@@ -141,7 +142,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def ways(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def ways(args: argparse.Namespace) -> dict[str, Json]:
     """The peers' names, which begin with their project's, and what sets each apart."""
     trl = {f"trl, batch {batch}": {"batch": batch} for batch in args.trl_batch}
     tunix = {f"tunix {loss}": {"batch": args.tunix_batch, "algorithm": loss} for loss in args.tunix_loss}
@@ -152,11 +153,10 @@ def project(name: str) -> str:
     return name.replace(",", " ").split()[0]
 
 
-def shape(tok: Tokenizer, args: argparse.Namespace) -> ModelConfig:
+def model_config(tok: Tokenizer, args: argparse.Namespace) -> ModelConfig:
     """A llama that all of them compute alike: Tunix' turns positions with base 1e6, whatever its config says."""
-    vocab, heads = -(-tok.backend.get_vocab_size() // 1024) * 1024, args.d_model // 64
-    mlp = args.d_model * 11 // 4
-    return ModelConfig("llama", vocab, args.d_model, args.layers, heads, heads, 64, mlp, max_positions=args.max_tokens, rope_theta=1e6)
+    vocab = -(-tok.backend.get_vocab_size() // 1024) * 1024
+    return dataclasses.replace(common.llama(vocab, args.d_model, args.layers, args.max_tokens), rope_theta=1e6)
 
 
 def write_inputs(directory: Path, model: Model, params: Params, tok: Tokenizer, pairs: Sequence[tuple[Text, Encoded]]) -> None:
@@ -205,7 +205,7 @@ class Peer:
       PeerError: it has died; here and in every method.
     """
 
-    def __init__(self, python: str | Path, script: Path, spec: dict[str, Any]):
+    def __init__(self, python: str | Path, script: Path, spec: Json):
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long-lived as the process)
         with tempfile.NamedTemporaryFile("w", suffix=".json", dir=spec["scratch"], delete=False) as file:
             json.dump(spec, file)
@@ -233,13 +233,13 @@ class Peer:
             print("step", file=self._process.stdin, flush=True)
         self._answer()
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Json:
         """What it has logged: "tokens" computed in a step; for every step its "loss" and the log-probabilities "chosen" and "rejected"."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         return self._answer()
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> Json:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -274,7 +274,7 @@ def first_step(model: Model, params: Params, pairs: list[Encoded]) -> FirstStep:
     return FirstStep((mean_chosen, mean_rejected), (chosen, rejected), loss)
 
 
-def check(name: str, log: dict[str, Any], expected: FirstStep, tolerance: float) -> None:
+def check(name: str, log: Json, expected: FirstStep, tolerance: float) -> None:
     """Hold what a trainer logged against our own numbers.
 
     Raises:

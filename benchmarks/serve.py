@@ -12,15 +12,12 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
 
 import jax
-import numpy as np
 import openai
-import tokenizers
 
 from benchmarks import common
-from data_pipeline.tokenizer import Tokenizer
+from foundation.files import Json
 from lpo_jax.config import MeshConfig, ModelConfig
 from lpo_jax.decode import LoadedModel, Request, Sampler, SamplingConfig
 from lpo_jax.model.decoder import Model
@@ -36,7 +33,7 @@ def ask(url: str, prompts: list[list[int]], clients: int, new: int, stream: bool
     async def client(session: openai.AsyncOpenAI, share: range) -> dict[str, str]:
         found = {}
         for number in share:
-            asked: dict[str, Any] = {"model": "bench", "prompt": prompts[number], "max_tokens": new, "temperature": 0}
+            asked: Json = {"model": "bench", "prompt": prompts[number], "max_tokens": new, "temperature": 0}
             if stream:
                 text = ""
                 async for chunk in await session.completions.create(**asked, stream=True):
@@ -56,7 +53,8 @@ def ask(url: str, prompts: list[list[int]], clients: int, new: int, stream: bool
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default, what in (
+    common.add_numbers(
+        parser,
         ("rows", 16, "rows of the sampler"),
         ("clients", 16, "concurrent clients"),
         ("turns", 3, "requests of each client"),
@@ -67,30 +65,24 @@ def main(argv: list[str] | None = None) -> int:
         ("layers", 4, "the model's layers"),
         ("vocab", 8192, "the model's vocabulary"),
         ("repeats", 5, "turns"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default: {default})")
-    parser.add_argument("--json", metavar="OUT", help="write the numbers here")
+    )
     args = parser.parse_args(argv)
 
-    shape = ModelConfig(
-        "llama", args.vocab, args.width, args.layers, args.width // 32, args.width // 64, 32, 3 * args.width, args.prompt + args.new
-    )
+    heads, longest = args.width // 32, args.prompt + args.new
+    config = ModelConfig("llama", args.vocab, args.width, args.layers, heads, heads // 2, 32, 3 * args.width, longest)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    model = Model(shape, compute_dtype="float32", param_dtype="float32")
+    model = Model(config)
     loaded = LoadedModel(model, model.init(jax.random.key(0)), mesh)
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(args.vocab - 1)}, unk_token="0"))
-    tok = Tokenizer(words, args.vocab - 1, None)  # ends with what it can't draw
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(args.prompt // 2, args.prompt + 1, args.clients * args.turns)
-    prompts = [rng.integers(0, args.vocab - 1, n).tolist() for n in lengths]
+    tok = common.number_tokenizer(args.vocab)
+    prompts = common.random_prompts(args.clients * args.turns, args.prompt, args.vocab)
     greedy = SamplingConfig(temperature=0, max_new_tokens=args.new)
 
     def sampler(steps: int) -> Sampler:
-        return Sampler(loaded, tok, greedy, args.rows, args.prompt + args.new, segment_steps=steps)
+        return Sampler(loaded, tok, greedy, args.rows, longest, segment_steps=steps)
 
     alone, driver = sampler(16), Driver(sampler(args.segment), args.clients)
     driver.warm_up()
-    served = Served("bench", tok, args.vocab - 1, args.prompt + args.new, lambda _: ([], ""), "")
+    served = Served("bench", tok, args.vocab - 1, longest, lambda _: ([], ""), "")
     bound = serving.bind("127.0.0.1", 0)
     server = serving.Server(driver, served, None, grace_s=1)
     thread = threading.Thread(target=server.run, args=([bound],))

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from benchmarks import common
 from data_pipeline.trees import Encoded, Tree, pack, plant
@@ -36,6 +37,7 @@ from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives import Options
 from lpo_jax.objectives.lpo import Lpo
 from lpo_jax.objectives.sft import Sft
+from lpo_jax.plan.chips import CHIPS
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.state import new_state
@@ -46,7 +48,8 @@ LPO = Lpo(beta=BETA, gamma=GAMMA, alpha=1.0)
 REFERENCE = Lpo(mode="reference", beta=BETA, gamma=GAMMA, alpha=1.0)
 SFT = Sft()
 OPTIM = OptimConfig(lr=1e-5)
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12}  # dense bfloat16
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # of dense bfloat16, by the device's kind
+PEAKS |= {kind: CHIPS[name].flops for kind, name in {"TPU v5 lite": "v5e", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,8 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     usable = [p for p in common.load_pairs(args.data, tok) if max(len(p.chosen), len(p.rejected)) <= args.max_tokens]
     pairs = usable[: args.pairs]
     vocab = -(-tok.backend.get_vocab_size() // 1024) * 1024
-    heads = args.d_model // 64
-    config = ModelConfig("llama", vocab, args.d_model, args.layers, heads, heads, 64, args.d_model * 11 // 4, max_positions=args.max_tokens)
+    config = common.llama(vocab, args.d_model, args.layers, args.max_tokens)
     model, mesh = Model(config, args.dtype), make_mesh(MeshConfig())
     params = model.init(jax.random.key(0))
     print(f"{len(pairs)} pairs, {config.n_layers} layers of {config.d_model}, vocabulary {vocab}, {jax.devices()[0].device_kind}")
@@ -92,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     with jax.set_mesh(mesh):
         if args.dtype == "float32":
             check(model, params, batches, padded, pairs)
-        ways: dict[str, Callable[[], Any]] = {}
+        ways: dict[str, Callable[[], object]] = {}
         for name, objective in (("tree", LPO), ("packed", LPO), ("packed, lean", LPO), ("sft", SFT)):
             ways[name] = own_step(model, params, batches[name], objective, mesh)
         ways["padded"] = padded_step(model, params, padded)
@@ -155,7 +157,7 @@ class Padded:
                 self.changed[m, row, : len(ids)] = mask
 
 
-def own_step(model: Model, params: Params, batch: TreeBatch, objective: Options, mesh: Any) -> Callable[[], Any]:
+def own_step(model: Model, params: Params, batch: TreeBatch, objective: Options, mesh: Mesh) -> Callable[[], object]:
     """The training loop's own step."""
     tx = optimizer(OPTIM, 100)
     step = make_train_step(model, objective, tx, mesh)
@@ -201,7 +203,7 @@ def padded_gradient(model: Model, params: Params, padded: Padded) -> tuple[jax.A
     return total / pairs, jax.tree.map(lambda x: x / pairs, grads)
 
 
-def padded_step(model: Model, params: Params, padded: Padded) -> Callable[[], Any]:
+def padded_step(model: Model, params: Params, padded: Padded) -> Callable[[], object]:
     tx = optimizer(OPTIM, 100)
     held = [(params, tx.init(params))]
 
@@ -244,7 +246,7 @@ def torch_loss(network: Any, padded: Padded, m: int) -> Any:
     return torch.where(keep.any(1).chunk(2)[0], prefer - imitate, 0.0).sum()
 
 
-def torch_step(model: Model, params: Params, padded: Padded) -> Callable[[], Any]:
+def torch_step(model: Model, params: Params, padded: Padded) -> Callable[[], object]:
     import torch
 
     network = torch_model(model, params)

@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 
 from foundation.errors import DataError
-from foundation.files import is_hub_id
+from foundation.files import directory_of
 
 EOS_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 """End-of-text tokens to look for where a tokenizer doesn't say which one is its own."""
@@ -111,18 +111,12 @@ def fingerprint(backend: tokenizers.Tokenizer) -> str:
 
 
 def _local(name: str | Path) -> Path:
-    path = Path(name)
-    if path.is_file():
-        return path.parent
-    if path.is_dir():
-        return path
-    if is_hub_id(str(name)):
-        from huggingface_hub import snapshot_download
-
-        return Path(
-            snapshot_download(str(name), allow_patterns=["tokenizer*.json", "chat_template*", "special_tokens_map.json", "config.json"])
-        )
-    raise DataError(f"{name}: no such tokenizer directory, file or hub id")
+    if Path(name).is_file():
+        return Path(name).parent
+    found = directory_of(name, ["tokenizer*.json", "chat_template*", "special_tokens_map.json", "config.json"])
+    if found is None:
+        raise DataError(f"{name}: no such tokenizer directory, file or hub id")
+    return found
 
 
 def _declared_eos(directory: Path) -> str | None:

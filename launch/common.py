@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from lpo_jax.config import ConfigError, RunConfig, load, to_dict
+from foundation.errors import UserError
+from lpo_jax.config import RunConfig, load, to_dict
 
 T = TypeVar("T")
 REPO = Path(__file__).resolve().parent.parent
@@ -24,7 +25,7 @@ INPUTS = [("data", "path"), ("data", "tokenizer"), ("model", "path"), ("model", 
 TAIL = 2**18  # bytes of a stream's end that are kept
 
 
-class LaunchError(RuntimeError):
+class LaunchError(UserError):
     """What stands in the way, and what to do about it."""
 
 
@@ -118,7 +119,7 @@ def collect(checks: Checks, make: Callable[[], T]) -> T | None:
     """A value, or None where making it raises; the error is then one more thing that is missing."""
     try:
         return make()
-    except (LaunchError, ConfigError) as error:
+    except UserError as error:
         checks.missing.append(str(error))
         return None
 
@@ -229,44 +230,44 @@ def backoff(base_s: float, attempt: int) -> float:
     return min(base_s * 2**attempt, 600.0)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every launcher for the cloud takes."""
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file that git tracks, e.g. configs/lpo_hf.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, as for `lpo train`")
-    parser.add_argument("--tpu", metavar="SLICE", help="v5e:4x4, v6e:4x8, v5p:2x2x4, ... or v5litepod-16, v6e-32, v5p-32, ...")
-    parser.add_argument("--name", help="of what is created (default: lpo, your user name and the config's)")
-    parser.add_argument("--restarts", type=int, default=20, help="restarts after preemption (default: 20)")
-    parser.add_argument("--delete", choices=("never", "success", "always"), default="never", help="delete what was created at the end: after a run that succeeded, or also after one that failed (default: never)")  # fmt: skip
-    parser.add_argument("--skip-plan", action="store_true", help="don't ask `lpo plan` first")
-    parser.add_argument(
+def parser(module: str, description: str, examples: str, named: str, config: str, optional: bool = False) -> argparse.ArgumentParser:
+    """What every launcher takes: a config with its overrides, and a name. `named` and `config` say of what it is and what it must be."""
+    raw = argparse.RawDescriptionHelpFormatter
+    made = argparse.ArgumentParser(f"python -m launch.{module}", description=description, epilog=examples, formatter_class=raw)
+    made.add_argument("config", nargs="?" if optional else None, metavar="CONFIG", help=config)
+    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, as for `lpo train`")
+    made.add_argument("--name", help=f"{named} (default: lpo, your user name and the config's)")
+    made.add_argument("--dry-run", action="store_true", help="show every command, run none")
+    return made
+
+
+def cloud_parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """What every launcher for the cloud takes; `--down --name` needs no config."""
+    made = parser(
+        module, description, examples, "of what is created", "a YAML file that git tracks, e.g. configs/lpo_hf.yaml", optional=True
+    )
+    made.add_argument("--tpu", metavar="SLICE", help="v5e:4x4, v6e:4x8, v5p:2x2x4, ... or v5litepod-16, v6e-32, v5p-32, ...")
+    made.add_argument("--restarts", type=int, default=20, help="restarts after preemption (default: 20)")
+    made.add_argument("--delete", choices=("never", "success", "always"), default="never", help="delete what was created at the end: after a run that succeeded, or also after one that failed (default: never)")  # fmt: skip
+    made.add_argument("--skip-plan", action="store_true", help="don't ask `lpo plan` first")
+    made.add_argument(
         "--pause-s", type=float, default=30, help="seconds between looks at the cloud, and before a first retry (default: 30)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="show every command, run none")
-    parser.add_argument("--down", action="store_true", help="delete what an earlier run created, and do nothing else")
+    made.add_argument("--down", action="store_true", help="delete what an earlier run created, and do nothing else")
+    return made
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments, with a name and the config's path within the repository, which becomes the working directory."""
-    args = parser.parse_intermixed_args()
+def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of such a parser, with a name and the config's path within the repository, which becomes the working directory."""
+    args = made.parse_intermixed_args()
     if args.config is None and not (args.down and args.name):  # required, but for --down --name
-        parser.error("the following arguments are required: CONFIG (or --down --name NAME)")
+        made.error("the following arguments are required: CONFIG (or --down --name NAME)")
     if args.config is not None:
         args.config = os.path.relpath(args.config, REPO)
     args.name = args.name or default_name(args.config or "")
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", args.name):
-        parser.error(f"{args.name!r} can't name a job: small letters, digits and dashes, at most 40")
+        made.error(f"{args.name!r} can't name a job: small letters, digits and dashes, at most 40")
     # A program beside this Python, as in a virtual environment that isn't activated, is found after those on the PATH.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
     os.chdir(REPO)
     return args
-
-
-def guard(prog: str, act: Callable[[], int]) -> int:
-    """Turn what goes wrong into one message and an exit code."""
-    try:
-        return act()
-    except (LaunchError, ConfigError) as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130

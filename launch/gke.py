@@ -8,11 +8,12 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from foundation.errors import run_command
+from foundation.files import Json
 from launch import common, slices
 from launch.common import Checks, LaunchError, Shell, say
 from launch.slices import Slice
@@ -121,7 +122,7 @@ class JobSet:
         shown = self._ask("get", "jobset", self.name, "--ignore-not-found", "--output=json", pretend=done)
         if not shown:
             return ""
-        conditions: list[dict[str, Any]] = json.loads(shown).get("status", {}).get("conditions", [])
+        conditions: list[Json] = json.loads(shown).get("status", {}).get("conditions", [])
         ended = [c["type"] for c in conditions if c["type"] in {"Completed", "Failed"} and c["status"] == "True"]
         return ended[0] if ended else "Running"
 
@@ -208,15 +209,13 @@ def down(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m launch.gke", description=HELP, epilog=EXAMPLES, formatter_class=raw)
-    common.add_arguments(parser)
+    parser = common.cloud_parser("gke", HELP, EXAMPLES)
     parser.add_argument("--spot", action="store_true", help="on cheap nodes that may be taken away")
     parser.add_argument(
         "--xpk", action="store_true", help="let XPK make the JobSet; the bucket must be attached at /bucket (xpk storage attach)"
     )
     args = common.parse(parser)
-    return common.guard("train-gke", lambda: down(args) if args.down else up(args))
+    return run_command("train-gke", lambda: down(args) if args.down else up(args))
 
 
 if __name__ == "__main__":

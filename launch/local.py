@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
+from foundation.errors import run_command
 from launch import common
 from launch.common import PREEMPTED, Shell, say
 
@@ -100,17 +101,12 @@ def _free_port() -> int:
 
 
 def main() -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m launch.local", description=HELP, epilog=EXAMPLES, formatter_class=raw)
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/tiny_cpu.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, as for `lpo train`")
+    parser = common.parser("local", HELP, EXAMPLES, "of the log files", "a YAML file, e.g. configs/tiny_cpu.yaml")
     parser.add_argument("--processes", type=int, default=2, help="(default: 2)")
     parser.add_argument("--devices", type=int, default=4, help="fake CPU devices of each process (default: 4)")
     parser.add_argument("--grace-s", type=float, default=60, help="seconds that the others have to end when one has failed (default: 60)")
-    parser.add_argument("--name", help="of the log files (default: lpo, your user name and the config's)")
-    parser.add_argument("--dry-run", action="store_true", help="show every command, run none")
     args = common.parse(parser)
-    return common.guard("train-local-multihost", lambda: up(args))
+    return run_command("train-local-multihost", lambda: up(args))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from foundation.errors import run_command
 from launch import common
 from launch.common import Checks, LaunchError, Shell, say
 
@@ -101,20 +102,15 @@ def _state(shell: Shell, job: str) -> str:
 
 
 def main() -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m launch.slurm", description=HELP, epilog=EXAMPLES, formatter_class=raw)
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/lpo_hf.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, as for `lpo train`")
+    parser = common.parser("slurm", HELP, EXAMPLES, "of the job", "a YAML file, e.g. configs/lpo_hf.yaml")
     parser.add_argument("--nodes", type=int, default=1, help="(default: 1)")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs a node, each with a process of its own (default: 0, CPUs)")
-    parser.add_argument("--name", help="of the job (default: lpo, your user name and the config's)")
     parser.add_argument(
         "--restarts", type=int, default=20, help="times that lpo train is queued again after it has stopped to save (default: 20)"
     )
     parser.add_argument("--pause-s", type=float, default=10, help="seconds between looks at the queue (default: 10)")
-    parser.add_argument("--dry-run", action="store_true", help="show every command, run none")
     args = common.parse(parser)
-    return common.guard("train-slurm", lambda: up(args))
+    return run_command("train-slurm", lambda: up(args))
 
 
 if __name__ == "__main__":

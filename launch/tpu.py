@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from foundation.errors import run_command
 from launch import common, slices
 from launch.common import PREEMPTED, Checks, LaunchError, Shell, say
 from launch.slices import Slice
@@ -377,15 +378,13 @@ def down(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m launch.tpu", description=HELP, epilog=EXAMPLES, formatter_class=raw)
-    common.add_arguments(parser)
+    parser = common.cloud_parser("tpu", HELP, EXAMPLES)
     parser.add_argument("--spot", action="store_true", help="a cheap TPU that may be taken away, from the queue")
     parser.add_argument("--queued", action="store_true", help="wait in the queue for capacity")
     parser.add_argument("--wait-min", type=int, default=360, help="minutes to wait in the queue (default: 360)")
     parser.add_argument("--tries", type=int, default=5, help="tries for what may fail by chance: capacity, ssh (default: 5)")
     args = common.parse(parser)
-    return common.guard("train-tpu", lambda: down(args) if args.down else up(args))
+    return run_command("train-tpu", lambda: down(args) if args.down else up(args))
 
 
 if __name__ == "__main__":

@@ -15,16 +15,16 @@ WORD = 32
 def token_diff(rejected: Array, chosen: Array, rejected_len: Array, chosen_len: Array, hole: int = 1) -> tuple[Array, Array]:
     """Which tokens differ between the two sides, by a longest common subsequence.
 
-    Of several, one is taken by this rule: the longest common prefix is kept, then the longest common suffix of the rest; of what
-    remains, the last common token lies as early as possible in the rejected side, then as early as possible in the chosen side;
-    then the token before it; and so on. `data_pipeline.masks.lcs` gives the same masks.
+    Several may be longest. One is taken by this rule. The longest common prefix is kept, then the longest common suffix of the rest. Of
+    what remains, the last common token lies as early as possible in the rejected side, then as early as possible in the chosen side; then
+    the token before it; and so on. `data_pipeline.masks.lcs` gives the same masks.
 
-    Two scans of C steps over W words a pair and two tables of C x W words; no shape depends on the data.
+    This takes two scans of C steps over W words a pair, and two tables of C x W words. No shape depends on the data.
 
     Args:
       rejected, chosen: [B, R] and [B, C] token ids, padded on the right with anything.
       rejected_len, chosen_len: [B] tokens that aren't padding.
-      hole: longest run of unchanged tokens between changed ones that is marked too.
+      hole: a run of unchanged tokens between changed ones is marked too, if it isn't longer than this.
 
     Returns:
       (m_minus, m_plus): [B, R] and [B, C] bool; padding is never marked.
@@ -34,7 +34,7 @@ def token_diff(rejected: Array, chosen: Array, rejected_len: Array, chosen_len: 
 
 def _diff(rejected: Array, chosen: Array, rejected_len: Array, chosen_len: Array, hole: int) -> tuple[Array, Array]:
     """`token_diff` of one pair: [R], [C], [], []."""
-    # The suffix is cut off by length. The prefix needn't be cut off: the rule for the rest keeps it anyway.
+    # The suffix is cut off by length. The prefix stays: the rule for the rest keeps it anyway.
     shorter = jnp.minimum(rejected_len, chosen_len)
     at = jnp.arange(min(len(rejected), len(chosen)))
     prefix = _leading((rejected[: len(at)] == chosen[: len(at)]) & (at < shorter))
@@ -83,9 +83,9 @@ def _unpack(words: Array) -> Array:
 
 
 def _add(x: Array, y: Array) -> Array:
-    """Sum of two numbers of W words [W], the first word lowest; what doesn't fit is lost.
+    """Sum of two numbers of W words [W], the first word lowest. A carry out of the last word is lost.
 
-    Which words get a carry is a sum again, of numbers with a bit for each word: carries that arrive, and words that pass one on.
+    Which words get a carry is a sum too, of two numbers with a bit for each word: the carries that arrive, and the words that pass one on.
     """
     total = x + y
     if len(total) == 1:

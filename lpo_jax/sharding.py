@@ -1,14 +1,13 @@
 """The mesh, and the one table that says which dimension of which array is cut along which of its axes.
 
-A parameter names its dimensions where it is created ("embed", "heads", ...); `RULES` translates the names to mesh axes. A
-dimension that an axis doesn't divide is replicated, and said so.
+A parameter names its dimensions where it is created ("embed", "heads", ...). `RULES` translates the names to mesh axes. A dimension that
+its axes don't divide is replicated, and a warning says so.
 """
 
 import logging
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -32,11 +31,11 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 Axes = Sequence[str | None]
-"""Names of an array's dimensions; None is never cut."""
+"""Names of an array's dimensions. One without a name (None) is never cut."""
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The device mesh ("data", "fsdp", "tensor"). Across slices, which only a slow network joins, lies the data axis.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The device mesh ("data", "fsdp", "tensor"). Its data axis spans the slices, which only a slow network joins.
 
     Raises:
       ConfigError: the axes don't multiply to the number of devices, or these aren't the topology's.
@@ -64,10 +63,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         ) from None
 
 
-def _lay_out(shape: Sequence[int], devices: Sequence[Any]) -> Mesh:
-    """The mesh of a shape that fits, in an order that suits the network between the devices."""
+def _lay_out(shape: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh of this shape, whose devices are ordered as suits the network between them. `shape` multiplies to their number."""
     names, types = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
-    slices = len({getattr(device, "slice_index", 0) for device in devices})  # CPUs have no such thing
+    slices = len({getattr(device, "slice_index", 0) for device in devices})  # CPUs have no slice_index
     if slices == 1:
         return jax.make_mesh(tuple(shape), names, axis_types=types, devices=devices)
     if shape[0] % slices:
@@ -92,7 +91,7 @@ def topology_size(name: str) -> int:
 
 
 def spec(axes: Axes, shape: Sequence[int], mesh_shape: dict[str, int]) -> PartitionSpec:
-    """The partition of an array with dimensions `axes`; what isn't divisible is replicated."""
+    """How an array is cut whose dimensions have the names `axes`. A dimension that isn't divisible is replicated."""
     parts: list[str | tuple[str, ...] | None] = []
     for name, size in zip(axes, shape, strict=True):
         rule = RULES[name] if name is not None else None
@@ -111,7 +110,7 @@ def named(mesh: Mesh, axes: Axes, shape: Sequence[int]) -> NamedSharding:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Inside jit, lay `x` out as its dimensions' names say. Outside of any mesh (a bare function call) there is nothing to do."""
+    """Inside jit, lay `x` out as its dimensions' names say. Outside of any mesh, as in a bare function call, nothing is done."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x

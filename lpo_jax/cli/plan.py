@@ -1,15 +1,11 @@
 """`lpo plan`: does a config fit a TPU slice?"""
 
 import argparse
-import json
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lpo_jax.config import RunConfig
-    from lpo_jax.plan.compile import PlannedRows
+from foundation.files import write_json
 
 HELP = """\
 Compile the step that `lpo train CONFIG` would run, for a TPU slice, on this machine, which needs no TPU: minutes on a CPU. Says whether
@@ -60,41 +56,29 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(args: argparse.Namespace) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # to compile for a TPU, not to hold one
     from lpo_jax.config import ConfigError, load
-    from lpo_jax.plan import compile as plan
-    from lpo_jax.plan import search
-    from lpo_jax.plan import text as plan_text
+    from lpo_jax.plan import planner, search, text
+    from lpo_jax.plan.result import Plan
+    from lpo_jax.plan.rows import PlannedRows
 
     overrides = [arg for arg in args.configs if "=" in arg]
     files = [Path(arg) for arg in args.configs if "=" not in arg]
     if not files:
         raise ConfigError("give a config to plan, e.g. configs/pods/codellama_7b_v5e_4x4.yaml")
     cache = Path(args.cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lpo-jax")
-    plans: list[tuple[Path, plan.Plan]] = []
+    plans: list[tuple[Path, Plan]] = []
     for file in files:
         config = load(file, overrides)
         stage = args.stage or list(config.stages)[-1]
         if stage not in config.stages:
             raise ConfigError(f"--stage {stage}: the stages of {file} are {', '.join(config.stages)}")
-        find = partial(search.search, tries=args.tries) if args.search else plan.cached
-        found = find(config, stage, _row_shape(config), cache)
+        find = partial(search.search, tries=args.tries) if args.search else planner.cached
+        found = find(config, stage, PlannedRows.of(config), cache)
         if found is not None:
             plans.append((file, found))
-            print(plan_text.describe(found), end="\n\n")
-    if args.json:
+            print(text.describe(found), end="\n\n")
+    if args.json and plans:
         facts = [found.facts() for _, found in plans]
-        Path(args.json).write_text(json.dumps(facts if len(files) > 1 else facts[0], indent=2) + "\n")
+        write_json(Path(args.json), facts if len(files) > 1 else facts[0])
     if args.table and plans:
-        Path(args.table).write_text(plan_text.page(plans))
+        Path(args.table).write_text(text.page(plans))
     return 0 if len(plans) == len(files) and all(found.fits for _, found in plans) else 1
-
-
-def _row_shape(config: "RunConfig") -> "PlannedRows":
-    """The shape of the shards' rows, or what the config assumes of shards that aren't built yet."""
-    from data_pipeline.shards import Manifest
-    from lpo_jax.plan.compile import PlannedRows
-
-    if not (Path(config.data.path) / "manifest.json").is_file():
-        return PlannedRows.assumed(config.plan)
-    manifest = Manifest.load(config.data.path)
-    train = manifest.splits["train"]
-    return PlannedRows(manifest.row_tokens, manifest.row_scored, manifest.row_pairs, train["pairs"] / train["rows"])

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 else:
     Objective = Annotated[reduce(or_, (record.options for record in objectives.OBJECTIVES.values())), Field(discriminator="name")]
 
+Remat = Literal["none", "dots", "attention", "block"]
+
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
@@ -144,7 +146,7 @@ class ModelSource(Settings):
     """matmuls; norms, softmax and losses are float32"""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """the weights that the optimizer updates"""
-    remat: Literal["none", "dots", "attention", "block"] = "dots"
+    remat: Remat = "dots"
     """what a layer keeps for the backward pass, which recomputes the rest. block: its input; attention: and attention's output; dots: and
     every other matrix product's, so that little is left to recompute (on CPUs it is faster than none); none: everything"""
     lora: LoraConfig | None = None

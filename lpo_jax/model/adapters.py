@@ -1,4 +1,4 @@
-"""A model's adapters: which matrices have one, their first values, and the names of their dimensions. `lpo_jax.model.lora` merges them.
+"""A model's adapters: which matrices have one, their first values, the names of their dimensions. `lpo_jax.model.lora` merges them.
 
 Dims: L layers, R rank, in and out a matrix's input and output dims: D -> N, H for `blocks.q`, N, H -> D for `blocks.o`.
 """
@@ -6,7 +6,7 @@ Dims: L layers, R rank, in and out a matrix's input and output dims: D -> N, H f
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lpo_jax.config import ConfigError, LoraConfig
 from lpo_jax.model.decoder import Model, Params
+
+X = TypeVar("X")
 
 
 def init(key: jax.Array, model: Model, config: LoraConfig) -> Params:
@@ -62,7 +64,7 @@ def _targets(model: Model, config: LoraConfig) -> list[str]:
     raise ConfigError(f"lora.targets {config.targets!r} matches {why}; it must fully match one of: {', '.join(model.inputs())}")
 
 
-def split_dims(path: str, dims: Sequence[Any], inputs: int) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
-    """A matrix's dims (or their names): layer axis or nothing, inputs, outputs."""
+def split_dims(path: str, dims: Sequence[X], inputs: int) -> tuple[tuple[X, ...], tuple[X, ...], tuple[X, ...]]:
+    """A matrix's dims, or their names, in three parts: the layer axis or nothing, inputs, outputs."""
     layers = int(path.startswith("blocks."))
     return tuple(dims[:layers]), tuple(dims[layers : layers + inputs]), tuple(dims[layers + inputs :])

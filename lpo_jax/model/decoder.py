@@ -1,7 +1,7 @@
 """The decoder: one transformer for every family, driven by `ModelConfig`.
 
-Flax NNX declares the parameters; outside of this file a model is `Model` (static facts) and `params` (a nested dict of arrays),
-under plain `jax.jit`, `jax.grad` and `jax.lax.scan`. Layers are stacked along a leading axis and scanned.
+Flax NNX declares the parameters. Outside of this file a model is a `Model` (what is static) and `params` (a nested dict of arrays), under
+plain `jax.jit`, `jax.grad` and `jax.lax.scan`. The layers' parameters are stacked along a leading axis, and the layers are scanned.
 
 Dims: B batch, T tokens, S cache slots, D model, N heads, K kv heads, G = N / K, H head dim, F mlp, V vocabulary, L layers.
 """
@@ -26,7 +26,7 @@ from lpo_jax.model.lora import Params
 from lpo_jax.sharding import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""(q, k, v) -> (attention's output, what the layer leaves behind, e.g. its cache)."""
+"""(q, k, v) -> (the attention's output, what the layer leaves behind: its cache, or nothing)."""
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -35,7 +35,7 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-# By remat policy, what a layer keeps for the backward pass besides its input: outputs of matrices, and of attention.
+# By remat policy, what a layer keeps for the backward pass beside its input: the outputs of these matrices, and of attention.
 _KEPT: dict[str, tuple[str, ...]] = {
     "block": (),
     "attention": ("attention",),
@@ -44,7 +44,10 @@ _KEPT: dict[str, tuple[str, ...]] = {
 
 
 def kept_width(c: ModelConfig, remat: str, tensor: int = 1) -> int:
-    """How many numbers a token's layer keeps on a device that holds its `tensor`-th part of heads and mlp: at least, with "none"."""
+    """How many numbers a layer keeps of each token, on a device that holds one `tensor`-th of the heads and of the mlp.
+
+    With policy "none" it keeps at least so many.
+    """
     heads, kv_heads, mlp = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor, c.d_mlp // tensor
     widths = {"attention": heads, "q": heads, "k": kv_heads, "v": kv_heads, "o": c.d_model, "up": mlp, "down": c.d_model}
     if c.gated_mlp:
@@ -54,14 +57,14 @@ def kept_width(c: ModelConfig, remat: str, tensor: int = 1) -> int:
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of the tokens seen so far; slot s holds position s."""
+    """Keys and values of the tokens seen so far. Slot s holds position s."""
 
     k: jax.Array  # [L, B, S, K, H]
     v: jax.Array  # [L, B, S, K, H]
 
 
 class Block(nnx.Module):
-    """Attention and MLP with pre-normalisation. Holds all L layers' parameters; inside the scan, one layer's."""
+    """Attention and MLP with pre-normalisation. It holds all L layers' parameters; inside the scan, those of one layer."""
 
     def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
         L, D, N, K, H, F = c.n_layers, c.d_model, c.n_heads, c.n_kv_heads, c.head_dim, c.d_mlp
@@ -122,7 +125,7 @@ class Block(nnx.Module):
     def _linear(self, name: str, x: jax.Array, bias: bool) -> jax.Array:
         """[B, T, inputs ...] -> [B, T, outputs ...]
 
-        As a product of two matrices: XLA's backward pass of one with several row or column dims is half as fast on CPUs.
+        This is a product of two matrices. A product with several row or column dims has a backward pass that is half as fast on CPUs.
         """
         w, (B, T, *inputs) = _narrowed(getattr(self, name)[...], x.dtype), x.shape
         y = x.reshape(B * T, -1) @ w.reshape(math.prod(inputs), -1)
@@ -154,7 +157,7 @@ class Decoder(nnx.Module):
 
 @dataclass(frozen=True)
 class Model:
-    """Everything static about a model; its parameters, and the adapters of a LoRA model, travel beside it."""
+    """What is static about a model. Its parameters, and the adapters of a LoRA model, travel beside it."""
 
     config: ModelConfig
     compute_dtype: str = "float32"
@@ -167,7 +170,7 @@ class Model:
         return nnx.state(nnx.eval_shape(lambda: Decoder(self.config, nnx.Rngs(0))))
 
     @cached_property
-    def _block(self) -> Any:
+    def _block(self) -> nnx.GraphDef[Block]:
         return nnx.graphdef(nnx.eval_shape(lambda: Block(self.config, nnx.Rngs(0))))
 
     def init(self, key: jax.Array) -> Params:
@@ -185,7 +188,7 @@ class Model:
         return self._metadata("axes")
 
     def inputs(self) -> dict[str, int]:
-        """For each matrix ("blocks.q", "head", ...), how many of its leading dims (behind the layers') are inputs."""
+        """How many of each matrix' dims, behind the layer axis, are inputs: {"blocks.q": 1, "blocks.o": 2, ..., "head": 1}."""
         flat = jax.tree.leaves_with_path(self._metadata("inputs"))
         return {".".join(key.key for key in path): inputs for path, inputs in flat}
 
@@ -201,10 +204,9 @@ class Model:
         """[B, T] int32 each -> final hidden states [B, T, D] in the compute dtype.
 
         Args:
-          adapters: LoRA matrices; each layer's are merged when its turn comes, so no second copy of the model exists.
+          adapters: LoRA matrices. Each layer's are merged when its turn comes, so no second copy of the model exists.
           dropout_key: draws the adapters' dropout; None: no dropout.
         """
-
         seen = ancestors(subtree_end, positions, self.config.window)
 
         def attention(q: jax.Array, k: jax.Array, v: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -212,8 +214,8 @@ class Model:
 
         return self._run(params, tokens, positions, attention, None, adapters, dropout_key)[0]
 
-    def prefill(self, params: Params, tokens: jax.Array, adapters: Params | None = None) -> KVCache:
-        """The keys and values of plain sequences, [B, T] ids from position 0 on: a cache of T slots for `decode` to go on from."""
+    def prefill(self, params: Params, tokens: jax.Array) -> KVCache:
+        """A cache of T slots that holds plain sequences, [B, T] ids from position 0 on. `decode` goes on from it."""
         B, T = tokens.shape
         positions = jnp.broadcast_to(jnp.arange(T), (B, T))
         seen = ancestors(jnp.full((B, T), T), positions, self.config.window)
@@ -221,23 +223,21 @@ class Model:
         def attention(q: jax.Array, k: jax.Array, v: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             return attend(q, k, v, seen), (k, v)
 
-        return KVCache(*self._run(params, tokens, positions, attention, None, adapters, None)[1])
+        return KVCache(*self._run(params, tokens, positions, attention, None, None, None)[1])
 
-    def decode(
-        self, params: Params, cache: KVCache, tokens: jax.Array, positions: jax.Array, adapters: Params | None = None
-    ) -> tuple[jax.Array, KVCache]:
+    def decode(self, params: Params, cache: KVCache, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, KVCache]:
         """Run new tokens against a cache: [B, T] ids at [B, T] positions -> ([B, T, D], the cache with them in it).
 
-        Tokens of a call are written first and seen by one another in the order of their positions. What stands in a slot beyond a
-        row's last position is never seen, so rows of a batch may have different lengths, and rolling back is forgetting.
+        The new tokens are written first. They see one another in the order of their positions. No token sees a slot beyond its position:
+        rows of a batch may have different lengths, and to take tokens back is to go on from an earlier position.
         """
         rows = jnp.arange(tokens.shape[0])[:, None]
 
-        def attention(q: jax.Array, k: jax.Array, v: jax.Array, old: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+        def attention(q: jax.Array, k: jax.Array, v: jax.Array, old: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple]:
             k, v = (before.at[rows, positions].set(x.astype(before.dtype)) for before, x in zip(old, (k, v), strict=True))
             return attend_cached(q, k, v, positions, self.config.window), (k, v)
 
-        x, (k, v) = self._run(params, tokens, positions, attention, (cache.k, cache.v), adapters, None)
+        x, (k, v) = self._run(params, tokens, positions, attention, (cache.k, cache.v), None, None)
         return x, KVCache(k, v)
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
@@ -258,7 +258,7 @@ class Model:
         return matrix.astype(self.compute_dtype), bias
 
     def logits(self, params: Params, tokens: jax.Array, adapters: Params | None = None) -> jax.Array:
-        """[B, T] ids of plain sequences -> [B, T, V] logits. For tests and inspection: training never builds them."""
+        """[B, T] ids of plain sequences -> [B, T, V] logits. This is for tests and inspection: training never builds them."""
         B, T = tokens.shape
         positions = jnp.broadcast_to(jnp.arange(T), (B, T))
         return self.unembed(params, self.hidden(params, tokens, positions, jnp.full((B, T), T), adapters), adapters)
@@ -328,11 +328,11 @@ def _zeros(shape: tuple[int, ...], axes: Names) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
 
 
-def _narrowed(w: jax.Array, dtype: Any) -> jax.Array:
+def _narrowed(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`w.astype(dtype)`, bit for bit.
 
-    The rounding comes first, by itself: a plain conversion of each layer's matrix XLA turns into one of all layers' in front of the loop, a
-    copy of the whole model that lives as long as the step.
+    XLA moves a plain conversion of each layer's matrix out of the loop over layers. That makes a second copy of the whole model, which lives
+    as long as the step. It doesn't move a rounding, and the conversion behind it changes nothing more.
     """
     if w.dtype != dtype:
         w = jax.lax.reduce_precision(w, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
@@ -352,8 +352,8 @@ def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> 
     return (normed * scale.astype(wide.dtype) + bias.astype(wide.dtype)).astype(x.dtype)
 
 
-def _rotation(c: ModelConfig, positions: jax.Array, dtype: Any) -> Callable[[jax.Array], jax.Array]:
-    """Rotary positions (Su et al. 2021) for arrays [B, T, heads, H]: a function that turns the first `rope_dim` dims of each head."""
+def _rotation(c: ModelConfig, positions: jax.Array, dtype: jnp.dtype) -> Callable[[jax.Array], jax.Array]:
+    """Rotary positions (Su et al. 2021): a function of [B, T, heads, H] that turns the first `rope_dim` dims of each head."""
     rotated = c.rope_dim if c.rope_dim is not None else c.head_dim
     angle = positions[..., None, None].astype(dtype) * _frequencies(c, rotated, dtype)  # [B, T, 1, rotated / 2]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -371,14 +371,14 @@ def _rotation(c: ModelConfig, positions: jax.Array, dtype: Any) -> Callable[[jax
     return rotate
 
 
-def _frequencies(c: ModelConfig, rotated: int, dtype: Any) -> jax.Array:
-    """Angle a position, for each pair of rotated dims."""
+def _frequencies(c: ModelConfig, rotated: int, dtype: jnp.dtype) -> jax.Array:
+    """By how much each pair of rotated dims turns from one position to the next, in radians: [rotated / 2]."""
     frequency = c.rope_theta ** (-jnp.arange(0, rotated, 2, dtype=dtype) / rotated)
     s = c.rope_scaling
     if s is None:
         return frequency
     if s.kind == "linear":
         return frequency / s.factor
-    turns = s.original_positions * frequency / (2 * math.pi)  # within the original length
+    turns = s.original_positions * frequency / (2 * math.pi)  # whole turns within the original length
     kept = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
     return frequency * (kept + (1 - kept) / s.factor)

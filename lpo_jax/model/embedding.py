@@ -11,10 +11,10 @@ from lpo_jax.sharding import constrain, spec
 
 
 def embed(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
-    """[V, D] and [B, T] ids -> [B, T, D] in `dtype`; gradients of a token's occurrences are summed in the table's own.
+    """[V, D] and [B, T] ids -> [B, T, D] in `dtype`. The gradients of a token's occurrences are summed in the table's own dtype.
 
-    Where rows and D are cut along `fsdp`, each device looks all rows up in its own part of D, and then rows are exchanged for parts: the
-    table is never gathered, which for a large vocabulary would be the largest array of the whole step.
+    Where rows and D are cut along `fsdp`, each device looks all rows up in its own part of D. Then the devices exchange rows for parts. The
+    table is never gathered: for a large vocabulary it would be the largest array of the whole step.
     """
     mesh = jax.sharding.get_abstract_mesh()
     rows, (vocab, cut) = (None, (None, None)) if mesh.empty else (spec(("batch",), tokens.shape[:1], dict(mesh.shape))[0], _layout(table))

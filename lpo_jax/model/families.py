@@ -5,10 +5,10 @@ A family is one `Family` record. Most tensors hold one parameter; a fused one (q
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from foundation.files import Json
 from lpo_jax.config import ConfigError, ModelConfig, RopeScaling
 
 
@@ -16,10 +16,10 @@ from lpo_jax.config import ConfigError, ModelConfig, RopeScaling
 class Tensor:
     """One tensor of a checkpoint."""
 
-    name: str  # Hugging Face's, with {layer} for one of a layer's
+    name: str  # Hugging Face's; where each layer has one, {layer} stands for its number
     paths: tuple[str, ...]  # our parameters in it, one after another along its outputs
-    is_matrix: bool = False  # stored as [outputs, inputs]; ours are [inputs ..., outputs ...]
-    partitions: int = 1  # the outputs are cut so often, and each part holds its share of every path
+    is_matrix: bool = False  # it is stored as [outputs, inputs]; ours are [inputs ..., outputs ...]
+    partitions: int = 1  # the outputs are cut into so many parts, and each part holds its share of every path
 
     def fuse(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """The paths' arrays [..., outputs] as one."""
@@ -29,7 +29,7 @@ class Tensor:
         return np.concatenate(grouped, axis=-1).reshape(*parts[0].shape[:-1], -1)
 
     def cut(self, fused: np.ndarray, outputs: Sequence[int]) -> list[np.ndarray]:
-        """The inverse of `fuse`; `outputs` are the paths' own."""
+        """The inverse of `fuse`; `outputs` says how many outputs each path has."""
         if len(outputs) == 1:
             return [fused]
         grouped = fused.reshape(*fused.shape[:-1], self.partitions, -1)
@@ -44,9 +44,9 @@ class Family:
     architecture: str
     keys: Mapping[str, str]  # ModelConfig field -> config.json key
     tensors: tuple[Tensor, ...]
-    fixed: Mapping[str, Any] = field(default_factory=dict)  # ModelConfig fields that every model of the family has
+    fixed: Json = field(default_factory=dict)  # ModelConfig fields that every model of the family has
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # config.json boolean -> ModelConfig fields
-    only: Mapping[str, Any] = field(default_factory=dict)  # config.json options that are computed for this value alone
+    only: Json = field(default_factory=dict)  # config.json options that are computed for this value alone
     tied_head: bool = False  # where config.json doesn't say
 
 
@@ -64,7 +64,7 @@ def _norm(name: str, path: str) -> tuple[Tensor, ...]:
 
 
 def _model(embed: str, layer: str, final_norm: str, blocks: Mapping[str, str]) -> tuple[Tensor, ...]:
-    """A family's tensors from the names of its modules; `blocks` maps our parameter to the module within a layer."""
+    """A family's tensors from the names of its modules. `blocks` maps a parameter of ours to a module of a layer."""
     tensors = [Tensor(embed + ".weight", ("embed",)), *_norm(final_norm, "final_norm"), *_linear("lm_head", "head")]
     for path, module in blocks.items():
         make = _norm if path.endswith("norm") else _linear
@@ -186,7 +186,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
+def config_from_hf(raw: Json) -> ModelConfig:
     """Translate a parsed config.json (transformers 4 or 5).
 
     Raises:
@@ -199,7 +199,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     for key, value in family.only.items():
         if raw.get(key, value) != value:
             raise ConfigError(f"config.json: {key}={raw[key]!r} is not supported for {name}, only {value!r}")
-    values: dict[str, Any] = {ours: raw.get(theirs) for ours, theirs in family.keys.items()} | dict(family.fixed)
+    values: Json = {ours: raw.get(theirs) for ours, theirs in family.keys.items()} | dict(family.fixed)
     if values["activation"] not in _ACTIVATIONS:
         raise ConfigError(f"config.json: {family.keys['activation']} {values['activation']!r} is not supported for {name}")
     values["activation"] = _ACTIVATIONS[values["activation"]]
@@ -217,10 +217,10 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(family=name, tied_head=raw.get("tie_word_embeddings", family.tied_head), **values)
 
 
-def _rope_from_hf(raw: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+def _rope_from_hf(raw: Json, head_dim: int) -> Json:
     rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
     kind = rope.get("rope_type", rope.get("type", "default")) or "default"
-    values: dict[str, Any] = {"rope_theta": float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)}
+    values: Json = {"rope_theta": float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)}
     if kind == "linear":
         values["rope_scaling"] = RopeScaling("linear", float(rope["factor"]))
     elif kind == "llama3":
@@ -236,10 +236,10 @@ def _rope_from_hf(raw: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     return values
 
 
-def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+def config_to_hf(config: ModelConfig) -> Json:
     """The config.json of a model."""
     family = FAMILIES[config.family]
-    raw: dict[str, Any] = {"architectures": [family.architecture], "model_type": config.family, "tie_word_embeddings": config.tied_head}
+    raw: Json = {"architectures": [family.architecture], "model_type": config.family, "tie_word_embeddings": config.tied_head}
     raw |= {theirs: getattr(config, ours) for ours, theirs in family.keys.items()}
     raw[family.keys["activation"]] = _HF_ACTIVATIONS[config.activation]
     raw |= {key: getattr(config, fields[0]) for key, fields in family.flags.items()}
@@ -249,8 +249,8 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     return raw
 
 
-def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
-    rope: dict[str, Any] = {"rope_type": "default"}
+def _rope_to_hf(config: ModelConfig) -> Json:
+    rope: Json = {"rope_type": "default"}
     s = config.rope_scaling
     if s is not None:
         rope = {"rope_type": s.kind, "factor": s.factor}
@@ -260,7 +260,7 @@ def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
                 "high_freq_factor": s.high_freq_factor,
                 "original_max_position_embeddings": s.original_positions,
             }
-    raw: dict[str, Any] = {"rope_theta": config.rope_theta}  # for transformers 4; version 5 reads rope_parameters
+    raw: Json = {"rope_theta": config.rope_theta}  # for transformers 4; version 5 reads rope_parameters
     if s is not None:
         raw["rope_scaling"] = rope
     raw["rope_parameters"] = rope | {"rope_theta": config.rope_theta}

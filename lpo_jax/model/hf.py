@@ -1,6 +1,6 @@
 """Checkpoints in Hugging Face's format: config.json and safetensors, read into their sharding and written back.
 
-Which tensor holds which parameter is said in `lpo_jax.model.families`.
+`lpo_jax.model.families` says which tensor holds which parameter.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from foundation.files import Json, directory_of, write_json
 from lpo_jax.config import ConfigError, ModelConfig, ModelSource
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor, config_from_hf, config_to_hf
@@ -32,17 +32,14 @@ def locate(path: str) -> Path:
     Raises:
       ConfigError: it is neither.
     """
-    if Path(path).is_dir():
-        return Path(path)
-    if path.count("/") == 1 and not path.startswith((".", "/")):
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "tokenizer*"]))
-    raise ConfigError(f"model.path: {path} is neither a directory nor a hub id")
+    found = directory_of(path, ["*.json", "*.safetensors", "tokenizer*"])
+    if found is None:
+        raise ConfigError(f"model.path: {path} is neither a directory nor a hub id")
+    return found
 
 
 def read_config(directory: str | Path) -> ModelConfig:
-    """The shape of the model in a Hugging Face directory.
+    """The config of the model in a Hugging Face directory.
 
     Raises:
       ConfigError: no config.json, a family we don't have, or an option we don't compute; named.
@@ -54,10 +51,10 @@ def read_config(directory: str | Path) -> ModelConfig:
 
 
 def model_config(source: ModelSource) -> ModelConfig:
-    """The shape of the model that a run trains, from the weights' own config.json.
+    """The config of the model that a run trains, from the weights' own config.json.
 
     Raises:
-      ConfigError: model.shape, from which the run was planned, says something else.
+      ConfigError: the config.json that the run was planned with (model.shape) says something else.
     """
     if source.path is None:
         assert source.new is not None
@@ -78,7 +75,7 @@ def model_config(source: ModelSource) -> ModelConfig:
 
 
 def planned_config(source: ModelSource) -> ModelConfig:
-    """The model's shape without its weights: model.new, model.shape, or model.path's config.json alone.
+    """The model's config without its weights: model.new, else the config.json that is model.shape, else the one in model.path.
 
     Raises:
       ConfigError: none of them can be read here.
@@ -110,7 +107,7 @@ def table(config: ModelConfig) -> tuple[Tensor, ...]:
 def read_params(directory: str | Path, model: Model, shardings: Params) -> Params:
     """Read a directory's safetensors, tensor by tensor, each straight to where `shardings` puts it.
 
-    Host memory holds one tensor at a time beside the devices' own arrays: a layer is written into its stacked parameter in place.
+    Host memory holds one tensor at a time beside the devices' own arrays. A layer is written into its stacked parameter in place.
 
     Raises:
       ConfigError: there are no safetensors, or tensors are missing, unexpected or of another shape; all are named.
@@ -153,15 +150,15 @@ def _set_layer(stacked: jax.Array, value: jax.Array, layer: int) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, value, layer, 0)
 
 
-def write_params(directory: str | Path, model: Model, params: Params, extra: Mapping[str, Any] | None = None) -> None:
+def write_params(directory: str | Path, model: Model, params: Params, extra: Json | None = None) -> None:
     """Write config.json (with `extra` keys) and sharded safetensors with their index, as `transformers` reads them.
 
-    Files are written one after another, so host memory holds one file's tensors, MAX_FILE_BYTES or one tensor.
+    Host memory holds the tensors of one file: MAX_FILE_BYTES at most, or one tensor that is larger.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     config = config_to_hf(model.config) | {"dtype": str(np.dtype(model.param_dtype)), **(extra or {})}
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(directory / "config.json", config)
     parts: list[tuple[Path, list[str]]] = []
     group: dict[str, np.ndarray] = {}
     total = 0
@@ -186,9 +183,7 @@ def write_params(directory: str | Path, model: Model, params: Params, extra: Map
         final = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         shutil.move(file, directory / final)
         index |= dict.fromkeys(names, final)
-    (directory / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2) + "\n"
-    )
+    write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
 
 
 def _tensors(model: Model, params: Params) -> Iterator[tuple[str, np.ndarray]]:
@@ -215,7 +210,7 @@ def _split(tensor: Tensor, value: np.ndarray, shapes: Mapping[str, tuple[int, ..
     return {path: part.reshape(shape) for (path, shape), part in zip(shapes.items(), tensor.cut(fused, outputs), strict=True)}
 
 
-_TABLES = ("embed", "positions")  # looked up, not multiplied: stored as they are
+_TABLES = ("embed", "positions")  # they are looked up, not multiplied, and so stored as they are
 
 
 def _layer_shape(shape: tuple[int, ...], stacked: bool) -> tuple[int, ...]:

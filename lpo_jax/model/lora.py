@@ -1,6 +1,6 @@
-"""The arithmetic of low-rank adapters (Hu et al. 2021): chosen matrices w become w + (alpha / rank) * a @ b, and only a and b are trained.
+"""The arithmetic of low-rank adapters (Hu et al. 2021): a matrix w becomes w + (alpha / rank) * a @ b, and only a and b are trained.
 
-Adapters are a second pytree beside the parameters, with {"a", "b"} in the place of each adapted matrix.
+Adapters are a second pytree beside the parameters. In the place of each adapted matrix it has {"a": ..., "b": ...}.
 
 Dims: L layers, R rank, in and out a matrix's input and output dims: D -> N, H for `blocks.q`, N, H -> D for `blocks.o`.
 """
@@ -22,8 +22,8 @@ def merge(params: Params, adapters: Params, config: LoraConfig, key: jax.Array |
 
     `params` and `adapters` may be the whole trees, the same subtree of both, or one layer's slices of `blocks` inside a scan.
 
-    With a `key`, inputs are dropped with probability `config.dropout` and the others scaled up. PEFT draws a mask for each token;
-    a merged weight has one for all tokens of the call. The expectation is the same, the noise of a step is larger.
+    With a `key`, inputs are dropped with probability `config.dropout`, and the others scaled up. PEFT draws a mask for each token; here one
+    mask serves all tokens of the call. The expectation is the same, the noise of a step is larger.
     """
     if isinstance(params, Mapping):
         keys = [None if key is None else jax.random.fold_in(key, i) for i in range(len(adapters))]

@@ -6,18 +6,21 @@ Dims: L layers, R rank, in and out a matrix's input and output dims, flattened.
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
+from foundation.files import Json, write_json
 from lpo_jax.config import ConfigError, LoraConfig
 from lpo_jax.model.adapters import split_dims
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor
+
+X = TypeVar("X")
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -33,7 +36,8 @@ _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")  # the others, e.g
 def save_peft(directory: str | Path, model: Model, adapters: Params, config: LoraConfig, base_name: str) -> None:
     """Write adapters as `peft.PeftModel.from_pretrained` reads them; `base_name` is the base model's directory or hub name.
 
-    A tensor that fuses several of our matrices (qkv) gets their a's, stacked, and a B of blocks: its rank is the sum of theirs.
+    A tensor may fuse several of our matrices (qkv). It gets their a's, stacked, and a B with a block for each; its rank is the sum of
+    theirs.
     """
     flat, shapes, inputs = flatten_dict(adapters, sep="."), flatten_dict(model.shapes(), sep="."), model.inputs()
     tensors: dict[str, np.ndarray] = {}
@@ -80,14 +84,14 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
         "alpha_pattern": {module: config.alpha * rank / config.rank for module, rank in ranks.items()},
         "bias": "none",
     }
-    (directory / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(directory / _CONFIG, settings)
 
 
 def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
-    """Read a PEFT directory: adapters as host arrays, and the config that `merge` needs; `targets` are exactly the paths found.
+    """Read a PEFT directory: adapters as host arrays, and the config that `merge` needs. Its `targets` are exactly the paths found.
 
-    Each of our matrices in a fused tensor gets the shared a and its own rows of B. Layers without an adapter or of a smaller rank
-    are filled with zeros, and a module's own scale (rank_pattern, alpha_pattern, rslora) is folded into b: a leaf's rank may thus
+    Each of our matrices in a fused tensor gets the shared a and its own rows of B. A layer without an adapter, or with one of a smaller
+    rank, is filled up with zeros. A module's own scale (rank_pattern, alpha_pattern, rslora) is folded into b. A leaf's rank may thus
     differ from `LoraConfig.rank`.
 
     Raises:
@@ -99,7 +103,7 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
     found = _pairs(directory / _WEIGHTS)
     rank = settings["r"]
     alpha = settings["lora_alpha"] * (math.sqrt(rank) if settings.get("use_rslora") else 1.0)
-    adapters: dict[str, Any] = {}
+    adapters: Params = {}
     for tensor in _matrices(model):
         sizes = [_sizes(path, shapes[path].shape, inputs[path]) for path in tensor.paths]
         L, into, outs = sizes[0][0], sizes[0][1], [out for _, _, out in sizes]
@@ -131,7 +135,7 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
 
 
 def _sizes(path: str, dims: Sequence[int], inputs: int) -> tuple[int, int, int]:
-    """Layers, flattened inputs and flattened outputs of a matrix; one that isn't layered counts as one layer."""
+    """Layers, flattened inputs and flattened outputs of a matrix. One outside of the layers counts as one layer."""
     layers, into, out = (math.prod(part) for part in split_dims(path, dims, inputs))
     return layers, into, out
 
@@ -145,7 +149,7 @@ def _module(tensor: Tensor) -> str:
     return tensor.name.removesuffix(".weight")
 
 
-def _settings(directory: Path) -> dict[str, Any]:
+def _settings(directory: Path) -> Json:
     """A PEFT directory's adapter_config.json, if we can compute what it says."""
     for file in (_CONFIG, _WEIGHTS):
         if (directory / file).is_file():
@@ -156,7 +160,7 @@ def _settings(directory: Path) -> dict[str, Any]:
                 "PeftModel.from_pretrained(BASE, DIR).save_pretrained(NEW_DIR)"
             )
         raise ConfigError(f"{directory / file} doesn't exist; give a directory that PEFT's save_pretrained wrote")
-    settings: dict[str, Any] = json.loads((directory / _CONFIG).read_text())
+    settings: Json = json.loads((directory / _CONFIG).read_text())
     wrong = [f"{key} {settings[key]!r}" for key in _REFUSED if settings.get(key)]
     wrong += [f"{key} {settings[key]!r}" for key, only in (("peft_type", "LORA"), ("bias", "none")) if settings.get(key, only) != only]
     if settings.get("init_lora_weights", True) not in _PLAIN_INITS:
@@ -184,13 +188,13 @@ def _pairs(file: Path) -> dict[str, dict[str, np.ndarray]]:
     return pairs
 
 
-def _pattern(settings: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
+def _pattern(settings: Json, key: str, module: str, default: X) -> X:
     """A module's own rank or alpha, found as PEFT finds it."""
     patterns = settings.get(key) or {}
     return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), default)
 
 
-def _scale(settings: Mapping[str, Any], module: str) -> float:
+def _scale(settings: Json, module: str) -> float:
     """What a module's B @ A is multiplied with."""
     rank = _pattern(settings, "rank_pattern", module, settings["r"])
     alpha = _pattern(settings, "alpha_pattern", module, settings["lora_alpha"])

@@ -4,6 +4,7 @@ The compiler's own `cost_analysis` counts the body of a loop once, and nothing o
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
@@ -17,11 +18,11 @@ class Flops(NamedTuple):
 
 
 def count(jaxpr: Jaxpr, recomputed: bool = False) -> Flops:
-    """Walk a jaxpr: a scan's body counts times its length, a program for one device times the devices.
+    """Walk a jaxpr. A scan's body counts times its length, and a program for one device (shard_map) times the devices.
 
-    A while loop counts as often as it may run at most: its condition must compare the counter with a number, as `lpo_jax.losses.logps` does.
-
-    A Pallas kernel counts as its cost estimate says; without one as its body times its grid, the blocks that it skips included.
+    A while loop counts as often as it may run at most. For that its condition must compare the counter with a number, as it does in
+    `lpo_jax.losses.logps`. A Pallas kernel counts as its cost estimate says; one without counts as its body times its grid, the blocks that
+    it skips included.
 
     Raises:
       ValueError: a while loop without such a bound holds matrix products.
@@ -56,7 +57,7 @@ def count(jaxpr: Jaxpr, recomputed: bool = False) -> Flops:
 
 
 def _most_turns(condition: Jaxpr) -> int:
-    """The smallest number that the condition compares something with."""
+    """How often a loop runs at most: the smallest number that its condition compares something with."""
     bounds = [int(e.invars[1].val) for e in condition.eqns if e.primitive.name == "lt" and isinstance(e.invars[1], Literal)]
     if not bounds:
         raise ValueError("a while loop holds matrix products, of unknown number: use scan, or give its Pallas kernel a cost_estimate")
@@ -67,6 +68,6 @@ def _all(flops: int, redo: bool) -> Flops:
     return Flops(flops, flops if redo else 0)
 
 
-def _tpu_branch(platforms: Any) -> int:
-    """Of `jax.lax.platform_dependent`'s branches the one that a TPU takes; the default names no platforms."""
+def _tpu_branch(platforms: Sequence[Sequence[str] | None]) -> int:
+    """The branch of `jax.lax.platform_dependent` that a TPU takes. The default branch names no platforms."""
     return next(i for i, names in enumerate(platforms) if not names or "tpu" in names)

@@ -1,6 +1,6 @@
 """Bytes that a compiled program moves in memory and between chips, counted from its HLO text.
 
-The compiler's own `cost_analysis` counts the body of a loop once; here it counts times its trips.
+The body of a loop counts times its trips; the compiler's own `cost_analysis` counts it once.
 """
 
 import math
@@ -17,7 +17,7 @@ class Traffic:
 
     memory: int  # read from and written to HBM: every operation reads its operands and writes its results once
     sent: dict[str, int]  # to other devices, by kind of collective, as on a ring
-    uncounted_loops: int  # loops whose number of trips can't be read from the program: counted once
+    uncounted_loops: int  # loops whose trips can't be read from the program; their bodies are counted once
 
     def warnings(self) -> list[str]:
         loops = self.uncounted_loops
@@ -136,7 +136,7 @@ class _Module:
         return sorted(names, key=lambda name: int(self.computations[computation][name].attributes))
 
     def _read(self, fused: str, value: str) -> int:
-        """How much of a value a fused computation reads: of what it only slices, the slices; of what it passes on, nothing."""
+        """How much of a value a fused computation reads: the slices of what it only slices, nothing of what it passes on."""
         total = 0
         for name, i in self.computations[fused].items():
             for position in (k for k, operand in enumerate(i.operands) if operand == value):
@@ -152,7 +152,7 @@ class _Module:
         return total
 
     def _written(self, fused: str, value: str) -> int:
-        """How much a fused computation writes into HBM of its result, which a tuple may hold and an update fills in part."""
+        """How much of its result a fused computation writes into HBM. The result may be a tuple, and an update fills a part of it."""
         i = self.computations[fused][value]
         if i.op == "tuple":
             return sum(self._written(fused, name) for name in i.operands)
@@ -172,7 +172,7 @@ class _Module:
         return i.op == "tuple" or i.op in _KINDS or bool(_BUFFERS.search(i.attributes))
 
     def _trips(self, computation: str, loop: _Instruction) -> int | None:
-        """A loop's trips, where it counts up to a constant as all of JAX's scans do; of several constants the smallest, as in `flops.count`."""
+        """A loop's trips, if it counts up to a constant as all of JAX's scans do: to the smallest of several, as in `flops.count`."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(known[1])
         (condition,) = _called(loop, "condition")
@@ -213,7 +213,7 @@ class _Module:
     def _constant(
         self, computation: str, name: str, outside: tuple[str, list[str]] | None = None, counter: int | None = None
     ) -> int | None:
-        """An integer that is fixed in a computation, or, in a loop, before it; the loop's own counter isn't."""
+        """An integer that is fixed in a computation or, for a loop, outside of it. The loop's own counter isn't."""
         i = self._origin(computation, name)
         if i.op == "constant":
             return int(i.attributes)

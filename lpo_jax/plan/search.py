@@ -4,31 +4,33 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import get_args
 
 import jax
 from tqdm import tqdm
 
 from foundation.console import captured_stderr
-from lpo_jax.config import ConfigError, MeshConfig, ModelSource, RunConfig
+from lpo_jax.config import ConfigError, MeshConfig, RunConfig
+from lpo_jax.config.schema import Remat
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model, kept_width
-from lpo_jax.plan import compile as plan
-from lpo_jax.plan import flops
-from lpo_jax.plan.compile import GIB, Plan, PlannedRows
+from lpo_jax.plan import abstract, flops, memory, planner
+from lpo_jax.plan.chips import GIB, chip_of, topology_devices
+from lpo_jax.plan.result import Plan
+from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.teacher import open_teacher
 
-_REMAT = get_args(get_type_hints(ModelSource)["remat"])  # the first keeps most, the last least
+_REMAT: tuple[Remat, ...] = get_args(Remat)  # the first keeps most, the last least
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A config to try, with what is known before compiling it."""
+    """A config to try, and what is known of it before it is compiled."""
 
     config: RunConfig
     held: float  # bytes of a device: state and gradients
-    kept: float  # and at least, what its layers keep for the backward pass
+    kept: float  # bytes of a device: at least so many its layers keep for the backward pass
     tokens: int  # of a device, at once
     least_seconds: float  # a step's arithmetic at the chip's peak
     guess_seconds: float  # with the traffic between chips that such a mesh needs
@@ -45,14 +47,14 @@ class Candidate:
 def search(config: RunConfig, stage: str, row: PlannedRows, cache: Path, tries: int) -> Plan | None:
     """Compile the most promising candidates, `tries` at most; prints a line for each, and returns the plan with most pairs a second.
 
-    Dropped without compiling are candidates that can't fit (`held` and `kept`), that can't beat the best so far (`least_seconds`), and
-    that won't fit by what the compiler said of one that didn't, with as large a tensor axis and a policy that keeps no more: its
-    temporaries grow with a device's tokens.
+    Not compiled are candidates that can't fit (`held` and `kept`), and those that can't beat the best so far (`least_seconds`). Nor are
+    those that won't fit by what the compiler said of another one that didn't: with the same tensor axis, and a policy that keeps as much or
+    more, a token takes at least the temporaries that it took there.
 
     Returns:
       None if nothing fits.
     """
-    chip = plan.chip(config)
+    chip = chip_of(config)
     with captured_stderr("estimate"):
         candidates = sorted(_candidates(config, stage, row), key=lambda c: c.pairs / c.guess_seconds, reverse=True)
     fitting = [c for c in candidates if c.held + c.kept <= chip.hbm]
@@ -68,7 +70,7 @@ def search(config: RunConfig, stage: str, row: PlannedRows, cache: Path, tries: 
                 continue
             if any(_comparable(c, other) and c.held + c.tokens * each > chip.hbm for other, each in failed):
                 continue
-            found = plan.cached(c.config, stage, row, cache)
+            found = planner.cached(c.config, stage, row, cache)
             bar.update()
             numbers = f"{found.used / GIB:8.2f} {found.step_seconds:8.2f} {found.mfu:6.0%} {found.pairs_per_s:8.1f}"
             what = f"{' x '.join(map(str, found.mesh.values()))}, {found.remat}, {found.rows} / {found.accumulate}"
@@ -85,27 +87,29 @@ def search(config: RunConfig, stage: str, row: PlannedRows, cache: Path, tries: 
 
 
 def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Candidate]:
-    chip, devices, shape = plan.chip(config), plan.topology_devices(str(config.mesh.topology)), hf.planned_config(config.model)
+    chip, devices, architecture = chip_of(config), topology_devices(str(config.mesh.topology)), hf.planned_config(config.model)
     rows, accumulate = config.stages[stage].batch_rows, config.stages[stage].accumulate
-    models = {remat: plan.open_model(_replaced(config, config.mesh, remat, rows, accumulate)) for remat in _REMAT}
+    models = {remat: abstract.open_model(_replaced(config, config.mesh, remat, rows, accumulate)) for remat in _REMAT}
     alone = make_mesh(MeshConfig(data=1), devices[:1])
     teacher = open_teacher(config, stage, None)
-    work = {remat: flops.count(plan.trace_step(m, config.stages[stage], row, alone, teacher).jaxpr.jaxpr) for remat, m in models.items()}
-    for mesh_config in _meshes(config.mesh.topology, len(devices), shape.n_heads):
+    work = {
+        remat: flops.count(abstract.trace_step(m, config.stages[stage], row, alone, teacher).jaxpr.jaxpr) for remat, m in models.items()
+    }
+    for mesh_config in _meshes(config.mesh.topology, len(devices), architecture.n_heads):
         try:
             mesh = make_mesh(mesh_config, devices)
         except ConfigError:  # the slice's axes don't give it
             continue
         ways = mesh_config.data * mesh_config.fsdp
         smallest = dataclasses.replace(config.stages[stage], batch_rows=ways, accumulate=1)
-        held = sum(plan.held(plan.abstract_arguments(models["block"], smallest, row, mesh, teacher)).values())
+        held = sum(memory.held(abstract.arguments(models["block"], smallest, row, mesh, teacher)).values())
         for remat, model in models.items():
             for batch in {rows // 2, rows, 2 * rows} - {0}:
                 for pieces in {accumulate, 2 * accumulate}:
                     if batch % (pieces * ways):
                         continue
                     tokens = batch // (pieces * ways) * row.tokens  # of a device, at once
-                    kept = shape.n_layers * tokens * kept_width(shape, remat, mesh_config.tensor) * 2
+                    kept = architecture.n_layers * tokens * kept_width(architecture, remat, mesh_config.tensor) * 2
                     least = work[remat].executed * batch / rows / len(devices) / chip.flops
                     sent = _sent(model, mesh_config, pieces, tokens) / chip.sent_rate
                     tried = _replaced(config, mesh_config, remat, batch, pieces)
@@ -113,15 +117,15 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
 
 
 def _meshes(topology: str | None, devices: int, heads: int) -> Iterator[MeshConfig]:
-    """Every way to cut so many devices whose tensor axis cuts heads evenly."""
+    """Every mesh of so many devices whose tensor axis cuts the heads evenly."""
     divisors = [d for d in range(1, devices + 1) if devices % d == 0]
     for tensor in (d for d in divisors if heads % d == 0 and d <= 16):
         for data in (d for d in divisors if devices % (d * tensor) == 0):
             yield MeshConfig(data, devices // (data * tensor), tensor, topology)
 
 
-def _replaced(config: RunConfig, mesh: MeshConfig, remat: Any, rows: int, accumulate: int) -> RunConfig:
-    """All stages take the same batch: they run on the same mesh."""
+def _replaced(config: RunConfig, mesh: MeshConfig, remat: Remat, rows: int, accumulate: int) -> RunConfig:
+    """The config with another mesh, policy and batch. All stages take the same batch, because they run on the same mesh."""
     ways = mesh.data * mesh.fsdp
     return dataclasses.replace(
         config,
@@ -133,8 +137,8 @@ def _replaced(config: RunConfig, mesh: MeshConfig, remat: Any, rows: int, accumu
 
 
 def _sent(model: Model, mesh: MeshConfig, microbatches: int, tokens: int) -> float:
-    """Bytes that a device sends in a step, roughly: in bfloat16, weights gathered forwards and backwards, gradients reduced, and with a
-    tensor axis four activations a layer (six, where they are recomputed)."""
+    """Bytes that a device sends in a step, roughly, all in bfloat16: the weights, which are gathered forwards and backwards; the gradients,
+    which are reduced; and with a tensor axis four activations a layer (six, where they are recomputed)."""
     weights = 2 * sum(x.size for x in jax.tree.leaves(model.shapes())) / mesh.tensor
     trained = weights if model.lora is None else 0.0
 
@@ -149,7 +153,7 @@ def _sent(model: Model, mesh: MeshConfig, microbatches: int, tokens: int) -> flo
 
 
 def _comparable(c: Candidate, failed: Candidate) -> bool:
-    """Whether a token of `c` needs at least the temporaries of one of `failed`."""
+    """Whether a token of `c` needs at least the temporaries that a token of `failed` needs."""
     return c.config.mesh.tensor == failed.config.mesh.tensor and _REMAT.index(c.config.model.remat) <= _REMAT.index(
         failed.config.model.remat
     )

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lpo_jax.plan.compile import GIB, Plan
+from lpo_jax.plan.chips import GIB
+from lpo_jax.plan.result import Plan
 
 _LIMITED = {"compute": "arithmetic", "memory": "memory traffic", "network": "traffic between chips"}
 

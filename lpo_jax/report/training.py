@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from data_pipeline.row import CHOSEN, REJECTED, TRUNK
 from foundation.files import Json, read_journal, write_text
 from foundation.pages import CONTROLS, environment
 from lpo_jax.objectives import OBJECTIVES
@@ -17,7 +18,8 @@ from lpo_jax.objectives.heldout import ENGLISH, HIGHER_IS_BETTER
 
 HERE = Path(__file__).parent
 """Where parts.html.j2 is."""
-PANELS = [  # title, caption, label of the y axis, group of metrics.jsonl, names: the first drawn solid, the second dashed
+# Title, caption, label of the y axis, group of metrics.jsonl, names of metrics: the first is drawn solid, the second dashed.
+PANELS = [
     ("Loss", "What each stage minimises; two stages' levels can't be compared.", "loss", "train", ["loss"]),
     ("Log-probability", "Secure (solid) and vulnerable side (dashed) as scored.", "nats", "train", ["logps/chosen", "logps/rejected"]),
     ("Reward margin", "Secure minus vulnerable reward, beta included.", "margin", "train", ["rewards/margins"]),
@@ -27,15 +29,10 @@ PANELS = [  # title, caption, label of the y axis, group of metrics.jsonl, names
     ("Held-out margin", "Secure minus vulnerable changed tokens, before and after each stage.", "nats a token", "heldout", ["margin"]),
 ]
 INK = "#010203"  # stands for the page's text colour, light or dark, until the SVG is written
-COLOURS = [
-    "#2f78c0",
-    "#c2590f",
-    "#00856b",
-    "#a05195",
-    "#7a8794",
-]  # one a stage; 3:1 on a light and on a dark page, apart for the colour-blind
+# One a stage. They have 3:1 contrast on a light and on a dark page, and the colour-blind can tell them apart.
+COLOURS = ["#2f78c0", "#c2590f", "#00856b", "#a05195", "#7a8794"]
 CLIP = 2.0  # nats; a token's background is strongest from here on
-SIDES = {0: "Shared trunk", 1: "Secure branch", -1: "Vulnerable branch"}
+SIDES = {TRUNK: "Shared trunk", CHOSEN: "Secure branch", REJECTED: "Vulnerable branch"}
 
 
 def write_report(run_dir: Path, config: Json, summary: dict[str, dict[str, float]]) -> Path:
@@ -80,7 +77,7 @@ def _sentence(config: Json) -> str:
 
 
 def _number(value: float, form: str = ".3f") -> str:
-    """A formatted number with a true minus sign."""
+    """A number as text, with a true minus sign."""
     return format(value, form).replace("-", "\N{MINUS SIGN}")
 
 
@@ -161,7 +158,7 @@ def _svg(key: str, label: str, lines: list[Json], names: list[str], ends: dict[s
 
 
 def _pairs(run_dir: Path, names: list[str]) -> list[Json]:
-    """The held-out pairs that every evaluation holds: a resumed run may draw more or fewer than it began with."""
+    """The held-out pairs that every evaluation has drawn. A resumed run may draw more or fewer than it began with."""
     evals = [json.loads((run_dir / "eval" / f"{name}.json").read_text())["pairs"] for name in names]
     return [_pair(drawn, names) for drawn in zip(*evals, strict=False) if drawn[0]["tokens"]]
 
@@ -184,7 +181,7 @@ def _pair(drawn: Sequence[Json], names: list[str]) -> Json:
                 "title": f"{exact}; change {_number(delta, '+.3f')} nats" if scored else "carries no loss: not scored",
             }
         )
-    masks = [changed & (side == s) for s in (1, -1)]
+    masks = [changed & (side == s) for s in (CHOSEN, REJECTED)]
     means = np.stack([logps[:, m].mean(axis=1) if m.any() else np.full(len(names), np.nan) for m in masks])  # [sides, evaluations]
     table = [
         (name, ["\N{EN DASH}" if np.isnan(v) else _number(v) for v in (secure, vulnerable, secure - vulnerable)])

@@ -23,23 +23,25 @@ def open_model(config: RunConfig) -> Model:
 
 
 def load_params(config: RunConfig, model: Model, mesh: Mesh) -> tuple[Params, Params]:
-    """What is trained and what is frozen, sharded. Without LoRA: (parameters, {}); with it: (new adapters, parameters).
+    """What is trained and what is frozen, sharded. Without LoRA: (`load_base`, {}); with it: (new adapters, `load_base`)."""
+    base = load_base(config, model, mesh)
+    if model.lora is None:
+        return base, {}
+    new = jax.jit(partial(adapters.init, model=model, config=model.lora), out_shardings=trainable_shardings(model, mesh))
+    return new(jax.random.key(config.seed)), base
 
-    The parameters are read from model.path, or random.
-    """
-    key = jax.random.key(config.seed)
+
+def load_base(config: RunConfig, model: Model, mesh: Mesh) -> Params:
+    """The parameters that a run starts from, sharded: those of model.path, or random; model.adapter is merged into them."""
     shardings = param_shardings(model, mesh)
     if config.model.path is not None:
         params = hf.read_params(hf.locate(config.model.path), model, shardings)
     else:
-        params = jax.jit(model.init, out_shardings=shardings)(key)
+        params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(config.seed))
     if config.model.adapter is not None:
         earlier, settings = peft.load_peft(config.model.adapter, model)
         params = jax.jit(partial(lora.merge, config=settings), out_shardings=shardings, donate_argnums=0)(params, earlier)
-    if model.lora is None:
-        return params, {}
-    new = jax.jit(partial(adapters.init, model=model, config=model.lora), out_shardings=trainable_shardings(model, mesh))
-    return new(key), params
+    return params
 
 
 def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None, best: bool = False) -> tuple[Model, Params, Params]:
@@ -55,7 +57,7 @@ def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None
     found = checkpoint.restore(epath.Path(path), checkpoint_target(config, model, mesh), config.best_metric if best else None)
     if found is None:
         raise ConfigError(f"{path}: no checkpoint; run `lpo train` first")
-    return model, found[1].params, load_params(config, model, mesh)[1] if model.lora else {}
+    return model, found[1].params, load_base(config, model, mesh) if model.lora else {}
 
 
 def checkpoint_target(config: RunConfig, model: Model, mesh: Mesh) -> TrainState:

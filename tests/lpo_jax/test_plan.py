@@ -16,8 +16,9 @@ from lpo_jax import cli, config
 from lpo_jax.config import ConfigError, MeshConfig, ModelConfig, ModelSource
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
-from lpo_jax.plan import compile as plan
-from lpo_jax.plan import search
+from lpo_jax.plan import abstract, chips, memory, planner, search
+from lpo_jax.plan.result import Plan
+from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh, topology_size
 from lpo_jax.train import state
 from tests.helpers.marks import needs_libtpu
@@ -106,10 +107,10 @@ def test_a_plan_of_two_layers(tiny, tmp_path, capsys, monkeypatch):
     assert found["step_seconds"] == max(found["seconds"].values()) and found["seconds"]["compute"] == found["executed_flops"] / 4 / 197e12
     assert found["pairs_per_s"] == 8 * 4 / found["step_seconds"]
 
-    monkeypatch.setattr(plan, "make", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr(planner, "make", lambda *_: pytest.fail("compiled again"))
     assert cli.main(command) == 0
     assert capsys.readouterr().out == printed
-    monkeypatch.setattr(plan, "make", lambda *_: (_ for _ in ()).throw(ConfigError("compiled anew")))
+    monkeypatch.setattr(planner, "make", lambda *_: (_ for _ in ()).throw(ConfigError("compiled anew")))
     assert cli.main([*command[:2], "stages.lpo.objective.beta=2", *command[2:]]) == 2
 
 
@@ -122,7 +123,7 @@ def test_what_the_compiler_refuses_fails_in_its_own_words(tiny, tmp_path, capsys
     def broken(*_):
         raise jax.errors.JaxRuntimeError("INTERNAL: a pass has failed")
 
-    monkeypatch.setattr(plan, "_compile", broken)
+    monkeypatch.setattr(abstract, "compile_step", broken)
     assert cli.main(["plan", str(tiny), "--cache", str(tmp_path)]) == 1
     assert "DOES NOT COMPILE. The compiler says:\n  INTERNAL: a pass has failed" in capsys.readouterr().out
 
@@ -148,7 +149,7 @@ def test_wrong_configs_are_named(tiny, tmp_path, capsys, monkeypatch):
 def test_search_finds_the_fastest_that_fits(tiny, tmp_path, capsys, monkeypatch):
     """With a compiler that has room for policy "attention" without a tensor axis, and is otherwise as fast as its arithmetic."""
     run, asked = config.load(tiny), []
-    row = plan.PlannedRows.assumed(run.plan)
+    row = PlannedRows.assumed(run.plan)
 
     def key(c):
         return c.model.remat, c.mesh, c.stages["lpo"].batch_rows, c.stages["lpo"].accumulate
@@ -158,14 +159,14 @@ def test_search_finds_the_fastest_that_fits(tiny, tmp_path, capsys, monkeypatch)
     def fake(c, stage, row, directory):
         asked.append(key(c))
         fits = c.model.remat in ("attention", "block") and c.mesh.tensor == 1
-        return plan.Plan(
+        return Plan(
             model="m", parameters=1, trained="all", topology="v5e:2x2", devices=4, mesh={"tensor": c.mesh.tensor}, remat=c.model.remat,
             stage=stage, rows=c.stages[stage].batch_rows, accumulate=1, row=row, memory={}, largest=[], model_flops=1,
             verdict="" if fits else "RESOURCE_EXHAUSTED: the total memory required (60.00G) exceeds available HBM (15.75G)",
             executed_flops=work[key(c)], traffic=None, warnings=[], compile_seconds=0.0, versions={},
         )  # fmt: skip
 
-    monkeypatch.setattr(plan, "cached", fake)
+    monkeypatch.setattr(planner, "cached", fake)
     best = search.search(run, "lpo", row, tmp_path, tries=100)
     assert best is not None and best.fits and best.remat == "attention" and best.mesh["tensor"] == 1
     printed = capsys.readouterr().out
@@ -179,7 +180,7 @@ def test_search_finds_the_fastest_that_fits(tiny, tmp_path, capsys, monkeypatch)
 
 @needs_libtpu
 def test_compiler_warnings_are_caught():
-    devices = plan.topology_devices("v5e:2x4")
+    devices = chips.topology_devices("v5e:2x4")
     mesh = jax.make_mesh((4, 2), ("f", "t"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
     def crossed(x):
@@ -189,7 +190,7 @@ def test_compiler_warnings_are_caught():
     x = jax.ShapeDtypeStruct((8, 128, 512), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("f")))
     with captured_stderr() as printed:
         jax.jit(crossed).trace(x).lower().compile()
-    (warning,) = plan._compiler_warnings(printed.getvalue())
+    (warning,) = planner._compiler_warnings(printed.getvalue())
     assert "f32[2,128,256]" in warning and "involuntary full rematerialization" in warning
 
 
@@ -212,9 +213,9 @@ def test_a_parameter_that_is_not_cut_is_named():
     shape = ModelConfig("llama", 1024, 4096, n_layers=8, n_heads=32, n_kv_heads=1, head_dim=128, d_mlp=1024, max_positions=64)
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=8), jax.devices()[:8])
     run = config.load(REPO / "configs" / "tiny_cpu.yaml")
-    arguments = plan.abstract_arguments(Model(shape), run.stages["lpo"], plan.PlannedRows.assumed(run.plan), mesh)
-    assert plan._uncut(arguments, mesh, 15.75 * 2**30) == []
-    warnings = plan._uncut(arguments, mesh, 2**30)
+    arguments = abstract.arguments(Model(shape), run.stages["lpo"], PlannedRows.assumed(run.plan), mesh)
+    assert memory.uncut(arguments, mesh, 15.75 * 2**30) == []
+    warnings = memory.uncut(arguments, mesh, 2**30)
     assert len(warnings) == 2 and all(name in " ".join(warnings) for name in ("blocks.k", "blocks.v"))
 
 
@@ -230,7 +231,7 @@ def test_topologies_have_sizes():
 def test_pod_configs_are_the_published_models_on_whole_slices(path, monkeypatch):
     monkeypatch.chdir(REPO)
     run = config.load(path)
-    model = plan.open_model(run)
+    model = abstract.open_model(run)
     assert sum(x.size for x in jax.tree.leaves(model.shapes())) == PARAMETERS[run.model.shape.split("/")[-1].removesuffix(".json")]
     assert path.stem.startswith(run.model.shape.split("/")[-1].removesuffix(".json")) and path.stem == run.run_dir.removeprefix("runs/")
     mesh = dict(data=run.mesh.data, fsdp=run.mesh.fsdp, tensor=run.mesh.tensor)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import common
-from benchmarks.peers import Peer, PeerError, first_step, shape, write_inputs
+from benchmarks.peers import Peer, PeerError, first_step, model_config, write_inputs
 from lpo_jax.model.decoder import Model
 
 FAITHFUL = """
@@ -44,7 +44,7 @@ def texts(tok):
 
 @pytest.fixture(scope="module")
 def model(tok):
-    return Model(shape(tok, argparse.Namespace(d_model=64, layers=1, max_tokens=1024)))
+    return Model(model_config(tok, argparse.Namespace(d_model=64, layers=1, max_tokens=1024)))
 
 
 def test_a_peer_steps_when_told_and_then_says_what_it_logged(tmp_path):

@@ -2,8 +2,8 @@
 
 Token q sees token k if and only if ``k <= q < subtree_end[k]``, and with a sliding window ``position[q] - position[k] < window``.
 
-`attend` computes it block by block with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022): no [T, T] array exists, forward or
-backward, and blocks in which nobody sees anybody are skipped. What decides that, `Ancestors`, is built once a step. Three back ends
+`attend` computes it block by block with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022). No [T, T] array exists, forward or
+backward, and blocks in which nobody sees anybody are skipped. `Ancestors` says which those are; it is built once a step. Three back ends
 share the algorithm: a loop in plain XLA (CPU), and Pallas kernels for TPU and GPU. `attend_dense` is the definition, for tests.
 
 Dims: B batch, T tokens, Q queries, S cache slots, K kv heads, G query heads per kv head, H head dim.

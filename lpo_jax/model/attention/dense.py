@@ -20,7 +20,7 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array
 
     Args:
       q: [B, Q, K, G, H].
-      k, v: [B, S, K, H]; slots beyond a query's position are never seen.
+      k, v: [B, S, K, H]. A query sees no slot beyond its position.
       positions: [B, Q] int32, the queries' own.
     """
     slot, position = jnp.arange(k.shape[1]), positions[..., None]

@@ -32,7 +32,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> ja
     return _forward(q, k, v, ancestors)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> tuple[jax.Array, Any]:
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> tuple[jax.Array, tuple]:
     def local(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> tuple[jax.Array, jax.Array]:
         heads_first = (_heads_first(x, ancestors) for x in (q, k, v))
         out, lse = BACKENDS[ancestors.backend].forward(*heads_first, ancestors)
@@ -45,7 +45,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> 
     return out, (q, k, v, ancestors, out, lse)
 
 
-def _backward(residuals: Any, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+def _backward(residuals: tuple, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, ancestors, out, lse = residuals
     heads = _Layout(q, k)
 
@@ -71,8 +71,8 @@ attend.defvjp(_forward, _backward)
 class _Layout:
     """How heads and rows lie on the mesh. A device computes the attention of its rows and heads by itself.
 
-    If kv heads don't divide along `tensor` but the query heads of each do (multi-query attention), all devices hold the kv heads and
-    their gradients are summed (`shares_kv`).
+    The mesh's tensor axis may divide the query heads of each kv head but not the kv heads (multi-query attention). Then all its devices
+    hold all kv heads, and the gradients of these are summed over them (`shares_kv`).
     """
 
     def __init__(self, q: jax.Array, k: jax.Array):
@@ -90,7 +90,7 @@ class _Layout:
         self.lse, self.rows = PartitionSpec(rows, kv, group, None), PartitionSpec(rows)
 
     def shard(self, f: Callable, in_specs: tuple, out_specs: Any, ancestors: Ancestors) -> Callable:
-        """`f`, whose last argument is the mask, run by each device on its part."""
+        """`f` as each device runs it on its part. Its last argument is the mask."""
         if self.mesh.empty:
             return f
         masks = jax.tree.map(lambda _: self.rows, ancestors)

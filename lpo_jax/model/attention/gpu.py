@@ -1,21 +1,18 @@
 """The back end for GPUs: Pallas kernels (Triton) over the blocks that `Ancestors` lists.
 
-A program holds one block of queries (or keys) and loops over its list only: what nobody sees is neither read nor computed.
+A program holds one block of queries (or keys) and loops over its list. What nobody sees is neither read nor computed.
 
 Dims: B batch, T tokens, n blocks, C tokens in a block, K kv heads, G query heads per kv head, H head dim.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from lpo_jax.model.attention.mask import Ancestors, platform
-
-LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)
+from lpo_jax.model.attention.mask import LOWEST, Ancestors, platform
 
 
 def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax.Array, jax.Array]:
@@ -136,7 +133,7 @@ def _call(
     operands: Sequence[tuple],
     outputs: Sequence[tuple],
     flops: int,
-) -> Any:
+) -> list[jax.Array]:
     """One Pallas call: `kernel` gets the operands' blocks, the row's subtree ends and positions, its block's list and count, the outputs."""
     T, n = a.subtree_end.shape[1], lists.shape[-1]
     inputs = [
@@ -147,7 +144,7 @@ def _call(
         (counts, (), lambda b, h, i: (b, i)),
     ]
 
-    def spec(x: Any, block: tuple[int, ...], index: Callable) -> pl.BlockSpec:
+    def spec(x: jax.ShapeDtypeStruct | jax.Array, block: tuple[int, ...], index: Callable) -> pl.BlockSpec:
         return pl.BlockSpec((*(None,) * (len(x.shape) - len(block)), *block), index)
 
     return pl.pallas_call(
@@ -171,7 +168,7 @@ def _query(G: int) -> Callable:
     return lambda b, h, i: (b, h // G, h % G, i, 0)
 
 
-def _row(G: int, b: Any, h: Any, i: Any) -> tuple:
+def _row(G: int, b: jax.Array, h: jax.Array, i: jax.Array) -> tuple:
     return b, h // G, h % G, i
 
 
@@ -179,7 +176,7 @@ def _head(G: int) -> Callable:
     return lambda b, h, i: (b, h // G, 0, 0)
 
 
-def _masked(scores: jax.Array, i: Any, j: Any, ends: Any, positions: Any, a: Ancestors) -> jax.Array:
+def _masked(scores: jax.Array, i: jax.Array, j: jax.Array, ends: jax.Array, positions: jax.Array, a: Ancestors) -> jax.Array:
     """Scores [queries of block i, keys of block j], LOWEST where a key isn't seen."""
     C = a.block
     query, key = i * C + jnp.arange(C), j * C + jnp.arange(C)
@@ -194,5 +191,5 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _power_of_two(x: jax.Array) -> jax.Array:
-    """Triton's tiles are powers of two: head dims are filled up with zeros, which change no product."""
+    """Fill the head dim up with zeros, which change no product: Triton's tiles are powers of two."""
     return jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (0, pl.next_power_of_2(x.shape[-1]) - x.shape[-1])))

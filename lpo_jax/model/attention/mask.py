@@ -13,13 +13,16 @@ BLOCK = {"cpu": 64, "gpu": 64, "tpu": 512}
 LANES = 128
 """A TPU block's tokens are a multiple of this."""
 
+LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)
+"""The Pallas kernels' score of a key that isn't seen: exp(LOWEST - anything real) is 0, and LOWEST - LOWEST is 0, not NaN."""
+
 
 @flax.struct.dataclass
 class Ancestors:
     """The mask of a batch, and for each block the blocks it meets, in ascending order.
 
-    A list longer than its count repeats its last entry, so that a kernel that walks all of it fetches nothing new.
-    T is padded to whole blocks here; a padding token sees itself.
+    A list is as long as a row has blocks. Behind its count it repeats its last entry, so that a kernel that walks all of it fetches nothing
+    new. T is padded to whole blocks here; a padding token sees itself.
     """
 
     subtree_end: jax.Array  # [B, T] int32
@@ -66,14 +69,14 @@ def ancestors(subtree_end: jax.Array, positions: jax.Array, window: int | None =
 
 
 def platform() -> str:
-    """What the computation being traced will run on: the context's mesh decides, also an ahead-of-time one, else JAX's default."""
+    """The platform that the traced computation will run on: that of the context's mesh, whose devices needn't be here, else JAX's default."""
     mesh = jax.sharding.get_abstract_mesh()
     name = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
     return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
 def _listed(meets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[B, n, n] bool -> the True columns of each row in front, and their count; every block meets itself, so no count is 0."""
+    """[B, n, n] bool -> the True columns of each row in front, and their count. Every block meets itself, so no count is 0."""
     counts = meets.sum(-1, dtype=jnp.int32)
     order = jnp.argsort(~meets, axis=-1, stable=True).astype(jnp.int32)
     kept = jnp.minimum(jnp.arange(meets.shape[-1]), counts[..., None] - 1)

@@ -8,17 +8,13 @@ Dims: B batch, T tokens, n blocks, C tokens in a block, K kv heads, G query head
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lpo_jax.model.attention.mask import Ancestors, platform
-
-LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)
-"""Score of a key that isn't seen: exp(LOWEST - anything real) is 0, and LOWEST - LOWEST is 0, not NaN."""
+from lpo_jax.model.attention.mask import LOWEST, Ancestors, platform
 
 
 def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax.Array, jax.Array]:
@@ -167,11 +163,11 @@ def backward(
 class _Where:
     """Which blocks a program works on."""
 
-    def __init__(self, lists: Any, counts: Any, n: int, query_major: bool):
+    def __init__(self, lists: jax.Array, counts: jax.Array, n: int, query_major: bool):
         b, own, step = pl.program_id(0), pl.program_id(2), pl.program_id(3) % n
         other = lists[b, own, step]
-        self.queries: Any = own if query_major else other
-        self.keys: Any = other if query_major else own
+        self.queries = own if query_major else other
+        self.keys = other if query_major else own
         self.active = step < counts[b, own]
 
 

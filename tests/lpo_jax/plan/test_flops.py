@@ -11,8 +11,7 @@ from jax.sharding import PartitionSpec
 
 from lpo_jax.config import MeshConfig, ModelConfig
 from lpo_jax.model.decoder import Model
-from lpo_jax.plan import compile as plan
-from lpo_jax.plan import flops
+from lpo_jax.plan import chips, flops
 from lpo_jax.sharding import make_mesh
 
 D = 8
@@ -62,7 +61,7 @@ def test_what_rematerialisation_repeats_is_told_apart():
 def test_policies_recompute_less_the_more_they_keep():
     B, T, D, N, K, H, F, L = 2, 128, 32, 2, 1, 16, 64, 3
     shape = ModelConfig("llama", 64, D, L, N, K, H, F, max_positions=T)
-    mesh = make_mesh(MeshConfig(data=1), plan.topology_devices("v5e:2x2")[:1])
+    mesh = make_mesh(MeshConfig(data=1), chips.topology_devices("v5e:2x2")[:1])
 
     def of(remat):
         model = Model(shape, remat=remat)

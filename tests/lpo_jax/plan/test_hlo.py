@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lpo_jax.plan import compile as plan
-from lpo_jax.plan import hlo
+from lpo_jax.plan import chips, hlo
 from tests.helpers.marks import needs_libtpu
 
 L, B, D = 5, 64, 256
@@ -33,7 +32,7 @@ def weights_cut(devices):
 
 @needs_libtpu
 def test_collectives_in_a_loop_count_times_its_trips_on_tpus():
-    found = hlo.traffic(weights_cut(plan.topology_devices("v5e:2x2")).as_text(), 4)
+    found = hlo.traffic(weights_cut(chips.topology_devices("v5e:2x2")).as_text(), 4)
     assert found.uncounted_loops == 0
     assert sum(found.sent.values()) == L * 3 * SHARD // 2, found
 
@@ -53,7 +52,7 @@ def test_a_loop_that_may_end_early_counts_as_often_as_it_may_run():
         return jax.lax.while_loop(go_on, lambda state: (state[0] + 1, jnp.tanh(state[1] @ ws[state[0]])), (0, x))[1]
 
     shapes = ((L, D, D), PartitionSpec(None, "x")), ((B, D), PartitionSpec("x"))
-    found = hlo.traffic(compiled(chain, plan.topology_devices("v5e:2x2"), *shapes).as_text(), 4)
+    found = hlo.traffic(compiled(chain, chips.topology_devices("v5e:2x2"), *shapes).as_text(), 4)
     assert found.uncounted_loops == 0 and found.sent["all-gather"] == L * 3 * SHARD // 2, found
 
 

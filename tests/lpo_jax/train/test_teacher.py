@@ -16,8 +16,8 @@ from lpo_jax import cli, config
 from lpo_jax.config import ConfigError, ModelConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
-from lpo_jax.plan import compile as plan
-from lpo_jax.plan import flops
+from lpo_jax.plan import abstract, chips, flops
+from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import stop, teacher
 from lpo_jax.train.step import Teacher
@@ -144,14 +144,14 @@ def test_what_does_not_fit_is_refused(plain, seed_shards, tmp_path, capsys):
 def test_plans_count_the_teacher(plain, tmp_path):
     """The step that would run on a TPU: the teacher lies among its arguments, and its products are counted once."""
     run = load(kd_args(plain, tmp_path / "run", "mesh.topology=v5e:2x4"))
-    mesh, row = make_mesh(run.mesh, plan.topology_devices("v5e:2x4")), plan.PlannedRows.assumed(run.plan)
-    model, stage, taught = plan.open_model(run), run.stages["kd"], teacher.open_teacher(run, "kd", None)
+    mesh, row = make_mesh(run.mesh, chips.topology_devices("v5e:2x4")), PlannedRows.assumed(run.plan)
+    model, stage, taught = abstract.open_model(run), run.stages["kd"], teacher.open_teacher(run, "kd", None)
     assert taught == Teacher(512, 0, TEACHER)
-    arguments = plan.abstract_arguments(model, stage, row, mesh, taught)
+    arguments = abstract.arguments(model, stage, row, mesh, taught)
     assert jax.tree.map(lambda x: x.shape, arguments[1]["teacher"]) == jax.tree.map(lambda x: x.shape, TEACHER.shapes())
 
     def executed(teacher):
-        return flops.count(plan.trace_step(model, stage, row, mesh, teacher).jaxpr.jaxpr).executed
+        return flops.count(abstract.trace_step(model, stage, row, mesh, teacher).jaxpr.jaxpr).executed
 
     c, tokens = TEACHER.config, 8 * row.tokens
     matrices = c.d_model * c.head_dim * (2 * c.n_heads + 2 * c.n_kv_heads) + 3 * c.d_model * c.d_mlp

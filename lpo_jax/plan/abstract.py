@@ -1,0 +1,71 @@
+"""A run's train step without its weights and data: on abstract arguments, traced and compiled for devices that needn't be here."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from data_pipeline.row import COLUMNS
+from lpo_jax.batch import TeacherTop, TreeBatch
+from lpo_jax.config import RunConfig, StageConfig
+from lpo_jax.model import hf
+from lpo_jax.model.decoder import Model, Params
+from lpo_jax.plan.rows import PlannedRows
+from lpo_jax.train.optimizer import optimizer
+from lpo_jax.train.state import TrainState, abstract_state, batch_sharding, frozen_shapes, frozen_shardings
+from lpo_jax.train.step import Teacher, make_train_step
+
+Arguments = tuple[TrainState, Params, TreeBatch]
+"""The train step's arguments (state, frozen, batch) as `jax.ShapeDtypeStruct`s with their shardings."""
+
+
+def open_model(config: RunConfig) -> Model:
+    """The model that a config describes, without looking at weights."""
+    source = config.model
+    return Model(hf.planned_config(source), source.compute_dtype, source.param_dtype, source.remat, source.lora)
+
+
+def batch(stage: StageConfig, row: PlannedRows, mesh: Mesh, top_k: int = 0) -> TreeBatch:
+    """A step's batch [microbatches, rows, ...], laid out as training lays it out."""
+    cut = batch_sharding(mesh, accumulated=True)
+
+    def leaf(*width: int, dtype: str = "int32") -> Any:
+        return jax.ShapeDtypeStruct((stage.accumulate, stage.batch_rows // stage.accumulate, *width), jnp.dtype(dtype), sharding=cut)
+
+    columns = {column.name: leaf(getattr(row, column.axis), dtype=column.dtype) for column in COLUMNS}
+    N = row.scored
+    taught = TeacherTop(leaf(N, top_k), leaf(N, top_k, dtype="float32"), leaf(N, dtype="float32")) if top_k else None
+    return TreeBatch(**columns, teacher=taught)
+
+
+def arguments(model: Model, stage: StageConfig, row: PlannedRows, mesh: Mesh, teacher: Teacher | None = None) -> Arguments:
+    """What a stage's train step is called with."""
+    running = teacher.model if teacher else None
+    shapes, shardings = frozen_shapes(model, running), frozen_shardings(model, mesh, running)
+    frozen = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    tx = optimizer(stage.optim, 1000)
+    return abstract_state(model, tx, mesh), frozen, batch(stage, row, mesh, teacher.top_k if teacher else 0)
+
+
+def trace_step(model: Model, stage: StageConfig, row: PlannedRows, mesh: Mesh, teacher: Teacher | None = None) -> jax.stages.Traced:
+    """The train step of `lpo_jax.train.step`; ``.jaxpr`` is what it computes."""
+    # The schedule's length is a constant of the step and changes nothing else.
+    step = make_train_step(model, stage.objective, optimizer(stage.optim, 1000), mesh, teacher=teacher)
+    given = arguments(model, stage, row, mesh, teacher)
+    with jax.set_mesh(mesh):
+        return step.trace(*given)  # type: ignore[attr-defined]
+
+
+def compile_step(traced: jax.stages.Traced, mesh: Mesh, dump: str | None = None) -> jax.stages.Compiled:
+    """Compile a traced step for the mesh's devices, which may be a topology's.
+
+    Args:
+      dump: a directory for the compiler's reports and the program's text. `Compiled.as_text` can't read every program of a newer libtpu.
+
+    Raises:
+      jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED with the compiler's own figures, where it doesn't fit.
+    """
+    options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True, "xla_dump_hlo_module_re": "jit_step"} if dump else None
+    with jax.set_mesh(mesh):
+        return traced.lower().compile(compiler_options=options)

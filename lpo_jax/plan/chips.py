@@ -1,0 +1,74 @@
+"""TPU chips and their slices, as the planner knows them: peak rates, memory, and devices to compile for."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+
+import jax
+
+from foundation.console import captured_stderr
+from lpo_jax.config import ConfigError, RunConfig
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A TPU device as JAX counts them: a chip, but half a tpu7x. Rates from cloud.google.com/tpu/docs, `hbm` from the compiler."""
+
+    hbm: float  # bytes that a program may use
+    flops: float  # bfloat16, a second
+    hbm_rate: float  # bytes a second
+    sent_rate: float  # bytes a second to its neighbours, all links together, one way
+
+
+CHIPS = {
+    "v4": Chip(30.75 * GIB, 275e12, 1200e9, 300e9),
+    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9),
+    "v5p": Chip(95.73 * GIB, 459e12, 2765e9, 600e9),
+    "v6e": Chip(31.24 * GIB, 918e12, 1638e9, 400e9),
+    "tpu7x": Chip(94.74 * GIB, 1153.5e12, 3690e9, 300e9),
+}
+
+_LIBTPU = {  # read once, when libtpu is loaded
+    "TPU_SKIP_MDS_QUERY": "1",  # don't ask the metadata server of a cloud machine ...
+    "TPU_WORKER_HOSTNAMES": "localhost",  # ... which hosts there are
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # without a TPU, several processes may compile
+    "TPU_LOG_DIR": "disabled",
+    "TPU_STDERR_LOG_LEVEL": "1",  # the warnings that a plan repeats
+}
+
+
+def chip_of(config: RunConfig) -> Chip:
+    """The chip of `mesh.topology`.
+
+    Raises:
+      ConfigError: there is no topology, or its generation is unknown.
+    """
+    if config.mesh.topology is None:
+        raise ConfigError("set mesh.topology to the TPU slice to plan for, e.g. mesh.topology=v5e:4x4")
+    generation = config.mesh.topology.partition(":")[0]
+    if generation not in CHIPS:
+        raise ConfigError(f"mesh.topology {config.mesh.topology!r}: the generation is one of {', '.join(CHIPS)}, as in v5e:4x4")
+    return CHIPS[generation]
+
+
+def topology_devices(name: str) -> list[jax.Device]:
+    """The devices of a TPU slice in JAX's names, e.g. ``v5e:4x4`` or ``v5p:2x2x2``: to compile for, not to run on.
+
+    Raises:
+      ConfigError: libtpu isn't installed, or it knows no such topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError("a plan needs the TPU compiler, which runs on any CPU machine: pip install 'lpo-jax[tpu]', or libtpu==0.0.52")
+    for key, value in _LIBTPU.items():
+        os.environ.setdefault(key, value)
+    from jax.experimental import topologies
+
+    # A v4 chip's two cores are one device, as a run on it sees them.
+    options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    try:
+        with captured_stderr():
+            return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(f"mesh.topology {name!r}: {error}; names are like v5e:4x4, v6e:4x8, v5p:2x2x4, v4:2x2x2, tpu7x:2x2x1") from None

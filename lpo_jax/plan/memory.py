@@ -1,0 +1,71 @@
+"""What fills a device's memory during a train step."""
+
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lpo_jax.plan import hlo
+from lpo_jax.plan.abstract import Arguments
+from lpo_jax.plan.chips import GIB
+
+
+def held(arguments: Arguments) -> dict[str, int]:
+    """Bytes that each device must hold whatever the compiler does, by kind. Gradients are added up in float32 or wider."""
+    state, frozen, batch = arguments
+    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.promote_types(x.dtype, jnp.float32), sharding=x.sharding), state.params)
+    return {
+        "parameters": _bytes(state.params) + _bytes(frozen),
+        "optimizer": _bytes(state.opt_state) + _bytes((state.step, state.skipped, state.skipped_in_row)),
+        "gradients": _bytes(wide),
+        "batch": _bytes(batch),
+    }
+
+
+def used(compiled: jax.stages.Compiled, held: dict[str, int]) -> dict[str, int]:
+    """Bytes on each device, by kind: what is `held`, and two kinds more.
+
+    ``activations`` are all other temporaries at their peak, gathered weights among them. ``program`` is the code, outputs that reuse no
+    argument, and padding by the device's tiling.
+    """
+    stats = compiled.memory_analysis()
+    assert stats is not None
+    arguments = held["parameters"] + held["optimizer"] + held["batch"]
+    gradients = min(held["gradients"], stats.temp_size_in_bytes)
+    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    program = stats.generated_code_size_in_bytes + outputs + stats.argument_size_in_bytes - arguments
+    return held | {"gradients": gradients, "activations": stats.temp_size_in_bytes - gradients, "program": program}
+
+
+def largest(report: str, number: int = 3) -> list[str]:
+    """The largest temporaries of the compiler's memory report, each with an array that lies there: "250.00MiB f32[2048,32000]"."""
+    found = []
+    for size, arrays in re.findall(r"^ *\S+\( *\d+%\); +(\S+[MG]iB); +\d+; +\d+; (.*)$", report, re.MULTILINE)[:number]:
+        one_of_them = max(re.findall(r"[a-z]\w*\[[\d,]*\]", arrays), key=hlo.array_bytes)  # they lie there at different times
+        found.append(f"{size} {one_of_them}")
+    return found
+
+
+def uncut(arguments: Arguments, mesh: Mesh, hbm: float) -> list[str]:
+    """Warnings of parameters that a device holds more of than its share, where that is a hundredth of its memory or more."""
+    warnings = []
+    for path, x in jax.tree.leaves_with_path((arguments[0].params, arguments[1])):
+        ways = x.size // _shard_size(x)
+        excess = (_shard_size(x) - x.size // (mesh.shape["fsdp"] * mesh.shape["tensor"])) * x.dtype.itemsize
+        if excess > hbm / 100:
+            name = ".".join(key.key for key in path[1:])
+            warnings.append(f"{name} is cut {ways} ways, not fsdp * tensor: {excess / GIB:.2f} GiB more than its share on every device")
+    return warnings
+
+
+def _bytes(tree: Any) -> int:
+    """What one device holds of a tree of `jax.ShapeDtypeStruct`s with shardings."""
+    return sum(_shard_size(x) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _shard_size(x: jax.ShapeDtypeStruct) -> int:
+    assert x.sharding is not None
+    return math.prod(x.sharding.shard_shape(x.shape))
