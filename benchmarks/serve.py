@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ import tokenizers
 
 from benchmarks import common
 from data_pipeline.tokenizer import Tokenizer
+from foundation.files import Json
 from lpo_jax.config import MeshConfig, ModelConfig
 from lpo_jax.decode import LoadedModel, Request, Sampler, SamplingConfig
 from lpo_jax.model.decoder import Model
@@ -36,7 +36,7 @@ def ask(url: str, prompts: list[list[int]], clients: int, new: int, stream: bool
     async def client(session: openai.AsyncOpenAI, share: range) -> dict[str, str]:
         found = {}
         for number in share:
-            asked: dict[str, Any] = {"model": "bench", "prompt": prompts[number], "max_tokens": new, "temperature": 0}
+            asked: Json = {"model": "bench", "prompt": prompts[number], "max_tokens": new, "temperature": 0}
             if stream:
                 text = ""
                 async for chunk in await session.completions.create(**asked, stream=True):
