@@ -1,7 +1,7 @@
 """The flags by which `lpo generate` and `lpo serve` say which models decode, how two of them do it together, and where."""
 
 import argparse
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,20 +61,8 @@ def models_of(args: argparse.Namespace) -> "Models":
     from lpo_jax.config import MeshConfig
     from lpo_jax.decode.load import Models
 
-    return Models(
-        model=args.model,
-        adapter=args.adapter,
-        security=args.security,
-        security_adapter=args.security_adapter,
-        rule=_rule(args),
-        tokenizer=args.tokenizer,
-        security_tokenizer=args.security_tokenizer,
-        block=args.block,
-        rows=args.rows,
-        max_len_tokens=args.max_len_tokens,
-        dtype=args.dtype,
-        mesh=MeshConfig(args.data, args.fsdp, args.tensor),
-    )
+    same = {field.name: getattr(args, field.name) for field in fields(Models) if field.name in args}
+    return Models(rule=_rule(args), mesh=MeshConfig(args.data, args.fsdp, args.tensor), **same)
 
 
 def _rule(args: argparse.Namespace) -> "CoDecoding | CroSec | None":

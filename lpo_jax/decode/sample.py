@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from data_pipeline.tokenizer import Tokenizer
 from lpo_jax.decode.request import Completion, Request, SamplingConfig
 
-_CONTEXT = 8  # of the prompt's last tokens that are decoded with a completion: what stands in front decides a first token's space
+CONTEXT = 8  # of the prompt's last tokens that are decoded with a completion: what stands in front decides a first token's space
 
 
 @dataclass
@@ -66,5 +66,5 @@ class Sample:
         return text[: min(found)] if found else None
 
     def _text(self, new: list[int]) -> str:
-        context, backend = list(self.prompt[-_CONTEXT:]), self.tokenizer.backend
+        context, backend = list(self.prompt[-CONTEXT:]), self.tokenizer.backend
         return backend.decode(context + new)[len(backend.decode(context)) :]

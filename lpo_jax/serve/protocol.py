@@ -17,6 +17,7 @@ from tokenizers.decoders import DecodeStream
 from data_pipeline.tokenizer import Tokenizer
 from foundation.files import Json
 from lpo_jax.decode.request import Completion, Request, SamplingConfig, encode
+from lpo_jax.decode.sample import CONTEXT
 from lpo_jax.decode.sampler import Progress
 
 Chat = Callable[[list[dict[str, str]]], tuple[list[int], str]]
@@ -41,8 +42,6 @@ _NEUTRAL: Json = {
     "top_logprobs": 0,
 }
 """Parameters that aren't computed here, with the value at which they change nothing."""
-
-_CONTEXT = 8  # of the prompt's last tokens that are decoded with the first of a completion
 
 
 class Refusal(Exception):  # noqa: N818
@@ -308,7 +307,7 @@ class Answer:
     def _logprobs(self, request: Request, completion: Completion) -> Json:
         """Of all tokens generated, those of an end included; a token that ends no character has no text."""
         assert not isinstance(request.prompt, str)
-        stream = DecodeStream(ids=list(request.prompt[-_CONTEXT:]), skip_special_tokens=True)
+        stream = DecodeStream(ids=list(request.prompt[-CONTEXT:]), skip_special_tokens=True)
         texts = [stream.step(self.served.tokenizer.backend, token) or "" for token in completion.tokens]
         logprobs = [max(logprob, -9999.0) for logprob in completion.logprobs]  # -inf isn't JSON
         if self.asked.chat:

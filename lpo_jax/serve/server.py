@@ -101,7 +101,12 @@ def application(driver: Driver, served: Served, key: str | None) -> Starlette:
         Route("/v1/models", guarded(models)),
         Route("/health", health),
     ]
-    handlers = {Refusal: _refuse, HTTPException: _refuse, ClientDisconnect: _nobody, Exception: _broken}
+    handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+        Refusal: _refuse,
+        HTTPException: _refuse,
+        ClientDisconnect: _nobody,
+        Exception: _broken,
+    }
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
