@@ -20,8 +20,8 @@ from data_pipeline import tokenizer
 from foundation.files import Json
 from lpo_jax.config import MeshConfig, ModelConfig
 from lpo_jax.decode import LoadedModel, Request, Sampler, SamplingConfig
-from lpo_jax.decode.rules.crosec import CrossSampler
-from lpo_jax.decode.rules.vocab_map import align, size, vocabulary
+from lpo_jax.decode.cross_sampler import CrossSampler
+from lpo_jax.decode.rules.vocab_map import align, vocabulary
 from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     tok, its = (tokenizer.load(name) for name in args.tokenizers)
-    target, expert = (_model(size(tok), args.widths[0], args.layers, 0), _model(size(its), args.widths[1], args.layers, 1))
+    target, expert = (_model(tok.size, args.widths[0], args.layers, 0), _model(its.size, args.widths[1], args.layers, 1))
     start = time.perf_counter()
     found = align(vocabulary(target, tok), vocabulary(expert, its))
     facts: Json = {
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     longest = len(tok.backend.encode(PROMPT).ids) + 2 + args.new
     config = SamplingConfig(max_new_tokens=args.new)
     requests = [Request(str(i), PROMPT, seed=i) for i in range(args.rows)]
-    ways: Json = {
+    ways: dict[str, Sampler | CrossSampler] = {
         "target alone": Sampler(target, tok, config, args.rows, longest, segment_steps=1),
         "crosec": CrossSampler(target, expert, tok, its, found, config, args.rows, longest, expert_len_tokens=8 * longest),
     }

@@ -171,9 +171,8 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
     """
 
     def read(directory: Path) -> Iterator[tuple[str, int, str]]:
-        from data_pipeline import template, tokenizer
         from lpo_jax.decode import PRESETS, SamplingConfig, job
-        from lpo_jax.decode.load import find_tokenizer
+        from lpo_jax.decode.load import Models
 
         prompts, out = directory / "prompts.jsonl", directory / "completions.jsonl"
         key = "prompt" if form == "completion" else "instruction"
@@ -184,17 +183,13 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
         what = job.Job(
             prompts=str(prompts),
             out=str(out),
-            model=path,
-            security=security,
-            rule=rule,
+            models=Models(model=path, security=security, rule=rule, rows=rows, dtype=dtype),
             samples=samples,
             seed=sampling.seed,
             think=think,
             sampling=config,
-            dtype=dtype,
-            rows=rows,
         )
-        job.run(what, tokenizer.load(find_tokenizer(path)), template.task_prompt)
+        job.run(what)
         yield from _kept(out)
 
     pair = {} if security is None else {"security": security, "preset": preset, "threshold": threshold}

@@ -9,11 +9,11 @@ import yaml
 from etils import epath
 
 from foundation.files import Json, write_json
-from lpo_jax.config import ConfigError, RunConfig, from_dict, to_dict
+from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH
 from lpo_jax.train.evaluate import read_summary
-from lpo_jax.train.weights import restore_params
+from lpo_jax.train.weights import open_run, restore_params, tokenizer_directory
 
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -35,9 +35,9 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
       ConfigError: the directory holds no run, the run has no checkpoint, or there is nothing to merge.
     """
     source, out = epath.Path(run_dir), Path(out)
-    if not (source / "config.json").is_file():
-        raise ConfigError(f"{run_dir}: no config.json; give the run_dir of a trained config")
-    config: RunConfig = from_dict(RunConfig, json.loads((source / "config.json").read_text()))
+    config = open_run(run_dir)
+    if config is None:
+        raise ConfigError(f"{run_dir}: no run's config.json; give the run_dir of a trained config")
     if merge and config.model.lora is None:
         raise ConfigError(f"{run_dir}: --merge is for LoRA runs; this one trained the weights themselves")
     model, params, frozen = restore_params(run_dir, config, best=best)
@@ -63,11 +63,6 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
         write_json(out / "generation_config.json", ids)
     (out / "README.md").write_text(_card(config, manifest, read_summary(source, config), loader), encoding="utf-8")
     return loader
-
-
-def tokenizer_directory(config: RunConfig) -> Path:
-    """Where a run's tokenizer is: beside its model's weights, else in its shards."""
-    return Path(config.data.path) / "tokenizer" if config.model.path is None else hf.locate(config.model.path)
 
 
 def _card(config: RunConfig, manifest: Json, summary: Mapping[str, Mapping[str, float]], loader: str) -> str:

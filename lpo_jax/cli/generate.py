@@ -2,7 +2,7 @@
 
 import argparse
 
-from lpo_jax.cli.models import add_models, rule_of
+from lpo_jax.cli.models import add_models, models_of
 
 HELP = """\
 Complete every prompt of a JSONL file. A row is {"id": ..., "prompt": TEXT}, completed as it stands, or {"id": ..., "instruction": TEXT}, put
@@ -54,10 +54,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def run(args: argparse.Namespace) -> int:
-    from data_pipeline import template, tokenizer
-    from lpo_jax.config import ConfigError, MeshConfig
+    from lpo_jax.config import ConfigError
     from lpo_jax.decode import job
-    from lpo_jax.decode.load import find_tokenizer
     from lpo_jax.decode.request import SamplingConfig
     from lpo_jax.decode.rules import crosec
     from lpo_jax.report import codecode as page
@@ -67,34 +65,20 @@ def run(args: argparse.Namespace) -> int:
             "--html shows which of two models decided each token: give the other with --security, and a preset that replaces tokens"
         )
     temperature = 0.0 if args.greedy else args.temperature
-    sampling = SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop))
-    mesh = MeshConfig(args.data, args.fsdp, args.tensor)
-    what = job.Job(
-        prompts=args.prompts,
-        out=args.out,
-        model=args.model,
-        adapter=args.adapter,
-        security=args.security,
-        security_adapter=args.security_adapter,
-        rule=rule_of(args),
-        block=args.block,
-        trace=args.trace or args.html is not None,
-        samples=args.samples,
-        seed=args.seed,
-        think=not args.no_think,
-        sampling=sampling,
-        dtype=args.dtype,
-        rows=args.rows,
-        max_len_tokens=args.max_len_tokens,
-        mesh=mesh,
+    written = job.run(
+        job.Job(
+            prompts=args.prompts,
+            out=args.out,
+            models=models_of(args),
+            trace=args.trace or args.html is not None,
+            samples=args.samples,
+            seed=args.seed,
+            think=not args.no_think,
+            sampling=SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop)),
+        )
     )
-    theirs = None
-    if args.preset in crosec.PRESETS:
-        theirs = tokenizer.load(args.security_tokenizer or find_tokenizer(args.security))
-    tok = tokenizer.load(args.tokenizer or find_tokenizer(args.model))
-    written = job.run(what, tok, template.task_prompt, theirs)
     print(f"wrote {written} samples to {args.out}")
     if args.html:
-        page.write(args.html, args.out, {prompt.id: prompt.text for prompt in job.read_prompts(what, tok, template.task_prompt)})
+        page.write(args.html, args.out, {prompt.id: prompt.text for prompt in job.read_prompts(args.prompts, not args.no_think)})
         print(f"token by token: {args.html}")
     return 0

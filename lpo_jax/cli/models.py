@@ -1,16 +1,16 @@
 """The flags by which `lpo generate` and `lpo serve` say which models decode, how two of them do it together, and where."""
 
 import argparse
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lpo_jax.decode.load import Models
     from lpo_jax.decode.rules.codecode import CoDecoding
     from lpo_jax.decode.rules.crosec import CroSec
 
 
 def add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = ()) -> None:
-    """The flags that say which models decode, how they do it together, and where."""
     parser.add_argument("--model", required=True, help="a Hugging Face directory, a hub id, or the run_dir of a trained config")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to merge into it")
     parser.add_argument("--tokenizer", metavar="DIR", help="default: the model's own")
@@ -56,7 +56,16 @@ def add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = 
         )
 
 
-def rule_of(args: argparse.Namespace) -> "CoDecoding | CroSec | None":
+def models_of(args: argparse.Namespace) -> "Models":
+    """What the flags say."""
+    from lpo_jax.config import MeshConfig
+    from lpo_jax.decode.load import Models
+
+    same = {field.name: getattr(args, field.name) for field in fields(Models) if field.name in args}
+    return Models(rule=_rule(args), mesh=MeshConfig(args.data, args.fsdp, args.tensor), **same)
+
+
+def _rule(args: argparse.Namespace) -> "CoDecoding | CroSec | None":
     """How two models decide; None: there is one."""
     from foundation.errors import ConfigError
     from lpo_jax.decode.rules import codecode, crosec

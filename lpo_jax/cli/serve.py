@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpo_jax.cli.models import add_models, rule_of
+from lpo_jax.cli.models import add_models, models_of
 
 if TYPE_CHECKING:
     from data_pipeline.tokenizer import Tokenizer
@@ -60,48 +60,40 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def run(args: argparse.Namespace) -> int:
-    from data_pipeline import tokenizer
-    from lpo_jax.config import ConfigError, MeshConfig
-    from lpo_jax.decode import Sampler, SamplingConfig, load
-    from lpo_jax.decode.job import ROWS_PER_CUT
-    from lpo_jax.decode.rules.crosec import CroSec
+    from lpo_jax.config import ConfigError
+    from lpo_jax.decode.load import find, open_sampler
+    from lpo_jax.decode.request import SamplingConfig
+    from lpo_jax.decode.sampler import Sampler
     from lpo_jax.serve import server as serve
     from lpo_jax.serve.driver import Driver
     from lpo_jax.serve.protocol import Served
-    from lpo_jax.sharding import make_mesh
 
     key = os.environ.get("LPO_API_KEY")
     if key == "":
         raise ConfigError("LPO_API_KEY is empty: give it a key, or unset it to serve without one")
     if args.max_waiting < 0 or args.grace < 0:
         raise ConfigError("--max-waiting and --grace must be 0 or more")
-    rule = rule_of(args)
-    assert not isinstance(rule, CroSec)  # no preset that is offered here
-    directory = args.tokenizer or load.find_tokenizer(args.model)
-    tok = tokenizer.load(directory)
-    models = [args.model] if args.security is None else [args.model, args.security]
-    for path in models:
-        load.check_tokenizer(path, tok)
-    longest = min(load.shape(path).max_positions for path in models)
-    longest = min(longest, SERVED_LEN_TOKENS) if args.max_len_tokens is None else args.max_len_tokens
+    found = find(models_of(args))
+    longest = found.max_len_tokens
+    if args.max_len_tokens is None:
+        longest = min(longest, SERVED_LEN_TOKENS)
+    elif args.max_len_tokens > longest:
+        raise ConfigError(f"--max-len-tokens {args.max_len_tokens}: the models were made for {longest} tokens")
     if longest < 2:
         raise ConfigError(f"--max-len-tokens {longest}: a prompt and its completion have 2 tokens at least")
     bound = serve.bind(args.host, args.port)
-    log.info("%s: loading %s", serve.address(bound), " and ".join(models))
-    mesh, dtype = make_mesh(MeshConfig(args.data, args.fsdp, args.tensor)), args.dtype or load.default_dtype()
-    rows = args.rows or ROWS_PER_CUT * mesh.shape["data"] * mesh.shape["fsdp"]
-    target = load.load_model(args.model, mesh, dtype, args.adapter)
-    security = None if args.security is None else load.load_model(args.security, mesh, dtype, args.security_adapter)
-    sampler = Sampler(
-        target, tok, SamplingConfig(), rows, longest, security=security, rule=rule, block=args.block, segment_steps=serve.SEGMENT_STEPS
-    )
+    log.info("%s: loading %s", serve.address(bound), " and ".join(filter(None, (args.model, args.security))))
+    sampler = open_sampler(found, SamplingConfig(), longest, segment_steps=serve.SEGMENT_STEPS)
+    assert isinstance(sampler, Sampler)  # no preset of CroSec is offered here
     driver = Driver(sampler, args.max_waiting)
     log.info("compiling, for prompts and completions of up to %d tokens together", longest)
     driver.warm_up()
+    rule, tok = found.models.rule, found.tokenizer
     settings = {k: getattr(args, k) for k in ("model", "adapter", "security", "security_adapter", "block", "data", "fsdp", "tensor")}
-    settings |= {"rule": rule and asdict(rule), "dtype": dtype, "rows": rows, "tokenizer": tok.sha256, "jax": version("jax")}
+    settings |= {"rule": rule and asdict(rule), "dtype": found.dtype, "rows": driver.rows, "tokenizer": tok.sha256, "jax": version("jax")}
     fingerprint = f"fp_{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
-    served = Served(args.name or Path(args.model).name, tok, sampler.vocab, longest, _chat(directory, tok, not args.no_think), fingerprint)
+    chat = _chat(found.tokenizer_path, tok, not args.no_think)
+    served = Served(args.name or Path(args.model).name, tok, sampler.vocab, longest, chat, fingerprint)
     if key is None and args.host not in ("127.0.0.1", "localhost", "::1"):
         log.warning("whoever reaches %s can use the model: LPO_API_KEY is not set", serve.address(bound))
     return serve.run(bound, driver, served, key, args.grace)

@@ -1,18 +1,21 @@
-"""What runs on the devices: prefill, placing a prompt in a row, and the jitted loop that extends all rows.
+"""What runs on the devices: the prefill of prompts, placing a prompt in a row, and the jitted loop that extends all rows.
 
-A row is its tokens and its caches. The caches hold what stands in front of the row's last token; a step feeds that token and appends what comes
-next. So a prompt needs no logits, a token that was proposed but not taken is forgotten by not counting it, and what is appended is a function of
-the row's tokens and of the noise at its position alone.
+A row is one sequence at work. It has room for S tokens, and each model's cache has a slot for the keys and values of each. A step reads the row's
+last token and appends the next one. For example, behind the prompt "a b c" the first step reads "c" and appends "d"; the next reads "d".
 
-With two models a step is a block of k tokens: the second proposes k, each behind the one before, and the first looks at all of them in one pass.
-Those in front of the first that is rejected are what k steps of one token each would have appended, and so is the token that replaces it.
+Three things follow:
+- A prefill computes keys and values only. The first token's logits come from a step, as every token's do.
+- A proposed token that is rejected needs no clean-up. The row's length doesn't count it, and its slot is written again before it is read.
+- What is appended depends on the row's own tokens and on the noise at its position. It doesn't depend on the other rows.
 
-Dims: R rows, S slots (tokens that a row can hold), k tokens of a block, G prompts of a prefill, T tokens of a prompt's bucket, V vocabulary.
+With two models a step is a block of k tokens. The second model proposes k tokens one after the other; the first reads all of them in one pass. Kept
+are those in front of the first rejected one, and the token that replaces it. That is the text that k steps of one token each would have written.
+
+Dims: R rows, S slots of a row, k tokens of a block, G prompts of a prefill, T tokens that these are padded to, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import flax.struct
 import jax
@@ -25,29 +28,44 @@ from lpo_jax.model.decoder import KVCache, Model, Params
 from lpo_jax.sharding import constrain, named
 
 CACHE_AXES = ("layers", "batch", None, "kv_heads", "head_dim")
+MIN_BUCKET = 32
+
+
+def bucket(length: int, most: int) -> int:
+    """The tokens that a prompt's prefill is padded to: the least power of two that holds it, at least 32, or all `most` that a row can hold."""
+    return min(max(MIN_BUCKET, 1 << (length - 1).bit_length()), most)
+
+
+def programs(*functions: Callable[..., object]) -> int:
+    """How many programs these jitted functions have compiled."""
+    return sum(function._cache_size() for function in functions)  # type: ignore[attr-defined]
 
 
 @flax.struct.dataclass
-class Rows:
-    """The rows' state."""
+class DecodeState:
+    """What the devices know of all rows."""
 
-    caches: tuple[KVCache, ...]  # one a model
+    caches: tuple[KVCache, ...]  # one for each model
     tokens: jax.Array  # [R, S] int32: the prompt, and behind it what was generated
-    length: jax.Array  # [R] int32: how many these are
+    length: jax.Array  # [R] int32: how many tokens these are
     full_at: jax.Array  # [R] int32: the length at which the row ends
-    keys: jax.Array  # [R, 2] uint32: see `warp.gumbel`
+    keys: jax.Array  # [R, 2] uint32: the row's seed and sample, see `warp.gumbel`
     warp: Warp  # [R] each
     active: jax.Array  # [R] bool: the row is to be extended
     facts: dict[str, jax.Array]  # [R, S] float32 each, of the generated tokens: "logp" (by the first model, unwarped), and co-decoding's
 
 
-class Loop:
-    """The jitted functions for rows of a model, or of a target and its security model, that read the same tokens.
+class Engine:
+    """The jitted functions for one model, or for a target and its security model that read the same tokens.
+
+    `empty`, `prefill`, `place` and `extend` are the functions below of these names, compiled.
 
     Args:
       rule: how two models decide; None with one model.
-      vocab: tokens that can be drawn: the first so many.
+      vocab: only the first so many tokens can be drawn.
       ends: tokens that end a row.
+      rows: sequences at work at once.
+      slots: tokens that a row can hold.
     """
 
     def __init__(
@@ -57,20 +75,20 @@ class Loop:
         self.models, self.mesh, self.rule, self.vocab, self.ends = tuple(models), mesh, rule, vocab, tuple(ends)
         self.rows, self.slots = rows, slots
         places = self._places()
-        self.empty: Any = jax.jit(self._empty, out_shardings=places)
-        self.prefill: Any = jax.jit(self._prefill)
-        self.place: Any = jax.jit(self._place, out_shardings=places, donate_argnums=0)
-        self.extend: Any = jax.jit(self._extend, out_shardings=places, static_argnames="block", donate_argnums=1)
+        self.empty = jax.jit(self._empty, out_shardings=places)
+        self.prefill = jax.jit(self._prefill)
+        self.place = jax.jit(self._place, out_shardings=places, donate_argnums=0)
+        self.extend = jax.jit(self._extend, out_shardings=places, static_argnames="block", donate_argnums=1)
 
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
-        return sum(f._cache_size() for f in (self.empty, self.prefill, self.place, self.extend))
+        return programs(self.empty, self.prefill, self.place, self.extend)
 
-    def _empty(self) -> Rows:
-        """Rows of nothing, all inactive."""
+    def _empty(self) -> DecodeState:
+        """Rows without a text, all inactive."""
         R, S = self.rows, self.slots
         count = jnp.ones((R,), jnp.int32)
-        return Rows(
+        return DecodeState(
             caches=tuple(model.empty_cache(R, S) for model in self.models),
             tokens=jnp.zeros((R, S), jnp.int32),
             length=count,
@@ -81,8 +99,8 @@ class Loop:
             facts={name: jnp.zeros((R, S), jnp.float32) for name in ("logp", *(FACTS if self.rule else ()))},
         )
 
-    def _places(self) -> Rows:
-        """Rows lie along the batch's axes, heads along the tensor axis."""
+    def _places(self) -> DecodeState:
+        """The state's shardings: rows lie along the batch's axes, heads along the tensor axis."""
         shapes = jax.eval_shape(self._empty)
         by_row = jax.tree.map(lambda x: named(self.mesh, ("batch", *(None,) * (x.ndim - 1)), x.shape), replace(shapes, caches=()))
         return replace(by_row, caches=jax.tree.map(lambda x: named(self.mesh, CACHE_AXES, x.shape), shapes.caches))
@@ -93,76 +111,82 @@ class Loop:
         return named(self.mesh, ("batch",), (self.rows,))
 
     def _prefill(self, params: Sequence[Params], tokens: jax.Array) -> tuple[KVCache, ...]:
-        """[G, T] prompts, padded on the right -> each model's keys and values of all of it."""
+        """[G, T] prompts, padded on the right -> each model's keys and values of all of their tokens."""
         caches = (model.prefill(p, tokens) for model, p in zip(self.models, params, strict=True))
         return jax.tree.map(lambda x: constrain(x, *CACHE_AXES), tuple(caches))
 
     def _place(
         self,
-        rows: Rows,
+        state: DecodeState,
         prefilled: tuple[KVCache, ...],
         tokens: jax.Array,
         source: jax.Array,
-        slot: jax.Array,
+        row: jax.Array,
         lengths: jax.Array,
         key: jax.Array,
         by: Warp,
-    ) -> Rows:
-        """Put prompt `source` of a prefill's [G, T] `tokens` into row `slot`; `lengths`: the prompt's, and that at which the row is full."""
+    ) -> DecodeState:
+        """Begin a row with a prompt that has been prefilled.
+
+        Args:
+          tokens: [G, T], what was prefilled.
+          source: which of the G prompts it is.
+          lengths: [2], the prompt's, and that at which the row is full.
+        """
         prompt = tokens[source]
 
         def put(into: jax.Array, new: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(into, jax.lax.dynamic_slice_in_dim(new, source, 1, 1), slot, 1)
+            return jax.lax.dynamic_update_slice_in_dim(into, jax.lax.dynamic_slice_in_dim(new, source, 1, 1), row, 1)
 
         def cached(old: jax.Array, new: jax.Array) -> jax.Array:
             return old.at[:, :, : new.shape[2]].set(put(old[:, :, : new.shape[2]], new))
 
         return replace(
-            rows,
-            caches=jax.tree.map(cached, rows.caches, prefilled),
-            tokens=rows.tokens.at[slot, : len(prompt)].set(prompt),
-            length=rows.length.at[slot].set(lengths[0]),
-            full_at=rows.full_at.at[slot].set(lengths[1]),
-            keys=rows.keys.at[slot].set(key),
-            warp=jax.tree.map(lambda old, new: old.at[slot].set(new), rows.warp, by),
-            active=rows.active.at[slot].set(True),
+            state,
+            caches=jax.tree.map(cached, state.caches, prefilled),
+            tokens=state.tokens.at[row, : len(prompt)].set(prompt),
+            length=state.length.at[row].set(lengths[0]),
+            full_at=state.full_at.at[row].set(lengths[1]),
+            keys=state.keys.at[row].set(key),
+            warp=jax.tree.map(lambda old, new: old.at[row].set(new), state.warp, by),
+            active=state.active.at[row].set(True),
         )
 
-    def _extend(self, params: Sequence[Params], rows: Rows, steps: jax.Array, block: int) -> Rows:
+    def _extend(self, params: Sequence[Params], state: DecodeState, steps: jax.Array, block: int) -> DecodeState:
         """Extend every active row by at most `steps` tokens, with two models by at most so many blocks of `block` tokens."""
 
-        def go_on(carry: tuple[jax.Array, Rows]) -> jax.Array:
+        def go_on(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
             return (carry[0] < steps) & carry[1].active.any()
 
-        def step(carry: tuple[jax.Array, Rows]) -> tuple[jax.Array, Rows]:
-            rows = carry[1]
-            return carry[0] + 1, self._alone(params, rows) if self.rule is None else self._together(params, rows, block)
+        def step(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
+            state = carry[1]
+            return carry[0] + 1, self._alone(params, state) if self.rule is None else self._together(params, state, block)
 
-        return jax.lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), rows))[1]
+        return jax.lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), state))[1]
 
-    def _alone(self, params: Sequence[Params], rows: Rows) -> Rows:
+    def _alone(self, params: Sequence[Params], state: DecodeState) -> DecodeState:
         """One token more for each active row."""
-        logits, cache = self._read(0, params, rows.caches[0], _last(rows), rows.length[:, None] - 1)
-        site = Site(rows.keys, rows.length, rows.warp)
-        token = draw(warp(logits[:, 0], rows.warp), site)
-        return self._append(rows, (cache,), token[:, None], jnp.ones_like(rows.length), {"logp": logp_of(logits[:, 0], token)[:, None]})
+        logits, cache = self._read(0, params, state.caches[0], _last(state), state.length[:, None] - 1)
+        site = Site(state.keys, state.length, state.warp)
+        token = draw(warp(logits[:, 0], state.warp), site)
+        return self._append(state, (cache,), token[:, None], jnp.ones_like(state.length), {"logp": logp_of(logits[:, 0], token)[:, None]})
 
-    def _together(self, params: Sequence[Params], rows: Rows, block: int) -> Rows:
-        """Up to `block` tokens more for each active row, those of `block` = 1."""
+    def _together(self, params: Sequence[Params], state: DecodeState, block: int) -> DecodeState:
+        """Up to `block` tokens more for each active row: the ones that blocks of a single token would append."""
         assert self.rule is not None
-        rule, site, k = self.rule, Site(rows.keys, rows.length, rows.warp), block
+        rule, site, k = self.rule, Site(state.keys, state.length, state.warp), block
 
         def propose(carry: tuple[jax.Array, KVCache], ahead: jax.Array) -> tuple[tuple[jax.Array, KVCache], tuple[jax.Array, ...]]:
             token, cache = carry
-            logits, cache = self._read(1, params, cache, token, rows.length[:, None] - 1 + ahead)
+            logits, cache = self._read(1, params, cache, token, state.length[:, None] - 1 + ahead)
             draft, *logq = rule.propose(logits[:, 0], site.ahead(ahead))
             return (draft[:, None], cache), (draft, *logq)
 
-        last = _last(rows)
-        (_, expert_cache), proposed = jax.lax.scan(propose, (last, rows.caches[1]), jnp.arange(k))
+        last = _last(state)
+        (_, expert_cache), proposed = jax.lax.scan(propose, (last, state.caches[1]), jnp.arange(k))
         drafts, logq_ratio, logq = (x.T for x in proposed)  # [R, k] each
         fed = jnp.concatenate([last, drafts[:, :-1]], axis=1)
-        logits, target_cache = self._read(0, params, rows.caches[0], fed, rows.length[:, None] - 1 + jnp.arange(k))
+        logits, target_cache = self._read(0, params, state.caches[0], fed, state.length[:, None] - 1 + jnp.arange(k))
         logp = logp_of(logits, drafts)
         accepted = rule.accepts(logp, logq_ratio)
         taken = jnp.where(accepted.all(axis=1), k, jnp.argmin(accepted, axis=1))  # drafts in front of the first rejected
@@ -178,7 +202,7 @@ class Loop:
             "q": jnp.exp(logq),
         }
         new = jnp.where(replaced, instead[:, None], drafts)
-        return self._append(rows, (target_cache, expert_cache), new, stop + 1, facts)
+        return self._append(state, (target_cache, expert_cache), new, stop + 1, facts)
 
     def _read(
         self, which: int, params: Sequence[Params], cache: KVCache, tokens: jax.Array, positions: jax.Array
@@ -189,25 +213,29 @@ class Loop:
         found = model.unembed(params[which], hidden)
         return constrain(only(found.astype(jnp.promote_types(found.dtype, jnp.float32)), self.vocab), "batch", None, "vocab"), cache
 
-    def _append(self, rows: Rows, caches: tuple[KVCache, ...], new: jax.Array, count: jax.Array, facts: dict[str, jax.Array]) -> Rows:
-        """The active rows with the first `count` [R] of their `new` [R, k] tokens, or those up to the end. The others have computed too, and
-        change nothing that counts."""
+    def _append(
+        self, state: DecodeState, caches: tuple[KVCache, ...], new: jax.Array, count: jax.Array, facts: dict[str, jax.Array]
+    ) -> DecodeState:
+        """Append to each active row the first `count` [R] of its `new` [R, k] tokens, or fewer, where the row ends with one of them.
+
+        The inactive rows have been computed along. Of them only the caches change, in slots that no length counts.
+        """
         ahead = jnp.arange(new.shape[1])
-        ended = jnp.isin(new, jnp.array(self.ends, jnp.int32)) | (rows.length[:, None] + ahead + 1 >= rows.full_at[:, None])
+        ended = jnp.isin(new, jnp.array(self.ends, jnp.int32)) | (state.length[:, None] + ahead + 1 >= state.full_at[:, None])
         count = jnp.where(ended.any(axis=1), jnp.minimum(count, jnp.argmax(ended, axis=1) + 1), count)
-        appended = rows.active[:, None] & (ahead < count[:, None])
-        where = jnp.where(appended, rows.length[:, None] + ahead, self.slots)  # out of bounds: dropped
+        appended = state.active[:, None] & (ahead < count[:, None])
+        where = jnp.where(appended, state.length[:, None] + ahead, self.slots)  # out of bounds: dropped
         everyone = jnp.arange(self.rows)[:, None]
         return replace(
-            rows,
+            state,
             caches=caches,
-            tokens=rows.tokens.at[everyone, where].set(new, mode="drop"),
-            length=rows.length + appended.sum(axis=1, dtype=jnp.int32),
-            active=rows.active & ~(ended & appended).any(axis=1),
-            facts={name: x.at[everyone, where].set(facts[name].astype(x.dtype), mode="drop") for name, x in rows.facts.items()},
+            tokens=state.tokens.at[everyone, where].set(new, mode="drop"),
+            length=state.length + appended.sum(axis=1, dtype=jnp.int32),
+            active=state.active & ~(ended & appended).any(axis=1),
+            facts={name: x.at[everyone, where].set(facts[name].astype(x.dtype), mode="drop") for name, x in state.facts.items()},
         )
 
 
-def _last(rows: Rows) -> jax.Array:
+def _last(state: DecodeState) -> jax.Array:
     """Each row's last token, [R, 1]."""
-    return jnp.take_along_axis(rows.tokens, rows.length[:, None] - 1, axis=1)
+    return jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)

@@ -1,58 +1,130 @@
-"""Opening a model to sample from: a Hugging Face directory, a hub id, or the run directory of a training."""
+"""Opening what decodes: a model from a Hugging Face directory, a hub id or a run's directory, and all that `lpo generate` and `lpo serve` name."""
 
 import json
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from lpo_jax.config import ConfigError, LoraConfig, ModelConfig, RunConfig, from_dict
-from lpo_jax.decode.request import LoadedModel, Tokenizer
-from lpo_jax.export import tokenizer_directory
+from data_pipeline import tokenizer as tokenizers
+from data_pipeline.tokenizer import Tokenizer
+from lpo_jax.config import ConfigError, LoraConfig, MeshConfig, ModelConfig
+from lpo_jax.decode.cross_sampler import CrossSampler
+from lpo_jax.decode.request import LoadedModel, SamplingConfig, check_vocab
+from lpo_jax.decode.rules import vocab_map
+from lpo_jax.decode.rules.codecode import CoDecoding
+from lpo_jax.decode.rules.crosec import CroSec
+from lpo_jax.decode.sampler import Sampler
 from lpo_jax.model import hf, lora, peft
 from lpo_jax.model.decoder import Model, Params
+from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
-from lpo_jax.train.weights import restore_params
+from lpo_jax.train.weights import open_run, restore_params, tokenizer_directory
+
+ROWS_PER_CUT = 16
+"""Rows at work for each cut of the batch, by default."""
 
 
-def open_run(path: str) -> RunConfig | None:
-    """The config of the run whose directory `path` is; None: it isn't one."""
-    file = Path(path) / "config.json"
-    raw = json.loads(file.read_text()) if file.is_file() else {}
-    return from_dict(RunConfig, raw) if "stages" in raw else None
+@dataclass(frozen=True)
+class Models:
+    """Which models decode, how two of them do it together, and where."""
+
+    model: str  # a Hugging Face directory, a hub id, or a run_dir
+    adapter: str | None = None
+    security: str | None = None  # a second model, which proposes the tokens, or (CroSec) is mixed in
+    security_adapter: str | None = None
+    rule: CoDecoding | CroSec | None = None  # default, of two models: the preset `aligned`
+    tokenizer: str | None = None  # default: the model's own
+    security_tokenizer: str | None = None  # for CroSec; default: the second model's own
+    block: int | None = None  # see `Sampler`
+    rows: int | None = None
+    max_len_tokens: int | None = None  # default: what the models were made for
+    dtype: str | None = None  # of weights and matmuls; default: float32 on CPUs, else bfloat16
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
-def find_tokenizer(path: str) -> str:
+@dataclass(frozen=True)
+class Found:
+    """What is known of `models` before their weights are read."""
+
+    models: Models
+    tokenizer_path: str
+    tokenizer: Tokenizer
+    security_tokenizer: Tokenizer | None  # for CroSec
+    max_len_tokens: int  # of a prompt and its completion
+    dtype: str
+
+
+def find(models: Models) -> Found:
+    """Find and check tokenizers and lengths: what can be refused is refused before weights are read.
+
+    Raises:
+      ConfigError: a model isn't there, or a tokenizer isn't the model's.
+      DataError: there is no such tokenizer.
+    """
+    path = models.tokenizer or _tokenizer_of(models.model)
+    found, its = tokenizers.load(path), None
+    readers = [models.model]  # of the first tokenizer's tokens
+    if isinstance(models.rule, CroSec):
+        assert models.security is not None
+        its = tokenizers.load(models.security_tokenizer or _tokenizer_of(models.security))
+        _check_tokenizer(models.security, its)
+    elif models.security is not None:
+        readers.append(models.security)
+    limits = [_check_tokenizer(reader, found).max_positions for reader in readers]
+    limits += [] if models.max_len_tokens is None else [models.max_len_tokens]
+    dtype = models.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return Found(models, path, found, its, min(limits), dtype)
+
+
+def open_sampler(
+    found: Found, config: SamplingConfig, max_len_tokens: int, *, alignments: Path = Path(), segment_steps: int = 16
+) -> Sampler | CrossSampler:
+    """Read the weights, and make the sampler that the rule asks for.
+
+    Args:
+      max_len_tokens: the longest prompt and completion together.
+      alignments: the directory where CroSec keeps the alignment of two vocabularies.
+      segment_steps: see `Sampler`.
+
+    Raises:
+      ConfigError: files, mesh, rows or lengths don't fit; with the numbers.
+    """
+    models, tok, its = found.models, found.tokenizer, found.security_tokenizer
+    mesh = make_mesh(models.mesh)
+    target = load_model(models.model, mesh, found.dtype, models.adapter)
+    security = None if models.security is None else load_model(models.security, mesh, found.dtype, models.security_adapter)
+    rows = models.rows or ROWS_PER_CUT * target.cuts
+    if isinstance(models.rule, CroSec):
+        assert security is not None and its is not None
+        alignment = vocab_map.load_or_align(alignments, vocab_map.vocabulary(target, tok), vocab_map.vocabulary(security, its))
+        return CrossSampler(target, security, tok, its, alignment, config, rows, max_len_tokens, rule=models.rule)
+    return Sampler(
+        target, tok, config, rows, max_len_tokens, security=security, rule=models.rule, block=models.block, segment_steps=segment_steps
+    )
+
+
+def _tokenizer_of(path: str) -> str:
     """Where the tokenizer of `load_model`'s model is."""
     run = open_run(path)
     return path if run is None else str(tokenizer_directory(run))
 
 
-def shape(path: str) -> ModelConfig:
-    """The shape of `load_model`'s model, without its weights."""
-    run = open_run(path)
-    return hf.read_config(hf.locate(path)) if run is None else hf.model_config(run.model)
-
-
-def default_dtype() -> str:
-    """Of weights and matmuls on these devices."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def check_tokenizer(path: str, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer that isn't the model's.
+def _check_tokenizer(path: str, tokenizer: Tokenizer) -> ModelConfig:
+    """The shape of `load_model`'s model, without its weights.
 
     Raises:
-      ConfigError: it has more entries than the model's vocabulary, or isn't the one that the run was trained with.
+      ConfigError: the tokenizer has more entries than its vocabulary, or isn't the one that the run was trained with.
     """
-    entries, vocab = max(tokenizer.backend.get_vocab().values()) + 1, shape(path).vocab_size
-    if entries > vocab:
-        raise ConfigError(f"the tokenizer has {entries} entries, {path}'s vocabulary {vocab}: give the model's own with --tokenizer")
+    run = open_run(path)
+    shape = hf.read_config(hf.locate(path)) if run is None else hf.model_config(run.model)
+    check_vocab(shape, path, tokenizer.size)
     manifest = Path(path) / "data.json"
     if manifest.is_file() and json.loads(manifest.read_text())["tokenizer_sha256"] != tokenizer.sha256:
         raise ConfigError(f"{path} was trained with another tokenizer: give the one of its shards with --tokenizer")
+    return shape
 
 
 def load_model(path: str, mesh: Mesh, dtype: str, adapter: str | None = None) -> LoadedModel:
@@ -96,6 +168,6 @@ def _eos_ids(directory: Path) -> tuple[int, ...]:
     """Every token that config.json and generation_config.json say ends a text."""
     ids: set[int] = set()
     for file in (directory / "config.json", directory / "generation_config.json"):
-        found: Any = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+        found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
         ids |= set(found if isinstance(found, list) else [] if found is None else [found])
     return tuple(sorted(ids))

@@ -1,26 +1,23 @@
 """A model that reads token sequences which may change at their ends, without reading again what stayed.
 
-Dims: R rows, S slots (tokens that a row holds), C tokens that a call reads, T tokens of a prompt's bucket, V vocabulary.
+Dims: R rows, S slots of a row, C tokens that a call reads, T tokens that a prompt is padded to, V vocabulary.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpo_jax.config import ConfigError
-from lpo_jax.decode.engine import CACHE_AXES
-from lpo_jax.decode.request import LoadedModel
+from lpo_jax.decode.engine import CACHE_AXES, bucket, programs
+from lpo_jax.decode.request import LoadedModel, check_model
 from lpo_jax.decode.rules.warp import only
-from lpo_jax.decode.session import bucket
 from lpo_jax.model.decoder import KVCache, Params
 from lpo_jax.sharding import constrain, named
 
 
 class Reader:
-    """A model's caches, one a row, and the tokens that they hold. Others than these are forgotten by not counting them.
+    """A model's cache, and for each row the tokens that the cache holds. Tokens that a text has lost are forgotten by not counting them.
 
     Args:
       name: of the model, for errors.
@@ -30,24 +27,16 @@ class Reader:
     """
 
     def __init__(self, name: str, model: LoadedModel, vocab: int, rows: int, slots: int, width: int):
-        group, shape = model.mesh.shape["data"] * model.mesh.shape["fsdp"], model.model.config
-        if rows < 1 or rows % group:
-            raise ConfigError(f"rows is {rows}: it must be a positive multiple of the {name}'s data * fsdp = {group}")
-        if slots > shape.max_positions:
-            raise ConfigError(f"{slots} tokens are asked for: the {name} was made for {shape.max_positions}")
-        if vocab > shape.vocab_size:
-            raise ConfigError(
-                f"the {name}'s tokenizer has {vocab} entries, its vocabulary {shape.vocab_size}: give the model's own tokenizer"
-            )
+        check_model(model, name, vocab, rows, slots, f"{slots} tokens are asked for")
         self._model, self._params, self._mesh, self._vocab = model.model, model.params, model.mesh, vocab
         self._rows, self._slots, self._width = rows, slots, width
         self._held: list[list[int]] = [[] for _ in range(rows)]
         self._latest: tuple[list[int], KVCache | None] = [], None  # a prompt and its prefill: the next may be another sample of it
         caches = jax.tree.map(lambda x: named(self._mesh, CACHE_AXES, x.shape), jax.eval_shape(self._empty)[1])
-        state = named(self._mesh, ("batch", "vocab"), (rows, shape.vocab_size)), caches
-        self._prefill: Any = jax.jit(self._prefill_prompt)
-        self._place: Any = jax.jit(self._place_prompt, out_shardings=caches, donate_argnums=0)
-        self._extend: Any = jax.jit(self._read_some, out_shardings=state, donate_argnums=1)
+        state = named(self._mesh, ("batch", "vocab"), (rows, model.model.config.vocab_size)), caches
+        self._prefill = jax.jit(self._prefill_prompt)
+        self._place = jax.jit(self._place_prompt, out_shardings=caches, donate_argnums=0)
+        self._extend = jax.jit(self._read_some, out_shardings=state, donate_argnums=1)
         with jax.set_mesh(self._mesh):
             self._state: tuple[jax.Array, KVCache] = jax.jit(self._empty, out_shardings=state)()
 
@@ -84,7 +73,7 @@ class Reader:
 
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
-        return sum(f._cache_size() for f in (self._prefill, self._place, self._extend))
+        return programs(self._prefill, self._place, self._extend)
 
     def _shared(self, row: int, ids: list[int]) -> int:
         """How many of `ids` needn't be read: those held already, but not the last if others had followed it."""

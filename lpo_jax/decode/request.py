@@ -2,25 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from jax.sharding import Mesh
 
-from lpo_jax.config import ConfigError
+from data_pipeline.tokenizer import Tokenizer
+from lpo_jax.config import ConfigError, ModelConfig
 from lpo_jax.model.decoder import Model, Params
-
-
-class Tokenizer(Protocol):
-    """What the sampler needs of a tokenizer; `data_pipeline.tokenizer.Tokenizer` has it."""
-
-    @property
-    def backend(self) -> Any: ...  # a tokenizers.Tokenizer
-    @property
-    def eos_id(self) -> int: ...
-    @property
-    def bos_id(self) -> int | None: ...
-    @property
-    def sha256(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +18,11 @@ class LoadedModel:
     params: Params
     mesh: Mesh
     eos_ids: tuple[int, ...] = ()  # that its files declare, besides the tokenizer's
+
+    @property
+    def cuts(self) -> int:
+        """Into how many parts the mesh cuts a batch."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
 
 @dataclass(frozen=True)
@@ -99,12 +91,16 @@ def encode_task(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
     return first + encoding.ids[:kept], text[encoding.offsets[kept - 1][1] if kept else 0 :]
 
 
-def check(request: Request, prompt: Sequence[int], sampling: SamplingConfig, vocab: int, max_len_tokens: int) -> None:
-    """Refuse what can't be decoded.
+def resolve(
+    request: Request, tokenizer: Tokenizer, config: SamplingConfig, vocab: int, max_len_tokens: int
+) -> tuple[tuple[int, ...], SamplingConfig]:
+    """A request's prompt as tokens, and its sampling; `config` where it has none.
 
     Raises:
       ConfigError: the prompt is empty or too long or has a token that isn't there, or the seed is out of range; the request's id is named.
     """
+    sampling = request.sampling or config
+    prompt = tuple(encode(tokenizer, request.prompt) if isinstance(request.prompt, str) else request.prompt)
     if not prompt:
         raise ConfigError(f"request {request.id}: the prompt has no token")
     if len(prompt) + sampling.max_new_tokens > max_len_tokens:
@@ -116,3 +112,27 @@ def check(request: Request, prompt: Sequence[int], sampling: SamplingConfig, voc
         raise ConfigError(f"request {request.id}: seed {request.seed} must lie in 0 .. {2**32 - 1}")
     if not all(0 <= token < vocab for token in prompt):
         raise ConfigError(f"request {request.id}: a token of the prompt isn't one of the tokenizer's {vocab}")
+    return prompt, sampling
+
+
+def check_model(opened: LoadedModel, name: str, vocab: int, rows: int, length: int, asked: str) -> None:
+    """Refuse a model that can't decode `rows` sequences of `length` tokens, of a tokenizer with `vocab` entries.
+
+    Args:
+      name: of the model, for errors.
+      asked: who asks for `length`, for errors: "max_len_tokens is 64".
+
+    Raises:
+      ConfigError: rows don't divide, the model is too short, or its vocabulary too small; with the numbers.
+    """
+    if rows < 1 or rows % opened.cuts:
+        raise ConfigError(f"rows is {rows}: it must be a positive multiple of data * fsdp = {opened.cuts}")
+    if length > opened.model.config.max_positions:
+        raise ConfigError(f"{asked}: the {name} was made for {opened.model.config.max_positions} tokens")
+    check_vocab(opened.model.config, f"the {name}", vocab)
+
+
+def check_vocab(shape: ModelConfig, owner: str, vocab: int) -> None:
+    """Refuse a tokenizer with more entries than a model's vocabulary."""
+    if vocab > shape.vocab_size:
+        raise ConfigError(f"the tokenizer has {vocab} entries, {owner}'s vocabulary {shape.vocab_size}: give the model's own tokenizer")

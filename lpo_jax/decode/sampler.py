@@ -1,18 +1,27 @@
 """Requests to completions, by one model or by a target that a security model steers.
 
-What a request gets depends on the weights, its prompt, its seed, its sample's number and its settings, and on nothing else: not on the other
-rows, the row it is in, nor when it is let in (up to rounding: equal numbers of rows, and of tokens a block, give equal bits).
+A request's completions follow from the weights, its prompt, its seed, a sample's number and the settings. They don't depend on the other rows, on
+the row that a sample is in, or on when it is let in. (Up to rounding: the same number of rows, and of tokens a block, gives the same bits.)
 """
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import jax
+import numpy as np
 
+from data_pipeline.tokenizer import Tokenizer
 from lpo_jax.config import ConfigError
-from lpo_jax.decode.engine import Loop
-from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingConfig, Tokenizer
+from lpo_jax.decode.engine import DecodeState, Engine, bucket
+from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingConfig, check_model, resolve
 from lpo_jax.decode.rules.codecode import CoDecoding
-from lpo_jax.decode.session import Session
+from lpo_jax.decode.rules.warp import Warp
+from lpo_jax.decode.sample import Sample
+from lpo_jax.model.decoder import KVCache
+
+BLOCKS = (1, 2, 4, 8)
+"""Sizes of a block that are chosen among where none is given."""
 
 
 class Sampler:
@@ -23,9 +32,9 @@ class Sampler:
 
     Args:
       config: what a request gets that doesn't ask otherwise.
-      rows: sequences in work at once, a multiple of the mesh's data * fsdp. Memory for caches is taken for all of them.
+      rows: sequences at work at once, a multiple of the mesh's data * fsdp. Memory for caches is taken for all of them.
       max_len_tokens: the longest prompt and completion together.
-      security: a model of the same tokenizer that proposes tokens; it lies on the target's devices, on a mesh of its own if need be.
+      security: a model of the same tokenizer that proposes tokens. It lies on the target's devices, on a mesh of its own if need be.
       rule: how a proposal is judged; default: the preset `aligned`.
       block: tokens that it proposes at a time. The completions don't depend on it (up to rounding). None: 1 to 8, by the share taken so far.
       segment_steps: tokens between looks at which rows are done; a row that is done idles until then.
@@ -47,29 +56,20 @@ class Sampler:
         block: int | None = None,
         segment_steps: int = 16,
     ):
-        models = [model] if security is None else [model, security]
-        self.tokenizer, self.config, self.max_len_tokens = tokenizer, config, max_len_tokens
+        models = {"model": model} | ({} if security is None else {"security model": replace(security, mesh=model.mesh)})
+        self.tokenizer, self.config, self.max_len_tokens, self.vocab = tokenizer, config, max_len_tokens, tokenizer.size
         self.block, self.segment_steps = block, segment_steps
-        self.mesh, self.params = model.mesh, tuple(m.params for m in models)
-        self.group = model.mesh.shape["data"] * model.mesh.shape["fsdp"]  # prompts of a prefill: one for each cut of the batch
-        self.vocab = max(tokenizer.backend.get_vocab().values()) + 1
-        if rows < 1 or rows % self.group:
-            raise ConfigError(f"rows is {rows}: it must be a positive multiple of data * fsdp = {self.group}")
+        self.mesh, self.params = model.mesh, tuple(m.params for m in models.values())
+        self.group = model.cuts  # prompts of a prefill: one for each cut of the batch
+        for name, m in models.items():
+            check_model(m, name, self.vocab, rows, max_len_tokens, f"max_len_tokens is {max_len_tokens}")
         if block is not None and block < 1:
             raise ConfigError(f"block is {block}: it must be positive")
-        for name, m in zip(("model", "security model"), models, strict=False):
-            shape = m.model.config
-            if max_len_tokens > shape.max_positions:
-                raise ConfigError(f"max_len_tokens is {max_len_tokens}: the {name} was made for {shape.max_positions} tokens")
-            if self.vocab > shape.vocab_size:
-                raise ConfigError(
-                    f"the tokenizer has {self.vocab} entries, the {name}'s vocabulary {shape.vocab_size}: give the model's own tokenizer"
-                )
         sizes = [sum(x.size for x in jax.tree.leaves(params)) for params in self.params]
         self.draft_cost = sizes[-1] / sizes[0]  # of a token proposed, in tokens of the target
         self.ends = tuple(sorted({tokenizer.eos_id, *model.eos_ids, *config.stop_tokens}))
         rule = None if security is None else rule or CoDecoding()
-        self.loop = Loop([m.model for m in models], model.mesh, rule, self.vocab, self.ends, rows, max_len_tokens)
+        self.engine = Engine([m.model for m in models.values()], model.mesh, rule, self.vocab, self.ends, rows, max_len_tokens)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield each sample's completion when it is done. Requests are read as rows become free.
@@ -87,4 +87,170 @@ class Sampler:
 
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
-        return self.loop.compilations()
+        return self.engine.compilations()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """News of a sample."""
+
+    id: str
+    sample: int
+    text: str  # so far: characters that nothing to come can change
+    done: Completion | None
+
+
+class Session:
+    """Continuous batching: the samples at work in a sampler's rows, and those that wait for a row. Not for several threads at once.
+
+    A sample that is done leaves its row to the next that waits, while the other rows go on.
+
+    Args:
+      streams: tell of samples that aren't done, too. Their text is decoded anew after every segment.
+    """
+
+    def __init__(self, sampler: Sampler, streams: bool = False):
+        self._streams = streams
+        self._sampler, self._engine = sampler, sampler.engine
+        self._waiting: deque[Sample] = deque()
+        self._work: dict[int, Sample] = {}  # by row
+        self._latest: _Prefilled | None = None
+        self._proposed, self._taken = 0.0, 0.0  # tokens by the security model, and those of them that were taken; old ones fade
+        with jax.set_mesh(sampler.mesh):
+            self._state: DecodeState = self._engine.empty()
+
+    @property
+    def busy(self) -> bool:
+        """Is anything at work or waiting?"""
+        return bool(self._work or self._waiting)
+
+    @property
+    def room(self) -> int:
+        """Rows that nothing waits for."""
+        return self._engine.rows - len(self._work) - len(self._waiting)
+
+    def add(self, request: Request) -> None:
+        """Let a request's samples wait for rows.
+
+        Raises:
+          ConfigError: its prompt is empty or too long, or its seed out of range; the request's id is named.
+        """
+        s = self._sampler
+        prompt, sampling = resolve(request, s.tokenizer, s.config, s.vocab, s.max_len_tokens)
+        numbers = range(request.sample, request.sample + request.n)
+        self._waiting.extend(Sample(request, sampling, number, prompt, s.tokenizer, s.ends) for number in numbers)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request's samples; their rows are free at once."""
+        self._waiting = deque(sample for sample in self._waiting if sample.request.id != request_id)
+        rows = [row for row, sample in self._work.items() if sample.request.id == request_id]
+        for row in rows:
+            del self._work[row]
+        if rows:
+            active = np.array(self._state.active)
+            active[rows] = False
+            self._set_active(active)
+
+    def advance(self) -> list[Progress]:
+        """Fill free rows from those that wait, extend all rows by a segment, and say what it brought."""
+        free = [row for row in range(self._engine.rows) if row not in self._work]
+        new = {row: self._waiting.popleft() for row in free[: len(self._waiting)]}
+        with jax.set_mesh(self._sampler.mesh):
+            self._admit(new)
+            self._work |= new
+            if not self._work:
+                return []
+            block = self._block()
+            steps = max(1, self._sampler.segment_steps // block)
+            self._state = self._engine.extend(self._sampler.params, self._state, steps, block=block)
+        return self._collect()
+
+    # --- In.
+
+    def _admit(self, new: Mapping[int, Sample]) -> None:
+        """Begin rows with new samples.
+
+        Samples of the same prompt share its prefill, also with those that came before, if it is the latest. Prompts are prefilled `group` at a time,
+        padded to their bucket. So the shape of a prefill follows from its prompts' own lengths, and a prompt's numbers don't depend on its company.
+        """
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for row, sample in new.items():
+            rows.setdefault(sample.prompt, []).append(row)
+        buckets: dict[int, list[tuple[int, ...]]] = {}
+        for prompt in rows:
+            if self._latest is None or prompt not in self._latest.prompts:
+                buckets.setdefault(bucket(len(prompt), self._sampler.max_len_tokens), []).append(prompt)
+        size = self._sampler.group
+        groups = [(width, missing[i : i + size]) for width, missing in buckets.items() for i in range(0, len(missing), size)]
+        if self._latest is not None:
+            self._place(self._latest, rows, new)
+        for width, prompts in groups:
+            tokens = np.zeros((size, width), np.int32)
+            for i, prompt in enumerate(prompts):
+                tokens[i, : len(prompt)] = prompt
+            self._latest = _Prefilled(prompts, tokens, self._engine.prefill(self._sampler.params, tokens))
+            self._place(self._latest, rows, new)
+
+    def _place(self, prefilled: "_Prefilled", rows: Mapping[tuple[int, ...], list[int]], new: Mapping[int, Sample]) -> None:
+        """Begin those rows whose prompt is among the prefilled."""
+        for source, prompt in enumerate(prefilled.prompts):
+            for row in rows.get(prompt, ()):
+                sample = new[row]
+                c = sample.sampling
+                noise = np.array([sample.request.seed, sample.number], np.uint32)
+                lengths = np.array([len(prompt), len(prompt) + c.max_new_tokens], np.int32)
+                by = Warp(np.float32(c.temperature), np.int32(c.top_k), np.float32(c.top_p))
+                self._state = self._engine.place(self._state, prefilled.caches, prefilled.tokens, source, row, lengths, noise, by)
+
+    def _block(self) -> int:
+        """How many tokens to propose at a time: the size that appends the most for its cost.
+
+        A proposal is taken with the share a seen so far. Then a block of k appends 1 + a + ... + a^(k - 1) tokens, and costs a token of the target
+        and k of the security model.
+        """
+        if self._engine.rule is None:
+            return 1
+        if self._sampler.block is not None:
+            return self._sampler.block
+        share = self._taken / self._proposed if self._proposed else 0.5
+        return max(BLOCKS, key=lambda k: sum(share**i for i in range(k)) / (1 + k * self._sampler.draft_cost))
+
+    # --- Out.
+
+    def _collect(self) -> list[Progress]:
+        """What the segment brought. Samples that are done leave, and the devices are told of rows that a stop string has ended."""
+        state = self._state
+        active, length, tokens, facts = jax.device_get((state.active, state.length, state.tokens, state.facts))
+        active, news = active.copy(), []
+        self._proposed, self._taken = self._proposed / 2, self._taken / 2
+        for row, sample in sorted(self._work.items()):
+            start, end = len(sample.prompt), length[row]
+            new = tokens[row, start:end].tolist()
+            if self._engine.rule is not None:
+                accepted = facts["accepted"][row, start + sample.seen : end]
+                self._proposed, self._taken = self._proposed + len(accepted), self._taken + accepted.sum()
+            sample.seen = len(new)
+            done = sample.finish(new, not active[row])
+            if done is None:
+                if self._streams:
+                    news.append(Progress(sample.request.id, sample.number, sample.settled(new), None))
+                continue
+            active[row] = False
+            kept = {name: tuple(x[row, start : start + len(done.tokens)].tolist()) for name, x in facts.items()}
+            done = replace(done, logprobs=kept.pop("logp"), facts=kept)
+            news.append(Progress(done.id, done.sample, done.text, done))
+            del self._work[row]
+        self._set_active(active)
+        return news
+
+    def _set_active(self, active: np.ndarray) -> None:
+        self._state = replace(self._state, active=jax.device_put(active, self._engine.row_sharding))
+
+
+@dataclass(frozen=True)
+class _Prefilled:
+    """Prompts whose keys and values are known: of prompt i they are the caches' entry i along the batch."""
+
+    prompts: list[tuple[int, ...]]
+    tokens: np.ndarray
+    caches: tuple[KVCache, ...]

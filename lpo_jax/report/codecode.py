@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from foundation.files import Json, write_text
+from foundation.files import Json, read_journal, write_text
 from foundation.pages import CONTROLS, environment
 
 SHOWN = 100
@@ -20,9 +20,8 @@ def write(path: str | Path, out: str | Path, prompts: Mapping[str, str]) -> None
       out: the job's output, made with a trace; its settings lie beside it.
       prompts: each prompt's text, by id.
     """
-    lines = Path(out).read_text(encoding="utf-8").splitlines()
     settings = json.loads(Path(f"{out}.settings.json").read_text())
-    samples = [_sample(record, prompts) for record in map(json.loads, lines) if record["id"] in prompts]
+    samples = [_sample(record, prompts) for record in read_journal(Path(out)) if record["id"] in prompts]
     order = {name: number for number, name in enumerate(prompts)}
     samples.sort(key=lambda sample: (order[sample["id"]], sample["sample"]))
     tokens = sum(sample["tokens"] for sample in samples)

@@ -14,9 +14,9 @@ from queue import SimpleQueue
 import jax
 
 from lpo_jax.config import ConfigError
+from lpo_jax.decode.engine import MIN_BUCKET
 from lpo_jax.decode.request import Completion, Request, SamplingConfig
-from lpo_jax.decode.sampler import Sampler
-from lpo_jax.decode.session import BLOCKS, MIN_BUCKET, Progress, Session
+from lpo_jax.decode.sampler import BLOCKS, Progress, Sampler, Session
 from lpo_jax.serve.protocol import Refusal
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Driver:
     """
 
     def __init__(self, sampler: Sampler, max_waiting: int):
-        self.sampler, self.rows, self.capacity = sampler, sampler.loop.rows, sampler.loop.rows + max_waiting
+        self.sampler, self.rows, self.capacity = sampler, sampler.engine.rows, sampler.engine.rows + max_waiting
         self.failed = False
         self._session = Session(sampler, streams=True)
         self._orders: SimpleQueue[Callable[[Session], None] | None] = SimpleQueue()
@@ -47,10 +47,10 @@ class Driver:
             self._session.add(Request(f"warm-up {length}", [0] * length, sampling=one))
             while self._session.busy:
                 self._session.advance()
-        if self.sampler.loop.rule is not None and self.sampler.block is None:
+        if self.sampler.engine.rule is not None and self.sampler.block is None:
             with jax.set_mesh(self.sampler.mesh):
                 for block in BLOCKS:
-                    self.sampler.loop.extend(self.sampler.params, self.sampler.loop.empty(), 1, block=block)
+                    self.sampler.engine.extend(self.sampler.params, self.sampler.engine.empty(), 1, block=block)
 
     def start(self) -> None:
         """Begin to work for the running event loop."""

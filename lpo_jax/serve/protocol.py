@@ -7,15 +7,18 @@ What would change the result and isn't computed here is refused by name; what ch
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from tokenizers.decoders import DecodeStream
 
-from lpo_jax.decode.request import Completion, Request, SamplingConfig, Tokenizer, encode
-from lpo_jax.decode.session import Progress
+from data_pipeline.tokenizer import Tokenizer
+from foundation.files import Json
+from lpo_jax.decode.request import Completion, Request, SamplingConfig, encode
+from lpo_jax.decode.sample import CONTEXT
+from lpo_jax.decode.sampler import Progress
 
 Chat = Callable[[list[dict[str, str]]], tuple[list[int], str]]
 """Messages (role, content) -> a prompt, and the prompt's last characters that no token holds: a completion begins with them. Raises ValueError at
@@ -27,7 +30,7 @@ _IGNORED = frozenset(
 )
 """Parameters that change no completion."""
 
-_NEUTRAL: dict[str, Any] = {
+_NEUTRAL: Json = {
     "best_of": 1,
     "echo": False,
     "frequency_penalty": 0,
@@ -40,8 +43,6 @@ _NEUTRAL: dict[str, Any] = {
 }
 """Parameters that aren't computed here, with the value at which they change nothing."""
 
-_CONTEXT = 8  # of the prompt's last tokens that are decoded with the first of a completion
-
 
 class Refusal(Exception):  # noqa: N818
     """An answer that isn't 200."""
@@ -50,7 +51,7 @@ class Refusal(Exception):  # noqa: N818
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Json:
         kind = "server_error" if self.status >= 500 else "rate_limit_error" if self.status == 429 else "invalid_request_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
@@ -75,7 +76,7 @@ class _Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _only_what_matters(cls, given: Any) -> Any:
+    def _only_what_matters(cls, given: object) -> object:
         if not isinstance(given, dict):
             return given
         asked = {k: v for k, v in given.items() if v not in (None, [], {}) and k not in _IGNORED}
@@ -211,8 +212,9 @@ def _refusal(error: ValidationError) -> Refusal:
 
 
 def _tokens(prompt: str | list[str] | list[int] | list[list[int]], tokenizer: Tokenizer) -> list[list[int]]:
-    several: Sequence[Any] = prompt if isinstance(prompt, list) and not all(isinstance(item, int) for item in prompt) else [prompt]
-    return [encode(tokenizer, one) if isinstance(one, str) else one for one in several]
+    one = isinstance(prompt, str) or all(isinstance(item, int) for item in prompt)
+    several = cast("list[str | list[int]]", [prompt] if one else prompt)
+    return [encode(tokenizer, each) if isinstance(each, str) else each for each in several]
 
 
 def _length(prompt: list[int], new: int | None, served: Served, param: str) -> int:
@@ -253,26 +255,26 @@ class Answer:
             "seed": first.seed,
         }
 
-    def whole(self, done: Mapping[int, Completion]) -> dict[str, Any]:
+    def whole(self, done: Mapping[int, Completion]) -> Json:
         """Completions by sample -> the body."""
         self._done = dict(done)
         choices = []
         for request in self.asked.requests:
             for index in range(request.sample, request.sample + request.n):
                 text, c = self._shown(done[index].text, ended=True), done[index]
-                said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.asked.chat else {"text": text}
+                said: Json = {"message": {"role": "assistant", "content": text}} if self.asked.chat else {"text": text}
                 logprobs = self._logprobs(request, c) if self.asked.logprobs else None
                 choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": c.finish})
         return {**self._frame, "choices": choices, "usage": self._usage()}
 
-    def begin(self) -> list[dict[str, Any]]:
+    def begin(self) -> list[Json]:
         """Chunks in front of all news."""
         if not self.asked.chat:
             return []
         role = {"role": "assistant", "content": ""}
         return [self._chunk(index, role, None) for r in self.asked.requests for index in range(r.sample, r.sample + r.n)]
 
-    def more(self, news: Progress) -> dict[str, Any] | None:
+    def more(self, news: Progress) -> Json | None:
         """The chunk that news of a sample make, if any."""
         if news.done is not None:
             self._done[news.sample] = news.done
@@ -284,11 +286,11 @@ class Answer:
         said = ({"content": delta} if delta else {}) if self.asked.chat else delta
         return self._chunk(news.sample, said, news.done.finish if news.done else None)
 
-    def end(self) -> list[dict[str, Any]]:
+    def end(self) -> list[Json]:
         """Chunks behind all news."""
         return [{**self._frame, "choices": [], "usage": self._usage()}] if self.asked.include_usage else []
 
-    def _chunk(self, index: int, said: Any, finish: str | None) -> dict[str, Any]:
+    def _chunk(self, index: int, said: Json | str, finish: str | None) -> Json:
         choice = {"index": index, "delta" if self.asked.chat else "text": said, "logprobs": None, "finish_reason": finish}
         return {**self._frame, "choices": [choice]} | ({"usage": None} if self.asked.include_usage else {})
 
@@ -302,10 +304,10 @@ class Answer:
         new = sum(len(completion.tokens) for completion in self._done.values())
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
-    def _logprobs(self, request: Request, completion: Completion) -> dict[str, Any]:
+    def _logprobs(self, request: Request, completion: Completion) -> Json:
         """Of all tokens generated, those of an end included; a token that ends no character has no text."""
         assert not isinstance(request.prompt, str)
-        stream = DecodeStream(ids=list(request.prompt[-_CONTEXT:]), skip_special_tokens=True)
+        stream = DecodeStream(ids=list(request.prompt[-CONTEXT:]), skip_special_tokens=True)
         texts = [stream.step(self.served.tokenizer.backend, token) or "" for token in completion.tokens]
         logprobs = [max(logprob, -9999.0) for logprob in completion.logprobs]  # -inf isn't JSON
         if self.asked.chat:

@@ -9,7 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from foundation.files import Json
 from lpo_jax.config import ConfigError
 from lpo_jax.serve.driver import Driver, Ticket
 from lpo_jax.serve.protocol import Answer, Refusal, Served, read
@@ -100,7 +101,12 @@ def application(driver: Driver, served: Served, key: str | None) -> Starlette:
         Route("/v1/models", guarded(models)),
         Route("/health", health),
     ]
-    handlers: dict[Any, Any] = {Refusal: _refuse, HTTPException: _refuse, ClientDisconnect: _nobody, Exception: _broken}
+    handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+        Refusal: _refuse,
+        HTTPException: _refuse,
+        ClientDisconnect: _nobody,
+        Exception: _broken,
+    }
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
@@ -213,7 +219,7 @@ async def _events(answer: Answer, ticket: Ticket) -> AsyncIterator[str]:
         yield _event(refusal.body())
 
 
-def _event(content: dict[str, Any]) -> str:
+def _event(content: Json) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 

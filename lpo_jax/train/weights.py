@@ -1,5 +1,6 @@
-"""A run's model and its weights: new, read from a directory, or from the run's own checkpoints."""
+"""A run's model, its tokenizer, and its weights: new, read from a directory, or from the run's own checkpoints."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -7,13 +8,25 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from lpo_jax.config import ConfigError, MeshConfig, RunConfig
+from lpo_jax.config import ConfigError, MeshConfig, RunConfig, from_dict
 from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import checkpoint
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.state import TrainState, abstract_state, param_shardings, trainable_shardings
+
+
+def open_run(path: str | Path) -> RunConfig | None:
+    """The config of the run whose directory `path` is; None: it isn't one."""
+    file = epath.Path(path) / "config.json"
+    raw = json.loads(file.read_text()) if file.is_file() else {}
+    return from_dict(RunConfig, raw, str(file)) if "stages" in raw else None
+
+
+def tokenizer_directory(config: RunConfig) -> Path:
+    """Where a run's tokenizer is: beside its model's weights, else in its shards."""
+    return Path(config.data.path) / "tokenizer" if config.model.path is None else hf.locate(config.model.path)
 
 
 def open_model(config: RunConfig) -> Model:

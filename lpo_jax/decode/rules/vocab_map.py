@@ -10,7 +10,6 @@ Dims: V the target's tokens, E the expert's, D the embeddings' width, N tokens o
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,8 +22,10 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
+from data_pipeline.tokenizer import Tokenizer
+from foundation.files import replaced
 from lpo_jax.config import ConfigError
-from lpo_jax.decode.request import LoadedModel, Tokenizer
+from lpo_jax.decode.request import LoadedModel
 
 THRESHOLD = 0.5
 """A CSLS below it is no counterpart."""
@@ -57,13 +58,8 @@ class Alignment:
 
     def save(self, file: Path) -> None:
         """Write it as safetensors: whole or not at all."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-        try:
+        with replaced(file) as unfinished:
             save_file(asdict(self), unfinished)
-            os.replace(unfinished, file)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def vocabulary(model: LoadedModel, tokenizer: Tokenizer) -> Vocabulary:
@@ -130,11 +126,6 @@ def _byte_level_alphabet() -> dict[str, int]:
 _BYTE_OF = _byte_level_alphabet()
 
 
-def size(tokenizer: Tokenizer) -> int:
-    """How many ids a tokenizer has; what a model's vocabulary has beyond them is padding."""
-    return max(tokenizer.backend.get_vocab().values()) + 1
-
-
 def align(target: Vocabulary, expert: Vocabulary) -> Alignment:
     """Find for each token of one vocabulary its counterpart in the other.
 
@@ -162,12 +153,12 @@ def _same(side: Vocabulary, texts: dict[int, bytes], other: Vocabulary, others: 
     added = its.backend.get_added_tokens_decoder()
 
     def unlikely(token: int) -> tuple[bool, bool, int]:  # what a tokenizer takes last: bytes, and what an added token forestalls
-        return bool(_BYTE.fullmatch(its.backend.id_to_token(token))), token not in added, token
+        return bool(_BYTE.fullmatch(its.backend.id_to_token(token) or "")), token not in added, token
 
     by_text: dict[bytes, int] = {}
     for token in sorted(others, key=unlikely):
         by_text.setdefault(others[token], token)
-    found = np.full(size(mine), -1, np.int32)
+    found = np.full(mine.size, -1, np.int32)
     for name, token in mine.backend.get_vocab().items():
         alike = its.backend.token_to_id(name)
         if alike is not None and others.get(alike) == texts.get(token):

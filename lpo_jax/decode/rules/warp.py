@@ -3,20 +3,19 @@
 Dims: R rows, V vocabulary.
 """
 
-from typing import Any
-
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
 @flax.struct.dataclass
 class Warp:
     """How each row's distribution is changed before a token is drawn: [R] each, or one number for all rows."""
 
-    temperature: Any = 1.0  # divides the logits; 0: all the probability goes to the most probable token
-    top_k: Any = 0  # keep so many of the most probable tokens; 0: all
-    top_p: Any = 1.0  # then the fewest of them that hold this share of the probability; 1: all
+    temperature: ArrayLike = 1.0  # divides the logits; 0: all the probability goes to the most probable token
+    top_k: ArrayLike = 0  # keep so many of the most probable tokens; 0: all
+    top_p: ArrayLike = 1.0  # then the fewest of them that hold this share of the probability; 1: all
 
 
 @flax.struct.dataclass

@@ -13,8 +13,9 @@ import pytest
 import transformers
 
 from lpo_jax import cli
-from lpo_jax.cli import serve
+from lpo_jax.cli import serve as cli_serve
 from lpo_jax.decode import job as jobs
+from lpo_jax.decode import load
 from lpo_jax.sharding import make_mesh
 from tests.helpers.sampling import tokenizer, torch_model
 
@@ -31,8 +32,7 @@ def test_the_command_serves_what_lpo_generate_writes(tmp_path, monkeypatch, capl
     directory = tmp_path / "llama"
     torch_model("llama untied").save_pretrained(directory)
     tokenizer().save(directory)
-    monkeypatch.setattr("lpo_jax.sharding.make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-    monkeypatch.setattr(jobs, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    monkeypatch.setattr(load, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
     monkeypatch.setenv("LPO_API_KEY", "sesame")
     caplog.set_level(logging.INFO)
     found, ended = [], threading.Event()
@@ -75,7 +75,7 @@ def test_a_chat_template_writes_as_transformers_does(tmp_path):
     messages = [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2 w3"}]
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    chat = serve._chat(str(tmp_path), tok, True)
+    chat = cli_serve._chat(str(tmp_path), tok, True)
     assert chat(messages) == (expected, "") == ([0, 6, 1, 4, 2, 3, 9], "")
     with pytest.raises(ValueError, match="who asked"):
         chat([{"role": "assistant", "content": "w1"}])

@@ -15,7 +15,6 @@ from lpo_jax.config import DataConfig, LoraConfig, ModelSource, OptimConfig, Run
 from lpo_jax.decode import job as jobs
 from lpo_jax.decode import load
 from lpo_jax.decode.request import encode_task
-from lpo_jax.decode.rules.vocab_map import size
 from lpo_jax.export import export
 from lpo_jax.objectives.sft import Sft
 from lpo_jax.sharding import make_mesh
@@ -131,7 +130,7 @@ def test_two_models_and_what_they_thought(model, tmp_path, capsys):
 def test_two_models_of_different_tokenizers(tmp_path, capsys):
     """On eight devices. At weight 0 it is the target alone; the alignment is made once and kept beside the output."""
     for name, tok in {"target": byte_level(), "expert": sentencepiece()}.items():
-        torch_model("llama untied", vocab_size=size(tok)).save_pretrained(tmp_path / name)
+        torch_model("llama untied", vocab_size=tok.size).save_pretrained(tmp_path / name)
         tok.save(tmp_path / name)
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "def read("}, {"prompt": "import é"}])
     pair = ("--security", str(tmp_path / "expert"), "--preset", "crosec", "--rows", "4")

@@ -159,7 +159,7 @@ def test_continuous_batching_is_one_by_one(llama, alone):
 def test_eight_devices_are_one(llama, alone, mesh):
     sampler = Sampler(load(llama, mesh), tokenizer(), DRAWN, 8, 64)
     same(run(sampler, requests(n=2)), alone)
-    state = sampler.loop._places()
+    state = sampler.engine._places()
     assert state.caches[0].k.spec[1] == ("data", "fsdp")
     assert (state.caches[0].k.spec[3] == "tensor") == (mesh.tensor > 1)
 
@@ -180,7 +180,7 @@ def test_cached_is_cache_free(llama, alone):
 
 def test_bfloat16_runs_and_agrees_with_itself(llama):
     sampler = Sampler(load(llama, dtype="bfloat16"), tokenizer(), DRAWN, 4, 64)
-    assert jax.tree.leaves(sampler.loop._places().caches) and jax.eval_shape(sampler.loop._empty).caches[0].k.dtype == jnp.bfloat16
+    assert jax.tree.leaves(sampler.engine._places().caches) and jax.eval_shape(sampler.engine._empty).caches[0].k.dtype == jnp.bfloat16
     first = run(sampler, requests())
     assert {k: c.tokens for k, c in run(sampler, requests()[::-1]).items()} == {k: c.tokens for k, c in first.items()}
 

@@ -18,7 +18,7 @@ import tokenizers
 
 from lpo_jax.config import ConfigError
 from lpo_jax.decode import CoDecoding, Request, Sampler, SamplingConfig
-from lpo_jax.decode.session import Session
+from lpo_jax.decode.sampler import Session
 from lpo_jax.serve import server as serving
 from lpo_jax.serve.driver import Driver
 from lpo_jax.serve.protocol import Served
@@ -87,7 +87,7 @@ class Running:
         session = self.driver._session
         assert not self.driver._tickets and self.driver.unfinished() == 0
         assert not session._work and not session._waiting and session.room == ROWS
-        assert not jax.device_get(session._rows.active).any()
+        assert not jax.device_get(session._state.active).any()
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_a_stream_never_takes_back_what_it_said(server):
     backend.add_special_tokens(["<end>"])
     driver = server.driver
     spelled = dataclasses.replace(tokenizer(), backend=backend)
-    sampler = copy.copy(driver.sampler)  # the same compiled loop
+    sampler = copy.copy(driver.sampler)  # the same compiled engine
     sampler.tokenizer = spelled
     session = Session(sampler, streams=True)
     stops = ("ab", "\ufffdc", "é")

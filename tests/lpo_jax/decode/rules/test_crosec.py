@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from data_pipeline import tokenizer
 from lpo_jax.config import ConfigError
 from lpo_jax.decode import Request, Sampler, SamplingConfig
+from lpo_jax.decode.cross_sampler import CrossSampler
 from lpo_jax.decode.reader import Reader
 from lpo_jax.decode.request import encode
-from lpo_jax.decode.rules import crosec
-from lpo_jax.decode.rules.crosec import CroSec, CrossSampler, OwnTokens, mix
-from lpo_jax.decode.rules.vocab_map import Alignment, Vocabulary, align, size, spell
+from lpo_jax.decode.rules import own_tokens
+from lpo_jax.decode.rules.crosec import CroSec, mix
+from lpo_jax.decode.rules.own_tokens import OwnTokens
+from lpo_jax.decode.rules.vocab_map import Alignment, Vocabulary, align, spell
 from lpo_jax.decode.rules.warp import Site, Warp, draw, warp
 from tests.helpers.sampling import requests, run
 from tests.helpers.vocabularies import CODE, PAIRS, PROSE, REAL, TEXT, byte_level, bytes_only, loaded, sentencepiece, shape
@@ -92,7 +94,7 @@ def superwords():
     return tokenizer.Tokenizer(backend, backend.token_to_id("<|endoftext|>"), None)
 
 
-boundary = functools.cache(crosec.boundary)
+boundary = functools.cache(own_tokens.boundary)
 
 
 def grown(tok, pieces):
@@ -152,8 +154,8 @@ def vocabulary(tok, model):
 def pair(request, wide):
     """(target, expert, their tokenizers, alignment); the target has the tokenizer named, the expert the other."""
     toks = [ONE, OTHER] if request.param == "byte-level" else [OTHER, ONE]
-    target = loaded(shape(size(toks[0]) + 5), 0)
-    expert = loaded(shape(size(toks[1]) + 2, n_kv_heads=4, positions="learned", norm="layer", gated_mlp=False, tied_head=True), 1)
+    target = loaded(shape(toks[0].size + 5), 0)
+    expert = loaded(shape(toks[1].size + 2, n_kv_heads=4, positions="learned", norm="layer", gated_mlp=False, tied_head=True), 1)
     return target, expert, *toks, align(vocabulary(toks[0], target), vocabulary(toks[1], expert))
 
 
@@ -219,7 +221,7 @@ def test_cached_is_cache_free_and_the_expert_reads_the_text(pair, alone):
     """At every step: the expert's tokens are its encoding of the text, its logits those of a fresh pass over them, and the token drawn is that of
     the mixture of two fresh passes."""
     target, expert, tok, its, by = pair
-    full_t, full_s, draw_one, spelling = forward(target, size(tok)), forward(expert, size(its)), drawing(by), spell(tok)
+    full_t, full_s, draw_one, spelling = forward(target, tok.size), forward(expert, its.size), drawing(by), spell(tok)
     within = 0
     for request in asked():
         ours, steps = alone[request.id, 0]
@@ -229,7 +231,7 @@ def test_cached_is_cache_free_and_the_expert_reads_the_text(pair, alone):
             unfinished = begun(raw)
             assert read == encode(its, request.prompt + raw[: len(raw) - unfinished].decode("utf-8", "replace"))
             z_t, z_s = full_t(ids), full_s(read)
-            np.testing.assert_allclose(logits[: size(its)], z_s, atol=1e-9)
+            np.testing.assert_allclose(logits[: its.size], z_s, atol=1e-9)
             assert draw_one(z_t, z_s, 0 if unfinished else 0.3, request, len(ids)) == token
             np.testing.assert_allclose(logp, jax.nn.log_softmax(z_t)[token], atol=1e-6)
             within += unfinished > 0
@@ -243,7 +245,7 @@ def test_cached_is_cache_free_and_the_expert_reads_the_text(pair, alone):
 
 def test_a_reader_reads_what_it_is_asked_whatever_it_read_before(pair):
     """Texts that lose their ends, change in the middle, stay, grow by many tokens or by one, in rows of their own."""
-    expert, vocab = pair[1], size(pair[3])
+    expert, vocab = pair[1], pair[3].size
     reader, full, rng = Reader("expert", expert, vocab, 3, 40, 4), forward(expert, vocab, 40), np.random.default_rng(0)
     texts = {row: rng.integers(0, vocab, 5).tolist() for row in range(3)}
     for row, ids in texts.items():

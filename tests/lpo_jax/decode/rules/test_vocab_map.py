@@ -45,7 +45,7 @@ def test_other_kinds_are_refused():
 
 
 def table(tok, width, seed=0):
-    return np.random.default_rng(seed).normal(size=(vocab_map.size(tok) + 3, width)).astype(np.float32)  # three rows of padding
+    return np.random.default_rng(seed).normal(size=(tok.size + 3, width)).astype(np.float32)  # three rows of padding
 
 
 SHARED, TARGETS, EXPERTS = ([f"{kind}{i}" for i in range(150)] for kind in "sxy")
@@ -101,7 +101,7 @@ def test_the_same_text_is_the_same_token_however_it_is_spelled():
 def test_a_vocabulary_is_itself(kind):
     tok = KINDS[kind]
     found = align(Vocabulary(tok, table(tok, 8)), Vocabulary(tok, table(tok, 8, 1)))
-    assert found.votes_for.tolist() == found.nearest.tolist() == list(range(vocab_map.size(tok)))
+    assert found.votes_for.tolist() == found.nearest.tolist() == list(range(tok.size))
     assert (found.strength == 1).all() and found.heard.all()
 
 

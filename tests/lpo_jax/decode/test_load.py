@@ -1,0 +1,58 @@
+"""How `lpo generate` and `lpo serve` find their models before weights are read, and a journal with any text in it."""
+
+import json
+
+import pytest
+from tests.decode.test_sampler import tokenizer, torch_model
+from tests.decode.vocabularies import byte_level, sentencepiece
+
+from lpo_jax import cli
+from lpo_jax.decode.load import Models, find
+from lpo_jax.decode.rules.crosec import CroSec
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two models of one tokenizer, the second shorter, and one of another."""
+    out = tmp_path_factory.mktemp("models")
+    kinds = {"target": (tokenizer(), 64), "short": (tokenizer(), 40), "other": (sentencepiece(), 16)}
+    for name, (tok, longest) in kinds.items():
+        torch_model("llama untied", vocab_size=tok.size, max_position_embeddings=longest).save_pretrained(out / name)
+        tok.save(out / name)
+    return out
+
+
+def test_what_is_found_without_weights(models):
+    """The length is the shortest of what is asked and of the models that read the same tokens."""
+    for file in models.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".away"))
+    target, short, other = (str(models / name) for name in ("target", "short", "other"))
+    for asked, longest in ((None, 64), (30, 30), (100, 64)):
+        assert find(Models(target, max_len_tokens=asked)).max_len_tokens == longest
+    pair = find(Models(target, security=short))
+    assert (pair.max_len_tokens, pair.security_tokenizer, pair.dtype, pair.tokenizer_path) == (40, None, "float32", target)
+    mixed = find(Models(target, security=other, rule=CroSec(), dtype="bfloat16"))
+    assert (mixed.max_len_tokens, mixed.security_tokenizer.sha256, mixed.dtype) == (64, sentencepiece().sha256, "bfloat16")
+    byte_level().save(models / "bytes")
+    assert find(Models(other, tokenizer=str(models / "bytes"))).tokenizer.sha256 == byte_level().sha256
+    for file in models.rglob("*.away"):
+        file.rename(file.with_suffix(".safetensors"))
+
+
+def test_a_server_longer_than_its_models_is_refused(models, monkeypatch, capsys):
+    monkeypatch.delenv("LPO_API_KEY", raising=False)
+    pair = ["--model", str(models / "target"), "--security", str(models / "short")]
+    assert cli.main(["serve", *pair, "--max-len-tokens", "41"]) == 2
+    assert "--max-len-tokens 41: the models were made for 40 tokens" in capsys.readouterr().err
+
+
+def test_a_line_separator_within_a_text_is_no_new_line(models, tmp_path, capsys):
+    """U+2028 and its kin stand unescaped in JSON; only line breaks part the rows of prompts and completions."""
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text(json.dumps({"id": "a\u2028b", "prompt": "w1\u2028w2 w3"}, ensure_ascii=False) + "\n")
+    command = ["generate", str(prompts), "-o", str(out), "--model", str(models / "target"), "--max-new-tokens", "3", "--rows", "8"]
+    assert cli.main(command) == 0
+    assert cli.main([*command, "--samples", "2"]) == 0
+    rows = [json.loads(line) for line in out.read_text().split("\n") if line]
+    assert [(row["id"], row["sample"]) for row in rows] == [("a\u2028b", 0), ("a\u2028b", 1)]
+    assert capsys.readouterr().out.count("wrote 1 samples") == 2
