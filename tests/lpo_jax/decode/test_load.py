@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from tests.decode.test_sampler import tokenizer, torch_model
-from tests.decode.vocabularies import byte_level, sentencepiece
+from tests.helpers.sampling import tokenizer, torch_model
+from tests.helpers.vocabularies import byte_level, sentencepiece
 
 from lpo_jax import cli
 from lpo_jax.decode.load import Models, find

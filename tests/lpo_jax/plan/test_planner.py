@@ -1,7 +1,7 @@
 """What a cached plan is made anew for."""
 
 from lpo_jax.plan import planner
-from tests.conftest import REPO
+from tests.helpers.paths import REPO
 
 
 def test_a_cached_plan_depends_on_all_code_that_the_step_is_made_of():
