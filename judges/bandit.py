@@ -9,7 +9,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from judges.findings import Finding
+from judges.findings import Finding, JudgeError
 from judges.prepare import parse
 
 CORRECTED_CWE = {
@@ -48,12 +48,12 @@ def run(directory: Path, workers: int) -> tuple[list[tuple[str, Finding]], set[s
     """(file name, finding) of every Python file in `directory`, and the names of the files that Bandit could not read.
 
     Raises:
-      RuntimeError: Bandit itself failed.
+      JudgeError: Bandit itself failed.
     """
     command = [sys.executable, "-m", "bandit", "--quiet", "--ignore-nosec", "--exit-zero", "--format", "json", "--recursive", "."]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=TIMEOUT_S)
     if done.returncode:
-        raise RuntimeError(f"bandit failed ({done.returncode}): {done.stderr[-2000:]}")
+        raise JudgeError(f"bandit failed ({done.returncode}): {done.stderr[-2000:]}")
     report = json.loads(done.stdout)
     texts = {r["filename"]: (directory / r["filename"]).read_text(encoding="utf-8") for r in report["results"]}
     trees = {name: tree for name, text in texts.items() if (tree := parse(text))}

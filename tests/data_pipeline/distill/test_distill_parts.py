@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.distill import finish, knowledge, parse, prompts
-from data_pipeline.distill.endpoint import Teacher, TeacherOptions, retry_after
+from data_pipeline.distill import cost, finish, knowledge, parse, prompts
 from data_pipeline.distill.journal import Journal, content_key
 from data_pipeline.distill.standin import Standin, serve
+from data_pipeline.distill.writer import Writer, WriterOptions
+from data_pipeline.endpoint import retry_after
 from data_pipeline.pairs import DataError, Drops, read
 from tests.conftest import SEED_PAIRS
 
@@ -132,11 +133,12 @@ def test_a_budget_stops_cleanly_and_is_kept(tmp_path, monkeypatch, batch):
         server = await serve(Standin(PAIRS, 0, 0, None))
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         journal = Journal(tmp_path / "j")
-        teacher = Teacher(journal, TeacherOptions(url, price_in=1, price_out=1, budget=budget, batch=batch, poll_s=0.01))
+        prices = cost.Prices(1, 1, budget)
+        writer = Writer(journal, WriterOptions(url, prices=prices, batch=batch, poll_s=0.01))
         try:
-            return await teacher.ask(bodies, lambda: None), teacher.bill(), journal.answers
+            return await writer.ask(bodies, lambda: None), cost.bill(journal.answers.values(), prices), journal.answers
         finally:
-            await teacher.aclose()
+            await writer.aclose()
             journal.close()
             server.close()
 
