@@ -13,9 +13,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.pairs import Drops, Pair, read
+from foundation.files import Json, write_json
 from judges import Verdict, judge
 from judges.findings import Finding, normal, same_family
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     show(result)
     if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(args.json), result)
     return 0
 
 
@@ -50,7 +50,7 @@ def measure_pairs(files: Iterable[str | Path], cache: Path | None = None) -> dic
         "second half": [not _first_half(p) for p in pairs],
         **{cwe: [p.cwe == cwe for p in pairs] for cwe, _ in Counter(p.cwe for p in pairs).most_common()},
     }
-    tallied: dict[str, Any] = {}
+    tallied: Json = {}
     for panel, tools in PANELS.items():
         for group, members in groups.items():
             for kind, counts in (("matched", same_family), ("any", lambda a, b: True)):
@@ -100,7 +100,7 @@ def _tally(flags: Sequence[tuple[bool, ...]]) -> dict[str, int]:
     }
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Json) -> None:
     """The numbers as tables."""
     print(f"{'judge':8} {'pairs':12} {'findings':9}{'n':>5}{'vulnerable':>16}{'secure':>14}{'right order':>15}{'wrong':>7}")
     for group in result["pairs"]["both"]:

@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from foundation.files import Json
 from judges.findings import Finding, JudgeError
 from judges.prepare import parse
 
@@ -61,7 +62,7 @@ def run(directory: Path, workers: int) -> tuple[list[tuple[str, Finding]], set[s
     return [(Path(r["filename"]).name, _finding(r)) for r in real], {Path(e["filename"]).name for e in report["errors"]}
 
 
-def _harmless(result: dict, tree: ast.Module) -> bool:
+def _harmless(result: Json, tree: ast.Module) -> bool:
     """Whether the code at a finding is of a kind that Bandit doesn't tell from the one it means."""
     line, column = result["line_number"], result["col_offset"]  # the line may be that of an argument
     calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.lineno <= line <= (n.end_lineno or 0) and n.col_offset == column)
@@ -160,7 +161,7 @@ def _constant(node: ast.expr) -> bool:
     return False
 
 
-def _finding(result: dict) -> Finding:
+def _finding(result: Json) -> Finding:
     rule = result["test_id"]
     number = CORRECTED_CWE.get(rule) or result.get("issue_cwe", {}).get("id")
     lines = result["line_range"]

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from foundation.files import Json
 from judges.findings import Finding, JudgeError
 
 SUITE = "codeql/python-queries:codeql-suites/python-security-extended.qls"
@@ -49,7 +50,7 @@ def _call(*arguments: str) -> str:
     return done.stdout
 
 
-def _findings(sarif_run: dict) -> list[tuple[str, Finding]]:
+def _findings(sarif_run: Json) -> list[tuple[str, Finding]]:
     tool = sarif_run["tool"]
     rules = {
         rule["id"]: rule.get("properties", {}) for part in [tool["driver"], *tool.get("extensions", [])] for rule in part.get("rules", [])

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from foundation.files import Json
 from judges.findings import Finding, JudgeError
 
 RULES = Path(__file__).parent / "rules"
@@ -78,7 +79,7 @@ def _environment(state: str) -> dict[str, str]:
     return os.environ | {"PATH": path, "SEMGREP_SETTINGS_FILE": f"{state}/settings.yml", "SEMGREP_LOG_FILE": f"{state}/semgrep.log"}
 
 
-def _finding(result: dict) -> Finding:
+def _finding(result: Json) -> Finding:
     extra = result["extra"]
     return Finding(
         judge="semgrep",

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from lpo_jax.config import ConfigError, RunConfig, load, to_dict
+from foundation.errors import UserError
+from lpo_jax.config import RunConfig, load, to_dict
 
 T = TypeVar("T")
 REPO = Path(__file__).resolve().parent.parent
@@ -24,7 +25,7 @@ INPUTS = [("data", "path"), ("data", "tokenizer"), ("model", "path"), ("model", 
 TAIL = 2**18  # bytes of a stream's end that are kept
 
 
-class LaunchError(RuntimeError):
+class LaunchError(UserError):
     """What stands in the way, and what to do about it."""
 
 
@@ -118,7 +119,7 @@ def collect(checks: Checks, make: Callable[[], T]) -> T | None:
     """A value, or None where making it raises; the error is then one more thing that is missing."""
     try:
         return make()
-    except (LaunchError, ConfigError) as error:
+    except UserError as error:
         checks.missing.append(str(error))
         return None
 
@@ -259,14 +260,3 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
     os.chdir(REPO)
     return args
-
-
-def guard(prog: str, act: Callable[[], int]) -> int:
-    """Turn what goes wrong into one message and an exit code."""
-    try:
-        return act()
-    except (LaunchError, ConfigError) as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130

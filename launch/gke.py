@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from foundation.errors import run_command
 from launch import common, slices
 from launch.common import Checks, LaunchError, Shell, say
 from launch.slices import Slice
@@ -216,7 +217,7 @@ def main() -> int:
         "--xpk", action="store_true", help="let XPK make the JobSet; the bucket must be attached at /bucket (xpk storage attach)"
     )
     args = common.parse(parser)
-    return common.guard("train-gke", lambda: down(args) if args.down else up(args))
+    return run_command("train-gke", lambda: down(args) if args.down else up(args))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
+from foundation.errors import run_command
 from launch import common
 from launch.common import PREEMPTED, Shell, say
 
@@ -110,7 +111,7 @@ def main() -> int:
     parser.add_argument("--name", help="of the log files (default: lpo, your user name and the config's)")
     parser.add_argument("--dry-run", action="store_true", help="show every command, run none")
     args = common.parse(parser)
-    return common.guard("train-local-multihost", lambda: up(args))
+    return run_command("train-local-multihost", lambda: up(args))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from foundation.errors import run_command
 from launch import common
 from launch.common import Checks, LaunchError, Shell, say
 
@@ -114,7 +115,7 @@ def main() -> int:
     parser.add_argument("--pause-s", type=float, default=10, help="seconds between looks at the queue (default: 10)")
     parser.add_argument("--dry-run", action="store_true", help="show every command, run none")
     args = common.parse(parser)
-    return common.guard("train-slurm", lambda: up(args))
+    return run_command("train-slurm", lambda: up(args))
 
 
 if __name__ == "__main__":

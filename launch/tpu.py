@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from foundation.errors import run_command
 from launch import common, slices
 from launch.common import PREEMPTED, Checks, LaunchError, Shell, say
 from launch.slices import Slice
@@ -385,7 +386,7 @@ def main() -> int:
     parser.add_argument("--wait-min", type=int, default=360, help="minutes to wait in the queue (default: 360)")
     parser.add_argument("--tries", type=int, default=5, help="tries for what may fail by chance: capacity, ssh (default: 5)")
     args = common.parse(parser)
-    return common.guard("train-tpu", lambda: down(args) if args.down else up(args))
+    return run_command("train-tpu", lambda: down(args) if args.down else up(args))
 
 
 if __name__ == "__main__":
