@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.pairs import Drops, Pair, read
-from foundation.files import Json
+from foundation.files import Json, write_json
 from judges import Verdict, judge
 from judges.findings import Finding, normal, same_family
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     show(result)
     if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(args.json), result)
     return 0
 
 

@@ -95,7 +95,7 @@ def _code(pair: Encoded) -> Ids:
     return pair.rejected[pair.rejected_code_start :], pair.chosen[pair.chosen_code_start :]
 
 
-def _each(mark: Callable[..., object], pairs: Sequence[Ids]) -> Callable[[], None]:
+def _each(mark: Callable[[np.ndarray, np.ndarray], masks.Masks], pairs: Sequence[Ids]) -> Callable[[], None]:
     def run() -> None:
         for rejected, chosen in pairs:
             mark(rejected, chosen)

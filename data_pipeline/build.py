@@ -18,7 +18,7 @@ from data_pipeline.pairs import Drops, Pair
 from data_pipeline.shards import Manifest
 from data_pipeline.template import render
 from foundation.errors import DataError
-from foundation.files import sha256
+from foundation.files import sha256, write_text
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def build(
             drops.add(pair.id, f"longer than --row-tokens {options.row_tokens}")
         else:
             planted.append((pair, tree))
-    (out / "dropped.tsv").write_text("".join(f"{row}\t{reason}\n" for row, reason in drops.rows))
+    write_text(out / "dropped.tsv", "".join(f"{row}\t{reason}\n" for row, reason in drops.rows))
     if not planted:
         raise DataError(f"no pair is left of {len(drops.rows)} rows ({drops.counts()}); {out / 'dropped.tsv'} lists them")
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_pipeline import pairs
-from data_pipeline.pairs import DataError, Drops, Pair
+from data_pipeline.pairs import Drops, Pair
+from foundation.errors import DataError
+from foundation.files import write_lines
 from judges import judge
 from judges.sandbox import Case, Limits, Result, run_many
 
@@ -136,10 +138,13 @@ def digest(pair: Pair) -> str:
 def write_verdicts(rows: list[Pair], out: Path, workers: int = 2, progress: bool = True) -> None:
     """What Bandit and Semgrep find in each side, a JSON line a pair: [CWE, rule, line] each."""
     verdicts = judge([side for pair in rows for side in (pair.chosen, pair.rejected)], workers=workers, progress=progress)
-    with out.open("w", encoding="utf-8") as file:
-        for number, pair in enumerate(rows):
-            chosen, rejected = ([[f.cwe, f"{f.judge} {f.rule}", f.line] for f in v.findings] for v in verdicts[2 * number : 2 * number + 2])
-            file.write(json.dumps({"id": pair.id, "cwe": pair.cwe, "sha256": digest(pair), "chosen": chosen, "rejected": rejected}) + "\n")
+    lines = []
+    for pair, chosen, rejected in zip(rows, verdicts[::2], verdicts[1::2], strict=True):
+        sides = {
+            side: [[f.cwe, f"{f.judge} {f.rule}", f.line] for f in v.findings] for side, v in (("chosen", chosen), ("rejected", rejected))
+        }
+        lines.append({"id": pair.id, "cwe": pair.cwe, "sha256": digest(pair)} | sides)
+    write_lines(out, lines)
 
 
 def check(paths: Sequence[Path], tests: Path | None, *, workers: int = 2, progress: bool = True) -> tuple[list[tuple[str, str]], int, int]:

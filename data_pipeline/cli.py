@@ -8,7 +8,8 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greeting isn't ours
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # nothing here needs an accelerator
 
-from data_pipeline.pairs import DataError  # noqa: E402
+from foundation.errors import DataError, run_command  # noqa: E402
+from foundation.files import write_text  # noqa: E402
 
 HELP = """\
 From weaknesses to training data: `rules` lists what a teacher can be asked about, `distill` has it write pairs, `stats` says what a file of
@@ -99,20 +100,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    try:
-        return args.run(args)
-    except DataError as error:
-        print(f"lpo-data: error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(
-            f"lpo-data: error: the package {error.name!r} is missing here; install what the project needs: pip install -e .",
-            file=sys.stderr,
-        )
-        return 2
-    except BrokenPipeError:  # `lpo-data show DIR | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return run_command("lpo-data", lambda: args.run(args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -264,15 +252,15 @@ def _rules(args: argparse.Namespace) -> int:
 
 def _distill(args: argparse.Namespace) -> int:
     from data_pipeline.distill import knowledge
-    from data_pipeline.distill.endpoint import TeacherOptions
+    from data_pipeline.distill.cost import Prices
     from data_pipeline.distill.run import Job, distill, judge_with
+    from data_pipeline.distill.writer import WriterOptions
 
     job = Job(
         args.model, args.prompts, args.seed, args.answers, args.temperature, args.max_tokens, args.rounds, args.split_by, near=args.near
     )  # fmt: skip
-    options = TeacherOptions(
-        args.base_url, args.concurrency, args.timeout, args.tries, args.backoff, args.price_in, args.price_out, args.budget, args.batch
-    )  # fmt: skip
+    prices = Prices(args.price_in, args.price_out, args.budget)
+    options = WriterOptions(args.base_url, args.concurrency, args.timeout, args.tries, args.backoff, prices, args.batch)
     judge = judge_with(args.judges, args.jobs, args.out / "verdicts") if args.judges else None
     rules = knowledge.select(args.text, args.cwe, args.source)
     summary = distill(job, rules, knowledge.libraries(), args.out, options, judge)
@@ -291,8 +279,7 @@ def _stats(args: argparse.Namespace) -> int:
     found = stats.stats(args.path)
     print(stats.text(found))
     if args.html:
-        args.html.parent.mkdir(parents=True, exist_ok=True)
-        args.html.write_text(stats.page(found), encoding="utf-8")
+        write_text(args.html, stats.page(found))
         print(f"\nall of it: {args.html}")
     return 0
 

@@ -4,12 +4,12 @@ import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from foundation.errors import DataError
+from foundation.files import Json, write_lines
 
 Span = tuple[int, int]
 """Half-open character range."""
@@ -62,7 +62,7 @@ def read(path: str | Path, drops: Drops) -> Iterator[Pair]:
     return (pair for _, pair in read_rows(path, drops))
 
 
-def read_rows(path: str | Path, drops: Drops) -> Iterator[tuple[Mapping[str, Any], Pair]]:
+def read_rows(path: str | Path, drops: Drops) -> Iterator[tuple[Json, Pair]]:
     """As `read`, each pair with the row that it came from."""
     path = Path(path)
     for number, row in _rows(path, drops):
@@ -88,13 +88,10 @@ def read_rows(path: str | Path, drops: Drops) -> Iterator[tuple[Mapping[str, Any
 
 def write(pairs: list[Pair], path: str | Path) -> None:
     """Write pairs as our own JSONL, leaving out fields at their defaults."""
-    with open(path, "w", encoding="utf-8") as file:
-        for pair in pairs:
-            record = {k: v for k, v in vars(pair).items() if v != Pair.__dataclass_fields__[k].default}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    write_lines(Path(path), [{k: v for k, v in vars(pair).items() if v != Pair.__dataclass_fields__[k].default} for pair in pairs])
 
 
-def _rows(path: Path, drops: Drops) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _rows(path: Path, drops: Drops) -> Iterator[tuple[int, Json]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     csv.field_size_limit(sys.maxsize)
@@ -119,7 +116,7 @@ def _rows(path: Path, drops: Drops) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise DataError(f"{path}: not UTF-8 text ({error}); re-encode it first") from None
 
 
-def _own(row: Mapping[str, Any], name: str) -> Pair:
+def _own(row: Json, name: str) -> Pair:
     values = {key: row[key] for key in Pair.__dataclass_fields__ if row.get(key) is not None}
     for key in ("chosen_spans", "rejected_spans"):
         if key in values:
@@ -127,7 +124,7 @@ def _own(row: Mapping[str, Any], name: str) -> Pair:
     return Pair(**({"id": name} | values))
 
 
-def _disco(row: Mapping[str, Any], name: str) -> Pair:
+def _disco(row: Json, name: str) -> Pair:
     return Pair(
         id=name,
         instruction=row["Instruction"].strip(),
@@ -140,10 +137,10 @@ def _disco(row: Mapping[str, Any], name: str) -> Pair:
 _LANGUAGES = {".py": "python", ".js": "javascript", ".jsx": "javascript", ".rb": "ruby", ".cc": "cpp"}
 
 
-def _sven(row: Mapping[str, Any], name: str) -> Pair:
+def _sven(row: Json, name: str) -> Pair:
     suffix = Path(row["file_name"]).suffix
     changes = row.get("char_changes")
-    spans: dict[str, Any] = {}
+    spans: Json = {}
     if changes:
         for field_name, side in (("chosen_spans", "added"), ("rejected_spans", "deleted")):
             spans[field_name] = tuple((change["char_start"], change["char_end"]) for change in changes[side])
@@ -159,7 +156,7 @@ def _sven(row: Mapping[str, Any], name: str) -> Pair:
     )
 
 
-def _plain(row: Mapping[str, Any], name: str) -> Pair:
+def _plain(row: Json, name: str) -> Pair:
     instruction = (row["prompt"] if "prompt" in row else row["instruction"]).strip()
     if not instruction:
         raise ValueError("no instruction")

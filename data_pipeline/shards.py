@@ -10,13 +10,12 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_pipeline.row import COLUMNS, PackedRows, RowShape
 from foundation.errors import DataError
-from foundation.files import sha256, write_json
+from foundation.files import Json, sha256, write_json
 
 FORMAT_VERSION = 1
 ROWS_PER_SHARD = 1024
@@ -32,16 +31,16 @@ class Manifest:
     vocab_size: int
     eos_id: int
     bos_id: int | None
-    masks: dict[str, Any]  # MaskOptions
+    masks: Json  # MaskOptions
     trimmed: bool  # the rejected branches end at their last changed token
     scores_prompt: bool
     row_tokens: int  # T
     row_scored: int  # N, the most in any row, rounded up
     row_pairs: int  # P
     longest_path: int  # tokens that a model reads in one sequence, at most
-    splits: dict[str, dict[str, Any]]  # name -> rows, pairs, tokens, shards: [{file, rows, sha256}]
+    splits: dict[str, Json]  # name -> rows, pairs, tokens, shards: [{file, rows, sha256}]
     drops: dict[str, int]  # reason -> count; dropped.tsv lists the rows
-    inputs: list[dict[str, Any]]  # [{file, sha256}]
+    inputs: list[Json]  # [{file, sha256}]
     build_key: str  # hash of inputs and options: the same key, the same shards
     plain: int = 0  # rows with a response but nothing to compare it with; splits count them among the pairs
     balanced: dict[str, int] = dataclasses.field(default_factory=dict)  # CWE -> pairs that were drawn into the train split once more
@@ -69,13 +68,13 @@ class Manifest:
             if raw["format_version"] != FORMAT_VERSION:
                 raise DataError(f"{file}: format version {raw['format_version']}, this program reads {FORMAT_VERSION}; {remedy} again")
             return Manifest(**raw)
+        except DataError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DataError):
-                raise
             raise DataError(f"{file}: damaged ({error!r}); {remedy} again") from None
 
 
-def write(directory: Path, split: str, rows: Sequence[tuple[dict[str, np.ndarray], str]]) -> dict[str, Any]:
+def write(directory: Path, split: str, rows: Sequence[tuple[dict[str, np.ndarray], str]]) -> Json:
     """Write one split's rows, each with the ids of its pairs (newline-separated); returns the split's manifest entry."""
     import tensorflow as tf
 
@@ -113,7 +112,7 @@ def parse(record: bytes) -> tuple[PackedRows, list[str]]:
 class Records:
     """Random access to the serialised rows of one split, over all its shards."""
 
-    def __init__(self, directory: str | Path, entry: dict[str, Any]):
+    def __init__(self, directory: str | Path, entry: Json):
         self._maps: list[np.ndarray] = []
         self._index: list[tuple[int, int, int]] = []  # (shard, start, stop)
         for shard, facts in enumerate(entry["shards"]):

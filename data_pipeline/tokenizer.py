@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 
 from foundation.errors import DataError
-from foundation.files import directory_of
+from foundation.files import directory_of, write_json
 
 EOS_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 """End-of-text tokens to look for where a tokenizer doesn't say which one is its own."""
@@ -42,7 +42,7 @@ class Tokenizer:
             "eos_token": self.backend.id_to_token(self.eos_id),
             "bos_token": None if self.bos_id is None else self.backend.id_to_token(self.bos_id),
         }
-        (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        write_json(directory / "tokenizer_config.json", settings)
 
 
 def load(name: str | Path) -> Tokenizer:

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foundation.errors import UserError
+from foundation.files import Json, sha256
 
-class BenchmarkError(ValueError):
+
+class BenchmarkError(UserError):
     """A benchmark that can't be read; the message names the file and the remedy."""
 
 
@@ -106,11 +109,11 @@ def _with_unique_ids(tasks: list[Task]) -> Iterator[Task]:
 
 def _directory_sha256(directory: Path) -> str:
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p.suffix != ".pyc")
-    lines = (f"{p.relative_to(directory).as_posix()} {hashlib.sha256(p.read_bytes()).hexdigest()}\n" for p in files)
+    lines = (f"{p.relative_to(directory).as_posix()} {sha256(p)}\n" for p in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _rows(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, content: bytes) -> Iterator[Json]:
     if path.suffix == ".gz":
         content = gzip.decompress(content)
     for number, line in enumerate(content.decode("utf-8").splitlines(), 1):

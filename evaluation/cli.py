@@ -6,12 +6,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from evaluation.benchmarks import BENCHMARKS, Benchmark, BenchmarkError, load
+from evaluation.benchmarks import BENCHMARKS, Benchmark, load
 from evaluation.completions import Completions, EvaluationError, Sampling, canonical, from_endpoint, from_file, from_model, insecure
+from foundation.errors import run_command
 from judges import TOOLS
 from judges.findings import NOISE
-from judges.sandbox import SandboxError
-from lpo_jax.config import ConfigError
 
 RUN_HELP = """\
 Draw completions for a benchmark's tasks, make programs of them, and judge these: analyzers read them, and the benchmark's tests run them in a
@@ -47,17 +46,7 @@ function, CWEs, and the completions with their findings.
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    from data_pipeline.pairs import DataError  # what the sampler's tokenizer raises
-    from evaluation.report import ReportError
-
-    try:
-        return args.run(args)
-    except (BenchmarkError, EvaluationError, ReportError, ConfigError, DataError, SandboxError) as error:
-        print(f"lpo-eval: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nlpo-eval: stopped; the same command goes on", file=sys.stderr)
-        return 130
+    return run_command("lpo-eval", lambda: args.run(args))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,21 +1,23 @@
 """Where completions come from: the benchmark itself, a file, an endpoint that speaks OpenAI's protocol, or our own sampler."""
 
+import asyncio
+import contextlib
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from evaluation.benchmarks import Task
+from foundation.errors import UserError
+from foundation.files import Json, read_journal
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError):
     """Something that was given to an evaluation can't be used; the message names it and the remedy."""
 
 
@@ -36,7 +38,7 @@ class Completions:
     model: str
     samples: int  # of each task
     read: Callable[[Path], Iterator[tuple[str, int, str]]]
-    sampling: dict[str, Any] = field(default_factory=dict)
+    sampling: Json = field(default_factory=dict)
 
 
 def canonical(tasks: Sequence[Task]) -> Completions:
@@ -103,7 +105,7 @@ def from_endpoint(
     sampling: Sampling,
     *,
     concurrency: int = 8,
-    retries: int = 6,
+    tries: int = 7,
     timeout_s: float = 300,
 ) -> Completions:
     """An OpenAI-compatible endpoint: /completions for the completion form, /chat/completions for instructions. The key is read from OPENAI_API_KEY.
@@ -113,44 +115,49 @@ def from_endpoint(
     chat = form == "instruction"
     url = url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     prompts = {task.task_id: task.instruction if chat else task.prompt for task in tasks}
+    options: Json = {
+        "model": model,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_new_tokens,
+    }
 
     def read(directory: Path) -> Iterator[tuple[str, int, str]]:
         import openai
 
+        from data_pipeline.endpoint import Endpoint, each
+
         key = os.environ.get("OPENAI_API_KEY", "")
-        client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=retries, timeout=timeout_s)
-
-        def ask(task_id: str, sample: int) -> str:
-            options: dict[str, Any] = {
-                "model": model,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "max_tokens": sampling.max_new_tokens,
-            }
-            options["seed"] = (sampling.seed + sample) % 2**31
-            if chat:
-                answer = client.chat.completions.create(messages=[{"role": "user", "content": prompts[task_id]}], **options)
-                return answer.choices[0].message.content or ""
-            return client.completions.create(prompt=prompts[task_id], **options).choices[0].text or ""
-
         journal = directory / "completions.jsonl"
         done = {(row["id"], row["sample"]) for row in read_journal(journal)}
         missing = [(task_id, k) for task_id in prompts for k in range(samples) if (task_id, k) not in done]
         total = len(prompts) * samples
+
+        async def ask() -> None:
+            endpoint = Endpoint(url, api_key=key or "none", timeout_s=timeout_s, tries=tries)
+
+            async def one(wanted: tuple[str, int]) -> None:
+                task_id, sample = wanted
+                prompt = {"messages": [{"role": "user", "content": prompts[task_id]}]} if chat else {"prompt": prompts[task_id]}
+                body = options | prompt | {"seed": (sampling.seed + sample) % 2**31}
+                if chat:
+                    text = await endpoint.ask(lambda c: c.chat.completions.create(**body), lambda a: a.choices[0].message.content)
+                else:
+                    text = await endpoint.ask(lambda c: c.completions.create(**body), lambda a: a.choices[0].text)
+                out.write(json.dumps({"id": task_id, "sample": sample, "text": text or ""}) + "\n")
+                out.flush()
+                bar.update()
+
+            async with contextlib.aclosing(endpoint):
+                await each(missing, one, concurrency)
+
         with (
             journal.open("a", encoding="utf-8") as out,
-            ThreadPoolExecutor(concurrency) as pool,
             tqdm(total=total, initial=total - len(missing), desc=f"ask {model}", unit=" samples", dynamic_ncols=True) as bar,
         ):
-            waiting = {pool.submit(ask, *key): key for key in missing}
             try:
-                for answer in as_completed(waiting):
-                    task_id, sample = waiting[answer]
-                    out.write(json.dumps({"id": task_id, "sample": sample, "text": answer.result()}) + "\n")
-                    out.flush()
-                    bar.update()
-            except (openai.OpenAIError, IndexError, AttributeError) as error:
-                pool.shutdown(cancel_futures=True)
+                asyncio.run(ask())
+            except (openai.OpenAIError, ValueError) as error:
                 text = str(error).replace(key, "***") if key else str(error)
                 raise EvaluationError(
                     f"{_host(url)} gave no completion ({type(error).__name__}: {text[:300]}): run the same command again to go on"
@@ -194,17 +201,6 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
 
     pair = {} if security is None else {"security": security, "preset": preset, "threshold": threshold}
     return Completions(path, samples, read, vars(sampling) | ({"think": think} if form == "instruction" else {}) | pair)
-
-
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file that is only appended to; a last line that a kill has cut short is removed from it."""
-    if not path.is_file():
-        return []
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        os.truncate(path, len(whole))
-    return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
 
 
 def _kept(journal: Path) -> Iterator[tuple[str, int, str]]:

@@ -8,9 +8,10 @@ import ast
 import itertools
 import re
 import textwrap
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+
+from judges.prepare import parse
 
 _ENDS = re.compile(
     r"<\|(?:endoftext|im_end|eot_id|end_of_text|EOT|file_sep|fim_\w+)\|>|<(?:fim_\w+|file_sep|filename)>|</s>\s*\Z|\n### Instruction:"
@@ -52,16 +53,6 @@ def extract(prompt: str, completion: str, form: str, suffix: str = "") -> Progra
     if _inside(prompt) and not _defines(block, names) and (indented or tree is None or not _stands_alone(tree)):
         return _continue(prompt, block, suffix)
     return _program(_with_context(prompt, block, tree) if tree else block)
-
-
-def parse(code: str) -> ast.Module | None:
-    """A program's tree; None where it isn't Python (as this Python reads it)."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in what models write
-            return ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # null bytes; nesting too deep for the parser
-        return None
 
 
 def _clean(text: str) -> str:

@@ -7,10 +7,10 @@ task, which resemble each other, never count as independent.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from foundation.files import Json
 from judges.findings import family
 
 RESAMPLES = 2000
@@ -34,10 +34,10 @@ class Measure:
     meaning: str
     better: str  # "higher", "lower", or "" where neither is
     unit: str  # "%" of a share, "" of a count
-    sums: Callable[[list[dict[str, Any]]], tuple[float, float]]  # samples of a task -> numerator, denominator
+    sums: Callable[[list[Json]], tuple[float, float]]  # samples of a task -> numerator, denominator
 
 
-def state(sample: dict[str, Any]) -> str:
+def state(sample: Json) -> str:
     """What a sample is, first match: "empty", "unparseable", "insecure", "secure". Only the last two are code."""
     if sample["empty"]:
         return "empty"
@@ -47,11 +47,11 @@ def state(sample: dict[str, Any]) -> str:
     return "insecure" if sample["findings"] or exploited else "secure"
 
 
-def _issues(sample: dict[str, Any]) -> int:
+def _issues(sample: Json) -> int:
     return len({(finding["line"], family(finding["cwe"])) for finding in sample["findings"]})
 
 
-def works(sample: dict[str, Any]) -> bool:
+def works(sample: Json) -> bool:
     return sample["functional"] is not None and sample["functional"]["outcome"] == "pass"
 
 
@@ -66,19 +66,19 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-def _share(of: Callable[[dict[str, Any]], bool], among: Callable[[dict[str, Any]], bool] = lambda _: True) -> Any:
+def _share(of: Callable[[Json], bool], among: Callable[[Json], bool] = lambda _: True) -> Callable[[list[Json]], tuple[float, float]]:
     return lambda samples: (sum(of(s) for s in samples if among(s)), sum(among(s) for s in samples))
 
 
-def _at_k(good: Callable[[dict[str, Any]], bool], k: int) -> Any:
+def _at_k(good: Callable[[Json], bool], k: int) -> Callable[[list[Json]], tuple[float, float]]:
     return lambda samples: (pass_at_k(len(samples), sum(map(good, samples)), k), 1)
 
 
-def _secure(sample: dict[str, Any]) -> bool:
+def _secure(sample: Json) -> bool:
     return state(sample) == "secure"
 
 
-def measures(samples: Sequence[dict[str, Any]], judged: bool) -> list[Measure]:
+def measures(samples: Sequence[Json], judged: bool) -> list[Measure]:
     """The measures that a run has.
 
     Args:
@@ -111,15 +111,15 @@ def measures(samples: Sequence[dict[str, Any]], judged: bool) -> list[Measure]:
     ]  # fmt: skip
 
 
-def by_task(samples: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def by_task(samples: Sequence[Json]) -> dict[str, list[Json]]:
     """Samples by task, both in the order of the file."""
-    tasks: dict[str, list[dict[str, Any]]] = {}
+    tasks: dict[str, list[Json]] = {}
     for sample in samples:
         tasks.setdefault(sample["task_id"], []).append(sample)
     return tasks
 
 
-def estimate(measure: Measure, tasks: dict[str, list[dict[str, Any]]], seed: int = 0) -> Estimate | None:
+def estimate(measure: Measure, tasks: dict[str, list[Json]], seed: int = 0) -> Estimate | None:
     """A measure over all tasks; None where no sample is in its denominator."""
     sums = np.array([measure.sums(samples) for samples in tasks.values()], float)  # [tasks, 2]
     total = sums.sum(axis=0)
@@ -129,9 +129,7 @@ def estimate(measure: Measure, tasks: dict[str, list[dict[str, Any]]], seed: int
     return Estimate(total[0] / total[1], low, high, int(total[1]))
 
 
-def difference(
-    measure: Measure, before: dict[str, list[dict[str, Any]]], after: dict[str, list[dict[str, Any]]], seed: int = 0
-) -> Estimate | None:
+def difference(measure: Measure, before: dict[str, list[Json]], after: dict[str, list[Json]], seed: int = 0) -> Estimate | None:
     """`after` minus `before` over the tasks that both have, the same tasks drawn for both; `n` is their number."""
     shared = [task for task in before if task in after]
     a, b = (np.array([measure.sums(run[task]) for task in shared], float).reshape(-1, 2) for run in (before, after))

@@ -7,20 +7,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jinja2
-
-import lpo_jax
 from evaluation.measures import RESAMPLES, Estimate, Measure, by_task, difference, estimate, measures, state
+from foundation.errors import UserError
+from foundation.files import Json, replaced
+from foundation.pages import environment
+from lpo_jax import report
 
 HERE = Path(__file__).parent
-SHARED_PARTS = Path(lpo_jax.__file__).parent / "train"
+PARTS = Path(report.__file__).parent  # parts.html.j2, how `lpo train` reports a run
 BROWSER_CHARS = 8_000_000  # of code that the page carries; beyond, fewer samples a task
 MINUS = "\N{MINUS SIGN}"
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """A run that can't be reported; the message names the file and the remedy."""
 
 
@@ -29,8 +29,8 @@ class Run:
     """One model on one benchmark."""
 
     path: Path
-    info: dict[str, Any]  # run.json
-    samples: list[dict[str, Any]]
+    info: Json  # run.json
+    samples: list[Json]
     label: str = ""  # what the page calls its model
     colour: int = 0
 
@@ -61,8 +61,7 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
             if other.info["data_sha256"] != group[0].info["data_sha256"]:
                 raise ReportError(f"{group[0].path} and {other.path} ran {name} on different data (data_sha256): report them apart")
     script = (HERE / "report.js").read_text()
-    loader = jinja2.FileSystemLoader([HERE, SHARED_PARTS])
-    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    env = environment(HERE, PARTS)
     env.filters |= {"percent": _percent, "position": _position}
     page = env.get_template("evaluation.html.j2").render(
         title=" against ".join(reversed(models)) if len(models) <= 2 else f"{len(models)} models",
@@ -79,7 +78,8 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    out.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate has no UTF-8
+    with replaced(out) as unfinished:
+        unfinished.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate has no UTF-8
 
 
 def _load(path: Path) -> Run:
@@ -140,7 +140,7 @@ def _headline(run: Run) -> list[Measure]:
     return [run.measures[key] for key in ("insecure", "secure", "pass@1") if key in run.measures]
 
 
-def _benchmark(name: str, runs: list[Run]) -> dict[str, Any]:
+def _benchmark(name: str, runs: list[Run]) -> Json:
     """A benchmark's table of measures, and every other run's difference to the first one."""
     first, union = runs[0], {m.key: m for run in runs for m in run.measures.values()}
     table = [(m, [estimate(m, run.tasks) if m.key in run.measures else None for run in runs]) for m in union.values()]
@@ -165,7 +165,7 @@ def _tone(measure: Measure, d: Estimate) -> str:
     return "better" if (d.value > 0) == (measure.better == "higher") else "worse"
 
 
-def _cwes(runs: list[Run]) -> list[dict[str, Any]]:
+def _cwes(runs: list[Run]) -> list[Json]:
     """Each CWE's insecure share in every judged run, the CWEs with the most insecure samples first."""
     found = []
     judged = [run for run in runs if run.judged]
@@ -206,7 +206,7 @@ def _cautions(name: str, runs: list[Run]) -> list[str]:
     return texts
 
 
-def _scatter(models: list[str], benchmarks: dict[str, list[Run]]) -> list[dict[str, Any]]:
+def _scatter(models: list[str], benchmarks: dict[str, list[Run]]) -> list[Json]:
     """Secure share against pass@1, one panel a pair of benchmarks: one that tests both, or one of security and one of function."""
     secure = {name: [r for r in group if "secure" in r.measures] for name, group in benchmarks.items()}
     works = {name: [r for r in group if "pass@1" in r.measures] for name, group in benchmarks.items()}
@@ -226,7 +226,7 @@ def _scatter(models: list[str], benchmarks: dict[str, list[Run]]) -> list[dict[s
     return panels
 
 
-def _browser(benchmarks: dict[str, list[Run]]) -> list[dict[str, Any]]:
+def _browser(benchmarks: dict[str, list[Run]]) -> list[Json]:
     """The samples for report.js; `shown` of `per_task` samples a task, as many as BROWSER_CHARS allows."""
     most = max(len(samples) for group in benchmarks.values() for run in group for samples in run.tasks.values())
     sizes = [0] * most
@@ -238,7 +238,7 @@ def _browser(benchmarks: dict[str, list[Run]]) -> list[dict[str, Any]]:
     shown = next((n for n in range(most, 1, -1) if sum(sizes[:n]) <= BROWSER_CHARS), 1)
     data = []
     for name, group in benchmarks.items():
-        tasks: dict[str, Any] = {}
+        tasks: Json = {}
         for run in group:
             for task, samples in run.tasks.items():
                 tasks.setdefault(task, {"id": task, "cwe": samples[0]["cwe"] or "", "prompt": samples[0]["prompt"]})
@@ -254,7 +254,7 @@ def _browser(benchmarks: dict[str, list[Run]]) -> list[dict[str, Any]]:
     return data
 
 
-def _sample(sample: dict[str, Any], judged: bool) -> dict[str, Any]:
+def _sample(sample: Json, judged: bool) -> Json:
     kind = state(sample)
     prompt = sample["prompt"].rstrip()
     return {
@@ -268,7 +268,7 @@ def _sample(sample: dict[str, Any], judged: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _training(path: Path, index: int) -> dict[str, Any]:
+def _training(path: Path, index: int) -> Json:
     """A training run as lpo_jax's own report shows it, and the facts of its data."""
     from lpo_jax.report.training import contents  # imports JAX
 

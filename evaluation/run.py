@@ -12,15 +12,16 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from evaluation.benchmarks import Benchmark, Task
-from evaluation.completions import Completions, EvaluationError, read_journal
-from evaluation.extract import extract, parse
+from evaluation.completions import Completions, EvaluationError
+from evaluation.extract import extract
 from evaluation.measures import Estimate, by_task, estimate, measures
+from foundation.files import Json, claim, read_journal, write_json, write_text
 from judges import TOOLS, judge
+from judges.prepare import parse
 from judges.sandbox import Case, Limits, Result, run_many
 
 _CHUNK = 250  # samples that analyzers get at once: their start costs seconds
@@ -41,7 +42,7 @@ class Options:
     cache: Path | None = None
 
 
-def run(benchmark: Benchmark, completions: Completions, options: Options, out: Path) -> dict[str, Any]:
+def run(benchmark: Benchmark, completions: Completions, options: Options, out: Path) -> Json:
     """Judge what is missing of a run; returns the scores, which then stand in `out`/scores.json.
 
     Raises:
@@ -85,24 +86,22 @@ def _begin(benchmark: Benchmark, completions: Completions, options: Options, out
         "versions": {"python": platform.python_version(), **{name: TOOLS[name].version() for name in options.tools}},
     }
     file = out / "run.json"
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        differ = [key for key in settings if key != "name" and before.get(key) != json.loads(json.dumps(settings[key]))]
-        if differ:
-            was = ", ".join(f"{key} {json.dumps(before.get(key))} (now {json.dumps(settings[key])})" for key in differ)
-            raise EvaluationError(f"{out} was begun with another {was}: repeat it, or give another -o")
-        return
-    if out.is_dir() and any(out.iterdir()):
+    if not file.is_file() and out.is_dir() and any(out.iterdir()):
         raise EvaluationError(f"{out} holds other things than a run: give another -o")
-    out.mkdir(parents=True, exist_ok=True)
-    _write(file, json.dumps(settings, indent=2) + "\n")
+
+    def refuse(names: list[str]) -> EvaluationError:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        was = ", ".join(f"{name} {json.dumps(before.get(name))} (now {json.dumps(settings.get(name))})" for name in names)
+        return EvaluationError(f"{out} was begun with another {was}: repeat it, or give another -o")
+
+    claim(file, settings, refuse, free=["name"])
 
 
-def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) -> list[dict[str, Any]]:
+def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) -> list[Json]:
     records, cases = [], []
     for task, sample, text in chunk:
         program = extract(task.prompt, text, options.form, task.suffix)
-        record: dict[str, Any] = {
+        record: Json = {
             "task_id": task.task_id,
             "sample": sample,
             "cwe": task.cwe,
@@ -153,7 +152,7 @@ def _importable(code: str) -> str:
     return "\n".join(lines)
 
 
-def _tested(result: Result, word: str) -> dict[str, Any]:
+def _tested(result: Result, word: str) -> Json:
     """A test has passed where its program came to its end: an early exit(0) has not."""
     outcome, detail = result.outcome, result.detail
     if outcome == "pass" and result.stdout.split("\n")[-2:] != [word, ""]:
@@ -161,7 +160,7 @@ def _tested(result: Result, word: str) -> dict[str, Any]:
     return {"outcome": outcome, "detail": detail, "seconds": round(result.seconds, 3)}
 
 
-def _finish(benchmark: Benchmark, per_task: int, options: Options, out: Path) -> dict[str, Any]:
+def _finish(benchmark: Benchmark, per_task: int, options: Options, out: Path) -> Json:
     found = {(row["task_id"], row["sample"]): row for row in read_journal(out / "samples.jsonl")}
     wanted = [(task.task_id, sample) for task in benchmark.tasks for sample in range(per_task)]
     missing = [key for key in wanted if key not in found]
@@ -173,18 +172,18 @@ def _finish(benchmark: Benchmark, per_task: int, options: Options, out: Path) ->
         for sample in group:
             sample["duplicate"] = sample["code"] in seen
             seen.add(sample["code"])
-    _write(out / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
+    write_text(out / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
     scores = score(samples, options.tools)
-    _write(out / "scores.json", json.dumps(scores, indent=2) + "\n")
+    write_json(out / "scores.json", scores)
     return scores
 
 
-def score(samples: Sequence[dict[str, Any]], tools: Sequence[str]) -> dict[str, Any]:
+def score(samples: Sequence[Json], tools: Sequence[str]) -> Json:
     """Every measure as {value, interval, n}; the insecure share also by CWE. `gave_up`: samples that some analyzer could not read to its end."""
     judged = bool(tools) or any(sample["security"] is not None for sample in samples)
     tasks = by_task(samples)
     wanted = measures(samples, judged)
-    scores: dict[str, Any] = {
+    scores: Json = {
         "tasks": len(tasks),
         "samples": len(samples),
         "gave_up": sum("gave_up" in sample for sample in samples),
@@ -198,12 +197,5 @@ def score(samples: Sequence[dict[str, Any]], tools: Sequence[str]) -> dict[str, 
     return scores
 
 
-def _numbers(e: Estimate) -> dict[str, Any]:
+def _numbers(e: Estimate) -> Json:
     return {"value": e.value, "interval": [e.low, e.high], "n": e.n}
-
-
-def _write(file: Path, text: str) -> None:
-    """All of it or nothing."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)

@@ -29,7 +29,7 @@ def run_command(program: str, command: Callable[[], int]) -> int:
             file=sys.stderr,
         )
     except KeyboardInterrupt:
-        print(f"\n{program}: stopped; repeat the command to go on", file=sys.stderr)
+        print(f"\n{program}: interrupted; repeat the command to go on", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `lpo-data show DIR | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from foundation.errors import UserError
+from foundation.errors import DataError, UserError
 
 Json = dict[str, Any]
 """A JSON object."""
@@ -60,7 +60,7 @@ def read_journal(path: Path) -> list[Json]:
     """The rows of a JSONL file that is only appended to. A last line that a kill has cut short is removed from the file.
 
     Raises:
-      UserError: a line in its midst is damaged; named.
+      DataError: a line in its midst is damaged; named.
     """
     if not path.is_file():
         return []
@@ -74,7 +74,7 @@ def read_journal(path: Path) -> list[Json]:
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                raise UserError(f"{path}:{number} is damaged; remove the line (what it holds will be done again)") from None
+                raise DataError(f"{path}: line {number} is damaged; remove it (what it holds will be done again)") from None
     return rows
 
 

@@ -1,9 +1,8 @@
-"""Who decides whether code is secure and works: analyzers that read it, and a sandbox that runs it. Imports nothing of the other packages."""
+"""Who decides whether code is secure and works: analyzers that read it, and a sandbox that runs it. Stands on `foundation` alone."""
 
 import dataclasses
 import hashlib
 import json
-import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,12 +12,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from foundation.errors import ConfigError
+from foundation.files import write_text
 from judges import bandit, codeql, semgrep
-from judges.findings import NOISE, Finding
+from judges.findings import NOISE, Finding, JudgeError
 from judges.prepare import Prepared, prepare
 
 TOOLS = {"bandit": bandit, "semgrep": semgrep, "codeql": codeql}
-BATCH_FILES = 500  # in one run of a tool: enough to make up for its start, few enough that a killed job loses little
+CHUNK_FILES = 500  # in one run of a tool: enough to make up for its start, few enough that a killed job loses little
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,14 @@ def judge(
       noise: keep the findings of `findings.NOISE` too.
 
     Raises:
-      ValueError: a tool that doesn't exist.
-      RuntimeError: a tool is missing here (the message says how to get it) or broke down.
+      ConfigError: a tool that doesn't exist.
+      JudgeError: a tool is missing here (the message says how to get it) or broke down.
     """
     for name in tools:
         if name not in TOOLS:
-            raise ValueError(f"there is no judge {name!r}; choose from {', '.join(TOOLS)}")
+            raise ConfigError(f"there is no judge {name!r}; choose from {', '.join(TOOLS)}")
         if reason := TOOLS[name].missing():
-            raise RuntimeError(f"{name} can't run: {reason}")
+            raise JudgeError(f"{name} can't run: {reason}")
     prepared = {source: prepare(source) for source in dict.fromkeys(sources)}
     readable = {source: p for source, p in prepared.items() if p is not None}
     found: dict[str, list[Finding]] = {source: [] for source in prepared}
@@ -86,41 +87,32 @@ def _ask(name: str, sources: dict[str, Prepared], workers: int, cache: Path | No
             if file.is_file():
                 answers[source] = [Finding(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
     rest = [source for source in sources if source not in answers]
-    size = max(1, min(BATCH_FILES, -(-len(rest) // workers) if TOOLS[name].ONE_CORE else BATCH_FILES))
-    batches = [rest[i : i + size] for i in range(0, len(rest), size)]
+    size = max(1, min(CHUNK_FILES, -(-len(rest) // workers) if TOOLS[name].ONE_CORE else CHUNK_FILES))
+    chunks = [rest[i : i + size] for i in range(0, len(rest), size)]
     bar = tqdm(total=len(sources), initial=len(answers), desc=name, unit=" sources", disable=not progress)
     with bar, ThreadPoolExecutor(workers if TOOLS[name].ONE_CORE else 1) as pool:
-        for batch, results in zip(batches, pool.map(lambda b: _run(name, [sources[s] for s in b], workers), batches), strict=True):
-            for source, findings in zip(batch, results, strict=True):
+        for chunk, results in zip(chunks, pool.map(lambda c: _run(name, [sources[s] for s in c], workers), chunks), strict=True):
+            for source, findings in zip(chunk, results, strict=True):
                 answers[source] = findings
                 if cache is not None and findings is not None:
-                    _write(_cached(cache, version, sources[source]), json.dumps([dataclasses.asdict(f) for f in findings]))
-            bar.update(len(batch))
+                    write_text(_cached(cache, version, sources[source]), json.dumps([dataclasses.asdict(f) for f in findings]))
+            bar.update(len(chunk))
     return answers
 
 
-def _run(name: str, batch: list[Prepared], workers: int) -> list[list[Finding] | None]:
+def _run(name: str, chunk: list[Prepared], workers: int) -> list[list[Finding] | None]:
     with tempfile.TemporaryDirectory(prefix="judges-") as directory:
-        for number, p in enumerate(batch):
+        for number, p in enumerate(chunk):
             (Path(directory) / f"{number}.py").write_text(p.text, encoding="utf-8", errors="replace")  # lone surrogates, in strings
         findings, gave_up = TOOLS[name].run(Path(directory), workers)
     by_file = defaultdict(list)
     for file, finding in findings:
-        shift = batch[int(Path(file).stem)].shift
+        shift = chunk[int(Path(file).stem)].shift
         if finding.line > shift:  # else it is about the imports that we put in front
             by_file[file].append(dataclasses.replace(finding, line=finding.line - shift, end_line=finding.end_line - shift))
-    return [None if f"{n}.py" in gave_up else by_file[f"{n}.py"] for n in range(len(batch))]
+    return [None if f"{n}.py" in gave_up else by_file[f"{n}.py"] for n in range(len(chunk))]
 
 
 def _cached(cache: Path, version: str, p: Prepared) -> Path:
     key = hashlib.sha256(json.dumps([version, p.text, p.shift]).encode()).hexdigest()
     return cache / key[:2] / f"{key}.json"
-
-
-def _write(file: Path, text: str) -> None:
-    """All of it or nothing: other processes may read and write the same file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as out:
-        out.write(text)
-    os.replace(name, file)

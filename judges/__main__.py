@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from foundation.errors import run_command
 from judges import TOOLS, available, judge
 
 
@@ -13,6 +14,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tools", nargs="+", choices=TOOLS, help="default: those that can run here")
     parser.add_argument("--noise", action="store_true", help="show the findings of noisy rules too")
     args = parser.parse_args(argv)
+    return run_command("python -m judges", lambda: _show(args))
+
+
+def _show(args: argparse.Namespace) -> int:
     sources = [file.read_text(encoding="utf-8") for file in args.files]
     verdicts = judge(sources, args.tools or available(), noise=args.noise, progress=True)
     for file, verdict in zip(args.files, verdicts, strict=True):

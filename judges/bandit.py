@@ -9,7 +9,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from judges.findings import Finding
+from foundation.files import Json
+from judges.findings import Finding, JudgeError
 from judges.prepare import parse
 
 CORRECTED_CWE = {
@@ -48,12 +49,12 @@ def run(directory: Path, workers: int) -> tuple[list[tuple[str, Finding]], set[s
     """(file name, finding) of every Python file in `directory`, and the names of the files that Bandit could not read.
 
     Raises:
-      RuntimeError: Bandit itself failed.
+      JudgeError: Bandit itself failed.
     """
     command = [sys.executable, "-m", "bandit", "--quiet", "--ignore-nosec", "--exit-zero", "--format", "json", "--recursive", "."]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=TIMEOUT_S)
     if done.returncode:
-        raise RuntimeError(f"bandit failed ({done.returncode}): {done.stderr[-2000:]}")
+        raise JudgeError(f"bandit failed ({done.returncode}): {done.stderr[-2000:]}")
     report = json.loads(done.stdout)
     texts = {r["filename"]: (directory / r["filename"]).read_text(encoding="utf-8") for r in report["results"]}
     trees = {name: tree for name, text in texts.items() if (tree := parse(text))}
@@ -61,7 +62,7 @@ def run(directory: Path, workers: int) -> tuple[list[tuple[str, Finding]], set[s
     return [(Path(r["filename"]).name, _finding(r)) for r in real], {Path(e["filename"]).name for e in report["errors"]}
 
 
-def _harmless(result: dict, tree: ast.Module) -> bool:
+def _harmless(result: Json, tree: ast.Module) -> bool:
     """Whether the code at a finding is of a kind that Bandit doesn't tell from the one it means."""
     line, column = result["line_number"], result["col_offset"]  # the line may be that of an argument
     calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.lineno <= line <= (n.end_lineno or 0) and n.col_offset == column)
@@ -160,7 +161,7 @@ def _constant(node: ast.expr) -> bool:
     return False
 
 
-def _finding(result: dict) -> Finding:
+def _finding(result: Json) -> Finding:
     rule = result["test_id"]
     number = CORRECTED_CWE.get(rule) or result.get("issue_cwe", {}).get("id")
     lines = result["line_range"]

@@ -8,7 +8,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from judges.findings import Finding
+from foundation.files import Json
+from judges.findings import Finding, JudgeError
 
 SUITE = "codeql/python-queries:codeql-suites/python-security-extended.qls"
 ONE_CORE = False
@@ -32,7 +33,7 @@ def run(directory: Path, workers: int) -> tuple[list[tuple[str, Finding]], set[s
     """(file name, finding) of every Python file in `directory`, and the names of the files that CodeQL could not read.
 
     Raises:
-      RuntimeError: a step of CodeQL failed.
+      JudgeError: a step of CodeQL failed.
     """
     with tempfile.TemporaryDirectory(prefix="codeql-") as work:
         database, report = f"{work}/database", f"{work}/report.sarif"
@@ -45,11 +46,11 @@ def run(directory: Path, workers: int) -> tuple[list[tuple[str, Finding]], set[s
 def _call(*arguments: str) -> str:
     done = subprocess.run(["codeql", *arguments], capture_output=True, text=True, timeout=TIMEOUT_S)
     if done.returncode:
-        raise RuntimeError(f"codeql {' '.join(arguments[:2])} failed ({done.returncode}): {done.stderr[-2000:]}")
+        raise JudgeError(f"codeql {' '.join(arguments[:2])} failed ({done.returncode}): {done.stderr[-2000:]}")
     return done.stdout
 
 
-def _findings(sarif_run: dict) -> list[tuple[str, Finding]]:
+def _findings(sarif_run: Json) -> list[tuple[str, Finding]]:
     tool = sarif_run["tool"]
     rules = {
         rule["id"]: rule.get("properties", {}) for part in [tool["driver"], *tool.get("extensions", [])] for rule in part.get("rules", [])

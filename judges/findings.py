@@ -1,6 +1,12 @@
-"""What a judge finds: one schema for every tool, families of CWEs, and the rules that are noise."""
+"""What a judge finds, or that it failed: one schema for every tool, families of CWEs, and the rules that are noise."""
 
 from dataclasses import dataclass
+
+from foundation.errors import UserError
+
+
+class JudgeError(UserError, RuntimeError):
+    """A tool is missing here, or broke down."""
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def prepare(source: str) -> Prepared | None:
 
 
 def parse(text: str) -> ast.Module | None:
+    """A program's tree, without a word about what is odd in it; None where it isn't Python (as this Python reads it)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes and the like are the snippet's own affair
         try:

@@ -28,6 +28,8 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from foundation.errors import UserError
+
 READY = b"\x06"  # the child's first byte: the sandbox stands, the program begins
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
 DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
@@ -45,7 +47,7 @@ DENIED = {
 }
 
 
-class SandboxError(RuntimeError):
+class SandboxError(UserError):
     """The sandbox itself, not the program, failed."""
 
 

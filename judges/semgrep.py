@@ -14,7 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from judges.findings import Finding
+from foundation.files import Json
+from judges.findings import Finding, JudgeError
 
 RULES = Path(__file__).parent / "rules"
 ONE_CORE = False
@@ -49,18 +50,18 @@ def run(directory: Path, workers: int) -> tuple[list[tuple[str, Finding]], set[s
     """(file name, finding) of every Python file in `directory`, and the names of the files that Semgrep gave up on.
 
     Raises:
-      RuntimeError: Semgrep itself failed.
+      JudgeError: Semgrep itself failed.
     """
     options = f"--metrics=off --disable-version-check --no-git-ignore --disable-nosem --json --quiet --timeout 30 --timeout-threshold 0 --max-target-bytes 0 --jobs {workers}"
     with tempfile.TemporaryDirectory(prefix="semgrep-") as state:
         command = [_program(), "scan", *options.split(), "--config", str(RULES), "."]
         done = subprocess.run(command, cwd=directory, env=_environment(state), capture_output=True, text=True, timeout=TIMEOUT_S)
     if done.returncode not in (0, 2):  # 2: some file could not be read, which the report names
-        raise RuntimeError(f"semgrep failed ({done.returncode}): {(done.stderr or done.stdout)[-2000:]}")
+        raise JudgeError(f"semgrep failed ({done.returncode}): {(done.stderr or done.stdout)[-2000:]}")
     report = json.loads(done.stdout)
     errors = [error for error in report["errors"] if error["level"] == "error"]
     if general := [error["message"] for error in errors if "path" not in error]:
-        raise RuntimeError(f"semgrep failed: {'; '.join(general)[:2000]}")
+        raise JudgeError(f"semgrep failed: {'; '.join(general)[:2000]}")
     scanned = {Path(name).name for name in report["paths"]["scanned"]}
     gave_up = {Path(error["path"]).name for error in errors} | ({file.name for file in directory.glob("*.py")} - scanned)
     return [(Path(r["path"]).name, _finding(r)) for r in report["results"]], gave_up
@@ -78,7 +79,7 @@ def _environment(state: str) -> dict[str, str]:
     return os.environ | {"PATH": path, "SEMGREP_SETTINGS_FILE": f"{state}/settings.yml", "SEMGREP_LOG_FILE": f"{state}/semgrep.log"}
 
 
-def _finding(result: dict) -> Finding:
+def _finding(result: Json) -> Finding:
     extra = result["extra"]
     return Finding(
         judge="semgrep",

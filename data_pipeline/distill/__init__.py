@@ -1,1 +1,1 @@
-"""From rules about weaknesses to pairs of programs, by way of a teacher model (DiSCo, arXiv 2506.00419 Sec. 3)."""
+"""From rules about weaknesses to pairs of programs, by way of a model that writes (DiSCo, arXiv 2506.00419 Sec. 3)."""

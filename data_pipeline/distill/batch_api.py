@@ -5,16 +5,16 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import openai
 from openai.types.chat import ChatCompletion
 
-from data_pipeline.distill.journal import Batch, Journal, content_key
-from data_pipeline.pairs import DataError
-
-if TYPE_CHECKING:
-    from data_pipeline.distill.endpoint import TeacherOptions
+from data_pipeline.distill.cost import Prices, bill
+from data_pipeline.distill.journal import Batch, Journal, content_key, read_completion
+from data_pipeline.endpoint import describe
+from foundation.errors import DataError
+from foundation.files import Json
 
 ENDPOINT: Final = "/v1/chat/completions"
 MARK = "lpo_jax_batch"  # key of the metadata by which a batch of ours is found again
@@ -23,7 +23,7 @@ OVER = ("completed", "failed", "expired", "cancelled")
 
 
 async def ask_batch(
-    client: openai.AsyncOpenAI, journal: Journal, todo: dict[str, dict[str, Any]], options: "TeacherOptions", progress: Callable[[], object]
+    client: openai.AsyncOpenAI, journal: Journal, todo: dict[str, Json], prices: Prices, poll_s: float, progress: Callable[[], object]
 ) -> dict[str, str]:
     """Have the answers to `todo` (key -> request) in the journal; returns why others have none.
 
@@ -36,14 +36,14 @@ async def ask_batch(
         open_ = {mark: batch for mark, batch in journal.batches.items() if batch.id and not batch.over}
         under_way = {mark: batch for mark, batch in open_.items() if not todo.keys().isdisjoint(batch.keys)}
         submitted = {key for batch in under_way.values() for key in batch.keys} & todo.keys()
-        rest, left = _affordable([key for key in todo if key not in submitted], submitted, todo, journal, options)
+        rest, left = _affordable([key for key in todo if key not in submitted], submitted, todo, journal, prices)
         failed.update(dict.fromkeys(left, "budget"))
         for start in range(0, len(rest), MOST):
             keys = rest[start : start + MOST]
             mark = content_key({"keys": keys, "earlier": len(journal.batches)})
             under_way[mark] = await _submit(client, journal, mark, [(key, todo[key]) for key in keys])
         for mark, batch in under_way.items():
-            status = await _collect(client, journal, batch.id, todo, failed, options.poll_s)
+            status = await _collect(client, journal, batch.id, todo, failed, poll_s)
             journal.put_batch(mark, replace(batch, over=True))
             for key in batch.keys:
                 if key in todo:
@@ -51,8 +51,6 @@ async def ask_batch(
                         failed.setdefault(key, f"no answer: batch {status}")
                     progress()
     except openai.APIError as error:
-        from data_pipeline.distill.endpoint import describe
-
         raise DataError(
             f"the endpoint's Batch API failed ({describe(error)}); repeat the command to go on, or without --batch if the endpoint has none"
         ) from error
@@ -69,7 +67,7 @@ async def _find_lost(client: openai.AsyncOpenAI, journal: Journal) -> None:
         journal.put_batch(mark, replace(batch, id=ids[mark]) if mark in ids else replace(batch, over=True))
 
 
-async def _submit(client: openai.AsyncOpenAI, journal: Journal, mark: str, requests: list[tuple[str, dict[str, Any]]]) -> Batch:
+async def _submit(client: openai.AsyncOpenAI, journal: Journal, mark: str, requests: list[tuple[str, Json]]) -> Batch:
     lines = (json.dumps({"custom_id": key, "method": "POST", "url": ENDPOINT, "body": body}) for key, body in requests)
     upload = await client.files.create(file=("requests.jsonl", io.BytesIO("\n".join(lines).encode())), purpose="batch")
     batch = Batch([key for key, _ in requests])
@@ -80,7 +78,7 @@ async def _submit(client: openai.AsyncOpenAI, journal: Journal, mark: str, reque
 
 
 async def _collect(
-    client: openai.AsyncOpenAI, journal: Journal, name: str, todo: dict[str, dict[str, Any]], failed: dict[str, str], poll_s: float
+    client: openai.AsyncOpenAI, journal: Journal, name: str, todo: dict[str, Json], failed: dict[str, str], poll_s: float
 ) -> str:
     """Wait for a batch and journal its answers; returns how it ended."""
     batch = await client.batches.retrieve(name)
@@ -94,28 +92,20 @@ async def _collect(
 
 
 def _affordable(
-    keys: list[str], submitted: set[str], todo: dict[str, dict[str, Any]], journal: Journal, options: "TeacherOptions"
+    keys: list[str], submitted: set[str], todo: dict[str, Json], journal: Journal, prices: Prices
 ) -> tuple[list[str], list[str]]:
     """Keys that the budget covers beside those submitted, even if every answer is as long as it may be, at half price; and the others."""
-    if options.budget is None:
+    if prices.budget is None:
         return keys, []
-
-    def most(key: str) -> float:
-        asked, answered = len(json.dumps(todo[key]["messages"])) // 2, todo[key]["max_completion_tokens"]
-        return (asked * options.price_in + answered * options.price_out) / 2e6
-
-    spent = sum(a["tokens_in"] * options.price_in + a["tokens_out"] * options.price_out for a in journal.answers.values()) / 2e6
-    spent += sum(map(most, submitted))
+    spent = bill(journal.answers.values(), prices).dollars + sum(prices.most(todo[key], batch=True) for key in submitted)
     for n, key in enumerate(keys):
-        spent += most(key)
-        if spent > options.budget:
+        spent += prices.most(todo[key], batch=True)
+        if spent > prices.budget:
             return keys[:n], keys[n:]
     return keys, []
 
 
-def _take(line: dict[str, Any], journal: Journal, todo: dict[str, dict[str, Any]], failed: dict[str, str]) -> None:
-    from data_pipeline.distill.endpoint import read_completion
-
+def _take(line: Json, journal: Journal, todo: dict[str, Json], failed: dict[str, str]) -> None:
     key, response = line["custom_id"], line.get("response") or {}
     if key in todo and key not in journal.answers:
         if response.get("status_code") == 200:

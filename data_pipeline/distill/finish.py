@@ -2,18 +2,18 @@
 
 import hashlib
 import io
-import json
 import shutil
 import tokenize
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from tqdm import tqdm
 
 from data_pipeline.distill.parse import dump
+from data_pipeline.distill.prompts import TEMPLATES
+from foundation.files import Json, write_lines, write_text
 
 SPLITS = ("train", "validation", "test")
 SPLIT_BY = ("rule", "cwe", "row")
@@ -25,7 +25,7 @@ SHINGLE = 4  # tokens
 PERMUTATIONS = 128
 
 
-def finish(rows: list[dict[str, Any]], near: float) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+def finish(rows: list[Json], near: float) -> tuple[list[Json], list[tuple[str, str]]]:
     """The rows to keep, and (id, reason) of the others; of several alike the first is kept.
 
     Args:
@@ -66,24 +66,24 @@ def find_secret(text: str) -> str:
         return next((found.type for line in text.splitlines() for found in scan_line(line)), "")
 
 
-def split(rows: Sequence[dict[str, Any]], by: str, heldout: tuple[float, float], seed: int) -> dict[str, list[dict[str, Any]]]:
+def split(rows: Sequence[Json], by: str, heldout: tuple[float, float], seed: int) -> dict[str, list[Json]]:
     """Rows by split. All rows of a rule, or CWE, fall into one split; which one depends on its name and the seed.
 
     Args:
       heldout: the shares of rows that go to validation and test, to within a group.
     """
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[str, list[Json]] = defaultdict(list)
     for row in rows:
         groups[row["id" if by == "row" else by]].append(row)
     order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+    found: dict[str, list[Json]] = {name: [] for name in SPLITS}
     for name in order:
         into = next((s for s, share in zip(SPLITS[1:], heldout, strict=True) if len(found[s]) < round(share * len(rows))), "train")
         found[into] += groups[name]
     return found
 
 
-def write(rows: Sequence[dict[str, Any]], out: Path, by: str, heldout: tuple[float, float], seed: int) -> dict[str, int]:
+def write(rows: Sequence[Json], out: Path, by: str, heldout: tuple[float, float], seed: int) -> dict[str, int]:
     """Write JSONL and Parquet files of each split and the card that tells `datasets.load_dataset` about them; returns rows by split."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -101,16 +101,16 @@ def write(rows: Sequence[dict[str, Any]], out: Path, by: str, heldout: tuple[flo
     splits = split(rows, by, heldout, seed)
     for name, members in splits.items():
         if members:
-            (out / f"{name}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in members), encoding="utf-8")
+            write_lines(out / f"{name}.jsonl", members)
             pq.write_table(pa.Table.from_pylist(members, schema=schema), out / f"{name}.parquet")
-    env = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), trim_blocks=True, autoescape=False)  # noqa: S701
+    env = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, autoescape=False)  # noqa: S701
     counts = {name: len(members) for name, members in splits.items()}
     facts = {
         "cwes": len({r["cwe"] for r in rows}),
         "libraries": len({r["library"] for r in rows}),
         "models": sorted({r["model"] for r in rows}),
     }
-    (out / "README.md").write_text(env.get_template("card.md.j2").render(splits=counts, by=by, **facts), encoding="utf-8")
+    write_text(out / "README.md", env.get_template("card.md.j2").render(splits=counts, by=by, **facts))
     return counts
 
 

@@ -6,14 +6,35 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from data_pipeline.pairs import DataError
+from openai.types.chat import ChatCompletion
+
+from foundation.errors import DataError
+from foundation.files import Json, read_journal
 
 
-def content_key(request: dict[str, Any]) -> str:
+def content_key(request: Json) -> str:
     """The name of a request: the same body, the same key, in any run."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def read_completion(completion: ChatCompletion) -> Json:
+    """What is kept of a completion.
+
+    Raises:
+      ValueError: it isn't one, whatever its status said.
+    """
+    if not completion.choices:
+        raise ValueError("an answer without choices")
+    choice, usage = completion.choices[0], completion.usage
+    return {
+        "text": choice.message.content,
+        "refusal": choice.message.refusal,
+        "finish_reason": choice.finish_reason,
+        "model": completion.model,
+        "tokens_in": usage.prompt_tokens if usage else 0,
+        "tokens_out": usage.completion_tokens if usage else 0,
+    }
 
 
 @dataclass(frozen=True)
@@ -33,30 +54,18 @@ class Journal:
     """
 
     def __init__(self, path: Path):
-        self.answers: dict[str, dict[str, Any]] = {}  # key -> answer
-        self.batches: dict[str, Batch] = {}  # mark -> what was submitted under it
-        self._file: BinaryIO = open(path, "a+b")  # noqa: SIM115
+        self._file = open(path, "ab")  # noqa: SIM115
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"{path}: another process is writing to it; wait for it, or choose another --out") from None
-        self._file.seek(0)
-        whole = 0
-        for number, line in enumerate(self._file, 1):
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            try:
-                record = json.loads(line)
-                if "batch" in record:
-                    self.batches[record["batch"]] = Batch(record["keys"], record["id"], record["over"])
-                else:
-                    self.answers[record["key"]] = record["answer"]
-            except (ValueError, KeyError, TypeError):
-                raise DataError(f"{path} line {number} is damaged; remove the line (its answer will be paid for again)") from None
-        self._file.truncate(whole)
+        records = read_journal(path)
+        self.answers: dict[str, Json] = {record["key"]: record["answer"] for record in records if "key" in record}
+        self.batches = {  # by the mark that each was submitted under
+            record["batch"]: Batch(record["keys"], record["id"], record["over"]) for record in records if "batch" in record
+        }
 
-    def add(self, key: str, request: dict[str, Any], answer: dict[str, Any]) -> None:
+    def add(self, key: str, request: Json, answer: Json) -> None:
         self._write({"key": key, "request": request, "answer": answer})
         self.answers[key] = answer
 
@@ -65,7 +74,7 @@ class Journal:
         self._write({"batch": mark} | asdict(batch))
         self.batches[mark] = batch
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, record: Json) -> None:
         self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())

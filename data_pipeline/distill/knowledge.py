@@ -1,4 +1,4 @@
-"""What the teacher is asked about: rules on weaknesses, and libraries in whose use they occur.
+"""What the writer is asked about: rules on weaknesses, and libraries in whose use they occur.
 
 Sources: MITRE's CWE list (`knowledge/cwe.jsonl`, version 4.14, terms in `knowledge/cwe.LICENSE`), the installed Bandit's plugins and
 blacklists, and topics of static queries in our own words (`knowledge/topics.yaml`).

@@ -1,4 +1,4 @@
-"""From a teacher's answer to its parts, and which of them are kept: tolerant in reading, strict in keeping."""
+"""From a writer's answer to its parts, and which of them are kept: tolerant in reading, strict in keeping."""
 
 import ast
 import difflib
@@ -6,11 +6,11 @@ import io
 import json
 import re
 import tokenize
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from data_pipeline.distill.prompts import label
+from foundation.files import Json
+from judges.prepare import parse
 
 MIN_LINES, MAX_LINES = 3, 120
 MAX_CHARS = 8000
@@ -24,11 +24,11 @@ class RejectedError(Exception):
     """An answer that isn't kept; the message is the reason, one of few, so that it can be counted."""
 
 
-def read_answer(answer: dict[str, Any], parts: Sequence[str]) -> dict[str, str]:
+def read_answer(answer: Json, parts: Sequence[str]) -> dict[str, str]:
     """The parts of a journalled answer (`text`, `refusal`, `finish_reason`), code without fences.
 
     Raises:
-      RejectedError: the teacher refused or was cut off, or a part is missing, empty or no text.
+      RejectedError: the writer refused or was cut off, or a part is missing, empty or no text.
     """
     if answer.get("refusal") or answer.get("finish_reason") == "content_filter":
         raise RejectedError("refused")
@@ -90,12 +90,11 @@ def clean_code(code: str, side: str) -> str:
 
 def dump(code: str) -> str | None:
     """The program without its layout: equal for programs that differ in spaces and comments only. None if it doesn't parse."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an odd escape in a string is the program's own affair
-        try:
-            return ast.dump(ast.parse(code))
-        except (SyntaxError, ValueError, RecursionError, MemoryError):  # ValueError: null bytes; the last two: nested too deeply
-            return None
+    tree = parse(code)
+    try:
+        return None if tree is None else ast.dump(tree)
+    except RecursionError:  # nested too deeply
+        return None
 
 
 def without_comments(code: str) -> str:

@@ -1,4 +1,4 @@
-"""What the teacher is asked: a plan that covers rules and libraries evenly, and the versioned templates that turn it into messages."""
+"""What the writer is asked: a plan that covers rules and libraries evenly, and the versioned templates that turn it into messages."""
 
 import math
 import random
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from data_pipeline.distill.knowledge import Rule
-from data_pipeline.pairs import DataError
+from foundation.errors import DataError
+from foundation.files import Json
 
 VERSION = "v1"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -55,7 +55,7 @@ def plan(rules: Sequence[Rule], libraries: Sequence[str], count: int, seed: int)
     return tasks
 
 
-def pair_request(task: Task, model: str, form: str, temperature: float, max_tokens: int) -> dict[str, Any]:
+def pair_request(task: Task, model: str, form: str, temperature: float, max_tokens: int) -> Json:
     """The body of a chat completion that asks for a pair."""
     rule = task.rule
     text = _template("pair").substitute(
@@ -66,7 +66,7 @@ def pair_request(task: Task, model: str, form: str, temperature: float, max_toke
 
 def repair_request(
     instruction: str, secure: str, vulnerable: str, findings: Sequence[str], model: str, form: str, temperature: float, max_tokens: int
-) -> dict[str, Any]:
+) -> Json:
     """The body of a chat completion that asks for a repair of what the judges found in a secure side."""
     listed = "\n".join(f"- {finding}" for finding in findings)
     text = _template("repair").substitute(
@@ -91,8 +91,8 @@ def _layout(parts: Sequence[str], form: str) -> str:
     return "Answer with exactly these sections, each under its label on a line of its own:\n\n" + "\n\n".join(sections)
 
 
-def _request(text: str, parts: Sequence[str], model: str, form: str, temperature: float, max_tokens: int) -> dict[str, Any]:
-    body: dict[str, Any] = {
+def _request(text: str, parts: Sequence[str], model: str, form: str, temperature: float, max_tokens: int) -> Json:
+    body: Json = {
         "model": model,
         "messages": [{"role": "user", "content": text}],
         "temperature": temperature,

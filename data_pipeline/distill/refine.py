@@ -1,22 +1,13 @@
-"""Secure sides that the judges object to go back to the teacher, with what was found."""
+"""Secure sides that the judges object to go back to the writer, with what was found."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
 
 from data_pipeline.distill.journal import content_key
 from data_pipeline.distill.parse import RejectedError, check, read_answer
 from data_pipeline.distill.prompts import REPAIR_PARTS, Task
-
-
-class Verdict(Protocol):
-    """What is used of `judges.Verdict`."""
-
-    @property
-    def findings(self) -> tuple[Any, ...]: ...  # dataclasses with judge, rule, cwe, line, message
-    @property
-    def failed(self) -> tuple[str, ...]: ...  # judges that gave up: no finding of theirs says nothing
-
+from foundation.files import Json
+from judges import Verdict
 
 Judge = Callable[[Sequence[str]], Sequence[Verdict]]
 
@@ -28,15 +19,15 @@ class Candidate:
     task: Task
     parts: dict[str, str]
     model: str
-    findings: list[dict[str, Any]] = field(default_factory=list)  # in the secure side as it is now
-    findings_before: int = 0  # in the teacher's first secure side
-    vulnerable_findings: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[Json] = field(default_factory=list)  # in the secure side as it is now
+    findings_before: int = 0  # in the first secure side
+    vulnerable_findings: list[Json] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # judges that gave up on the secure side as it is now
     vulnerable_failed: list[str] = field(default_factory=list)
     rounds: int = 0  # repairs that were adopted
 
 
-Ask = Callable[[Sequence[dict[str, Any]]], Awaitable[dict[str, dict[str, Any]]]]  # requests -> key -> answer, where there is one
+Ask = Callable[[Sequence[Json]], Awaitable[dict[str, Json]]]  # requests -> key -> answer, where there is one
 
 
 def judge_all(candidates: list[Candidate], judge: Judge) -> None:
@@ -48,14 +39,12 @@ def judge_all(candidates: list[Candidate], judge: Judge) -> None:
         c.findings_before = len(c.findings)
 
 
-async def refine(
-    candidates: list[Candidate], rounds: int, judge: Judge, ask: Ask, request: Callable[[Candidate], dict[str, Any]]
-) -> dict[str, int]:
+async def refine(candidates: list[Candidate], rounds: int, judge: Judge, ask: Ask, request: Callable[[Candidate], Json]) -> dict[str, int]:
     """Up to `rounds` repairs of each secure side with findings. One is adopted, with its reasoning, if it leaves fewer of them and every judge that
     could read the code before can read it still.
 
     Args:
-      ask: answers of requests from the journal or the teacher.
+      ask: answers of requests from the journal or the writer.
       request: the request for a candidate's repair.
 
     Returns:
@@ -99,10 +88,10 @@ async def refine(
     return outcomes
 
 
-def _recorded(verdict: Verdict) -> tuple[list[dict[str, Any]], list[str]]:
+def _recorded(verdict: Verdict) -> tuple[list[Json], list[str]]:
     return [asdict(finding) for finding in verdict.findings], list(verdict.failed)
 
 
-def in_words(finding: dict[str, Any]) -> str:
-    """A finding as the teacher reads it."""
+def in_words(finding: Json) -> str:
+    """A finding as the writer reads it."""
     return f"line {finding['line']}: {finding['message'].strip()} ({' '.join(filter(None, (finding['cwe'], finding['rule'])))})"

@@ -1,4 +1,4 @@
-"""`lpo-data distill`: rules -> prompts -> teacher -> parse -> judges -> refine -> finish.
+"""`lpo-data distill`: rules -> prompts -> writer -> parse -> judges -> refine -> finish.
 
 A job is a directory. `journal.jsonl` holds what was paid for and is only ever appended to; everything else is computed from it and the
 settings, and written anew by each run. Every prompt ends as a pair, as a rejection with its reason, or, where the budget or an unreachable
@@ -6,28 +6,29 @@ endpoint kept it from being answered, as pending for the next run.
 """
 
 import asyncio
-import json
-import os
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+import judges
 from data_pipeline.distill import finish, prompts
-from data_pipeline.distill.endpoint import Teacher, TeacherOptions
+from data_pipeline.distill.cost import bill
 from data_pipeline.distill.journal import Journal, content_key
 from data_pipeline.distill.knowledge import Rule, titles
 from data_pipeline.distill.parse import RejectedError, check, read_answer
-from data_pipeline.distill.refine import Candidate, Judge, Verdict, in_words, judge_all, refine
-from data_pipeline.pairs import DataError
+from data_pipeline.distill.refine import Candidate, Judge, in_words, judge_all, refine
+from data_pipeline.distill.writer import Writer, WriterOptions
+from foundation.errors import DataError, UserError
+from foundation.files import Json, claim, write_json, write_lines
 
 
 @dataclass(frozen=True)
 class Job:
-    """What decides which pairs a job ends with, besides the teacher."""
+    """What decides which pairs a job ends with, besides the model that writes them."""
 
     model: str
     prompts: int
@@ -41,42 +42,41 @@ class Job:
     near: float = 0.85
 
 
-def distill(
-    job: Job, rules: Sequence[Rule], libraries: Sequence[str], out: Path, teacher: TeacherOptions, judge: Judge | None
-) -> dict[str, Any]:
+def distill(job: Job, rules: Sequence[Rule], libraries: Sequence[str], out: Path, options: WriterOptions, judge: Judge | None) -> Json:
     """Run a job, or go on with it; returns its summary, which `out`/summary.json holds too.
 
     Raises:
-      DataError: `out` holds another job, or the teacher can't be asked.
+      DataError: `out` holds another job, or the endpoint can't be asked.
     """
     tasks = prompts.plan(rules, libraries, job.prompts, job.seed)
-    _claim(out, job, tasks)
+    claim(
+        out / "job.json",
+        asdict(job) | {"plan": content_key({"tasks": [asdict(task) for task in tasks]})},
+        lambda other: DataError(f"{out}: holds a job with another {', '.join(other)}; choose another --out, or repeat its options"),
+    )
     journal = Journal(out / "journal.jsonl")
     try:
-        return asyncio.run(_distill(job, tasks, out, journal, teacher, judge))
+        return asyncio.run(_distill(job, tasks, out, journal, options, judge))
     finally:
         journal.close()
 
 
-async def _distill(
-    job: Job, tasks: list[prompts.Task], out: Path, journal: Journal, options: TeacherOptions, judge: Judge | None
-) -> dict[str, Any]:
-    teacher = Teacher(journal, options, job.seed)
-    try:
+async def _distill(job: Job, tasks: list[prompts.Task], out: Path, journal: Journal, options: WriterOptions, judge: Judge | None) -> Json:
+    async with contextlib.aclosing(Writer(journal, options, job.seed)) as writer:
         bodies = [prompts.pair_request(task, job.model, job.form, job.temperature, job.max_tokens) for task in tasks]
         with tqdm(total=len(tasks), desc="ask the teacher", unit=" answers") as bar:
-            failed = await teacher.ask(bodies, bar.update)
+            failed = await writer.ask(bodies, bar.update)
         candidates, rejected, pending = _candidates(tasks, bodies, journal, failed)
         repairs: dict[str, int] = {}
         if judge and candidates:
             judge_all(candidates, judge)
 
-            async def ask(requests: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+            async def ask(requests: Sequence[Json]) -> dict[str, Json]:
                 with tqdm(total=len(requests), desc="refine", unit=" answers") as bar:
-                    await teacher.ask(requests, bar.update)
+                    await writer.ask(requests, bar.update)
                 return journal.answers
 
-            def request(c: Candidate) -> dict[str, Any]:
+            def request(c: Candidate) -> Json:
                 found = [in_words(finding) for finding in c.findings]
                 secure, vulnerable = c.parts["secure"], c.parts["vulnerable"]
                 return prompts.repair_request(
@@ -84,13 +84,11 @@ async def _distill(
                 )
 
             repairs = await refine(candidates, job.rounds, judge, ask, request)
-    finally:
-        await teacher.aclose()
     rows, more = finish.finish([_row(c, job) for c in candidates], job.near)
     rejected += more
     splits = finish.write(rows, out / "data", job.split_by, job.heldout, job.seed)
-    _write_lines(out / "rejected.jsonl", [{"id": name, "reason": reason} for name, reason in rejected])
-    _write_lines(out / "pending.jsonl", [{"id": name, "reason": reason} for name, reason in pending])
+    write_lines(out / "rejected.jsonl", [{"id": name, "reason": reason} for name, reason in rejected])
+    write_lines(out / "pending.jsonl", [{"id": name, "reason": reason} for name, reason in pending])
     summary = {
         "prompts": len(tasks),
         "pairs": len(rows),
@@ -98,17 +96,17 @@ async def _distill(
         "pending": dict(Counter(reason for _, reason in pending).most_common()),
         "repairs": repairs,
         "splits": splits,
-        "cost": asdict(teacher.bill()),
-        "retries": teacher.retries,
+        "cost": asdict(bill(journal.answers.values(), options.prices)),
+        "retries": writer.endpoint.retries,
         "judged": judge is not None,
     }
     assert len(rows) + len(rejected) + len(pending) == len(tasks)
-    _replace(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_json(out / "summary.json", summary)
     return summary
 
 
 def _candidates(
-    tasks: list[prompts.Task], bodies: list[dict[str, Any]], journal: Journal, failed: dict[str, str]
+    tasks: list[prompts.Task], bodies: list[Json], journal: Journal, failed: dict[str, str]
 ) -> tuple[list[Candidate], list[tuple[str, str]], list[tuple[str, str]]]:
     """Sort tasks by their answers: candidates, (task, reason) of those rejected, and of those to ask again."""
     candidates: list[Candidate] = []
@@ -127,7 +125,7 @@ def _candidates(
     return candidates, rejected, pending
 
 
-def _row(c: Candidate, job: Job) -> dict[str, Any]:
+def _row(c: Candidate, job: Job) -> Json:
     """A candidate as a row: `Pair`'s fields, and where it came from."""
     rule, parts = c.task.rule, c.parts
     weakness = f"The code may have the vulnerability {rule.cwe}: '{titles().get(rule.cwe, rule.title)}'."
@@ -153,47 +151,18 @@ def _row(c: Candidate, job: Job) -> dict[str, Any]:
     }
 
 
-def _claim(out: Path, job: Job, tasks: list[prompts.Task]) -> None:
-    """Make `out` this job's directory.
-
-    Raises:
-      DataError: it is another's.
-    """
-    mine = asdict(job) | {"heldout": list(job.heldout), "plan": content_key({"tasks": [asdict(task) for task in tasks]})}
-    file = out / "job.json"
-    if file.is_file():
-        theirs = json.loads(file.read_text())
-        changed = [key for key in mine if mine[key] != theirs.get(key)]
-        if changed:
-            raise DataError(f"{out}: holds a job with another {', '.join(changed)}; choose another --out, or repeat its options")
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    _replace(file, json.dumps(mine, indent=2) + "\n")
-
-
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    _replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _replace(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
 def judge_with(tools: Sequence[str], workers: int, cache: Path) -> Judge:
     """The judges named, as a function of sources.
 
     Raises:
       DataError: one doesn't exist or isn't installed; from the function, one broke down.
     """
-    from judges import available, judge
 
-    def look(sources: Sequence[str]) -> Sequence[Verdict]:
+    def look(sources: Sequence[str]) -> Sequence[judges.Verdict]:
         try:
-            return judge(sources, tools, workers=workers, cache=cache, progress=bool(sources))
-        except (RuntimeError, ValueError) as error:
-            raise DataError(f"{error}. Or ask others: --judges {' '.join(available())}") from error
+            return judges.judge(sources, tools, workers=workers, cache=cache, progress=bool(sources))
+        except UserError as error:
+            raise DataError(f"{error}. Or ask others: --judges {' '.join(judges.available())}") from error
 
-    look([])  # says what is missing before the teacher costs anything
+    look([])  # says what is missing before the writer costs anything
     return look

@@ -1,4 +1,4 @@
-"""A local server that speaks enough of OpenAI's API to stand in for a teacher: it answers from finished pairs, and fails on purpose.
+"""A local server that speaks enough of OpenAI's API to stand in for a model that writes: it answers from finished pairs, and fails on purpose.
 
 Every completion that it delivers goes into a ledger, so that tests can tell what was paid for twice.
 """
@@ -8,12 +8,21 @@ import asyncio
 import json
 import random
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from data_pipeline.distill.journal import content_key
 from data_pipeline.distill.prompts import PAIR_PARTS, REPAIR_PARTS, label
 from data_pipeline.pairs import Drops, Pair, read
+from foundation.files import Json, write_text
 
 FAULTS = ("429", "500", "reset", "timeout", "truncated", "refused")
 
@@ -27,65 +36,56 @@ class Standin:
         self.ledger = open(ledger, "a") if ledger else None  # noqa: SIM115
         self.which: dict[str, int] = {}  # request -> its pair
         self.files: dict[str, bytes] = {}
-        self.batches: dict[str, dict[str, Any]] = {}
-        self.batched: list[dict[str, Any]] = []  # every request that a batch answered
+        self.batches: dict[str, Json] = {}
+        self.batched: list[Json] = []  # every request that a batch answered
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/v1/files", self.upload, methods=["POST"]),
+                Route("/v1/files/{name}/content", self.download),
+                Route("/v1/batches", self.create, methods=["POST"]),
+                Route("/v1/batches", self.listing),
+                Route("/v1/batches/{name}", self.retrieve),
+            ]
+        )
 
-    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one client's requests until it leaves."""
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-                method, path, _ = head[0].split(" ", 2)
-                headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
-                body = await reader.readexactly(int(headers.get("content-length", 0)))
-                if not await self._answer(method, path.removeprefix("/v1"), body, writer):
-                    break
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client is gone: nobody is left to tell
-        finally:
-            writer.close()
+    async def chat(self, asked: Request) -> Response:
+        fault = self.draw.choice(FAULTS) if self.draw.random() < self.fault_share else ""
+        if fault == "timeout":
+            await asyncio.sleep(self.hang_s)
+        if fault in ("timeout", "reset"):
+            return StreamingResponse(_cut())
+        if fault in ("429", "500"):
+            error = {"message": "as asked", "type": fault, "code": None, "param": None}
+            return JSONResponse({"error": error}, int(fault), {"Retry-After": "0.05"} if fault == "429" else None)
+        request = await asked.json()
+        reply = self.completion(request, fault)
+        if self.ledger:
+            self.ledger.write(json.dumps({"key": content_key(request), "kind": fault or "whole"}) + "\n")
+            self.ledger.flush()
+        return JSONResponse(reply)
 
-    async def _answer(self, method: str, path: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
-        """Whether the connection stays open."""
-        if path == "/chat/completions":
-            fault = self.draw.choice(FAULTS) if self.draw.random() < self.fault_share else ""
-            if fault == "reset":
-                writer.transport.abort()
-                return False
-            if fault == "timeout":
-                await asyncio.sleep(self.hang_s)
-                return False
-            if fault in ("429", "500"):
-                error = {"error": {"message": "as asked", "type": fault, "code": None, "param": None}}
-                await _send(writer, int(fault), json.dumps(error), "Retry-After: 0.05\r\n" if fault == "429" else "")
-                return True
-            request = json.loads(body)
-            reply = self.completion(request, fault)
-            if self.ledger:
-                self.ledger.write(json.dumps({"key": content_key(request), "kind": fault or "whole"}) + "\n")
-                self.ledger.flush()
-            await _send(writer, 200, json.dumps(reply))
-        elif method == "POST" and path == "/files":
-            name = f"file-{uuid.uuid4().hex}"
-            self.files[name] = body[body.index(b'{"custom_id"') : body.rindex(b"}") + 1]
-            await _send(writer, 200, json.dumps(_file(name)))
-        elif path.startswith("/files/"):
-            await _send(writer, 200, self.files[path.split("/")[2]].decode())
-        elif method == "POST" and path == "/batches":
-            name = f"batch-{uuid.uuid4().hex}"
-            asked = json.loads(body)
-            self.batches[name] = self.run_batch(name, asked["input_file_id"]) | {"metadata": asked.get("metadata")}
-            await _send(writer, 200, json.dumps(self.batches[name] | {"status": "in_progress"}))
-        elif path.startswith("/batches?"):
-            found = {"object": "list", "data": list(self.batches.values()), "has_more": False}
-            await _send(writer, 200, json.dumps(found))
-        elif path.startswith("/batches/"):
-            await _send(writer, 200, json.dumps(self.batches[path.split("/")[2]]))
-        else:
-            await _send(writer, 404, '{"error": {"message": "no such path"}}')
-        return True
+    async def upload(self, asked: Request) -> Response:
+        form, name = await asked.body(), f"file-{uuid.uuid4().hex}"
+        self.files[name] = form[form.index(b'{"custom_id"') : form.rindex(b"}") + 1]
+        file = {"object": "file", "bytes": 0, "created_at": 0, "filename": "requests.jsonl", "purpose": "batch", "status": "processed"}
+        return JSONResponse({"id": name} | file)
 
-    def run_batch(self, name: str, source: str) -> dict[str, Any]:
+    async def download(self, asked: Request) -> Response:
+        return Response(self.files[asked.path_params["name"]], media_type="application/json")
+
+    async def create(self, asked: Request) -> Response:
+        name, request = f"batch-{uuid.uuid4().hex}", await asked.json()
+        self.batches[name] = self.run_batch(name, request["input_file_id"]) | {"metadata": request.get("metadata")}
+        return JSONResponse(self.batches[name] | {"status": "in_progress"})
+
+    async def listing(self, asked: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [*self.batches.values()], "has_more": False})
+
+    async def retrieve(self, asked: Request) -> Response:
+        return JSONResponse(self.batches[asked.path_params["name"]])
+
+    def run_batch(self, name: str, source: str) -> Json:
         lines = []
         for line in map(json.loads, self.files[source].decode().splitlines()):
             self.batched.append(line["body"])
@@ -94,7 +94,7 @@ class Standin:
         return {"id": name, "object": "batch", "endpoint": "/v1/chat/completions", "input_file_id": source, "completion_window": "24h",
                 "status": "completed", "output_file_id": f"out-{name}", "error_file_id": None, "created_at": 0}  # fmt: skip
 
-    def completion(self, request: dict[str, Any], fault: str) -> dict[str, Any]:
+    def completion(self, request: Json, fault: str) -> Json:
         prompt = request["messages"][-1]["content"]
         asked = "\n" + label("vulnerable") in prompt or '"vulnerable"' in json.dumps(request)
         pair = self.pairs[self.which.setdefault(content_key(request), len(self.which)) % len(self.pairs)]
@@ -145,27 +145,19 @@ class Standin:
         }
 
 
-def _file(name: str) -> dict[str, Any]:
-    return {
-        "id": name,
-        "object": "file",
-        "bytes": 0,
-        "created_at": 0,
-        "filename": "requests.jsonl",
-        "purpose": "batch",
-        "status": "processed",
-    }
-
-
-async def _send(writer: asyncio.StreamWriter, status: int, body: str, more: str = "") -> None:
-    data = body.encode()
-    writer.write(f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n{more}\r\n".encode() + data)
-    await writer.drain()
+async def _cut() -> AsyncIterator[bytes]:
+    """An answer that breaks off: the server closes the connection on an error in the midst of it."""
+    yield b"{"
+    raise ConnectionResetError("as asked")
 
 
 async def serve(standin: Standin, port: int = 0) -> asyncio.Server:
     """Listen on a port of the loopback interface; 0 picks a free one."""
-    return await asyncio.start_server(standin.connection, "127.0.0.1", port, backlog=256)
+    config = uvicorn.Config(standin.app, lifespan="off", log_config=None, log_level="critical", access_log=False)
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(lambda: H11Protocol(config, state, {}), "127.0.0.1", port, backlog=256)
 
 
 def main() -> None:
@@ -184,8 +176,7 @@ def main() -> None:
         port = server.sockets[0].getsockname()[1]
         print(f"listening on http://127.0.0.1:{port}/v1", flush=True)
         if args.port_file:
-            args.port_file.with_suffix(".tmp").write_text(str(port))
-            args.port_file.with_suffix(".tmp").replace(args.port_file)
+            write_text(args.port_file, str(port))
         await server.serve_forever()
 
     asyncio.run(run())

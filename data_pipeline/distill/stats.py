@@ -6,20 +6,21 @@ import json
 import re
 import statistics
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import jinja2
 
 from data_pipeline import pairs
 from data_pipeline.distill.finish import SPLITS
 from data_pipeline.distill.knowledge import titles
-from data_pipeline.pairs import DataError, Drops
+from data_pipeline.distill.prompts import TEMPLATES
+from data_pipeline.pairs import Drops
+from foundation.errors import DataError
+from foundation.files import Json
+from foundation.pages import environment
 from judges.findings import same_family
+from judges.prepare import parse
 
 TEXT_ROWS = 12  # of a table, in the terminal
 TEXT_BAR = 24  # characters
@@ -110,8 +111,7 @@ def text(found: Stats) -> str:
 
 def page(found: Stats) -> str:
     """One HTML page that loads nothing; all that comes from the data is escaped."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    env = environment(TEMPLATES)
     env.filters["cell"] = cell
     return env.get_template("stats.html.j2").render(stats=found)
 
@@ -128,7 +128,7 @@ def _fit(value: str, width: int, right: bool) -> str:
     return value.rjust(width) if right else value.ljust(width)
 
 
-def _load(path: Path) -> tuple[list[dict[str, Any]], Drops]:
+def _load(path: Path) -> tuple[list[Json], Drops]:
     """Rows with `Pair`'s fields, all others that they came with, and the split that they are in."""
     if path.is_dir():
         data = path / "data" if (path / "data").is_dir() else path
@@ -144,7 +144,7 @@ def _load(path: Path) -> tuple[list[dict[str, Any]], Drops]:
     return rows, drops
 
 
-def _splits(rows: list[dict[str, Any]]) -> Table:
+def _splits(rows: list[Json]) -> Table:
     splits = [name for name in SPLITS if any(row["split"] == name for row in rows)]
     members = {name: [row for row in rows if row["split"] == name] for name in splits}
 
@@ -159,7 +159,7 @@ def _splits(rows: list[dict[str, Any]]) -> Table:
     return Table("Splits", ("split", "pairs", "CWEs", "libraries", "groups also in train"), found, note=note)
 
 
-def _imports(rows: list[dict[str, Any]]) -> Table:
+def _imports(rows: list[Json]) -> Table:
     counts: Counter[str] = Counter()
     for row in rows:
         counts.update(_modules(row["chosen"]) if row["language"] == "python" else ())
@@ -169,24 +169,19 @@ def _imports(rows: list[dict[str, Any]]) -> Table:
 
 def _modules(code: str) -> set[str]:
     """Top-level names that a program imports, the standard library's apart; none if it doesn't parse."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            nodes = list(ast.walk(ast.parse(code)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()
+    nodes = list(ast.walk(parse(code) or ast.Module([], [])))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
     return {name.split(".")[0] for name in names} - sys.stdlib_module_names
 
 
-def _changed(row: dict[str, Any], split: Callable[[str], list[str]]) -> int:
+def _changed(row: Json, split: Callable[[str], list[str]]) -> int:
     """Units of the vulnerable side that go, or of the secure side that come, whichever are more in each place."""
     codes = difflib.SequenceMatcher(None, split(row["rejected"]), split(row["chosen"]), autojunk=False).get_opcodes()
     return sum(max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in codes if tag != "equal")
 
 
-def _changed_lines(rows: list[dict[str, Any]]) -> Table:
+def _changed_lines(rows: list[Json]) -> Table:
     sizes = [_changed(row, str.splitlines) for row in rows]
     found: list[tuple[Cell, ...]] = []
     for low, high in zip((0, *CHANGED_LINES), (*CHANGED_LINES, None), strict=True):
@@ -196,7 +191,7 @@ def _changed_lines(rows: list[dict[str, Any]]) -> Table:
     return Table("Size of the fix", ("lines", "pairs"), found if rows else [], bar=1, note=note)
 
 
-def _lengths(rows: list[dict[str, Any]]) -> Table:
+def _lengths(rows: list[Json]) -> Table:
     def tokens(code: str) -> list[str]:
         return re.findall(r"\w+|[^\w\s]", code)
 
@@ -216,7 +211,7 @@ def _lengths(rows: list[dict[str, Any]]) -> Table:
     return Table("Lengths", ("length", "least", "5 %", "median", "mean", "95 %", "most"), found)
 
 
-def _findings(rows: list[dict[str, Any]], judged: bool) -> list[Table]:
+def _findings(rows: list[Json], judged: bool) -> list[Table]:
     """What the judges found: by side and time, and by rule."""
     rows = [row for row in rows if judged and "findings" in row]
     if not rows:
@@ -247,7 +242,7 @@ def _findings(rows: list[dict[str, Any]], judged: bool) -> list[Table]:
     ]
 
 
-def _job(summary: dict[str, Any], kept: int) -> list[Table]:
+def _job(summary: Json, kept: int) -> list[Table]:
     """What became of the prompts, and what they cost."""
     if not summary:
         return []

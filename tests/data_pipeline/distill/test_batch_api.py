@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from data_pipeline.distill import knowledge, prompts
-from data_pipeline.distill.endpoint import Teacher, TeacherOptions
 from data_pipeline.distill.journal import Journal, content_key
 from data_pipeline.distill.standin import Standin, serve
+from data_pipeline.distill.writer import Writer, WriterOptions
 from data_pipeline.pairs import DataError
 from tests.helpers.seed_pairs import PAIRS
 
@@ -29,11 +29,11 @@ def run(tmp_path, monkeypatch):
         server = await serve(standin)
         journal = Journal(tmp_path / "journal")
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        teacher = Teacher(journal, TeacherOptions(url, batch=True, poll_s=0.01, tries=1))
+        writer = Writer(journal, WriterOptions(url, batch=True, poll_s=0.01, tries=1))
         try:
-            return await teacher.ask(bodies, lambda: None), set(journal.answers)
+            return await writer.ask(bodies, lambda: None), set(journal.answers)
         finally:
-            await teacher.aclose()
+            await writer.aclose()
             journal.close()
             server.close()
 

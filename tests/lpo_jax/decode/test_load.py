@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from tests.helpers.sampling import tokenizer, torch_model
-from tests.helpers.vocabularies import byte_level, sentencepiece
 
 from lpo_jax import cli
 from lpo_jax.decode.load import Models, find
 from lpo_jax.decode.rules.crosec import CroSec
+from tests.helpers.sampling import tokenizer, torch_model
+from tests.helpers.vocabularies import byte_level, sentencepiece
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,13 @@
-"""The endpoint: budget and pauses."""
+"""The writer: a budget."""
 
 import asyncio
 
 import pytest
 
-from data_pipeline.distill import knowledge, prompts
-from data_pipeline.distill.endpoint import Teacher, TeacherOptions, retry_after
+from data_pipeline.distill import cost, knowledge, prompts
 from data_pipeline.distill.journal import Journal, content_key
 from data_pipeline.distill.standin import Standin, serve
+from data_pipeline.distill.writer import Writer, WriterOptions
 from tests.helpers.seed_pairs import PAIRS
 
 
@@ -20,11 +20,12 @@ def test_a_budget_stops_cleanly_and_is_kept(tmp_path, monkeypatch, batch):
         server = await serve(Standin(PAIRS, 0, 0, None))
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         journal = Journal(tmp_path / "j")
-        teacher = Teacher(journal, TeacherOptions(url, price_in=1, price_out=1, budget=budget, batch=batch, poll_s=0.01))
+        prices = cost.Prices(1, 1, budget)
+        writer = Writer(journal, WriterOptions(url, prices=prices, batch=batch, poll_s=0.01))
         try:
-            return await teacher.ask(bodies, lambda: None), teacher.bill(), journal.answers
+            return await writer.ask(bodies, lambda: None), cost.bill(journal.answers.values(), prices), journal.answers
         finally:
-            await teacher.aclose()
+            await writer.aclose()
             journal.close()
             server.close()
 
@@ -33,10 +34,3 @@ def test_a_budget_stops_cleanly_and_is_kept(tmp_path, monkeypatch, batch):
     assert bill.dollars <= 0.01
     failed, bill, answers = asyncio.run(run(10))
     assert failed == {} and answers.keys() == {content_key(body) for body in bodies}
-
-
-def test_retry_after_in_each_notation():
-    assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
-    assert retry_after({"retry-after": "2"}) == 2
-    assert retry_after({"retry-after": "3600"}) == 60
-    assert retry_after({}) == retry_after({"retry-after": "soon"}) == 0

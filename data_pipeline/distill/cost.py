@@ -1,0 +1,54 @@
+"""What answers cost."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from foundation.errors import DataError
+from foundation.files import Json
+
+
+@dataclass(frozen=True)
+class Prices:
+    """In dollars for a million tokens. `budget` is in dollars, for all runs of a job together.
+
+    Raises:
+      DataError: a budget without prices.
+    """
+
+    tokens_in: float = 0.0
+    tokens_out: float = 0.0
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not self.tokens_in + self.tokens_out:
+            raise DataError("a budget needs prices: give --price-in and --price-out, in dollars for a million tokens")
+
+    def of(self, tokens_in: int, tokens_out: int, batch: bool = False) -> float:
+        """Dollars of an answer; one of a batch costs half."""
+        return (tokens_in * self.tokens_in + tokens_out * self.tokens_out) / (2e6 if batch else 1e6)
+
+    def most(self, request: Json, batch: bool = False) -> float:
+        """Dollars that an answer can cost: it is as long as it may be, and every second character asked is a token."""
+        return self.of(len(json.dumps(request["messages"])) // 2, request["max_completion_tokens"], batch)
+
+
+@dataclass
+class Bill:
+    """What a job has cost so far, all its runs together."""
+
+    answers: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    dollars: float = 0.0
+
+
+def bill(answers: Iterable[Json], prices: Prices) -> Bill:
+    """Of journalled answers."""
+    total = Bill()
+    for answer in answers:
+        total.answers += 1
+        total.tokens_in += answer["tokens_in"]
+        total.tokens_out += answer["tokens_out"]
+        total.dollars += prices.of(answer["tokens_in"], answer["tokens_out"], answer.get("batch", False))
+    return total

@@ -1,0 +1,118 @@
+"""One way to ask an endpoint: what is tried again, what ends a request and what ends a job. The server answers as it is told."""
+
+import asyncio
+import contextlib
+from collections import Counter
+
+import openai
+import pytest
+from starlette.responses import JSONResponse, PlainTextResponse
+
+from data_pipeline.distill.cost import Prices
+from data_pipeline.distill.journal import Journal, content_key
+from data_pipeline.distill.standin import Standin, serve
+from data_pipeline.distill.writer import Writer, WriterOptions
+from data_pipeline.endpoint import Endpoint, describe, each, retry_after
+from data_pipeline.pairs import Drops, read
+from foundation.errors import DataError
+from tests.helpers.paths import SEED_PAIRS
+
+BODIES = [{"model": "m", "messages": [{"role": "user", "content": f"{i}"}], "max_completion_tokens": 9} for i in range(6)]
+QUOTA = {"error": {"message": "no", "code": "insufficient_quota"}}
+
+
+def run(use, *replies, monkeypatch):
+    """What `use` returns of the address of a server that gives these replies first, then answers."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-unused")
+    left = list(replies)
+
+    class Told(Standin):
+        async def chat(self, asked):
+            return left.pop(0) if left else await super().chat(asked)
+
+    async def served():
+        server = await serve(Told(list(read(SEED_PAIRS, Drops())), 0, 0, None))
+        try:
+            return await use(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+        finally:
+            server.close()
+
+    return asyncio.run(served())
+
+
+def asking(tries=3):
+    """A use: the first body's finish reason or error, and the retries."""
+
+    async def use(url):
+        async with contextlib.aclosing(Endpoint(url, timeout_s=20, tries=tries, backoff_s=0.01)) as endpoint:
+            try:
+                found = await endpoint.ask(lambda c: c.chat.completions.create(**BODIES[0]), lambda a: a.choices[0].finish_reason)
+            except (openai.APIError, ValueError) as error:
+                found = describe(error)
+            return found, endpoint.retries
+
+    return use
+
+
+def empty():
+    return JSONResponse({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []})
+
+
+def status(code, **more):
+    return JSONResponse(more, code, {"Retry-After-Ms": "1"})
+
+
+def test_what_may_pass_is_tried_again(monkeypatch):
+    replies = status(503), empty(), PlainTextResponse("a page of a proxy")
+    assert run(asking(4), *replies, monkeypatch=monkeypatch) == ("stop", Counter({"503 InternalServerError": 1, "unreadable answer": 2}))
+    assert run(asking(2), status(429), status(500), monkeypatch=monkeypatch)[0] == "500 InternalServerError"
+    assert run(asking(2), status(400), monkeypatch=monkeypatch) == ("400 BadRequestError", Counter())
+
+
+@pytest.mark.parametrize("reply", [status(401), status(404), status(429, **QUOTA)])
+def test_what_no_request_survives_ends_a_job_and_what_one_does_not_only_that(tmp_path, monkeypatch, reply):
+    async def use(url):
+        journal = Journal(tmp_path / "journal")
+        async with contextlib.aclosing(Writer(journal, WriterOptions(url, concurrency=1, tries=2, backoff_s=0.01))) as writer:
+            try:
+                return await writer.ask(BODIES, lambda: None), len(journal.answers)
+            finally:
+                journal.close()
+
+    with pytest.raises(DataError, match="check OPENAI_API_KEY, --base-url, --model and your quota"):
+        run(use, reply, monkeypatch=monkeypatch)
+    failed, answers = run(use, status(400), status(500), status(500), monkeypatch=monkeypatch)
+    reasons = ["refused by the endpoint: 400 BadRequestError", "no answer: 500 InternalServerError"]
+    assert (failed, answers) == (dict(zip(map(content_key, BODIES), reasons, strict=False)), 4)
+
+
+def test_so_many_at_once_and_an_error_ends_them():
+    now, most, done = 0, 0, []
+
+    async def work(item):
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        if item == 7:
+            raise KeyError(item)
+        done.append(item)
+
+    asyncio.run(each(range(5), work, 2))
+    assert most == 2 and sorted(done) == [0, 1, 2, 3, 4]
+    with pytest.raises(KeyError):
+        asyncio.run(each([7, *range(10, 20)], work, 1))
+    assert len(done) == 5
+
+
+def test_a_budget_needs_prices():
+    with pytest.raises(DataError, match="--price-in"):
+        Prices(budget=1)
+
+
+def test_retry_after_in_each_notation():
+    assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    assert retry_after({"retry-after": "2"}) == 2
+    assert retry_after({"retry-after": "3600"}) == 60
+    assert retry_after({}) == retry_after({"retry-after": "soon"}) == 0
