@@ -4,41 +4,59 @@ import ast
 import dataclasses
 import inspect
 import textwrap
+import typing
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
+from lpo_jax import objectives
+from lpo_jax.config.load import Dumper
 from lpo_jax.config.schema import RunConfig
 
-_WIDTH = 100
-_KEY_WIDTH = 40
+_LEFT, _RIGHT = 40, 76
+"""Widths of the two columns: keys with values, and explanations."""
 
 
 def explain(config: RunConfig) -> str:
     """The resolved config, defaults included. What it returns is a config file of its own."""
-    return "\n".join(_lines(config, 0)) + "\n"
+    return "\n".join(_lines(config)) + "\n"
 
 
-def _lines(config: Any, depth: int) -> Iterator[str]:
-    margin = "  " * depth
-    told: dict[str, str] = {} if isinstance(config, dict) else texts(type(config))
-    values = config.items() if isinstance(config, dict) else ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
-    for key, value in values:
+def _lines(config: Any, margin: str = "") -> Iterator[str]:
+    """The lines of a dataclass, or of the stages by name."""
+    rows = [(_yaml(name), stage, "") for name, stage in config.items()] if isinstance(config, dict) else _rows(config)
+    after_nested = False
+    for key, value, text in rows:
         nested = isinstance(value, dict) or dataclasses.is_dataclass(value)
-        line = f"{margin}{key}:" if nested else f"{margin}{key}: {_scalar(value)}"
-        text = told.get(key, "")
-        if len(line) < _KEY_WIDTH and len(text) <= _WIDTH - _KEY_WIDTH:
-            yield f"{line:{_KEY_WIDTH}}  # {text}" if text else line
-        else:
-            yield from (f"{margin}# {part}" for part in textwrap.wrap(text, _WIDTH - len(margin)))
-            yield line
+        if (nested or after_nested) and not margin:
+            yield ""
+        after_nested = nested
+        line = f"{margin}{key}:" if nested else f"{margin}{key}: {_yaml(value)}"
+        first, *more = textwrap.wrap(text, _RIGHT) or [""]
+        yield f"{line:{_LEFT}}  # {first}" if first else line
+        yield from (f"{'':{_LEFT}}  # {part}" for part in more)
         if nested:
-            yield from _lines(value, depth + 1)
+            yield from _lines(value, margin + "  ")
 
 
-def _scalar(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).removesuffix("...\n").strip()
+def _rows(config: Any) -> Iterator[tuple[str, Any, str]]:
+    """Key, value and explanation: what the key means, what it can be, and its default where it stands at something else."""
+    told, hints = texts(type(config)), typing.get_type_hints(type(config))
+    if isinstance(config, objectives.Options):
+        told["name"] = objectives.of(config).title
+    for field in dataclasses.fields(config):
+        value, choices = getattr(config, field.name), typing.get_args(hints[field.name])
+        text = told.get(field.name, "")
+        if typing.get_origin(hints[field.name]) is typing.Literal and len(choices) > 1:
+            text += f" [{' | '.join(choices)}]"
+        if field.default not in (dataclasses.MISSING, None, value):
+            text += f" (default: {_yaml(field.default)})"
+        yield field.name, value, text
+
+
+def _yaml(value: Any) -> str:
+    return yaml.dump(value, Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=float("inf")).removesuffix("...\n").strip()
 
 
 def texts(cls: Any) -> dict[str, str]:

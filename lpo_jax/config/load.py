@@ -6,55 +6,88 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pydantic
 import yaml
+from yaml.composer import ComposerError
 
 from foundation.errors import ConfigError
-from lpo_jax import objectives
-from lpo_jax.config.schema import Objective, RunConfig
+from lpo_jax.config.schema import ONCE_EVERYWHERE, Objective, RunConfig
+from lpo_jax.objectives import OBJECTIVES
 
-Path_ = tuple[str, ...]
-"""The keys that lead to a value."""
+Keys = tuple[str, ...]
+"""The keys that lead to a value: ("stages", "sft", "optim", "lr")."""
 
-_ONCE_EVERYWHERE = {
-    "mode": "clean", "beta": None, "gamma": None, "alpha": None, "empty_side": "detach", "norm_len": "code", "imitation": "sum",
-    "off_mask": 1e-6, "label_smoothing": 0.0, "score_prompt": False, "kl": None,
-}  # fmt: skip
-"""Options that every objective once had, with their defaults: an objective that hasn't one drops it where it stands at that or at null."""
+_WORDS = {
+    "int": "int",
+    "float": "float",
+    "bool": "bool",
+    "string": "str",
+    "dict": "a mapping",
+    "dataclass": "a mapping",
+    "model": "a mapping",
+}
+"""pydantic's names of types begin with the left word; we say the right one."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-5 as text; YAML 1.2, and this, as a number."""
+class Loader(yaml.SafeLoader):
+    """YAML as a reader of configs takes it: 1e-5 is a number, 2026-01-31 is text, and a key is a word that stands once."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ComposerError(None, None, "a key must be a word", key.start_mark)
+            if key.value in seen:
+                raise ComposerError(None, None, f"{key.value} stands here a second time", key.start_mark)
+            seen.add(key.value)
+        return node
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789")
+class Dumper(yaml.SafeDumper):
+    """Writes what `Loader` reads: the text 1e-5 gets quotes."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _dialect in (Loader, Dumper):
+    _dialect.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run's YAML and apply ``key.sub=value`` overrides.
 
     Raises:
-      ConfigError: the file is missing or no mapping, a key is unknown, or a value is of the wrong type or out of range.
+      ConfigError: the file can't be read or is no mapping, a key is unknown, or a value is of the wrong type or out of range.
     """
     try:
-        node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config; the shipped ones are in configs/") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; a config is a YAML file, see configs/") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text in UTF-8; a config is a YAML file, see configs/") from None
+    try:
+        raw, places = _parse(text, str(path))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{path}: expected a mapping of settings")
-    places = {keys: f"{path}:{line}" for keys, line in _lines(node, str(path))} | {(): str(path)}
-    raw = _Loader("").construct_document(node)
+        line, problem = _problem(error)
+        raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, not {'an empty file' if raw is None else repr(raw)}")
+    places[()] = str(path)
     for override in overrides:
         keys = _apply(raw, override)
-        places = {k: place for k, place in places.items() if k[: len(keys)] != keys} | {keys: f"override {override}"}
-    return _build(RunConfig, raw, (), places)
+        given = {k: place for k, place in places.items() if k[: len(keys)] != keys}
+        places = {keys[:n]: f"override {override}" for n in range(1, len(keys) + 1)} | given
+    return _build(RunConfig, raw, places)
 
 
 def from_dict(cls: type, raw: Mapping[str, Any], where: str = "") -> Any:
@@ -63,12 +96,62 @@ def from_dict(cls: type, raw: Mapping[str, Any], where: str = "") -> Any:
     Raises:
       ConfigError: as `load`.
     """
-    return _build(cls, json.loads(json.dumps(raw)), (), {(): where} if where else {})
+    return _build(cls, raw, {(): where} if where else {})
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The plain nested dict of a config, as it stands in YAML."""
     return dataclasses.asdict(config)
+
+
+def _parse(text: str, name: str) -> tuple[Any, dict[Keys, str]]:
+    """YAML as plain data, with the place of each key, "name:line"; keys are text as written, also 1 and yes."""
+    places: dict[Keys, str] = {}
+
+    def plain(node: yaml.Node | None, above: Keys) -> Any:
+        if isinstance(node, yaml.SequenceNode):
+            return [plain(item, above) for item in node.value]
+        if not isinstance(node, yaml.MappingNode):
+            return None if node is None else loader.construct_object(node)
+        loader.flatten_mapping(node)  # what `<<: *other` brings comes first, so that the mapping's own keys replace it
+        found = {}
+        for key, value in node.value:
+            keys = (*above, key.value)
+            places[keys] = f"{name}:{key.start_mark.line + 1}"
+            found[key.value] = plain(value, keys)
+        return found
+
+    loader = Loader(text)
+    try:
+        return plain(loader.get_single_node(), ()), places
+    except RecursionError:
+        raise ComposerError(None, None, "an anchor contains itself") from None
+
+
+def _problem(error: yaml.YAMLError) -> tuple[str, Any]:
+    """Where YAML is broken (":12"; nothing where that isn't known), and how."""
+    mark = getattr(error, "problem_mark", None)
+    return f":{mark.line + 1}" if mark else "", getattr(error, "problem", "it has characters that can't be printed")
+
+
+def _apply(raw: dict[str, Any], override: str) -> Keys:
+    """Put an override into `raw`; returns its keys."""
+    dotted, equals, text = override.partition("=")
+    keys = tuple(dotted.split("."))
+    if not equals or not all(keys):
+        raise ConfigError(f"override {override!r}: write key.sub=value")
+    node = raw
+    for depth, key in enumerate(keys[:-1]):
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {'.'.join(keys[: depth + 1])} has no sub-keys")
+    try:
+        node[keys[-1]], _ = _parse(text, "")
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {dotted}: {text!r} isn't valid YAML: {_problem(error)[1]}") from None
+    return keys
 
 
 @cache
@@ -77,120 +160,58 @@ def _adapter(cls: type) -> pydantic.TypeAdapter:
     return pydantic.TypeAdapter(cls)
 
 
-def _build(cls: type, raw: Any, where: Path_, places: Mapping[Path_, str]) -> Any:
-    if isinstance(raw, dict) and isinstance(raw.get("stages"), dict):
-        for stage in raw["stages"].values():
-            if isinstance(stage, dict) and isinstance(stage.get("objective"), dict):
-                _drop_foreign_options(stage["objective"])
-    try:  # as JSON: in Python's own types strictness would ask for dataclasses instead of dicts
+def _build(cls: type, raw: Mapping[str, Any], places: Mapping[Keys, str]) -> Any:
+    try:  # as JSON: of Python's own types strictness would ask for dataclasses instead of dicts
         return _adapter(cls).validate_json(json.dumps(raw, default=str), strict=True)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        keys = _without_tags(first["loc"])
-        message = _message(cls, raw, keys, first)
-        place = next((places[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in places), None)
+        errors = error.errors(include_url=False)
+    # A misspelt key is unknown and leaves its right name missing: say the former.
+    first = min(errors, key=lambda e: e["type"] != "unexpected_keyword_argument")
+    keys, owner = _located(cls, first["loc"])
+    message = _message(keys, owner, first)
+    place = next((places[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in places), None)
     raise ConfigError(f"{place}: {message}" if place else message)
 
 
-def _drop_foreign_options(raw: dict[str, Any]) -> None:
-    """Files written before each objective had options of its own list all of them."""
-    record = objectives.OBJECTIVES.get(str(raw.get("name")))
-    if record is None:
-        return
-    own = {field.name for field in dataclasses.fields(record.options)}  # type: ignore[arg-type]
-    for key in [key for key in raw if key not in own and key in _ONCE_EVERYWHERE]:
-        if raw[key] in (None, _ONCE_EVERYWHERE[key]):
-            del raw[key]
+def _located(cls: Any, loc: tuple[int | str, ...]) -> tuple[Keys, Any]:
+    """An error's keys, and the dataclass (or dict type) that the last one belongs to. pydantic puts an objective's name behind its key."""
+    keys: list[str] = []
+    owner = cls
+    for key in map(str, loc):
+        if cls == Objective:
+            cls = OBJECTIVES[key].options
+            continue
+        keys.append(key)
+        owner = cls
+        hint = typing.get_type_hints(cls, include_extras=True).get(key) if dataclasses.is_dataclass(cls) else typing.get_args(cls)[1]
+        optional = isinstance(hint, types.UnionType)
+        cls = next(option for option in typing.get_args(hint) if option is not type(None)) if optional else hint
+    return tuple(keys), owner
 
 
-def _without_tags(loc: tuple[int | str, ...]) -> Path_:
-    """pydantic's path to an error without the tag that it puts behind the union of objectives."""
-    keys = [str(key) for key in loc]
-    at = keys.index("objective") + 1 if "objective" in keys else len(keys)
-    return tuple(keys[:at] + keys[at + 1 :])
-
-
-def _message(cls: type, raw: Any, keys: Path_, error: Mapping[str, Any]) -> str:
+def _message(keys: Keys, owner: Any, error: Mapping[str, Any]) -> str:
     """What is wrong, in our words."""
     dotted, kind, value = ".".join(keys), error["type"], error["input"]
-    owner = _class_at(cls, raw, keys[:-1])
-    in_objective = len(keys) > 1 and keys[-2] == "objective"
-    if kind == "unexpected_keyword_argument" and in_objective and keys[-1] in _ONCE_EVERYWHERE:
-        own = ", ".join(field.name for field in dataclasses.fields(owner))  # type: ignore[arg-type]
-        return f"{dotted}: objective {_at(raw, keys[:-1])['name']} has no such option, its own are {own}; take it out, or set it to null"
+    objective = next((name for name, record in OBJECTIVES.items() if record.options is owner), None)
     if kind == "unexpected_keyword_argument":
-        return _unknown("key", dotted, keys[-1], [field.name for field in dataclasses.fields(owner)])  # type: ignore[arg-type]
+        own = [field.name for field in dataclasses.fields(owner)]
+        if objective and keys[-1] in ONCE_EVERYWHERE:
+            return f"{dotted}: objective {objective} has no such option; take it out. It has {', '.join(own[1:]) or 'none'}"
+        return _unknown("key", dotted, keys[-1], own)
     if kind == "missing" or (value is None and kind.endswith("_type")):
-        if in_objective:
-            return f"objective {_at(raw, keys[:-1])['name']}: set {keys[-1]}"
+        if objective:
+            return f"objective {objective}: set {keys[-1]}"
         return f"missing key {dotted}" if kind == "missing" else f"{dotted}: null isn't possible here"
-    if kind.startswith("union_tag"):
-        name = value.get("name") if isinstance(value, dict) else value
-        return _unknown("value", f"{dotted}.name={name}", str(name), list(objectives.OBJECTIVES))
+    if kind == "union_tag_not_found":
+        return f"missing key {dotted}.name: one of {', '.join(OBJECTIVES)}"
+    if kind == "union_tag_invalid":
+        return _unknown("value", f"{dotted}.name={value['name']}", str(value["name"]), list(OBJECTIVES))
     if kind == "literal_error":
-        options = typing.get_args(_without_none(typing.get_type_hints(owner)[keys[-1]]))
-        return _unknown("value", f"{dotted}={value}", str(value), [str(option) for option in options])
-    if kind == "value_error":
+        return _unknown("value", f"{dotted}={value}", str(value), re.findall("'(.*?)'", error["ctx"]["expected"]))
+    if kind == "value_error":  # said by the dataclass
         return f"{dotted}: {error['ctx']['error']}" if keys else str(error["ctx"]["error"])
-    wanted = {"int": "int", "float": "float", "bool": "bool", "string": "str", "dict": "a mapping", "dataclass": "a mapping"}.get(
-        kind.split("_")[0]
-    )
-    return f"{dotted or 'config'}: expected {wanted}, not {value!r}" if wanted else f"{dotted}: {error['msg']}"
-
-
-def _class_at(cls: type, raw: Any, keys: Path_) -> Any:
-    """The dataclass that stands at a path of a config."""
-    for depth, key in enumerate(keys):
-        hint = _without_none(typing.get_type_hints(cls)[key]) if dataclasses.is_dataclass(cls) else typing.get_args(cls)[1]
-        cls = objectives.OBJECTIVES[_at(raw, keys[: depth + 1])["name"]].options if hint is Objective or key == "objective" else hint
-    return cls
-
-
-def _at(raw: Any, keys: Path_) -> Any:
-    for key in keys:
-        raw = raw[key]
-    return raw
-
-
-def _without_none(hint: Any) -> Any:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return next(option for option in typing.get_args(hint) if option is not type(None))
-    return hint
-
-
-def _lines(node: yaml.MappingNode, file: str, above: Path_ = ()) -> Iterator[tuple[Path_, int]]:
-    """Every key's path and line."""
-    seen: set[Path_] = set()
-    for key, value in node.value:
-        keys = (*above, str(key.value))
-        line = key.start_mark.line + 1
-        if keys in seen:
-            raise ConfigError(f"{file}:{line}: {'.'.join(keys)} stands here a second time")
-        seen.add(keys)
-        yield keys, line
-        if isinstance(value, yaml.MappingNode):
-            yield from _lines(value, file, keys)
-
-
-def _apply(raw: dict[str, Any], override: str) -> Path_:
-    """Put an override into `raw`; returns its path."""
-    dotted, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError(f"override {override!r}: write key.sub=value")
-    *parents, last = dotted.split(".")
-    node = raw
-    for depth, key in enumerate(parents):
-        child = node.setdefault(key, {})
-        if child is None:
-            child = node[key] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {'.'.join(parents[: depth + 1])} has no sub-keys")
-        node = child
-    try:
-        node[last] = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {dotted}: {text!r} isn't valid YAML: {error}") from None
-    return (*parents, last)
+    wanted = _WORDS.get(kind.split("_")[0])
+    return f"{dotted}: expected {wanted}, not {value!r}" if wanted else f"{dotted}: {error['msg']}"
 
 
 def _unknown(what: str, where: str, given: str, valid: list[str]) -> str:

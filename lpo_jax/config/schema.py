@@ -3,21 +3,42 @@
 A YAML file lists what differs from the defaults; `lpo config FILE` prints the whole of it with these explanations.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from foundation.errors import ConfigError
 from foundation.settings import Settings
 from lpo_jax import objectives
 
+ONCE_EVERYWHERE = {
+    "mode": "clean", "beta": None, "gamma": None, "alpha": None, "empty_side": "detach", "norm_len": "code", "imitation": "sum",
+    "off_mask": 1e-6, "label_smoothing": 0.0, "score_prompt": False, "kl": None,
+}  # fmt: skip
+"""Options that every objective once had, with their defaults. Files written then list all of them."""
+
+
+def _own_options(raw: Any) -> Any:
+    """An objective as it stands in a file, without the options that it hasn't and that a file of old leaves at null or at their default."""
+    if not isinstance(raw, dict) or str(raw.get("name")) not in objectives.OBJECTIVES:
+        return raw
+    own = {field.name for field in fields(objectives.OBJECTIVES[raw["name"]].options)}  # type: ignore[arg-type]
+    return {
+        key: value for key, value in raw.items() if key in own or key not in ONCE_EVERYWHERE or value not in (None, ONCE_EVERYWHERE[key])
+    }
+
+
 if TYPE_CHECKING:
     Objective = objectives.Options
 else:
-    Objective = Annotated[reduce(or_, (record.options for record in objectives.OBJECTIVES.values())), Field(discriminator="name")]
+    Objective = Annotated[
+        reduce(or_, (record.options for record in objectives.OBJECTIVES.values())),
+        Field(discriminator="name"),
+        BeforeValidator(_own_options),
+    ]
 
 Remat = Literal["none", "dots", "attention", "block"]
 
@@ -36,9 +57,9 @@ class RopeScaling(Settings):
     factor: float
     """by how much"""
     low_freq_factor: float = 1.0
-    """llama3: wavelengths above original_positions / low_freq_factor are stretched by `factor` ..."""
+    """llama3: wavelengths above original_positions / low_freq_factor are stretched by the whole `factor`"""
     high_freq_factor: float = 4.0
-    """... below original_positions / high_freq_factor not at all, and in between in proportion"""
+    """llama3: wavelengths below original_positions / high_freq_factor are left alone; those in between are stretched in proportion"""
     original_positions: int = 8192
     """llama3: the length that the model was first trained on"""
 
@@ -217,9 +238,9 @@ class StageConfig(Settings):
 class MeshConfig(Settings):
     """Devices along each axis; one of them may be -1, "all that are left"."""
 
-    data: int = -1
+    data: int = 1
     """replicas: whole copies of the model"""
-    fsdp: int = 1
+    fsdp: int = -1
     """the batch and every parameter are cut along this axis"""
     tensor: int = 1
     """heads, mlp and vocabulary are cut along this axis"""
@@ -234,7 +255,7 @@ class DataConfig(Settings):
     path: str
     """its directory"""
     tokenizer: str | None = None
-    """tokenizer.json or its directory, checked against the shards; default: the one in model.path"""
+    """tokenizer.json or its directory, checked against the shards; null: the one in model.path"""
 
 
 @dataclass(frozen=True)
@@ -269,20 +290,20 @@ class RunConfig(Settings):
     """how devices share the work"""
     plan: PlanConfig = field(default_factory=PlanConfig)
     """what `lpo plan` assumes of data that isn't there"""
-    seed: int = 0
+    seed: int = 42
     """of weights, the order of rows and dropout"""
     eval_rows: int = 8
     """rows in one evaluation batch"""
-    eval_every_steps: int = 0
+    eval_every_steps: int = 50
     """held-out metrics during training; 0: only before and after each stage"""
     log_every_steps: int = 1
     """lines of metrics.jsonl"""
     checkpoint_every_steps: int = 100
     """besides the one at each stage's end"""
-    keep_checkpoints: int = 2
-    """the newest; besides them stays the best of those whose step was also evaluated ..."""
+    keep_checkpoints: int = 3
+    """so many of the newest stay, and besides them the best of those whose step was also evaluated"""
     best_metric: Literal["pair_accuracy", "margin", "changed_nll", "unchanged_nll"] = "pair_accuracy"
-    """... by this held-out metric"""
+    """the held-out metric that says which checkpoint is the best"""
     max_skipped_steps: int = 5
     """a step whose loss or gradient isn't finite changes nothing; this many in a row stop the run"""
     report_pairs: int = 6

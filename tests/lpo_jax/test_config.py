@@ -1,5 +1,6 @@
 """Configs: overrides, errors that name the nearest key, and every shipped file."""
 
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -59,15 +60,27 @@ def test_broken_files(tmp_path):
         config.load(tmp_path / "c.yaml")
 
 
-@pytest.mark.parametrize("path", sorted((REPO / "configs").rglob("*.yaml")), ids=lambda p: p.name)
-def test_shipped_configs_load_and_are_complete(path: Path):
-    loaded, raw = config.to_dict(config.load(path)), yaml.safe_load(path.read_text())
+SHIPPED = sorted((REPO / "configs").rglob("*.yaml"))
 
-    def missing(full, given, where=""):
-        for key, value in full.items():
-            if key not in given:
-                yield where + key
-            elif isinstance(value, dict):
-                yield from missing(value, given[key], f"{where}{key}.")
 
-    assert list(missing(loaded, raw)) == []
+def entries(mapping, above=()):
+    """Keys and values of nested mappings, level by level flattened."""
+    for key, value in mapping.items():
+        yield from entries(value, (*above, key)) if isinstance(value, dict) else [((*above, key), value)]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
+def test_shipped_configs_load_and_say_only_what_is_special(path: Path):
+    whole = config.to_dict(config.load(path))
+    for keys, _ in entries(yaml.safe_load(path.read_text())):
+        without, (*parents, last) = yaml.safe_load(path.read_text()), keys
+        reduce(dict.__getitem__, parents, without).pop(last)
+        try:
+            same = config.to_dict(config.from_dict(RunConfig, without)) == whole
+        except ConfigError:
+            continue  # a key without a default
+        assert not same, f"{path}: {'.'.join(keys)} stands at its default"
+
+
+def test_shipped_configs_are_short():
+    assert sum(len(list(entries(yaml.safe_load(path.read_text())))) for path in SHIPPED) < 600

@@ -1,0 +1,156 @@
+"""What a config file may get wrong: the message names the file, the line and the key."""
+
+import pytest
+
+from lpo_jax import config
+from lpo_jax.config import ConfigError, RunConfig
+
+GOOD = """\
+run_dir: r
+data: {path: p}
+model: {path: m}
+stages:
+  sft:
+    objective: {name: sft}
+    optim: {lr: 1e-5}
+    batch_rows: 1
+    steps: 1
+"""
+
+
+def load(tmp_path, text, *overrides):
+    file = tmp_path / "c.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return config.load(file, overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "c.yaml: expected a mapping of settings, not an empty file"),
+        ("words", "c.yaml: expected a mapping of settings, not 'words'"),
+        (b"run_dir: \xff", "c.yaml: not a text in UTF-8; a config is a YAML file, see configs/"),
+        ("run_dir: \x00", "c.yaml: not valid YAML: it has characters that can't be printed"),
+        ("seed: 1\n\tmesh: 1", r"c.yaml:2: not valid YAML: found character '\t' that cannot start any token"),
+        (GOOD + "---\n" + GOOD, "c.yaml:10: not valid YAML: but found another document"),
+        (GOOD + "x: !!python/name:os.system", "c.yaml:10: not valid YAML: could not determine a constructor"),
+        (GOOD + "x: &a {b: *a}", "c.yaml: not valid YAML: an anchor contains itself"),
+        (GOOD + "mesh: *b", "c.yaml:10: not valid YAML: found undefined alias 'b'"),
+        (GOOD + "mesh: {<<: 3}", "c.yaml:10: not valid YAML: expected a mapping or list of mappings for merging"),
+        (GOOD + "[1, 2]: 3", "c.yaml:10: not valid YAML: a key must be a word"),
+        (GOOD + "run_dir: x", "c.yaml:10: not valid YAML: run_dir stands here a second time"),
+        (GOOD + "mesh:\n  fsdp: 1\n  fsdp: 1", "c.yaml:12: not valid YAML: fsdp stands here a second time"),
+        (GOOD + "sead: 1", "c.yaml:10: unknown key sead: did you mean 'seed'?"),
+        (GOOD + "2026-01-31: 1", "c.yaml:10: unknown key 2026-01-31: valid keys: best_metric, "),
+        (GOOD + "mesh: {1: 2}", "c.yaml:10: unknown key mesh.1: valid keys: data, fsdp, tensor, topology"),
+        (GOOD + "mesh:\n  fdsp: 2", "c.yaml:11: unknown key mesh.fdsp: did you mean 'fsdp'?"),
+        (GOOD + "mesh: [1, 2]", "c.yaml:10: mesh: expected a mapping, not [1, 2]"),
+        (GOOD + "mesh: null", "c.yaml:10: mesh: null isn't possible here"),
+        (GOOD + "seed: null", "c.yaml:10: seed: null isn't possible here"),
+        (GOOD + "seed: '3'", "c.yaml:10: seed: expected int, not '3'"),
+        (GOOD + "seed: 2026-01-31", "c.yaml:10: seed: expected int, not '2026-01-31'"),
+        (GOOD + "eval_rows: {a: 1}", "c.yaml:10: eval_rows: expected int, not {'a': 1}"),
+        (GOOD.replace("run_dir: r", "run_dir: 1"), "c.yaml:1: run_dir: expected str, not 1"),
+        (GOOD.replace("lr: 1e-5", "rl: 1e-5"), "c.yaml:7: unknown key stages.sft.optim.rl: did you mean 'lr'?"),
+        (GOOD.replace("lr: 1e-5", "lr: -1"), "c.yaml:7: stages.sft.optim: optim.lr must be positive, not -1.0"),
+        (GOOD.replace("lr: 1e-5", "lr: fast"), "c.yaml:7: stages.sft.optim.lr: expected float, not 'fast'"),
+        (GOOD.replace("{lr: 1e-5}", "{}"), "c.yaml:7: missing key stages.sft.optim.lr"),
+        (GOOD.replace("{lr: 1e-5}", ""), "c.yaml:7: stages.sft.optim: null isn't possible here"),
+        (GOOD.replace("{path: m}", "{path: m, lora: {rank: 1}}"), "c.yaml:3: missing key model.lora.alpha"),
+        (GOOD.replace("{path: m}", "{path: m, new: {famly: x}}"), "c.yaml:3: unknown key model.new.famly: did you mean 'family'?"),
+        (GOOD.replace("{path: m}", "{path: m, remat: bloc}"), "c.yaml:3: unknown value model.remat=bloc: did you mean 'block'?"),
+        (GOOD[: GOOD.index("stages")], "c.yaml: missing key stages"),
+        (GOOD[: GOOD.index("  sft")], "c.yaml:4: stages: null isn't possible here"),
+        (GOOD[: GOOD.index("  sft")] + "  - sft", "c.yaml:4: stages: expected a mapping, not ['sft']"),
+        (GOOD[: GOOD.index("  sft")] + "  sft: 3", "c.yaml:5: stages.sft: expected a mapping, not 3"),
+    ],
+)
+def test_errors_name_file_line_and_key(tmp_path, text, message):
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, text)
+    assert str(error.value).removeprefix(f"{tmp_path}/").startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ("sft", "stages.sft.objective: expected a mapping, not 'sft'"),
+        ("null", "stages.sft.objective: null isn't possible here"),
+        ("{}", "missing key stages.sft.objective.name: one of sft, lpo, "),
+        ("{name: stf}", "unknown value stages.sft.objective.name=stf: did you mean 'sft'?"),
+        ("{name: [1]}", "unknown value stages.sft.objective.name=[1]: valid values: "),
+        ("{name: sft, beta: 3}", "stages.sft.objective.beta: objective sft has no such option; take it out. It has score_prompt"),
+        ("{name: sft, score: true}", "unknown key stages.sft.objective.score: did you mean 'score_prompt'?"),
+        ("{name: lpo, beta: 1, gamma: 1}", "objective lpo: set alpha"),
+        ("{name: lpo, beta: [1], gamma: 1, alpha: 1}", "stages.sft.objective.beta: expected float, not [1]"),
+        ("{name: lpo, beta: 1, gamma: 1, alpha: 1, mode: 3}", "unknown value stages.sft.objective.mode=3: valid values: clean, paper, ref"),
+        ("{name: lpo, beta: 1, gamma: 1, alpha: 1, off_mask: 2}", "stages.sft.objective: objective.off_mask must lie in [0, 1], not 2.0"),
+        ("{name: kd}", "objective kd: set kl"),
+        ("{name: kd, kl: {direction: reverse, wait: 1}}", "unknown key stages.sft.objective.kl.wait: did you mean 'weight'?"),
+        ("{name: kd, kl: {direction: revers, weight: 1}}", "unknown value stages.sft.objective.kl.direction=revers: did you mean 'rev"),
+        ("{name: kd, kl: {direction: reverse, weight: 1}}", "stages.sft.objective: objective kd: set kl.teacher"),
+    ],
+)
+def test_errors_within_an_objective(tmp_path, objective, message):
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, GOOD.replace("{name: sft}", objective))
+    assert str(error.value).removeprefix(f"{tmp_path}/c.yaml:6: ").startswith(message)
+
+
+def test_a_stage_may_be_called_objective(tmp_path):
+    with pytest.raises(ConfigError, match=r"c\.yaml:6: unknown key stages\.objective\.objective\.beat: did you mean 'beta'"):
+        load(tmp_path, GOOD.replace("  sft:", "  objective:").replace("name: sft", "name: lpo, beat: 1"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("=3", "override '=3': write key.sub=value"),
+        ("stages..lr=3", "override 'stages..lr=3': write key.sub=value"),
+        ("stages.stf.optim.lr=3", "override stages.stf.optim.lr=3: missing key stages.stf.objective"),
+        ("model.lora.rank=3", "override model.lora.rank=3: missing key model.lora.alpha"),
+        ("mesh={data: 1, data: 2}", "override mesh: '{data: 1, data: 2}' isn't valid YAML: data stands here a second time"),
+        ("mesh={dta: 1}", "override mesh={dta: 1}: unknown key mesh.dta: did you mean 'data'?"),
+        ("stages.sft.objective.beta=3", "override stages.sft.objective.beta=3: stages.sft.objective.beta: objective sft has no such opt"),
+        ("seed=", "override seed=: seed: null isn't possible here"),
+    ],
+)
+def test_errors_name_the_override(tmp_path, override, message):
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, GOOD, override)
+    assert str(error.value).startswith(message)
+
+
+def test_what_is_no_file(tmp_path):
+    with pytest.raises(ConfigError, match="Is a directory; a config is a YAML file, see configs/"):
+        config.load(tmp_path)
+
+
+def test_yaml_is_read_as_meant(tmp_path):
+    """1e-5 is a number, a date and a name that reads like a number are text, and << takes settings over."""
+    second = "  '2e3':\n    objective: {name: sft}\n    optim: {<<: *o, lr: 1}\n    batch_rows: 1\n    epochs: 1\n"
+    run = load(tmp_path, GOOD.replace("{lr: 1e-5}", "&o {lr: 1e-5, b1: 0.8}").replace("run_dir: r", "run_dir: 2026-01-31") + second)
+    assert run.run_dir == "2026-01-31"
+    assert [(name, stage.optim.lr, stage.optim.b1) for name, stage in run.stages.items()] == [("sft", 1e-5, 0.8), ("2e3", 1.0, 0.8)]
+
+
+def test_files_of_old_list_every_objectives_options(tmp_path):
+    """An option that an objective hasn't is dropped at null and at the default it had, and refused at anything else."""
+    everything = "mode: clean, empty_side: detach, norm_len: code, imitation: sum, off_mask: 1.0e-6, label_smoothing: 0.0, kl: null"
+    sft = "{name: sft, beta: null, gamma: null, alpha: null, score_prompt: false, " + everything + "}"
+    lpo = "{name: lpo, beta: 1, gamma: 2, alpha: 3, score_prompt: false, " + everything + "}"
+    assert load(tmp_path, GOOD.replace("{name: sft}", sft)) == load(tmp_path, GOOD)
+    new = load(tmp_path, GOOD.replace("{name: sft}", "{name: lpo, beta: 1, gamma: 2, alpha: 3}"))
+    assert load(tmp_path, GOOD.replace("{name: sft}", lpo)) == new
+    with pytest.raises(ConfigError, match="objective sft has no such option"):
+        load(tmp_path, GOOD.replace("{name: sft}", sft.replace("clean", "paper")))
+    written = config.to_dict(new)
+    written["stages"]["sft"]["objective"] |= {"score_prompt": False, "kl": None}
+    before = str(written)
+    assert config.from_dict(RunConfig, written) == new
+    assert str(written) == before
+
+
+def test_from_dict_names_where_it_stands():
+    with pytest.raises(ConfigError, match="^runs/x/config.json: unknown key sead: did you mean 'seed'"):
+        config.from_dict(RunConfig, {"sead": 1}, "runs/x/config.json")
