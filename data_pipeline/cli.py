@@ -8,7 +8,8 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greeting isn't ours
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # nothing here needs an accelerator
 
-from foundation.errors import DataError, run_command  # noqa: E402
+from foundation.commands import Program
+from foundation.errors import DataError  # noqa: E402
 from foundation.files import write_text  # noqa: E402
 
 HELP = """\
@@ -99,16 +100,8 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    return run_command("lpo-data", lambda: args.run(args))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lpo-data", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    raw = argparse.RawDescriptionHelpFormatter
-
-    build = commands.add_parser("build", help="pairs -> shards", description=BUILD_HELP, epilog=BUILD_EXAMPLES, formatter_class=raw)
+    program = Program("lpo-data", HELP, EXAMPLES)
+    build = program.command("build", "pairs -> shards", BUILD_HELP, _build, BUILD_EXAMPLES)
     build.add_argument("inputs", nargs="+", metavar="INPUT", help="files of pairs")
     build.add_argument("--out", required=True, help="directory of the shard set")
     which = build.add_mutually_exclusive_group(required=True)
@@ -124,19 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--seed", type=int, default=0, help="order of the rows, choice of the held-out pairs and of draws (default: 0)")
     build.add_argument("--jobs", type=int, default=1, help="processes that tokenise (default: 1)")
     build.add_argument("--force", action="store_true", help="replace a shard set of other inputs or options")
-    build.set_defaults(run=_build)
 
-    rules = commands.add_parser(
-        "rules", help="what a teacher can be asked about", description=RULES_HELP, epilog=RULES_EXAMPLES, formatter_class=raw
-    )
+    rules = program.command("rules", "what a teacher can be asked about", RULES_HELP, _rules, RULES_EXAMPLES)
     _rule_filters(rules)
     rules.add_argument("--every-language", action="store_true", help="also those that no Python program can break")
     rules.add_argument("--libraries", action="store_true", help="list the libraries instead")
-    rules.set_defaults(run=_rules)
 
-    distill = commands.add_parser(
-        "distill", help="rules -> teacher -> pairs", description=DISTILL_HELP, epilog=DISTILL_EXAMPLES, formatter_class=raw
-    )
+    distill = program.command("distill", "rules -> teacher -> pairs", DISTILL_HELP, _distill, DISTILL_EXAMPLES)
     distill.add_argument("--out", required=True, type=Path, help="directory of the job; the same command goes on with it")
     distill.add_argument("--model", required=True, help="the teacher's name at its endpoint")
     distill.add_argument("-n", "--prompts", type=int, required=True, help="pairs to ask for")
@@ -172,30 +159,26 @@ def _parser() -> argparse.ArgumentParser:
     distill.add_argument("--budget", type=float, help="dollars for the job, all its runs together")
     distill.add_argument("--batch", action="store_true", help="use the Batch API: half the price, within a day")
     distill.add_argument("--jobs", type=int, default=2, help="processes that judge (default: 2)")
-    distill.set_defaults(run=_distill)
 
-    stats = commands.add_parser("stats", help="what a data set holds", description=STATS_HELP, epilog=STATS_EXAMPLES, formatter_class=raw)
+    stats = program.command("stats", "what a data set holds", STATS_HELP, _stats, STATS_EXAMPLES)
     stats.add_argument("path", metavar="PATH", type=Path, help="a job of `lpo-data distill`, its data/, or a file of pairs")
     stats.add_argument("--html", type=Path, metavar="OUT", help="also write all of it as one page that loads nothing")
-    stats.set_defaults(run=_stats)
 
-    show = commands.add_parser("show", help="print pairs of a shard set", description=SHOW_HELP, epilog=SHOW_EXAMPLES, formatter_class=raw)
+    show = program.command("show", "print pairs of a shard set", SHOW_HELP, _show, SHOW_EXAMPLES)
     show.add_argument("directory", metavar="DIR", help="a shard set")
     show.add_argument("--split", choices=("train", "heldout"), default="train")
     show.add_argument("-n", type=int, default=3, help="how many pairs (default: 3)")
     show.add_argument("--color", choices=("auto", "always", "never"), default="auto")
     show.add_argument("--drops", action="store_true", help="list the rows that were dropped, and why, instead")
-    show.set_defaults(run=_show)
 
-    check = commands.add_parser("check", help="prove what can be proved of a file of pairs", description=CHECK_HELP, formatter_class=raw)
+    check = program.command("check", "prove what can be proved of a file of pairs", CHECK_HELP, _check)
     check.add_argument("pairs", metavar="PAIRS", type=Path, nargs="+", help="our own JSONL")
     check.add_argument(
         "--tests", metavar="DIR", type=Path, help="executable checks, run in the sandbox: one file a pair, named after its id with - as _"
     )
     check.add_argument("--verdicts", metavar="OUT", type=Path, help="record what Bandit and Semgrep find in each side")
     check.add_argument("--workers", type=int, default=2, help="sandboxes at a time (default: 2)")
-    check.set_defaults(run=_check)
-    return parser
+    return program.run(argv)
 
 
 def _build(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation.benchmarks import BENCHMARKS, Benchmark, load
 from evaluation.completions import Completions, EvaluationError, Sampling, canonical, from_endpoint, from_file, from_model, insecure
-from foundation.errors import run_command
+from foundation.commands import Program
 from judges import TOOLS
 from judges.findings import NOISE
 
@@ -45,16 +45,8 @@ function, CWEs, and the completions with their findings.
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    return run_command("lpo-eval", lambda: args.run(args))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lpo-eval", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    raw = argparse.RawDescriptionHelpFormatter
-
-    run = commands.add_parser("run", help="judge a model on a benchmark", description=RUN_HELP, epilog=RUN_EXAMPLES, formatter_class=raw)
+    program = Program("lpo-eval", str(__doc__))
+    run = program.command("run", "judge a model on a benchmark", RUN_HELP, _run, RUN_EXAMPLES)
     run.add_argument("--benchmark", required=True, metavar="NAME", help="`lpo-eval benchmarks` lists them")
     run.add_argument("--data", type=Path, metavar="FILE", help="the benchmark's file, or its directory")
     run.add_argument("--any-data", action="store_true", help="take data whose hash isn't a known one")
@@ -86,19 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--time-s", type=float, default=10, metavar="S", help="a test's time at most (default: 10)")
     how.add_argument("--memory-mb", type=int, default=512, metavar="MB", help="a test's memory at most (default: 512)")
     how.add_argument("--unsafe-exec", action="store_true", help="where no sandbox works: run generated programs unprotected, as you")
-    run.set_defaults(run=_run)
 
-    report = commands.add_parser("report", help="runs on one page", description=REPORT_HELP)
+    report = program.command("report", "runs on one page", REPORT_HELP, _report)
     report.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="directories that `lpo-eval run` wrote, the one to compare with first"
     )
     report.add_argument("--training", action="append", default=[], type=Path, metavar="DIR", help="a run_dir of `lpo train`: show its curves and pairs too; repeatable")  # fmt: skip
     report.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.html", help="the page")
-    report.set_defaults(run=_report)
 
-    listing = commands.add_parser("benchmarks", help="list benchmarks: forms, licences, where their data comes from")
-    listing.set_defaults(run=_benchmarks)
-    return parser
+    program.command("benchmarks", "list benchmarks: forms, licences, where their data comes from", "List the benchmarks.", _benchmarks)
+    return program.run(argv)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -1,18 +1,17 @@
-"""`lpo`: train a model, plan it, sample from it, serve it and export it. Each command is a file of this folder."""
+"""`lpo`: each command is a file of this folder."""
 
-import argparse
 import logging
 
-from foundation.errors import run_command
+from foundation.commands import Program
 from lpo_jax.cli import config, export, generate, plan, serve, teacher, train
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("lpo", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    program = Program(
+        "lpo", "Train a model, plan its training, sample from it, serve it and export it. `lpo COMMAND --help` explains each command."
+    )
     for command in (train, config, teacher, plan, generate, serve, export):
-        command.add(commands)
-    args = parser.parse_args(argv)
+        command.add(program)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax: what it logs it also raises
-    return run_command("lpo", lambda: args.run(args))
+    return program.run(argv)

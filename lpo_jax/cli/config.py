@@ -2,6 +2,7 @@
 
 import argparse
 
+from foundation.commands import Program
 from lpo_jax.cli.train import add_config
 
 HELP = """\
@@ -15,16 +16,9 @@ examples:
 """
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    config = commands.add_parser(
-        "config",
-        help="explain a config",
-        description=HELP,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add(program: Program) -> None:
+    config = program.command("config", "explain a config", HELP, run, EXAMPLES)
     add_config(config)
-    config.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from foundation.commands import Program
 from lpo_jax.cli.models import add_models, models_of
 
 HELP = """\
@@ -26,10 +27,8 @@ examples:
 """
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    generate = commands.add_parser(
-        "generate", help="complete prompts", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add(program: Program) -> None:
+    generate = program.command("generate", "complete prompts", HELP, run, EXAMPLES)
     generate.add_argument("prompts", metavar="PROMPTS.jsonl", help="the prompts, a line each")
     generate.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="where the completions go")
     add_models(generate, ("crosec", "crosec_published"))
@@ -50,7 +49,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     generate.add_argument(
         "--html", metavar="PAGE.html", help="co-decoding: a page that shows which model decided each token; implies --trace"
     )
-    generate.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

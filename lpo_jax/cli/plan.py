@@ -5,6 +5,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+from foundation.commands import Program
 from foundation.files import write_json
 
 HELP = """\
@@ -26,14 +27,8 @@ examples:
 """
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    plan = commands.add_parser(
-        "plan",
-        help="does a config fit a TPU slice?",
-        description=HELP,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add(program: Program) -> None:
+    plan = program.command("plan", "does a config fit a TPU slice?", HELP, run, EXAMPLES)
     plan.add_argument(
         "configs",
         nargs="+",
@@ -50,7 +45,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="DIR",
         help="plans made before (default: lpo-jax in $XDG_CACHE_HOME or ~/.cache); made anew when code or versions change",
     )
-    plan.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foundation.commands import Program
 from lpo_jax.cli.models import add_models, models_of
 
 if TYPE_CHECKING:
@@ -43,10 +44,8 @@ SERVED_LEN_TOKENS = 4096
 """Of a prompt and its completion, where the model allows more and nothing is said: memory for caches is taken for all rows."""
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    serve = commands.add_parser(
-        "serve", help="answer OpenAI's API", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add(program: Program) -> None:
+    serve = program.command("serve", "answer OpenAI's API", HELP, run, EXAMPLES)
     add_models(serve)
     serve.add_argument("--name", help="what clients call the model (default: the last part of --model)")
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
@@ -56,7 +55,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     serve.add_argument("--grace", type=float, default=30, metavar="S", help="seconds to finish what is at work at the end (default: 30)")
     serve.add_argument("--no-think", action="store_true", help="without a chat template: ask a chat's response directly, without a thought")
-    serve.set_defaults(run=run, weight=None, security_tokenizer=None)
+    serve.set_defaults(weight=None, security_tokenizer=None)
 
 
 def run(args: argparse.Namespace) -> int:

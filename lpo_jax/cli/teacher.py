@@ -3,6 +3,7 @@
 import argparse
 import os
 
+from foundation.commands import Program
 from lpo_jax.cli.train import add_config
 
 HELP = """\
@@ -19,19 +20,12 @@ examples:
 """
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    teacher = commands.add_parser(
-        "teacher",
-        help="run a kd stage's teacher once",
-        description=HELP,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add(program: Program) -> None:
+    teacher = program.command("teacher", "run a kd stage's teacher once", HELP, run, EXAMPLES)
     add_config(teacher, "a YAML file with a stage of objective kd")
     teacher.add_argument("-o", "--out", required=True, metavar="OUT", help="the directory to write")
     teacher.add_argument("--stage", metavar="NAME", help="default: the only one of objective kd")
     teacher.add_argument("--top-k", type=int, default=64, metavar="K", help="tokens to keep (default: %(default)s)")
-    teacher.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 
+from foundation.commands import Program
+
 HELP = """\
 Run every stage of a config, e.g. sft, then lpo (or kd: distillation from a larger model; security: adapters on a frozen base), and write
 into its run_dir:
@@ -21,12 +23,9 @@ examples:
 """
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    train = commands.add_parser(
-        "train", help="run a config", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add(program: Program) -> None:
+    train = program.command("train", "run a config", HELP, run, EXAMPLES)
     add_config(train)
-    train.set_defaults(run=run)
 
 
 def add_config(parser: argparse.ArgumentParser, what: str = "a YAML file") -> None:
