@@ -8,7 +8,9 @@ from lpo_jax.cli import config, export, generate, plan, serve, teacher, train
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("lpo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "lpo", description="Teach a code model to write secure code, and use it. `lpo COMMAND --help` has examples."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (train, config, teacher, plan, generate, serve, export):
         command.add(commands)

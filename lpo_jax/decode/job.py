@@ -45,7 +45,7 @@ class Job:
     dtype: str | None = None  # default: float32 on CPUs, else bfloat16
     rows: int | None = None
     max_len_tokens: int | None = None
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    mesh: MeshConfig = MeshConfig(data=-1, fsdp=1)  # whole copies of the model
 
 
 @dataclass(frozen=True)

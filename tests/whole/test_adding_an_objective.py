@@ -26,7 +26,11 @@ from lpo_jax.objectives import OBJECTIVES
 from lpo_jax.train.step import objective_terms, output
 
 REPO = Path(lpo_jax.__file__).parents[1]
-FILE, LINE, CLAIM = re.findall(r"```python\n(.*?)```", (REPO / "docs" / "adding_an_objective.md").read_text(), re.DOTALL)
+PAGE = (REPO / "docs" / "adding_an_objective.md").read_text()
+FILE, CLAIM = re.findall(r"```python
+(.*?)```", PAGE, re.DOTALL)
+(LINE,) = re.findall(r"```text
+(.*?)```", PAGE, re.DOTALL)
 
 
 def test_it_is_short():
