@@ -7,9 +7,7 @@ from lpo_jax.cli import config, export, generate, plan, serve, teacher, train
 
 
 def main(argv: list[str] | None = None) -> int:
-    program = Program(
-        "lpo", "Train a model, plan its training, sample from it, serve it and export it. `lpo COMMAND --help` explains each command."
-    )
+    program = Program("lpo", "Teach a code model to write secure code, and use it. `lpo COMMAND --help` has examples.")
     for command in (train, config, teacher, plan, generate, serve, export):
         command.add(program)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

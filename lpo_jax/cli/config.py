@@ -6,8 +6,8 @@ from foundation.commands import Program
 from lpo_jax.cli.train import add_config
 
 HELP = """\
-Print the whole config that CONFIG and the settings behind it make, defaults included, each key with its explanation. What is printed is a
-config file of its own. Nothing is run.
+Print the whole config that CONFIG and the settings behind it make, defaults included. Beside each key stands what it means, [what it can be],
+and (its default) where it stands at something else. What is printed is a config file of its own. Nothing is run.
 """
 EXAMPLES = """\
 examples:

@@ -19,7 +19,7 @@ EXAMPLES = """\
 examples:
   lpo train configs/tiny_cpu.yaml
   lpo train configs/tiny_cpu.yaml run_dir=runs/hot stages.lpo.optim.lr=1e-4 stages.lpo.objective.beta=2
-  lpo train configs/lpo_hf.yaml model.path=DIR data.path=data/disco mesh.fsdp=8 mesh.data=1
+  lpo train configs/lpo_hf.yaml model.path=DIR data.path=data/disco mesh.fsdp=4 mesh.tensor=2
 """
 
 

@@ -1,7 +1,7 @@
 """Opening what decodes: a model from a Hugging Face directory, a hub id or a run's directory, and all that `lpo generate` and `lpo serve` name."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Models:
     rows: int | None = None
     max_len_tokens: int | None = None  # default: what the models were made for
     dtype: str | None = None  # of weights and matmuls; default: float32 on CPUs, else bfloat16
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    mesh: MeshConfig = MeshConfig(data=-1, fsdp=1)  # whole copies of the model
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,63 @@
+"""The library's front: lazy names, and the README's example."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lpo_jax
+
+REPO = Path(lpo_jax.__file__).parents[1]
+
+
+def python(code, **options):
+    env = os.environ | {"PYTHONPATH": str(REPO), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_importing_loads_nothing():
+    heavy = "[m for m in ('jax', 'flax', 'numpy', 'tensorflow', 'torch', 'data_pipeline') if m in sys.modules]"
+    assert python(f"import lpo_jax, sys; dir(lpo_jax); print({heavy})") == "[]\n"
+    assert python("import lpo_jax, sys; lpo_jax.load_config; print('tensorflow' in sys.modules)") == "False\n"
+
+
+def test_every_name_is_there():
+    assert set(lpo_jax.__all__) == set(lpo_jax._PLACES)
+    assert set(lpo_jax.__all__) <= set(dir(lpo_jax))
+    for name in lpo_jax.__all__:
+        assert getattr(lpo_jax, name) is not None
+    assert (REPO / "lpo_jax" / "py.typed").is_file()
+    with pytest.raises(AttributeError, match="module 'lpo_jax' has no attribute 'train_modle'"):
+        getattr(lpo_jax, "train_modle")  # noqa: B009
+
+
+def test_the_types_that_checkers_see_are_those_places():
+    """Each import for type checkers names the place that the interpreter goes to."""
+    source = Path(lpo_jax.__file__).read_text()
+    seen = {}
+    for module, names in re.findall(r"^    from ([\w.]+) import (.+)$", source, re.MULTILINE):
+        for name in names.split(", "):
+            attribute, _, alias = name.partition(" as ")
+            seen[alias or attribute] = f"{module}:{attribute}"
+    assert seen == lpo_jax._PLACES
+
+
+def test_the_readmes_example_runs(tmp_path):
+    """With one stage of three steps and a smaller model, in an empty directory."""
+    (example,) = re.findall(r"```python\n(import lpo_jax\n.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+    small = (
+        "model.new.d_model=32", "model.new.n_layers=1", "model.new.head_dim=16", "model.new.d_mlp=32", "report_pairs=1",
+        "stages={lpo: {objective: {name: lpo, beta: 2, gamma: 3, alpha: 1}, optim: {lr: 1e-3}, batch_rows: 1, steps: 3}}",
+    )  # fmt: skip
+    assert '"run_dir=runs/mine"' in example
+    example = example.replace('"run_dir=runs/mine"', ", ".join(map(repr, ("run_dir=runs/mine", *small))))
+    for name in ("configs", "data_pipeline"):
+        (tmp_path / name).symlink_to(REPO / name)
+    lines = python(example, cwd=tmp_path).splitlines()
+    assert 0 <= float(lines[-2]) <= 1
+    assert lines[-1].startswith("'")
