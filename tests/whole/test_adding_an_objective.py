@@ -27,10 +27,8 @@ from lpo_jax.train.step import objective_terms, output
 
 REPO = Path(lpo_jax.__file__).parents[1]
 PAGE = (REPO / "docs" / "adding_an_objective.md").read_text()
-FILE, CLAIM = re.findall(r"```python
-(.*?)```", PAGE, re.DOTALL)
-(LINE,) = re.findall(r"```text
-(.*?)```", PAGE, re.DOTALL)
+FILE, CLAIM = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+(LINE,) = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_it_is_short():
