@@ -73,7 +73,7 @@ DEMO := runs/distill_demo
 
 distill-demo: .venv/installed .venv/installed-judges ## distil, build and train offline: a local server, failing now and then, answers from the shipped pairs
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
-	$(BIN)/python -m data_pipeline.distill.standin data_pipeline/seed/pairs.jsonl --faults 0.2 --port-file $(DEMO)/port & server=$$!; \
+	$(BIN)/python -m demos.standin data_pipeline/seed/pairs.jsonl --faults 0.2 --port-file $(DEMO)/port & server=$$!; \
 	trap "kill $$server" EXIT; set -e; while [ ! -e $(DEMO)/port ]; do kill -0 $$server; sleep 0.2; done; \
 	OPENAI_API_KEY=none $(BIN)/lpo-data distill --out $(DEMO)/job --model standin -n 200 --judges $(JUDGES) --timeout 2 --backoff 0.1 --tries 20 \
 		--base-url http://127.0.0.1:$$(cat $(DEMO)/port)/v1; \
@@ -91,7 +91,7 @@ CO_GENERATE = $(BIN)/lpo generate $(CO)/prompts.jsonl --max-new-tokens 40 --temp
 
 codecode-demo: .venv/installed ## CoSec+ from end to end on tiny models: a target, kd, security, co-decoding, and who decided which token (CPU, minutes)
 	rm -rf $(CO)
-	$(BIN)/python -m benchmarks.codecode_demo prepare $(CO)
+	$(BIN)/python -m demos.codecode prepare $(CO)
 	$(BIN)/lpo-data build $(CO)/code.jsonl --train-tokenizer 1024 --row-tokens 512 --out $(CO)/code
 	$(BIN)/lpo-data build $(CO)/pairs.jsonl --tokenizer $(CO)/code/tokenizer --row-tokens 512 --heldout 0.2 --balance-cwe 4 --out $(CO)/pairs
 	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/target data.path=$(CO)/code model.new.d_model=128 model.new.n_heads=4 model.new.n_kv_heads=4 \
@@ -104,7 +104,7 @@ codecode-demo: .venv/installed ## CoSec+ from end to end on tiny models: a targe
 	$(CO_GENERATE) -o $(CO)/target.jsonl --model $(CO)/target
 	$(CO_GENERATE) -o $(CO)/security.jsonl --model $(CO)/security
 	$(CO_GENERATE) -o $(CO)/together.jsonl --model $(CO)/target --security $(CO)/security --html $(CO)/together.html
-	$(BIN)/python -m benchmarks.codecode_demo count $(CO)
+	$(BIN)/python -m demos.codecode count $(CO)
 
 plan: .venv/installed-dev ## compile every config of configs/pods/ for its TPU slice (no TPU needed; minutes each) and write docs/plans.md
 	$(BIN)/lpo plan configs/pods/*.yaml --table docs/plans.md $(ARGS)

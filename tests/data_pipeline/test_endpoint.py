@@ -10,10 +10,10 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from data_pipeline.distill.cost import Prices
 from data_pipeline.distill.journal import Journal, content_key
-from data_pipeline.distill.standin import Standin, serve
 from data_pipeline.distill.writer import Writer, WriterOptions
 from data_pipeline.endpoint import Endpoint, describe, each, retry_after
 from data_pipeline.pairs import Drops, read
+from demos.standin import Standin, serve
 from foundation.errors import DataError
 from tests.helpers.paths import SEED_PAIRS
 

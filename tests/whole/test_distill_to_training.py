@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from data_pipeline import cli as data
-from data_pipeline.distill.standin import Standin, serve
 from data_pipeline.pairs import Drops, read
+from demos.standin import Standin, serve
 from lpo_jax import cli
 from tests.helpers.paths import SEED_PAIRS
 from tests.helpers.training import tiny_args

@@ -6,9 +6,9 @@ import pytest
 
 from data_pipeline.distill import knowledge, prompts
 from data_pipeline.distill.journal import Journal, content_key
-from data_pipeline.distill.standin import Standin, serve
 from data_pipeline.distill.writer import Writer, WriterOptions
 from data_pipeline.pairs import DataError
+from demos.standin import Standin, serve
 from tests.helpers.seed_pairs import PAIRS
 
 BODIES = [prompts.pair_request(t, "m", "sections", 0.5, 500) for t in prompts.plan(knowledge.python_rules(), ("flask",), 6, 0)]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.distill import knowledge, parse, prompts
-from data_pipeline.distill.standin import Standin
+from demos.standin import Standin
 from tests.helpers.seed_pairs import PAIRS
 
 

@@ -25,7 +25,7 @@ def lines(path: Path) -> list[dict]:
 def test_every_prompt_ends_once_and_is_paid_for_once(tmp_path, prompts, kills):
     ledger, port_file, out = tmp_path / "ledger.jsonl", tmp_path / "port", tmp_path / "job"
     server = subprocess.Popen(
-        [sys.executable, "-m", "data_pipeline.distill.standin", SEED_PAIRS, "--port-file", port_file, "--ledger", ledger, "--faults", "0.2", "--hang", "60"],
+        [sys.executable, "-m", "demos.standin", SEED_PAIRS, "--port-file", port_file, "--ledger", ledger, "--faults", "0.2", "--hang", "60"],
         cwd=REPO,
     )  # fmt: skip
     try:

@@ -6,8 +6,8 @@ import pytest
 
 from data_pipeline.distill import cost, knowledge, prompts
 from data_pipeline.distill.journal import Journal, content_key
-from data_pipeline.distill.standin import Standin, serve
 from data_pipeline.distill.writer import Writer, WriterOptions
+from demos.standin import Standin, serve
 from tests.helpers.seed_pairs import PAIRS
 
 

@@ -1,0 +1,1 @@
+"""What `make distill-demo` and `make codecode-demo` run beside the product, offline and on tiny models."""
