@@ -1,4 +1,11 @@
-"""`lpo-data`: have pairs written, build shard sets from them, and look into both."""
+"""From weaknesses to training data: `rules` lists what a teacher can be asked about, `distill` has it write pairs, `stats` says what a file of
+pairs holds, `build` turns it into shards for `lpo train`, `show` prints what is in those. `lpo-data COMMAND --help` explains each.
+
+examples:
+  lpo-data stats data_pipeline/seed/pairs.jsonl
+  lpo-data build data_pipeline/seed/pairs.jsonl --train-tokenizer 1024 --out runs/tiny_cpu_data
+  lpo-data distill --model gpt-4o-2024-08-06 -n 500 --price-in 2.5 --price-out 10 --budget 20 --out data/mine
+"""
 
 import argparse
 import os
@@ -12,96 +19,10 @@ from foundation.commands import Program
 from foundation.errors import DataError  # noqa: E402
 from foundation.files import write_text  # noqa: E402
 
-HELP = """\
-From weaknesses to training data: `rules` lists what a teacher can be asked about, `distill` has it write pairs, `stats` says what a file of
-pairs holds, `build` turns it into shards for `lpo train`, `show` prints what is in those. `lpo-data COMMAND --help` explains each.
-"""
-EXAMPLES = """\
-examples:
-  lpo-data stats data_pipeline/seed/pairs.jsonl
-  lpo-data build data_pipeline/seed/pairs.jsonl --train-tokenizer 1024 --out runs/tiny_cpu_data
-  lpo-data distill --model gpt-4o-2024-08-06 -n 500 --price-in 2.5 --price-out 10 --budget 20 --out data/mine
-"""
-BUILD_HELP = """\
-Turn pairs into a shard set for training: tokenise, mark what differs, lay each pair out as a tree, pack, write.
-
-Inputs are told apart by their columns: our own JSONL (chosen, rejected, instruction, reasoning, ...), the DiSCo CSV (Instruction,
-Reasoning, Secure Code, Vulnerable Code), SVEN / SafeCoder JSONL (func_src_before, func_src_after, ...), and plain rows without a second
-side (instruction or prompt; output or response; Alpaca's optional input), which serve the objectives sft and kd.
-The same inputs and options always give the same bytes; a finished build is not repeated.
-"""
-BUILD_EXAMPLES = """\
-examples:
-  lpo-data build data_pipeline/seed/pairs.jsonl --train-tokenizer 2048 --out runs/tiny_cpu/data
-  lpo-data build disco_train.csv --tokenizer Qwen/Qwen2.5-Coder-7B --row-tokens 4096 --jobs 8 --out data/disco
-  lpo-data build sven.jsonl --tokenizer my/tokenizer --masks spans --out data/sven
-  lpo-data build sven.jsonl --tokenizer DIR --masks spans --hole 0 --score-prompt --balance-cwe 80 --out data/sven_security
-  lpo-data build disco_train.csv --tokenizer DIR --masks reference --untrimmed --out data/paper    (to repeat the authors' runs)
-"""
-CHECK_HELP = """\
-Read every pair: both sides parse, the fix is small, no other pair is nearly the same, the instruction doesn't give the task away, the
-reasoning has its form and the CWE its name. With --tests, run the executable checks: functional(m) passes on both sides, exploit(m)
-on the secure side only. Exits with 1 and names the pairs where something is wrong.
-"""
-RULES_HELP = """\
-List the rules that `lpo-data distill` asks a teacher about, one a line: its id, its CWE, its title.
-
-Three sources: MITRE's list of weaknesses (cwe), the checks of the installed Bandit (bandit), and topics of static queries (topic).
-The filters are those of `lpo-data distill`: try them here first.
-"""
-RULES_EXAMPLES = """\
-examples:
-  lpo-data rules --cwe 89
-  lpo-data rules --source bandit --text xml
-  lpo-data rules --libraries                (what the rules are combined with)
-"""
-STATS_HELP = """\
-Say what a data set holds: pairs by split, CWE and library, the size of the fixes, lengths; of a distilled one also what the judges found
-in both programs, before and after refinement, why answers were rejected, and what it cost. Long tables are cut; --html shows them whole.
-"""
-STATS_EXAMPLES = """\
-examples:
-  lpo-data stats data/mine --html data/mine/stats.html     (a job of `lpo-data distill`)
-  lpo-data stats data_pipeline/seed/pairs.jsonl            (any file that `lpo-data build` reads)
-"""
-SHOW_HELP = """\
-Print pairs of a shard set as the model will see them: decoded from their tokens, the ones marked as changed in green (secure) and red
-(vulnerable), or between «angle quotes» where there is no colour. Look at a few before you train on a new data set.
-"""
-SHOW_EXAMPLES = """\
-examples:
-  lpo-data show runs/tiny_cpu_data -n 5
-  lpo-data show data/disco --split heldout --color always | less -R
-  lpo-data show data/disco --drops                          (rows that the build left out, and why)
-"""
-DISTILL_HELP = """\
-Have a teacher model write pairs of a vulnerable and a secure program, and finish them as a data set:
-
-  1. plan     rules (`lpo-data rules`) x libraries, every CWE and library equally often;
-  2. ask      the teacher, any endpoint that speaks OpenAI's chat completions; failures are tried again, a budget is kept;
-  3. check    both programs parse and differ, the fix is small, lengths are sane, the instruction gives nothing away; comments are removed;
-  4. judge    static analysers (--judges) look for weaknesses in both programs;
-  5. refine   secure programs that they object to go back to the teacher (--rounds); what remains is recorded with the row;
-  6. finish   duplicates and near-duplicates go (--near), so do rows with a real credential; splits that share nothing (--split-by).
-
-The scan of step 6 is for credentials that a teacher may have memorised: keys in the formats of their issuers (AWS, GitHub, Slack, ...), in
-any field. Passwords written into programs are no such thing: CWE-798 is about them, and the judges report them.
-
-The key is read from OPENAI_API_KEY. Every answer is on disk, in journal.jsonl, before anything else happens: kill the job whenever you like,
-and repeat the command to go on. Ends with summary.json, rejected.jsonl (every reason) and data/ (JSONL, Parquet, a card).
-Exit code: 0 if every prompt ended as a pair or a rejection, 3 if some wait for another run (budget spent, endpoint unreachable).
-"""
-DISTILL_EXAMPLES = """\
-examples:
-  lpo-data distill --model gpt-4o-2024-08-06 -n 500 --price-in 2.5 --price-out 10 --budget 20 --answers json --out data/mine
-  lpo-data distill --model qwen --base-url http://localhost:8000/v1 -n 200 --cwe 89 --out data/sql
-  lpo-data build data/mine/data/train.jsonl --tokenizer DIR --out data/shards
-"""
-
 
 def main(argv: list[str] | None = None) -> int:
-    program = Program("lpo-data", HELP, EXAMPLES)
-    build = program.command("build", "pairs -> shards", BUILD_HELP, _build, BUILD_EXAMPLES)
+    program = Program("lpo-data", __doc__)
+    build = program.command("build", "pairs -> shards", _build.__doc__, _build)
     build.add_argument("inputs", nargs="+", metavar="INPUT", help="files of pairs")
     build.add_argument("--out", required=True, help="directory of the shard set")
     which = build.add_mutually_exclusive_group(required=True)
@@ -118,12 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     build.add_argument("--jobs", type=int, default=1, help="processes that tokenise (default: 1)")
     build.add_argument("--force", action="store_true", help="replace a shard set of other inputs or options")
 
-    rules = program.command("rules", "what a teacher can be asked about", RULES_HELP, _rules, RULES_EXAMPLES)
+    rules = program.command("rules", "what a teacher can be asked about", _rules.__doc__, _rules)
     _rule_filters(rules)
     rules.add_argument("--every-language", action="store_true", help="also those that no Python program can break")
     rules.add_argument("--libraries", action="store_true", help="list the libraries instead")
 
-    distill = program.command("distill", "rules -> teacher -> pairs", DISTILL_HELP, _distill, DISTILL_EXAMPLES)
+    distill = program.command("distill", "rules -> teacher -> pairs", _distill.__doc__, _distill)
     distill.add_argument("--out", required=True, type=Path, help="directory of the job; the same command goes on with it")
     distill.add_argument("--model", required=True, help="the teacher's name at its endpoint")
     distill.add_argument("-n", "--prompts", type=int, required=True, help="pairs to ask for")
@@ -160,18 +81,18 @@ def main(argv: list[str] | None = None) -> int:
     distill.add_argument("--batch", action="store_true", help="use the Batch API: half the price, within a day")
     distill.add_argument("--jobs", type=int, default=2, help="processes that judge (default: 2)")
 
-    stats = program.command("stats", "what a data set holds", STATS_HELP, _stats, STATS_EXAMPLES)
+    stats = program.command("stats", "what a data set holds", _stats.__doc__, _stats)
     stats.add_argument("path", metavar="PATH", type=Path, help="a job of `lpo-data distill`, its data/, or a file of pairs")
     stats.add_argument("--html", type=Path, metavar="OUT", help="also write all of it as one page that loads nothing")
 
-    show = program.command("show", "print pairs of a shard set", SHOW_HELP, _show, SHOW_EXAMPLES)
+    show = program.command("show", "print pairs of a shard set", _show.__doc__, _show)
     show.add_argument("directory", metavar="DIR", help="a shard set")
     show.add_argument("--split", choices=("train", "heldout"), default="train")
     show.add_argument("-n", type=int, default=3, help="how many pairs (default: 3)")
     show.add_argument("--color", choices=("auto", "always", "never"), default="auto")
     show.add_argument("--drops", action="store_true", help="list the rows that were dropped, and why, instead")
 
-    check = program.command("check", "prove what can be proved of a file of pairs", CHECK_HELP, _check)
+    check = program.command("check", "prove what can be proved of a file of pairs", _check.__doc__, _check)
     check.add_argument("pairs", metavar="PAIRS", type=Path, nargs="+", help="our own JSONL")
     check.add_argument(
         "--tests", metavar="DIR", type=Path, help="executable checks, run in the sandbox: one file a pair, named after its id with - as _"
@@ -182,6 +103,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
+    """Turn pairs into a shard set for training: tokenise, mark what differs, lay each pair out as a tree, pack, write.
+
+    Inputs are told apart by their columns: our own JSONL (chosen, rejected, instruction, reasoning, ...), the DiSCo CSV (Instruction,
+    Reasoning, Secure Code, Vulnerable Code), SVEN / SafeCoder JSONL (func_src_before, func_src_after, ...), and plain rows without a second
+    side (instruction or prompt; output or response; Alpaca's optional input), which serve the objectives sft and kd.
+    The same inputs and options always give the same bytes; a finished build is not repeated.
+
+    examples:
+      lpo-data build data_pipeline/seed/pairs.jsonl --train-tokenizer 2048 --out runs/tiny_cpu/data
+      lpo-data build disco_train.csv --tokenizer Qwen/Qwen2.5-Coder-7B --row-tokens 4096 --jobs 8 --out data/disco
+      lpo-data build sven.jsonl --tokenizer my/tokenizer --masks spans --out data/sven
+      lpo-data build sven.jsonl --tokenizer DIR --masks spans --hole 0 --score-prompt --balance-cwe 80 --out data/sven_security
+      lpo-data build disco_train.csv --tokenizer DIR --masks reference --untrimmed --out data/paper    (to repeat the authors' runs)
+    """
     from data_pipeline.build import BuildOptions, build
     from data_pipeline.encode import MaskOptions
 
@@ -221,6 +156,16 @@ def _rule_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def _rules(args: argparse.Namespace) -> int:
+    """List the rules that `lpo-data distill` asks a teacher about, one a line: its id, its CWE, its title.
+
+    Three sources: MITRE's list of weaknesses (cwe), the checks of the installed Bandit (bandit), and topics of static queries (topic).
+    The filters are those of `lpo-data distill`: try them here first.
+
+    examples:
+      lpo-data rules --cwe 89
+      lpo-data rules --source bandit --text xml
+      lpo-data rules --libraries                (what the rules are combined with)
+    """
     from data_pipeline.distill import knowledge
 
     if args.libraries:
@@ -234,6 +179,27 @@ def _rules(args: argparse.Namespace) -> int:
 
 
 def _distill(args: argparse.Namespace) -> int:
+    """Have a teacher model write pairs of a vulnerable and a secure program, and finish them as a data set:
+
+      1. plan     rules (`lpo-data rules`) x libraries, every CWE and library equally often;
+      2. ask      the teacher, any endpoint that speaks OpenAI's chat completions; failures are tried again, a budget is kept;
+      3. check    both programs parse and differ, the fix is small, lengths are sane, the instruction gives nothing away; comments are removed;
+      4. judge    static analysers (--judges) look for weaknesses in both programs;
+      5. refine   secure programs that they object to go back to the teacher (--rounds); what remains is recorded with the row;
+      6. finish   duplicates and near-duplicates go (--near), so do rows with a real credential; splits that share nothing (--split-by).
+
+    The scan of step 6 is for credentials that a teacher may have memorised: keys in the formats of their issuers (AWS, GitHub, Slack, ...), in
+    any field. Passwords written into programs are no such thing: CWE-798 is about them, and the judges report them.
+
+    The key is read from OPENAI_API_KEY. Every answer is on disk, in journal.jsonl, before anything else happens: kill the job whenever you like,
+    and repeat the command to go on. Ends with summary.json, rejected.jsonl (every reason) and data/ (JSONL, Parquet, a card).
+    Exit code: 0 if every prompt ended as a pair or a rejection, 3 if some wait for another run (budget spent, endpoint unreachable).
+
+    examples:
+      lpo-data distill --model gpt-4o-2024-08-06 -n 500 --price-in 2.5 --price-out 10 --budget 20 --answers json --out data/mine
+      lpo-data distill --model qwen --base-url http://localhost:8000/v1 -n 200 --cwe 89 --out data/sql
+      lpo-data build data/mine/data/train.jsonl --tokenizer DIR --out data/shards
+    """
     from data_pipeline.distill import knowledge
     from data_pipeline.distill.cost import Prices
     from data_pipeline.distill.run import Job, distill, judge_with
@@ -257,6 +223,13 @@ def _distill(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
+    """Say what a data set holds: pairs by split, CWE and library, the size of the fixes, lengths; of a distilled one also what the judges found
+    in both programs, before and after refinement, why answers were rejected, and what it cost. Long tables are cut; --html shows them whole.
+
+    examples:
+      lpo-data stats data/mine --html data/mine/stats.html     (a job of `lpo-data distill`)
+      lpo-data stats data_pipeline/seed/pairs.jsonl            (any file that `lpo-data build` reads)
+    """
     from data_pipeline.distill import stats
 
     found = stats.stats(args.path)
@@ -268,6 +241,14 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
+    """Print pairs of a shard set as the model will see them: decoded from their tokens, the ones marked as changed in green (secure) and red
+    (vulnerable), or between «angle quotes» where there is no colour. Look at a few before you train on a new data set.
+
+    examples:
+      lpo-data show runs/tiny_cpu_data -n 5
+      lpo-data show data/disco --split heldout --color always | less -R
+      lpo-data show data/disco --drops                          (rows that the build left out, and why)
+    """
     if args.drops:
         print((Path(args.directory) / "dropped.tsv").read_text(), end="")
         return 0
@@ -280,6 +261,10 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    """Read every pair: both sides parse, the fix is small, no other pair is nearly the same, the instruction doesn't give the task away, the
+    reasoning has its form and the CWE its name. With --tests, run the executable checks: functional(m) passes on both sides, exploit(m)
+    on the secure side only. Exits with 1 and names the pairs where something is wrong.
+    """
     from data_pipeline import pairs
     from data_pipeline.check import check, write_verdicts
 

@@ -1,34 +1,36 @@
 """Programs made of commands, as `lpo train` and `lpo-data build` are: how each is added, and how its errors are told."""
 
 import argparse
+import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from foundation.errors import run_command
 
 
 class Program:
-    """A program's parser. `command` adds a command to it, and `run` runs the one that is asked for."""
+    """A program's parser. `command` adds a command to it, and `run` runs the one that is asked for.
 
-    def __init__(self, name: str, about: str, examples: str | None = None):
+    What --help says may be a docstring: its lines stay as they are, and examples at its end, under "examples:", go behind the arguments.
+    """
+
+    def __init__(self, name: str, about: str | None):
         self._name = name
-        self._parser = argparse.ArgumentParser(
-            name, description=about, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        self._parser = argparse.ArgumentParser(name, **_help(about))
         self._commands = self._parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
-        self, name: str, short: str, about: str, run: Callable[[argparse.Namespace], int], examples: str | None = None
+        self, name: str, short: str, about: str | None, run: Callable[[argparse.Namespace], int], examples: str = ""
     ) -> argparse.ArgumentParser:
         """A command's own parser, to add arguments to.
 
         Args:
           short: what it does, in a few words.
-          about: what its --help says in front of the arguments; line breaks stay.
+          about: what its --help says.
           run: arguments -> exit code.
+          examples: those that don't stand in `about`.
         """
-        parser = self._commands.add_parser(
-            name, help=short, description=about, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        parser = self._commands.add_parser(name, help=short, **_help(f"{about}\n{examples}"))
         parser.set_defaults(run=run)
         return parser
 
@@ -36,3 +38,8 @@ class Program:
         """The exit code; what a user can mend is told on stderr."""
         args = self._parser.parse_args(argv)
         return run_command(self._name, lambda: args.run(args))
+
+
+def _help(about: str | None) -> dict[str, Any]:
+    description, heading, examples = inspect.cleandoc(about or "").partition("\nexamples:\n")
+    return {"description": description, "epilog": heading + examples, "formatter_class": argparse.RawDescriptionHelpFormatter}
