@@ -30,13 +30,11 @@ def render(pair: Pair) -> Text:
     if pair.plain:
         return Text(task_prompt(pair.instruction, think=False), "\n", pair.chosen, pair.rejected, "")
     if not pair.instruction:
-        cut = _first_changed_line(pair.rejected, pair.chosen)
+        cut = first_changed_line(pair.rejected, pair.chosen)
         return Text(pair.chosen[:cut], "", pair.chosen[cut:], pair.rejected[cut:], "")
     fence = f"\n```{pair.language}\n"
-    prompt, before = task_prompt(pair.instruction, bool(pair.reasoning)), fence
-    if pair.reasoning:
-        before = f"\n{pair.reasoning}\n\n### Response:{fence}"
-    return Text(prompt, before, pair.chosen, pair.rejected, "\n```")
+    before = f"\n{pair.reasoning}\n\n### Response:{fence}" if pair.reasoning else fence
+    return Text(task_prompt(pair.instruction, think=bool(pair.reasoning)), before, pair.chosen, pair.rejected, "\n```")
 
 
 def task_prompt(instruction: str, think: bool = True) -> str:
@@ -44,7 +42,7 @@ def task_prompt(instruction: str, think: bool = True) -> str:
     return f"{PREAMBLE}### Instruction:\n{instruction}\n\n### {'Security Thought' if think else 'Response'}:"
 
 
-def _first_changed_line(rejected: str, chosen: str) -> int:
+def first_changed_line(rejected: str, chosen: str) -> int:
     """Character index where the first line that differs begins."""
     same = 0
     while same < min(len(rejected), len(chosen)) and rejected[same] == chosen[same]:

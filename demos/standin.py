@@ -61,8 +61,7 @@ class Standin:
         request = await asked.json()
         reply = self.completion(request, fault)
         if self.ledger:
-            self.ledger.write(json.dumps({"key": content_key(request), "kind": fault or "whole"}) + "\n")
-            self.ledger.flush()
+            print(json.dumps({"key": content_key(request), "kind": fault or "whole"}), file=self.ledger, flush=True)
         return JSONResponse(reply)
 
     async def upload(self, asked: Request) -> Response:
@@ -86,13 +85,16 @@ class Standin:
         return JSONResponse(self.batches[asked.path_params["name"]])
 
     def run_batch(self, name: str, source: str) -> Json:
-        lines = []
-        for line in map(json.loads, self.files[source].decode().splitlines()):
-            self.batched.append(line["body"])
-            lines.append(json.dumps({"id": line["custom_id"], "custom_id": line["custom_id"], "error": None, "response": {"status_code": 200, "request_id": "", "body": self.completion(line["body"], "")}}))  # fmt: skip
-        self.files[f"out-{name}"] = "\n".join(lines).encode()
-        return {"id": name, "object": "batch", "endpoint": "/v1/chat/completions", "input_file_id": source, "completion_window": "24h",
-                "status": "completed", "output_file_id": f"out-{name}", "error_file_id": None, "created_at": 0}  # fmt: skip
+        requests = [json.loads(line) for line in self.files[source].decode().splitlines()]
+        self.batched += [request["body"] for request in requests]
+        self.files[f"out-{name}"] = "\n".join(json.dumps(self.answered(request)) for request in requests).encode()
+        batch = {"id": name, "object": "batch", "endpoint": "/v1/chat/completions", "input_file_id": source, "completion_window": "24h"}
+        return batch | {"status": "completed", "output_file_id": f"out-{name}", "error_file_id": None, "created_at": 0}
+
+    def answered(self, request: Json) -> Json:
+        """A line of a batch's output."""
+        response = {"status_code": 200, "request_id": "", "body": self.completion(request["body"], "")}
+        return {"id": request["custom_id"], "custom_id": request["custom_id"], "error": None, "response": response}
 
     def completion(self, request: Json, fault: str) -> Json:
         prompt = request["messages"][-1]["content"]
@@ -114,35 +116,15 @@ class Standin:
         else:
             code = ("vulnerable", "secure")
             text = "\n\n".join(f"{label(p)}\n" + (f"```python\n{found[p]}\n```" if p in code else found[p]) for p in parts)
-        finish: str = "stop"
-        content: str | None = text
-        if fault == "truncated":
-            content, finish = text[: len(text) // 2], "length"
-        elif fault == "refused":
-            content = None
-        return {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "object": "chat.completion",
-            "created": 0,
-            "model": request["model"],
-            "choices": [
-                {
-                    "index": 0,
-                    "finish_reason": finish,
-                    "logprobs": None,
-                    "message": {
-                        "role": "assistant",
-                        "content": content,
-                        "refusal": "I can't help with that." if fault == "refused" else None,
-                    },
-                }
-            ],
-            "usage": {
-                "prompt_tokens": len(prompt) // 4,
-                "completion_tokens": len(content or "") // 4,
-                "total_tokens": (len(prompt) + len(content or "")) // 4,
-            },
-        }
+        content = {"truncated": text[: len(text) // 2], "refused": None}.get(fault, text)
+        refusal = "I can't help with that." if fault == "refused" else None
+        message = {"role": "assistant", "content": content, "refusal": refusal}
+        finish = "length" if fault == "truncated" else "stop"
+        sizes = len(prompt), len(content or "")
+        usage = {"prompt_tokens": sizes[0] // 4, "completion_tokens": sizes[1] // 4, "total_tokens": sum(sizes) // 4}
+        choices = [{"index": 0, "finish_reason": finish, "logprobs": None, "message": message}]
+        reply = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": 0, "model": request["model"]}
+        return reply | {"choices": choices, "usage": usage}
 
 
 async def _cut() -> AsyncIterator[bytes]:
