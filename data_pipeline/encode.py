@@ -41,7 +41,11 @@ def encode(pair: Pair, tokenizer: Tokenizer, options: MaskOptions) -> Encoded:
     rejected = _Side(text, text.rejected, tokenizer)
     answer_start = min(chosen.answer_start, rejected.answer_start)
     if options.mode == "reference":
-        answer_start = _truncate(chosen, rejected, answer_start, options)
+        sizes = answer_start, len(chosen.ids) - answer_start, len(rejected.ids) - answer_start
+        prompt, *answers = truncated_lengths(*sizes, options.max_length, options.max_prompt_length)
+        for side, kept in zip((chosen, rejected), answers, strict=True):
+            side.keep(answer_start - prompt, answer_start + kept)
+        answer_start = prompt
         m_minus, m_plus = masks.reference(rejected.ids, chosen.ids, options.hole)
         m_minus[:answer_start] = m_plus[:answer_start] = False
     else:
@@ -78,11 +82,10 @@ class _Side:
         self.code = slice(after(before), stop)
         self.code_offsets = offsets[self.code.start - len(first) : stop - len(first)] - before
 
-    def keep(self, prompt_from: int, prompt_stop: int, answer_tokens: int) -> None:
-        """Cut the sequence to its prompt's tokens from `prompt_from` on and the first `answer_tokens` of its answer."""
-        self.ids = np.concatenate([self.ids[prompt_from:prompt_stop], self.ids[prompt_stop : prompt_stop + answer_tokens]])
-        start, stop = (min(i - prompt_from, len(self.ids)) for i in (self.code.start, self.code.stop))
-        self.code = slice(start, stop)
+    def keep(self, first: int, stop: int) -> None:
+        """Cut the sequence to its tokens from `first` to in front of `stop`."""
+        self.ids = self.ids[first:stop]
+        self.code = slice(*(min(i - first, len(self.ids)) for i in (self.code.start, self.code.stop)))
 
 
 def _code_masks(pair: Pair, text: Text, rejected: _Side, chosen: _Side, options: MaskOptions) -> masks.Masks:
@@ -110,11 +113,3 @@ def truncated_lengths(prompt: int, chosen: int, rejected: int, max_length: int =
     if prompt + longest > max_length:
         chosen, rejected = (min(n, max_length - max_prompt_length) for n in (chosen, rejected))
     return prompt, chosen, rejected
-
-
-def _truncate(chosen: _Side, rejected: _Side, answer_start: int, options: MaskOptions) -> int:
-    sizes = answer_start, len(chosen.ids) - answer_start, len(rejected.ids) - answer_start
-    prompt, *answers = truncated_lengths(*sizes, options.max_length, options.max_prompt_length)
-    for side, kept in zip((chosen, rejected), answers, strict=True):
-        side.keep(answer_start - prompt, answer_start, kept)
-    return prompt

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipeline.masks import kernels
+from data_pipeline.masks.kernels import fill_holes
 from data_pipeline.pairs import Span
 
 Ids = Sequence[int] | np.ndarray
@@ -59,15 +60,11 @@ def spans(offsets: tuple[np.ndarray, np.ndarray], changes: tuple[Sequence[Span],
     masks = []
     for tokens, changed in zip(offsets, changes, strict=True):
         ranges = np.array([span for span in changed if span[0] < span[1]], np.int64).reshape(-1, 2)
+        mask = np.zeros(len(tokens), bool)
         if len(tokens) and len(ranges):
-            starts, limits = ranges.T
-            overlap = tf_text.span_overlaps(
-                tokens[:, 0].astype(np.int64), tokens[:, 1].astype(np.int64), starts, limits, partial_overlap=True,
-                contains=True, contained_by=True,
-            )  # fmt: skip
-            masks.append(fill_holes(overlap.numpy().any(axis=1), hole))
-        else:
-            masks.append(np.zeros(len(tokens), bool))
+            places = *tokens.astype(np.int64).T, *ranges.T
+            mask = tf_text.span_overlaps(*places, partial_overlap=True, contains=True, contained_by=True).numpy().any(axis=1)
+        masks.append(fill_holes(mask, hole))
     return masks[0], masks[1]
 
 
@@ -77,18 +74,10 @@ def changed_spans(rejected: str, chosen: str) -> tuple[list[Span], list[Span]]:
     ends = [np.cumsum([0] + [len(word) for word in side]) for side in words]
     found: tuple[list[Span], list[Span]] = ([], [])
     for tag, alo, ahi, blo, bhi in difflib.SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes():
-        if tag != "equal":
-            for side, (low, high) in enumerate(((alo, ahi), (blo, bhi))):
-                if low < high:
-                    found[side].append((int(ends[side][low]), int(ends[side][high])))
+        for side, (low, high) in enumerate(((alo, ahi), (blo, bhi))):
+            if tag != "equal" and low < high:
+                found[side].append((int(ends[side][low]), int(ends[side][high])))
     return found
-
-
-def fill_holes(mask: np.ndarray, hole: int) -> np.ndarray:
-    """Set the runs of up to `hole` unset positions that lie between two set ones."""
-    filled = mask.copy()
-    kernels.fill_holes(filled, hole)
-    return filled
 
 
 def _ids(tokens: Ids) -> np.ndarray:

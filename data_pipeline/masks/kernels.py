@@ -31,12 +31,9 @@ def _blocks(numbers: Numbers, autojunk: bool) -> Kept:
         count = first[a[i] + 1] - first[a[i]]
         places[i] = count if count <= most else 0
     kept_a, kept_b = np.zeros(len(a), np.bool_), np.zeros(len(b), np.bool_)
-    todo = np.empty((min(len(a), len(b)) + 2, 4), np.int64)
-    todo[0] = 0, len(a), 0, len(b)
-    count = 1
-    while count:
-        count -= 1
-        alo, ahi, blo, bhi = todo[count]
+    todo = [(0, len(a), 0, len(b))]
+    while todo:
+        alo, ahi, blo, bhi = todo.pop()
         i, j, size = _longest(a, b, places, first, where, alo, ahi, blo, bhi)
         while i > alo and j > blo and a[i - 1] == b[j - 1]:
             i, j, size = i - 1, j - 1, size + 1
@@ -46,11 +43,9 @@ def _blocks(numbers: Numbers, autojunk: bool) -> Kept:
             kept_a[i : i + size] = True
             kept_b[j : j + size] = True
             if alo < i and blo < j:
-                todo[count] = alo, i, blo, j
-                count += 1
+                todo.append((alo, i, blo, j))
             if i + size < ahi and j + size < bhi:
-                todo[count] = i + size, ahi, j + size, bhi
-                count += 1
+                todo.append((i + size, ahi, j + size, bhi))
     return kept_a, kept_b
 
 
@@ -294,18 +289,16 @@ def _unset(words: np.ndarray, last: int) -> int:
 
 @njit(cache=True)
 def _changed(kept: Kept, hole: int) -> Masks:
-    m_minus, m_plus = ~kept[0], ~kept[1]
-    fill_holes(m_minus, hole)
-    fill_holes(m_plus, hole)
-    return m_minus, m_plus
+    return fill_holes(~kept[0], hole), fill_holes(~kept[1], hole)
 
 
 @njit(cache=True)
-def fill_holes(mask: np.ndarray, hole: int) -> None:
-    """Set, in place, the runs of up to `hole` unset positions that lie between two set ones."""
-    last = -1
+def fill_holes(mask: np.ndarray, hole: int) -> np.ndarray:
+    """The mask with the runs of up to `hole` unset positions set that lie between two set ones."""
+    filled, last = mask.copy(), -1
     for i in range(len(mask)):
         if mask[i]:
             if last >= 0 and i - last <= hole + 1:
-                mask[last:i] = True
+                filled[last:i] = True
             last = i
+    return filled
