@@ -122,18 +122,9 @@ def _build(args: argparse.Namespace) -> int:
 
     if not 0 <= args.heldout < 1:
         raise DataError(f"--heldout must lie in [0, 1), not {args.heldout}")
-    options = BuildOptions(
-        masks=MaskOptions(mode=args.masks, hole=args.hole),
-        row_tokens=args.row_tokens,
-        trim=not args.untrimmed,
-        score_prompt=args.score_prompt,
-        heldout=args.heldout,
-        balance_cwe=args.balance_cwe,
-        seed=args.seed,
-    )
-    manifest = build(
-        args.inputs, args.out, args.tokenizer, options, vocab_size=args.train_tokenizer, jobs=args.jobs, force=args.force
-    )  # fmt: skip
+    masks = MaskOptions(args.masks, args.hole)
+    options = BuildOptions(masks, args.row_tokens, not args.untrimmed, args.score_prompt, args.heldout, args.balance_cwe, args.seed)
+    manifest = build(args.inputs, args.out, args.tokenizer, options, vocab_size=args.train_tokenizer, jobs=args.jobs, force=args.force)
     for split, facts in manifest.splits.items():
         fill = facts["tokens"] / (facts["rows"] * manifest.row_tokens) if facts["rows"] else 0
         print(f"{split:8}{facts['pairs']:7} pairs in {facts['rows']:5} rows of {manifest.row_tokens} tokens, {fill:.1%} full")
@@ -202,7 +193,8 @@ def _distill(args: argparse.Namespace) -> int:
     """
     from data_pipeline.distill import knowledge
     from data_pipeline.distill.cost import Prices
-    from data_pipeline.distill.run import Job, distill, judge_with
+    from data_pipeline.distill.prompts import Job
+    from data_pipeline.distill.run import distill, judge_with
     from data_pipeline.distill.writer import WriterOptions
 
     job = Job(

@@ -36,7 +36,7 @@ async def ask_batch(
         open_ = {mark: batch for mark, batch in journal.batches.items() if batch.id and not batch.over}
         under_way = {mark: batch for mark, batch in open_.items() if not todo.keys().isdisjoint(batch.keys)}
         submitted = {key for batch in under_way.values() for key in batch.keys} & todo.keys()
-        rest, left = _affordable([key for key in todo if key not in submitted], submitted, todo, journal, prices)
+        rest, left = _affordable(submitted, todo, journal, prices)
         failed.update(dict.fromkeys(left, "budget"))
         for start in range(0, len(rest), MOST):
             keys = rest[start : start + MOST]
@@ -51,9 +51,8 @@ async def ask_batch(
                         failed.setdefault(key, f"no answer: batch {status}")
                     progress()
     except openai.APIError as error:
-        raise DataError(
-            f"the endpoint's Batch API failed ({describe(error)}); repeat the command to go on, or without --batch if the endpoint has none"
-        ) from error
+        remedy = "repeat the command to go on, or without --batch if the endpoint has none"
+        raise DataError(f"the endpoint's Batch API failed ({describe(error)}); {remedy}") from error
     return failed
 
 
@@ -81,20 +80,23 @@ async def _collect(
     client: openai.AsyncOpenAI, journal: Journal, name: str, todo: dict[str, Json], failed: dict[str, str], poll_s: float
 ) -> str:
     """Wait for a batch and journal its answers; returns how it ended."""
-    batch = await client.batches.retrieve(name)
-    while batch.status not in OVER:
+    while (batch := await client.batches.retrieve(name)).status not in OVER:
         await asyncio.sleep(poll_s)
-        batch = await client.batches.retrieve(name)
     for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-        for line in (await client.files.content(file)).text.splitlines():
-            _take(json.loads(line), journal, todo, failed)
+        for line in map(json.loads, (await client.files.content(file)).text.splitlines()):
+            key, response = line["custom_id"], line.get("response") or {}
+            if key not in todo or key in journal.answers:
+                continue
+            if response.get("status_code") == 200:
+                journal.add(key, todo[key], read_completion(ChatCompletion.model_validate(response["body"])) | {"batch": True})
+            else:
+                failed[key] = f"no answer: batch {response.get('status_code', 'error')}"
     return batch.status
 
 
-def _affordable(
-    keys: list[str], submitted: set[str], todo: dict[str, Json], journal: Journal, prices: Prices
-) -> tuple[list[str], list[str]]:
+def _affordable(submitted: set[str], todo: dict[str, Json], journal: Journal, prices: Prices) -> tuple[list[str], list[str]]:
     """Keys that the budget covers beside those submitted, even if every answer is as long as it may be, at half price; and the others."""
+    keys = [key for key in todo if key not in submitted]
     if prices.budget is None:
         return keys, []
     spent = bill(journal.answers.values(), prices).dollars + sum(prices.most(todo[key], batch=True) for key in submitted)
@@ -103,13 +105,3 @@ def _affordable(
         if spent > prices.budget:
             return keys[:n], keys[n:]
     return keys, []
-
-
-def _take(line: Json, journal: Journal, todo: dict[str, Json], failed: dict[str, str]) -> None:
-    key, response = line["custom_id"], line.get("response") or {}
-    if key in todo and key not in journal.answers:
-        if response.get("status_code") == 200:
-            answer = read_completion(ChatCompletion.model_validate(response["body"]))
-            journal.add(key, todo[key], answer | {"batch": True})
-        else:
-            failed[key] = f"no answer: batch {response.get('status_code', 'error')}"

@@ -16,7 +16,6 @@ from data_pipeline.distill.prompts import TEMPLATES
 from foundation.files import Json, write_lines, write_text
 
 SPLITS = ("train", "validation", "test")
-SPLIT_BY = ("rule", "cwe", "row")
 # Detectors of keys in their issuers' formats. Those of passwords by name and of high entropy would fire on every CWE-798 row, by design.
 SECRETS = ("AWSKeyDetector", "AzureStorageKeyDetector", "GitHubTokenDetector", "GitLabTokenDetector", "MailchimpDetector", "NpmDetector",
            "OpenAIDetector", "PypiTokenDetector", "SendGridDetector", "SlackDetector", "SquareOAuthDetector", "StripeDetector",
@@ -105,12 +104,9 @@ def write(rows: Sequence[Json], out: Path, by: str, heldout: tuple[float, float]
             pq.write_table(pa.Table.from_pylist(members, schema=schema), out / f"{name}.parquet")
     env = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, autoescape=False)  # noqa: S701
     counts = {name: len(members) for name, members in splits.items()}
-    facts = {
-        "cwes": len({r["cwe"] for r in rows}),
-        "libraries": len({r["library"] for r in rows}),
-        "models": sorted({r["model"] for r in rows}),
-    }
-    write_text(out / "README.md", env.get_template("card.md.j2").render(splits=counts, by=by, **facts))
+    cwes, libraries, models = (sorted({row[key] for row in rows}) for key in ("cwe", "library", "model"))
+    facts = {"splits": counts, "by": by, "cwes": len(cwes), "libraries": len(libraries), "models": models}
+    write_text(out / "README.md", env.get_template("card.md.j2").render(facts))
     return counts
 
 

@@ -81,15 +81,13 @@ def _bandit() -> list[Rule]:
     found = []
     for extension in MANAGER.plugins:
         check = extension.plugin
-        number = _plugin_cwe(check)
-        if number:
+        if number := _plugin_cwe(check):
             docs = check.__doc__ or inspect.getmodule(check).__doc__ or ""  # type: ignore[union-attr]
             text = " ".join(inspect.cleandoc(docs).partition("\n\n")[2].partition("\n\n")[0].split())
             found.append((check._test_id, number, extension.name.replace("_", " "), text))
     entries = {entry["id"]: entry for kind in MANAGER.blacklist.values() for entry in kind}
-    found += [
-        (e["id"], e["cwe"], e["name"].replace("_", " "), f"{e['message']} ({', '.join(e['qualnames'][:6])})") for e in entries.values()
-    ]
+    for e in entries.values():
+        found.append((e["id"], e["cwe"], e["name"].replace("_", " "), f"{e['message']} ({', '.join(e['qualnames'][:6])})"))
     return [Rule(f"bandit-{key}", f"CWE-{cwe}", title, text or title, "bandit", "python") for key, cwe, title, text in sorted(found)]
 
 

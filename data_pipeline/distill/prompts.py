@@ -3,7 +3,7 @@
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -16,7 +16,22 @@ VERSION = "v1"
 TEMPLATES = Path(__file__).parent / "templates"
 PAIR_PARTS = ("instruction", "vulnerable", "why_vulnerable", "secure", "why_secure")
 REPAIR_PARTS = ("secure", "why_vulnerable", "why_secure")
-FORMS = ("json", "sections")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What decides which pairs a job ends with, besides the model that writes them."""
+
+    model: str
+    prompts: int
+    seed: int = 0
+    form: str = "sections"  # of the answers: "json" (by schema) or "sections"
+    temperature: float = 0.7
+    max_tokens: int = 3000
+    rounds: int = 1  # of refinement
+    split_by: str = "rule"
+    heldout: tuple[float, float] = (0.03, 0.02)  # shares of the validation and test splits
+    near: float = 0.85
 
 
 @dataclass(frozen=True)
@@ -55,33 +70,24 @@ def plan(rules: Sequence[Rule], libraries: Sequence[str], count: int, seed: int)
     return tasks
 
 
-def pair_request(task: Task, model: str, form: str, temperature: float, max_tokens: int) -> Json:
+def pair_request(task: Task, job: Job) -> Json:
     """The body of a chat completion that asks for a pair."""
     rule = task.rule
-    text = _template("pair").substitute(
-        cwe=rule.cwe, title=rule.title, description=rule.description, library=f" that uses {task.library}", layout=_layout(PAIR_PARTS, form)
+    return _request(
+        "pair", PAIR_PARTS, job, cwe=rule.cwe, title=rule.title, description=rule.description, library=f" that uses {task.library}"
     )
-    return _request(text, PAIR_PARTS, model, form, temperature, max_tokens)
 
 
-def repair_request(
-    instruction: str, secure: str, vulnerable: str, findings: Sequence[str], model: str, form: str, temperature: float, max_tokens: int
-) -> Json:
+def repair_request(parts: Mapping[str, str], findings: Sequence[str], job: Job) -> Json:
     """The body of a chat completion that asks for a repair of what the judges found in a secure side."""
     listed = "\n".join(f"- {finding}" for finding in findings)
-    text = _template("repair").substitute(
-        instruction=instruction, code=secure, vulnerable=vulnerable, findings=listed, layout=_layout(REPAIR_PARTS, form)
-    )
-    return _request(text, REPAIR_PARTS, model, form, temperature, max_tokens)
+    code, vulnerable = parts["secure"], parts["vulnerable"]
+    return _request("repair", REPAIR_PARTS, job, instruction=parts["instruction"], code=code, vulnerable=vulnerable, findings=listed)
 
 
 def label(part: str) -> str:
     """The heading of a part in an answer of sections, e.g. "WHY SECURE:"."""
     return part.replace("_", " ").upper() + ":"
-
-
-def _template(name: str) -> Template:
-    return Template((TEMPLATES / f"{name}.{VERSION}.txt").read_text(encoding="utf-8").rstrip())
 
 
 def _layout(parts: Sequence[str], form: str) -> str:
@@ -91,19 +97,12 @@ def _layout(parts: Sequence[str], form: str) -> str:
     return "Answer with exactly these sections, each under its label on a line of its own:\n\n" + "\n\n".join(sections)
 
 
-def _request(text: str, parts: Sequence[str], model: str, form: str, temperature: float, max_tokens: int) -> Json:
-    body: Json = {
-        "model": model,
-        "messages": [{"role": "user", "content": text}],
-        "temperature": temperature,
-        "max_completion_tokens": max_tokens,
-    }
-    if form == "json":
-        schema = {
-            "type": "object",
-            "properties": {part: {"type": "string"} for part in parts},
-            "required": list(parts),
-            "additionalProperties": False,
-        }
+def _request(template: str, parts: Sequence[str], job: Job, **words: str) -> Json:
+    text = Template((TEMPLATES / f"{template}.{VERSION}.txt").read_text(encoding="utf-8").rstrip())
+    message = {"role": "user", "content": text.substitute(words, layout=_layout(parts, job.form))}
+    body: Json = {"model": job.model, "messages": [message], "temperature": job.temperature, "max_completion_tokens": job.max_tokens}
+    if job.form == "json":
+        properties = {part: {"type": "string"} for part in parts}
+        schema = {"type": "object", "properties": properties, "required": list(parts), "additionalProperties": False}
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
     return body

@@ -1,11 +1,12 @@
 """Secure sides that the judges object to go back to the writer, with what was found."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 from data_pipeline.distill.journal import content_key
 from data_pipeline.distill.parse import RejectedError, check, read_answer
-from data_pipeline.distill.prompts import REPAIR_PARTS, Task
+from data_pipeline.distill.prompts import REPAIR_PARTS, Job, Task, repair_request
 from foundation.files import Json
 from judges import Verdict
 
@@ -39,52 +40,45 @@ def judge_all(candidates: list[Candidate], judge: Judge) -> None:
         c.findings_before = len(c.findings)
 
 
-async def refine(candidates: list[Candidate], rounds: int, judge: Judge, ask: Ask, request: Callable[[Candidate], Json]) -> dict[str, int]:
-    """Up to `rounds` repairs of each secure side with findings. One is adopted, with its reasoning, if it leaves fewer of them and every judge that
+async def refine(candidates: list[Candidate], job: Job, judge: Judge, ask: Ask) -> dict[str, int]:
+    """Up to `job.rounds` repairs of each secure side with findings. One is adopted, with its reasoning, if it leaves fewer of them and every judge that
     could read the code before can read it still.
 
     Args:
       ask: answers of requests from the journal or the writer.
-      request: the request for a candidate's repair.
 
     Returns:
       How many repairs came to what.
     """
-    outcomes: dict[str, int] = {}
-
-    def count(outcome: str) -> None:
-        outcomes[outcome] = outcomes.get(outcome, 0) + 1
-
+    outcomes: Counter[str] = Counter()
     open_ = [c for c in candidates if c.findings]
-    for _ in range(rounds):
+    for _ in range(job.rounds):
         if not open_:
             break
-        requests = [request(c) for c in open_]
+        requests = [repair_request(c.parts, [in_words(finding) for finding in c.findings], job) for c in open_]
         answers = await ask(requests)
         repaired = []
         for c, body in zip(open_, requests, strict=True):
             answer = answers.get(content_key(body))
             if answer is None:
-                count("no answer")
+                outcomes["no answer"] += 1
                 continue
             try:
                 repaired.append((c, check(c.parts | read_answer(answer, REPAIR_PARTS))))
             except RejectedError as error:
-                count(str(error))
+                outcomes[str(error)] += 1
         open_ = []
         for (c, parts), verdict in zip(repaired, judge([parts["secure"] for _, parts in repaired]), strict=True):
             if set(verdict.failed) - set(c.failed):
-                count("a judge gave up")
-                continue
-            if len(verdict.findings) >= len(c.findings):
-                count("no better")
-                continue
-            c.parts = parts
-            c.findings, c.failed = _recorded(verdict)
-            c.rounds += 1
-            count("adopted")
-            if c.findings:
-                open_.append(c)
+                outcomes["a judge gave up"] += 1
+            elif len(verdict.findings) >= len(c.findings):
+                outcomes["no better"] += 1
+            else:
+                outcomes["adopted"] += 1
+                c.parts, c.rounds = parts, c.rounds + 1
+                c.findings, c.failed = _recorded(verdict)
+                if c.findings:
+                    open_.append(c)
     return outcomes
 
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,26 +20,11 @@ from data_pipeline.distill.cost import bill
 from data_pipeline.distill.journal import Journal, content_key
 from data_pipeline.distill.knowledge import Rule, titles
 from data_pipeline.distill.parse import RejectedError, check, read_answer
-from data_pipeline.distill.refine import Candidate, Judge, in_words, judge_all, refine
+from data_pipeline.distill.prompts import Job, Task
+from data_pipeline.distill.refine import Candidate, Judge, judge_all, refine
 from data_pipeline.distill.writer import Writer, WriterOptions
 from foundation.errors import DataError, UserError
 from foundation.files import Json, claim, write_json, write_lines
-
-
-@dataclass(frozen=True)
-class Job:
-    """What decides which pairs a job ends with, besides the model that writes them."""
-
-    model: str
-    prompts: int
-    seed: int = 0
-    form: str = "sections"  # of the answers: "json" (by schema) or "sections"
-    temperature: float = 0.7
-    max_tokens: int = 3000
-    rounds: int = 1  # of refinement
-    split_by: str = "rule"
-    heldout: tuple[float, float] = (0.03, 0.02)  # shares of the validation and test splits
-    near: float = 0.85
 
 
 def distill(job: Job, rules: Sequence[Rule], libraries: Sequence[str], out: Path, options: WriterOptions, judge: Judge | None) -> Json:
@@ -54,16 +39,13 @@ def distill(job: Job, rules: Sequence[Rule], libraries: Sequence[str], out: Path
         asdict(job) | {"plan": content_key({"tasks": [asdict(task) for task in tasks]})},
         lambda other: DataError(f"{out}: holds a job with another {', '.join(other)}; choose another --out, or repeat its options"),
     )
-    journal = Journal(out / "journal.jsonl")
-    try:
+    with contextlib.closing(Journal(out / "journal.jsonl")) as journal:
         return asyncio.run(_distill(job, tasks, out, journal, options, judge))
-    finally:
-        journal.close()
 
 
-async def _distill(job: Job, tasks: list[prompts.Task], out: Path, journal: Journal, options: WriterOptions, judge: Judge | None) -> Json:
+async def _distill(job: Job, tasks: list[Task], out: Path, journal: Journal, options: WriterOptions, judge: Judge | None) -> Json:
     async with contextlib.aclosing(Writer(journal, options, job.seed)) as writer:
-        bodies = [prompts.pair_request(task, job.model, job.form, job.temperature, job.max_tokens) for task in tasks]
+        bodies = [prompts.pair_request(task, job) for task in tasks]
         with tqdm(total=len(tasks), desc="ask the teacher", unit=" answers") as bar:
             failed = await writer.ask(bodies, bar.update)
         candidates, rejected, pending = _candidates(tasks, bodies, journal, failed)
@@ -76,19 +58,12 @@ async def _distill(job: Job, tasks: list[prompts.Task], out: Path, journal: Jour
                     await writer.ask(requests, bar.update)
                 return journal.answers
 
-            def request(c: Candidate) -> Json:
-                found = [in_words(finding) for finding in c.findings]
-                secure, vulnerable = c.parts["secure"], c.parts["vulnerable"]
-                return prompts.repair_request(
-                    c.parts["instruction"], secure, vulnerable, found, job.model, job.form, job.temperature, job.max_tokens
-                )
-
-            repairs = await refine(candidates, job.rounds, judge, ask, request)
+            repairs = await refine(candidates, job, judge, ask)
     rows, more = finish.finish([_row(c, job) for c in candidates], job.near)
     rejected += more
     splits = finish.write(rows, out / "data", job.split_by, job.heldout, job.seed)
-    write_lines(out / "rejected.jsonl", [{"id": name, "reason": reason} for name, reason in rejected])
-    write_lines(out / "pending.jsonl", [{"id": name, "reason": reason} for name, reason in pending])
+    for kind, left in (("rejected", rejected), ("pending", pending)):
+        write_lines(out / f"{kind}.jsonl", [{"id": name, "reason": reason} for name, reason in left])
     summary = {
         "prompts": len(tasks),
         "pairs": len(rows),
@@ -106,7 +81,7 @@ async def _distill(job: Job, tasks: list[prompts.Task], out: Path, journal: Jour
 
 
 def _candidates(
-    tasks: list[prompts.Task], bodies: list[Json], journal: Journal, failed: dict[str, str]
+    tasks: list[Task], bodies: list[Json], journal: Journal, failed: dict[str, str]
 ) -> tuple[list[Candidate], list[tuple[str, str]], list[tuple[str, str]]]:
     """Sort tasks by their answers: candidates, (task, reason) of those rejected, and of those to ask again."""
     candidates: list[Candidate] = []

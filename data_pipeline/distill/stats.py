@@ -1,8 +1,10 @@
 """`lpo-data stats`: what a distilled data set, or any file of pairs, holds. The same tables as text and as a page."""
 
 import ast
+import bisect
 import difflib
 import json
+import math
 import re
 import statistics
 import sys
@@ -24,7 +26,8 @@ from judges.prepare import parse
 
 TEXT_ROWS = 12  # of a table, in the terminal
 TEXT_BAR = 24  # characters
-CHANGED_LINES = (1, 2, 3, 4, 6, 10, 20)  # upper ends of the histogram's bins
+CHANGED_LINES = {"1": 1, "2": 2, "3": 3, "4": 4, "5 to 6": 6, "7 to 10": 10, "11 to 20": 20, "over 20": math.inf}
+"""The histogram's bins: name -> upper end."""
 
 Cell = str | int | float
 
@@ -121,9 +124,8 @@ def cell(value: Cell) -> str:
 
 
 def _fit(value: str, width: int, right: bool) -> str:
-    value = "".join(
-        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value
-    )  # a data set doesn't write to the terminal's controls
+    # A data set doesn't write to the terminal's controls.
+    value = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value)
     value = value if len(value) <= width else value[: width - 1] + "…"
     return value.rjust(width) if right else value.ljust(width)
 
@@ -134,9 +136,8 @@ def _load(path: Path) -> tuple[list[Json], Drops]:
         data = path / "data" if (path / "data").is_dir() else path
         files = [(name, data / f"{name}.jsonl") for name in SPLITS if (data / f"{name}.jsonl").is_file()]
         if not files and not (path / "summary.json").is_file():
-            raise DataError(
-                f"{path}: no {', '.join(f'{name}.jsonl' for name in SPLITS)}; name a job of `lpo-data distill` or a file of pairs"
-            )
+            wanted = ", ".join(f"{name}.jsonl" for name in SPLITS)
+            raise DataError(f"{path}: no {wanted}; name a job of `lpo-data distill` or a file of pairs")
     else:
         files = [("", path)]
     drops = Drops()
@@ -145,26 +146,21 @@ def _load(path: Path) -> tuple[list[Json], Drops]:
 
 
 def _splits(rows: list[Json]) -> Table:
-    splits = [name for name in SPLITS if any(row["split"] == name for row in rows)]
-    members = {name: [row for row in rows if row["split"] == name] for name in splits}
+    members = {name: own for name in SPLITS if (own := [row for row in rows if row["split"] == name])}
 
     def distinct(split: str, key: str) -> set[str]:
-        return {row[key] for row in members[split] if row.get(key)}
+        return {row[key] for row in members.get(split, ()) if row.get(key)}
 
-    found: list[tuple[Cell, ...]] = []
-    for name in splits:
-        shared = "–" if name == "train" else str(len(distinct(name, "group") & distinct("train", "group")))
-        found.append((name, len(members[name]), len(distinct(name, "cwe")), len(distinct(name, "library")), shared))
+    shared = {name: str(len(distinct(name, "group") & distinct("train", "group"))) for name in members} | {"train": "–"}
+    found = [(name, len(own), len(distinct(name, "cwe")), len(distinct(name, "library")), shared[name]) for name, own in members.items()]
     note = "A group is what the job split by: a rule, a CWE or a row."
     return Table("Splits", ("split", "pairs", "CWEs", "libraries", "groups also in train"), found, note=note)
 
 
 def _imports(rows: list[Json]) -> Table:
-    counts: Counter[str] = Counter()
-    for row in rows:
-        counts.update(_modules(row["chosen"]) if row["language"] == "python" else ())
+    counts = Counter(module for row in rows if row["language"] == "python" for module in _modules(row["chosen"]))
     note = "Modules outside the standard library that the secure programs import."
-    return Table("Libraries used", ("module", "pairs"), list(counts.most_common()), bar=1, note=note)
+    return Table("Libraries used", ("module", "pairs"), counts.most_common(), bar=1, note=note)
 
 
 def _modules(code: str) -> set[str]:
@@ -182,13 +178,10 @@ def _changed(row: Json, split: Callable[[str], list[str]]) -> int:
 
 
 def _changed_lines(rows: list[Json]) -> Table:
-    sizes = [_changed(row, str.splitlines) for row in rows]
-    found: list[tuple[Cell, ...]] = []
-    for low, high in zip((0, *CHANGED_LINES), (*CHANGED_LINES, None), strict=True):
-        name = f"over {low}" if high is None else str(high) if high == low + 1 else f"{low + 1} to {high}"
-        found.append((name, sum(low < size and (high is None or size <= high) for size in sizes)))
-    note = "Lines that the fix changes, adds or removes."
-    return Table("Size of the fix", ("lines", "pairs"), found if rows else [], bar=1, note=note)
+    ends = list(CHANGED_LINES.values())
+    counts = Counter(bisect.bisect_left(ends, size) for row in rows if (size := _changed(row, str.splitlines)))
+    found = [(name, counts[place]) for place, name in enumerate(CHANGED_LINES) if rows]
+    return Table("Size of the fix", ("lines", "pairs"), found, bar=1, note="Lines that the fix changes, adds or removes.")
 
 
 def _lengths(rows: list[Json]) -> Table:
@@ -204,8 +197,7 @@ def _lengths(rows: list[Json]) -> Table:
     }
     found: list[tuple[Cell, ...]] = []
     for name, values in measures.items():
-        ordered = sorted(values)
-        if ordered:
+        if ordered := sorted(values):
             low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.05, 0.95))
             found.append((name, ordered[0], low, round(statistics.median(ordered)), statistics.fmean(ordered), high, ordered[-1]))
     return Table("Lengths", ("length", "least", "5 %", "median", "mean", "95 %", "most"), found)
@@ -227,12 +219,11 @@ def _findings(rows: list[Json], judged: bool) -> list[Table]:
         line("secure, as first written", [row["findings_before"] for row in rows]),
         line("secure, after refinement", [len(row["findings"]) for row in rows]),
     ]
-    by_rule = {
-        key: Counter(f"{f['judge']} {f['rule']}\0{f['cwe'] or ''}" for row in rows for f in row[key])
+    vulnerable, secure = (
+        Counter((f"{f['judge']} {f['rule']}", f["cwe"] or "") for row in rows for f in row[key])
         for key in ("vulnerable_findings", "findings")
-    }
-    vulnerable, secure = by_rule["vulnerable_findings"], by_rule["findings"]
-    rules: list[tuple[Cell, ...]] = [(*name.split("\0"), vulnerable[name], secure[name]) for name, _ in (vulnerable + secure).most_common()]
+    )
+    rules = [(*rule, vulnerable[rule], secure[rule]) for rule, _ in (vulnerable + secure).most_common()]
     gave_up = sum(bool(row.get("judges_failed") or row.get("vulnerable_judges_failed")) for row in rows)
     note = f"A judge gave up on {gave_up:,} pairs. " if gave_up else ""
     note += f"{sum(row['rounds'] > 0 for row in rows):,} pairs hold a repair of the teacher's. A pair is flagged in its own weakness if a finding's CWE is in the family of the pair's."  # fmt: skip
@@ -246,21 +237,16 @@ def _job(summary: Json, kept: int) -> list[Table]:
     """What became of the prompts, and what they cost."""
     if not summary:
         return []
-
-    def counts(title: str, key: str, what: str, note: str = "") -> Table:
-        return Table(title, (what, "times" if key in ("repairs", "retries") else "prompts"), list(summary[key].items()), bar=1, note=note)
-
-    cost = summary["cost"]
-    rows: list[tuple[Cell, ...]] = [
-        ("answers", cost["answers"], cost["answers"] / max(1, kept)),
-        ("tokens asked", cost["tokens_in"], cost["tokens_in"] / max(1, kept)),
-        ("tokens answered", cost["tokens_out"], cost["tokens_out"] / max(1, kept)),
-        ("dollars", f"{cost['dollars']:,.2f}", f"{cost['dollars'] / max(1, kept):.4f}"),
-    ]
+    rejected, pending, repairs, retries = (list(summary[key].items()) for key in ("rejected", "pending", "repairs", "retries"))
+    cost, share = summary["cost"], max(1, kept)
+    names = {"answers": "answers", "tokens asked": "tokens_in", "tokens answered": "tokens_out"}
+    rows: list[tuple[Cell, ...]] = [(name, cost[key], cost[key] / share) for name, key in names.items()]
+    rows.append(("dollars", f"{cost['dollars']:,.2f}", f"{cost['dollars'] / share:.4f}"))
+    again = "Asked again when the job's command is repeated."
     return [
-        counts("Rejections", "rejected", "reason"),
-        counts("Pending", "pending", "reason", "Asked again when the job's command is repeated."),
-        counts("Repairs", "repairs", "outcome"),
-        counts("Retries in the last run", "retries", "reason"),
+        Table("Rejections", ("reason", "prompts"), rejected, bar=1),
+        Table("Pending", ("reason", "prompts"), pending, bar=1, note=again),
+        Table("Repairs", ("outcome", "times"), repairs, bar=1),
+        Table("Retries in the last run", ("reason", "times"), retries, bar=1),
         Table("Cost", ("", "in all", "for a pair kept"), rows),
     ]

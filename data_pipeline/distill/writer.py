@@ -81,9 +81,8 @@ class Writer:
             answer = await self.endpoint.ask(lambda client: client.chat.completions.create(**request), read_completion)
         except (openai.APIError, ValueError) as error:
             if is_hopeless(error):
-                raise DataError(
-                    f"the endpoint turns requests down ({describe(error)}); check OPENAI_API_KEY, --base-url, --model and your quota"
-                ) from error
+                remedy = "check OPENAI_API_KEY, --base-url, --model and your quota"
+                raise DataError(f"the endpoint turns requests down ({describe(error)}); {remedy}") from error
             return f"{'no answer' if may_pass(error) else 'refused by the endpoint'}: {describe(error)}"
         else:
             self.journal.add(key, request, answer)

@@ -11,7 +11,7 @@ from data_pipeline.pairs import DataError
 from demos.standin import Standin, serve
 from tests.helpers.seed_pairs import PAIRS
 
-BODIES = [prompts.pair_request(t, "m", "sections", 0.5, 500) for t in prompts.plan(knowledge.python_rules(), ("flask",), 6, 0)]
+BODIES = [prompts.pair_request(t, prompts.Job("m", 6, max_tokens=500)) for t in prompts.plan(knowledge.python_rules(), ("flask",), 6, 0)]
 KEYS = {content_key(body) for body in BODIES}
 
 

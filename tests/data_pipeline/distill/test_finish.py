@@ -23,7 +23,7 @@ def test_finishing_drops_duplicates_and_secrets_and_its_files_load(tmp_path, mon
     reasons = dict(dropped)
     assert (reasons["spaced"], reasons["near"], reasons["leak"]) == ("duplicate", "near-duplicate", "secret (AWS Access Key)")
     assert len(kept) + len(dropped) == len(rows)
-    for by in finish.SPLIT_BY:
+    for by in ("rule", "cwe", "row"):
         parts = finish.split(kept, by, (0.1, 0.1), 0)
         assert sum(map(len, parts.values())) == len(kept) and all(parts.values())
         keys = [{r["id" if by == "row" else by] for r in part} for part in parts.values()]

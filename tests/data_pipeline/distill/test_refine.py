@@ -8,8 +8,8 @@ import pytest
 import judges
 from data_pipeline.distill.journal import content_key
 from data_pipeline.distill.knowledge import Rule
-from data_pipeline.distill.prompts import Task, label, repair_request
-from data_pipeline.distill.refine import Candidate, in_words, judge_all, refine
+from data_pipeline.distill.prompts import Job, Task, label
+from data_pipeline.distill.refine import Candidate, judge_all, refine
 from data_pipeline.distill.run import judge_with
 from data_pipeline.pairs import DataError
 
@@ -36,11 +36,6 @@ def judge(sources):
     return [Verdict(tuple(Found("j", "R1", "CWE-1", n, "a bad call") for n, line in enumerate(s.splitlines(), 1) if "bad(" in line)) for s in sources]  # fmt: skip
 
 
-def request(c):
-    findings = [in_words(finding) for finding in c.findings]
-    return repair_request(c.parts["instruction"], c.parts["secure"], c.parts["vulnerable"], findings, "m", "sections", 0.5, 100)
-
-
 def run(fixes, rounds, judge=judge):
     """A candidate with two findings, whose teacher answers with `fixes` one after the other."""
     parts = {
@@ -62,7 +57,7 @@ def run(fixes, rounds, judge=judge):
         text = "\n".join(f"{label(part)}\n{value}" for part, value in sections.items())
         return {content_key(body): {"text": text, "finish_reason": "stop"} for body in bodies}
 
-    return c, asyncio.run(refine([c], rounds, judge, ask, request)), asked
+    return c, asyncio.run(refine([c], Job("m", 1, rounds=rounds), judge, ask)), asked
 
 
 ONE, NONE = CODE.replace("bad", "good", 1), CODE.replace("bad", "good")

@@ -14,7 +14,9 @@ from tests.helpers.seed_pairs import PAIRS
 @pytest.mark.parametrize("batch", [False, True])
 def test_a_budget_stops_cleanly_and_is_kept(tmp_path, monkeypatch, batch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-unused")
-    bodies = [prompts.pair_request(t, "m", "sections", 0.5, 500) for t in prompts.plan(knowledge.python_rules(), ("flask",), 40, 0)]
+    bodies = [
+        prompts.pair_request(t, prompts.Job("m", 40, max_tokens=500)) for t in prompts.plan(knowledge.python_rules(), ("flask",), 40, 0)
+    ]
 
     async def run(budget):
         server = await serve(Standin(PAIRS, 0, 0, None))
