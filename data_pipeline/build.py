@@ -4,8 +4,8 @@ import hashlib
 import json
 import multiprocessing
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -43,7 +43,6 @@ def build(
     vocab_size: int | None = None,
     jobs: int = 1,
     force: bool = False,
-    say: Callable[[str], None] = print,
 ) -> Manifest:
     """Build a shard set in `out`; does nothing if the same build is already there.
 
@@ -56,7 +55,9 @@ def build(
       DataError: an input can't be read, `out` holds something else, or no pair is left.
     """
     out = Path(out)
-    sources = [{"file": Path(file).name, "sha256": sha256(file)} for file in map(_existing, inputs)]
+    if missing := [str(file) for file in inputs if not Path(file).is_file()]:
+        raise DataError(f"{', '.join(missing)}: no such file")
+    sources = [{"file": Path(file).name, "sha256": sha256(file)} for file in inputs]
     tok = None if tokenizer_name is None else tokenizer.load(tokenizer_name)
     facts = [shards.FORMAT_VERSION, sources, asdict(options), tok.sha256 if tok else f"train {vocab_size}"]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -65,9 +66,9 @@ def build(
         if manifest.build_key != key:
             raise DataError(f"{out}: holds a shard set of other inputs or options; pass --force to replace it, or another --out")
         if _whole(out, manifest):
-            say(f"{out} is up to date")
+            print(f"{out} is up to date")
             return manifest
-        say(f"{out} is incomplete or damaged: building it again")
+        print(f"{out} is incomplete or damaged: building it again")
 
     drops = Drops()
     kept = [pair for file in inputs for pair in tqdm(pairs.read(file, drops), desc=f"read {Path(file).name}", unit=" pairs")]
@@ -93,14 +94,13 @@ def build(
     heldout = heldout_groups([pair for pair, _ in planted], options.heldout, options.seed)
     rows = {}
     for split in shards.SPLITS:
-        own = [i for i, (pair, _) in enumerate(planted) if ((pair.group or pair.id) in heldout) == (split == "heldout")]
+        own = [(pair, tree) for pair, tree in planted if ((pair.group or pair.id) in heldout) == (split == "heldout")]
         if split == "train":
-            drawn = draws([planted[i][0].cwe for i in own], options.balance_cwe, options.seed)
-            balanced = Counter(planted[own[i]][0].cwe for i in drawn)
-            own += [own[i] for i in drawn]
-        members = [planted[i][1] for i in own]
-        order = np.random.default_rng(options.seed).permutation(len(members)) if split == "train" else range(len(members))
-        members = [members[i] for i in order]
+            drawn = [own[i] for i in draws([pair.cwe for pair, _ in own], options.balance_cwe, options.seed)]
+            balanced = Counter(pair.cwe for pair, _ in drawn)
+            own += drawn
+            own = [own[i] for i in np.random.default_rng(options.seed).permutation(len(own))]
+        members = [tree for _, tree in own]
         packed = trees.pack([len(tree.tokens) for tree in members], options.row_tokens)
         rows[split] = [(trees.join([members[i] for i in row]), "\n".join(members[i].id for i in row)) for row in packed]
     every = [row for split in rows.values() for row, _ in split]
@@ -114,7 +114,7 @@ def build(
         trimmed=options.trim,
         scores_prompt=options.score_prompt,
         row_tokens=options.row_tokens,
-        row_scored=_round_up(max(len(row["source"]) for row in every), 64),
+        row_scored=-(-max(len(row["source"]) for row in every) // 64) * 64,
         row_pairs=max(len(row["chosen_len"]) for row in every),
         longest_path=int(max(row["positions"].max() for row in every)) + 1,
         splits={split: shards.write(out, split, rows[split]) for split in shards.SPLITS},
@@ -130,16 +130,13 @@ def build(
 
 def heldout_groups(kept: Sequence[Pair], share: float, seed: int) -> set[str]:
     """The groups to hold out: about `share` of each CWE's, chosen by hash, so the choice doesn't depend on the other pairs' order."""
-    by_cwe: dict[str, set[str]] = defaultdict(set)
-    seen: set[str] = set()
+    cwe_of: dict[str, str] = {}  # a group's CWE is that of its first pair
     for pair in kept:
-        group = pair.group or pair.id
-        if group not in seen:
-            seen.add(group)
-            by_cwe[pair.cwe].add(group)
+        cwe_of.setdefault(pair.group or pair.id, pair.cwe)
     heldout, owed = set(), 0.0
-    for cwe in sorted(by_cwe):
-        ranked = sorted(by_cwe[cwe], key=lambda group: hashlib.sha256(f"{seed} {group}".encode()).digest())
+    for cwe in sorted(set(cwe_of.values())):
+        mine = [group for group, of in cwe_of.items() if of == cwe]
+        ranked = sorted(mine, key=lambda group: hashlib.sha256(f"{seed} {group}".encode()).digest())
         owed += share * len(ranked)
         take = min(int(owed), len(ranked))
         owed -= take
@@ -184,12 +181,6 @@ def _plant(pair: Pair) -> trees.Tree | str:
         return str(reason)
 
 
-def _existing(file: str | Path) -> str | Path:
-    if not Path(file).is_file():
-        raise DataError(f"{file}: no such file")
-    return file
-
-
 def _whole(out: Path, manifest: Manifest) -> bool:
     files = [shard for split in manifest.splits.values() for shard in split["shards"]]
     return all((out / s["file"]).is_file() and sha256(out / s["file"]) == s["sha256"] for s in files)
@@ -206,7 +197,3 @@ def _clear(out: Path) -> None:
             shutil.rmtree(path)
         else:
             raise DataError(f"{out}: holds {path.name}, which no build wrote; choose an empty --out directory")
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -6,19 +6,19 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data_pipeline import pairs
+from data_pipeline.distill import knowledge
 from data_pipeline.pairs import Drops, Pair
 from foundation.errors import DataError
 from foundation.files import write_lines
 from judges import judge
 from judges.sandbox import Case, Limits, Result, run_many
 
-KNOWLEDGE = Path(__file__).with_name("distill") / "knowledge" / "cwe.jsonl"
 MIN_RATIO = 0.7  # characters that the two sides share
 NEAR_DUPLICATE = 0.9  # Jaccard similarity of two pairs' five-token windows
 GIVEAWAY = re.compile(r"\b(secur|vulnerab|attack|inject|malicious|exploit|sanitiz|CWE)", re.IGNORECASE)
@@ -38,12 +38,10 @@ print({token!r})
 """
 
 
-def titles(path: Path = KNOWLEDGE) -> dict[str, set[str]]:
+def titles() -> dict[str, set[str]]:
     """The names of each CWE: its title, and a short name in ('...') within that."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; the names of CWEs are read from it")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {row["cwe"]: {row["title"], *re.findall(r"\('(.+?)'\)", row["title"]), re.sub(r" \('.+?'\)", "", row["title"])} for row in rows}
+    short = re.compile(r" \('(.+?)'\)")
+    return {cwe: {title, *short.findall(title), short.sub("", title)} for cwe, title in knowledge.titles().items()}
 
 
 def text_faults(pair: Pair, names: Mapping[str, set[str]]) -> Iterator[str]:
@@ -102,22 +100,19 @@ def executions(rows: list[Pair], folder: Path, workers: int = 2, progress: bool 
     files = sorted(path for path in folder.glob("*.py") if path != helper)
     if strangers := [path.name for path in files if path.name not in by_file]:
         raise DataError(f"{folder}: no pair for {', '.join(strangers)}; a check is named after its pair's id, with - as _")
-    cases, plan = [], []
-    for path in files:
-        pair = by_file[path.name]
-        for which in ("functional", "exploit"):
-            for side in ("chosen", "rejected"):
-                token = secrets.token_hex(8)  # printed last: the check came to its end
-                code = RUNNER.format(which=which, token=token, failed=FAILED)
-                inputs = shared | {"pair_.py": getattr(pair, side), "check_.py": path.read_text(encoding="utf-8")}
-                cases.append(Case(code, inputs, LIMITS, packages=True))
-                plan.append((pair, which, side, token))
+    plan = [(path, which, side) for path in files for which in ("functional", "exploit") for side in ("chosen", "rejected")]
+    tokens = [secrets.token_hex(8) for _ in plan]  # printed last: the check came to its end
+    cases = []
+    for (path, which, side), token in zip(plan, tokens, strict=True):
+        code = RUNNER.format(which=which, token=token, failed=FAILED)
+        inputs = shared | {"pair_.py": getattr(by_file[path.name], side), "check_.py": path.read_text(encoding="utf-8")}
+        cases.append(Case(code, inputs, LIMITS, packages=True))
     results = tqdm(run_many(cases, workers), total=len(cases), desc="checks", unit="run", disable=not progress)
-    faults: dict[str, str] = {pair.id: "" for pair, *_ in plan}
-    for (pair, which, side, token), result in zip(plan, results, strict=True):
+    faults = dict.fromkeys(files, "")
+    for (path, which, side), token, result in zip(plan, tokens, results, strict=True):
         if fault := _fault(result, which == "exploit" and side == "rejected", token):
-            faults[pair.id] = faults[pair.id] or f"{which} on {side}: {fault}"
-    yield from ((by_file[path.name], faults[by_file[path.name].id]) for path in files)
+            faults[path] = faults[path] or f"{which} on {side}: {fault}"
+    yield from ((by_file[path.name], fault) for path, fault in faults.items())
 
 
 def _fault(result: Result, should_fail: bool, token: str) -> str:
@@ -140,10 +135,8 @@ def write_verdicts(rows: list[Pair], out: Path, workers: int = 2, progress: bool
     verdicts = judge([side for pair in rows for side in (pair.chosen, pair.rejected)], workers=workers, progress=progress)
     lines = []
     for pair, chosen, rejected in zip(rows, verdicts[::2], verdicts[1::2], strict=True):
-        sides = {
-            side: [[f.cwe, f"{f.judge} {f.rule}", f.line] for f in v.findings] for side, v in (("chosen", chosen), ("rejected", rejected))
-        }
-        lines.append({"id": pair.id, "cwe": pair.cwe, "sha256": digest(pair)} | sides)
+        found = [[[f.cwe, f"{f.judge} {f.rule}", f.line] for f in verdict.findings] for verdict in (chosen, rejected)]
+        lines.append({"id": pair.id, "cwe": pair.cwe, "sha256": digest(pair), "chosen": found[0], "rejected": found[1]})
     write_lines(out, lines)
 
 
@@ -156,7 +149,6 @@ def check(paths: Sequence[Path], tests: Path | None, *, workers: int = 2, progre
     for pair in tqdm(rows, desc="pairs", unit="pair", disable=not progress):
         faults += [(pair.id, fault) for fault in text_faults(pair, names)]
     faults += [(pair.id, fault) for pair, fault in duplicates(rows)]
-    ran: Iterable[tuple[Pair, str]] = executions(rows, tests, workers, progress) if tests else ()
-    outcomes = list(ran)
+    outcomes = list(executions(rows, tests, workers, progress)) if tests else []
     faults += [(pair.id, fault) for pair, fault in outcomes if fault]
     return faults, len(rows), len(outcomes)

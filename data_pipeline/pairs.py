@@ -125,13 +125,7 @@ def _own(row: Json, name: str) -> Pair:
 
 
 def _disco(row: Json, name: str) -> Pair:
-    return Pair(
-        id=name,
-        instruction=row["Instruction"].strip(),
-        reasoning=row["Reasoning"].strip(),
-        chosen=row["Secure Code"],
-        rejected=row["Vulnerable Code"],
-    )
+    return Pair(name, row["Secure Code"], row["Vulnerable Code"], row["Instruction"].strip(), row["Reasoning"].strip())
 
 
 _LANGUAGES = {".py": "python", ".js": "javascript", ".jsx": "javascript", ".rb": "ruby", ".cc": "cpp"}
@@ -139,11 +133,9 @@ _LANGUAGES = {".py": "python", ".js": "javascript", ".jsx": "javascript", ".rb":
 
 def _sven(row: Json, name: str) -> Pair:
     suffix = Path(row["file_name"]).suffix
-    changes = row.get("char_changes")
-    spans: Json = {}
-    if changes:
-        for field_name, side in (("chosen_spans", "added"), ("rejected_spans", "deleted")):
-            spans[field_name] = tuple((change["char_start"], change["char_end"]) for change in changes[side])
+    changes = row.get("char_changes") or {}
+    sides = {"chosen_spans": "added", "rejected_spans": "deleted"} if changes else {}
+    spans: Json = {key: tuple((c["char_start"], c["char_end"]) for c in changes[side]) for key, side in sides.items()}
     return Pair(
         id=name,
         instruction=(row.get("description") or "").strip(),

@@ -65,13 +65,11 @@ class Manifest:
             raise DataError(f"{file}: no such file; {remedy}")
         try:
             raw = json.loads(file.read_text())
-            if raw["format_version"] != FORMAT_VERSION:
-                raise DataError(f"{file}: format version {raw['format_version']}, this program reads {FORMAT_VERSION}; {remedy} again")
-            return Manifest(**raw)
-        except DataError:
-            raise
+            if raw["format_version"] == FORMAT_VERSION:
+                return Manifest(**raw)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file}: damaged ({error!r}); {remedy} again") from None
+        raise DataError(f"{file}: format version {raw['format_version']}, this program reads {FORMAT_VERSION}; {remedy} again")
 
 
 def write(directory: Path, split: str, rows: Sequence[tuple[dict[str, np.ndarray], str]]) -> Json:
@@ -113,18 +111,16 @@ class Records:
     """Random access to the serialised rows of one split, over all its shards."""
 
     def __init__(self, directory: str | Path, entry: Json):
-        self._maps: list[np.ndarray] = []
-        self._index: list[tuple[int, int, int]] = []  # (shard, start, stop)
-        for shard, facts in enumerate(entry["shards"]):
+        self._index: list[tuple[np.ndarray, int, int]] = []  # (shard, start, stop)
+        for facts in entry["shards"]:
             file = Path(directory) / facts["file"]
             remedy = "copy the file again or rebuild the set with `lpo-data build --force`"
             if not file.is_file():
                 raise DataError(f"{file}: missing shard; {remedy}")
             if sha256(file) != facts["sha256"]:
                 raise DataError(f"{file}: damaged shard (its sha256 isn't the manifest's); {remedy}")
-            content = np.memmap(file, np.uint8, mode="r")
-            self._maps.append(content)
-            self._index += [(shard, *span) for span in _record_spans(content)]
+            shard = np.memmap(file, np.uint8, mode="r")
+            self._index += [(shard, *span) for span in _record_spans(shard)]
 
     def __len__(self) -> int:
         return len(self._index)
@@ -132,7 +128,7 @@ class Records:
     def read(self, row: int) -> bytes:
         """The serialised `tf.train.Example` of a row."""
         shard, start, stop = self._index[row]
-        return self._maps[shard][start:stop].tobytes()
+        return shard[start:stop].tobytes()
 
 
 def _record_spans(content: np.ndarray) -> Iterable[tuple[int, int]]:

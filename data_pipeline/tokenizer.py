@@ -25,7 +25,10 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        return fingerprint(self.backend)
+        """Of what the tokenizer does to a text, independent of the file's formatting."""
+        content = json.loads(self.backend.to_str())
+        content["truncation"] = content["padding"] = None
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def size(self) -> int:
@@ -54,17 +57,16 @@ def load(name: str | Path) -> Tokenizer:
     directory = _local(name)
     file = directory / "tokenizer.json"
     if not file.is_file():
-        raise DataError(
-            f"{name}: no tokenizer.json; convert it once with "
-            "transformers.AutoTokenizer.from_pretrained(NAME).save_pretrained(DIR) and pass DIR"
-        )
+        remedy = "convert it once with transformers.AutoTokenizer.from_pretrained(NAME).save_pretrained(DIR) and pass DIR"
+        raise DataError(f"{name}: no tokenizer.json; {remedy}")
     backend = tokenizers.Tokenizer.from_file(str(file))
     backend.no_truncation()
     backend.no_padding()
-    eos = next((t for t in (_declared_eos(directory), *EOS_NAMES) if t and backend.token_to_id(t) is not None), None)
-    if eos is None:
+    ids = (backend.token_to_id(name) for name in (_declared_eos(directory), *EOS_NAMES) if name)
+    eos_id = next((found for found in ids if found is not None), None)
+    if eos_id is None:
         raise DataError(f"{name}: no end-of-text token; name it as `eos_token` in {directory}/tokenizer_config.json")
-    return Tokenizer(backend, _id(backend, eos), _leading_id(backend))
+    return Tokenizer(backend, eos_id, _leading_id(backend))
 
 
 def chat_template(name: str | Path) -> Callable[[Sequence[Mapping[str, str]]], str] | None:
@@ -100,14 +102,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return Tokenizer(backend, _id(backend, EOS_NAMES[0]), None)
-
-
-def fingerprint(backend: tokenizers.Tokenizer) -> str:
-    """sha256 of what the tokenizer does to a text, independent of the file's formatting."""
-    content = json.loads(backend.to_str())
-    content["truncation"] = content["padding"] = None
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return Tokenizer(backend, eos_id=0, bos_id=None)  # special tokens come first
 
 
 def _local(name: str | Path) -> Path:
@@ -121,17 +116,9 @@ def _local(name: str | Path) -> Path:
 
 def _declared_eos(directory: Path) -> str | None:
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (directory / file).is_file():
-            token = json.loads((directory / file).read_text()).get("eos_token")
-            if token:
-                return token["content"] if isinstance(token, dict) else token
+        if (directory / file).is_file() and (token := json.loads((directory / file).read_text()).get("eos_token")):
+            return token["content"] if isinstance(token, dict) else token
     return None
-
-
-def _id(backend: tokenizers.Tokenizer, token: str) -> int:
-    found = backend.token_to_id(token)
-    assert found is not None
-    return found
 
 
 def _leading_id(backend: tokenizers.Tokenizer) -> int | None:

@@ -24,10 +24,8 @@ def run_command(program: str, command: Callable[[], int]) -> int:
     except UserError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
-        print(
-            f"{program}: error: the package {error.name!r} is missing here; install what the project needs: pip install -e .",
-            file=sys.stderr,
-        )
+        remedy = "install what the project needs: pip install -e ."
+        print(f"{program}: error: the package {error.name!r} is missing here; {remedy}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; repeat the command to go on", file=sys.stderr)
         return 130

@@ -114,16 +114,11 @@ def is_bucket(path: Path) -> bool:
     return "://" in str(path)
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a name can be a model's or data set's on the hub, as in "OWNER/NAME"; a path that exists is for the caller to try first."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
-
-
 def directory_of(name: str | Path, patterns: list[str]) -> Path | None:
     """The directory that a name stands for: itself, or a hub id's files that match `patterns`, downloaded once. None: it is neither."""
     if Path(name).is_dir():
         return Path(name)
-    if not is_hub_id(str(name)):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):  # OWNER/NAME
         return None
     from huggingface_hub import snapshot_download
 
