@@ -9,14 +9,12 @@ import shutil
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import lpo_jax
 from data_pipeline.row import RowShape, pad
 from data_pipeline.trees import Encoded, join, plant
 from lpo_jax.batch import TreeBatch
@@ -24,8 +22,8 @@ from lpo_jax.config import ModelConfig
 from lpo_jax.model.decoder import Model
 from lpo_jax.objectives import OBJECTIVES
 from lpo_jax.train.step import objective_terms, output
+from tests.helpers.paths import REPO
 
-REPO = Path(lpo_jax.__file__).parents[1]
 PAGE = (REPO / "docs" / "adding_an_objective.md").read_text()
 FILE, CLAIM = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (LINE,) = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)

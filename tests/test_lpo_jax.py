@@ -4,13 +4,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import lpo_jax
-
-REPO = Path(lpo_jax.__file__).parents[1]
+from tests.helpers.paths import REPO
 
 
 def python(code, **options):
@@ -38,7 +36,7 @@ def test_every_name_is_there():
 
 def test_the_types_that_checkers_see_are_those_places():
     """Each import for type checkers names the place that the interpreter goes to."""
-    source = Path(lpo_jax.__file__).read_text()
+    source = (REPO / "lpo_jax" / "__init__.py").read_text()
     seen = {}
     for module, names in re.findall(r"^    from ([\w.]+) import (.+)$", source, re.MULTILINE):
         for name in names.split(", "):
