@@ -256,7 +256,7 @@ def cloud_parser(module: str, description: str | None, examples: str) -> argpars
     made.add_argument("--restarts", type=int, default=20, help="restarts after preemption (default: 20)")
     made.add_argument("--delete", choices=("never", "success", "always"), default="never", help="delete what was created at the end: after a run that succeeded, or also after one that failed (default: never)")  # fmt: skip
     made.add_argument("--skip-plan", action="store_true", help="don't ask `lpo plan` first")
-    made.add_argument("--pause-s", type=float, default=30, help="seconds between looks at the cloud, and before a retry (default: 30)")
+    made.add_argument("--pause-s", type=float, default=30, help="seconds between looks at the cloud, before a first retry (default: 30)")
     made.add_argument("--down", action="store_true", help="delete what an earlier run created, and do nothing else")
     return made
 
