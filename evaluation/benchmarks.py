@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ class Task:
     prompt: str  # completion form
     instruction: str  # instruction form
     cwe: str | None = None
-    entry_point: str | None = None
     canonical: str | None = None  # the known-good continuation of `prompt`
     insecure: str | None = None  # a known-insecure whole program
     functional_test: str | None = None
@@ -49,7 +48,7 @@ class Source:
     form: str  # the form that it comes in: "completion" or "instruction"
     origin: str
     licence: str
-    read: Callable[[str, Path, bytes], Iterator[Task]]
+    read: Callable[[Path, bytes], Iterator[Task]]
     sha256: frozenset[str] = frozenset()
 
 
@@ -58,8 +57,6 @@ class Benchmark:
     name: str
     form: str
     data_sha256: str
-    licence: str
-    origin: str
     tasks: tuple[Task, ...]
 
 
@@ -89,14 +86,14 @@ def load(name: str, data: Path | None, any_hash: bool = False) -> Benchmark:
             "without a word. Pass --any-data to take it as it is"
         )
     try:
-        tasks = list(source.read(name, data, content))
+        tasks = list(source.read(data, content))
     except KeyError as error:
         raise BenchmarkError(f"{data}: a row lacks {error}; is it {source.title}?") from None
     except ValueError as error:
         raise BenchmarkError(f"{data}: {error}") from None
     if not tasks:
         raise BenchmarkError(f"{data} holds no task")
-    return Benchmark(name, source.form, found, source.licence, source.origin, tuple(_with_unique_ids(tasks)))
+    return Benchmark(name, source.form, found, tuple(_with_unique_ids(tasks)))
 
 
 def _with_unique_ids(tasks: list[Task]) -> Iterator[Task]:
@@ -104,7 +101,7 @@ def _with_unique_ids(tasks: list[Task]) -> Iterator[Task]:
     seen: Counter[str] = Counter()
     for task in tasks:
         seen[task.task_id] += 1
-        yield task if seen[task.task_id] == 1 else Task(**vars(task) | {"task_id": f"{task.task_id}#{seen[task.task_id]}"})
+        yield task if seen[task.task_id] == 1 else replace(task, task_id=f"{task.task_id}#{seen[task.task_id]}")
 
 
 def _directory_sha256(directory: Path) -> str:
@@ -114,9 +111,16 @@ def _directory_sha256(directory: Path) -> str:
 
 
 def _rows(path: Path, content: bytes) -> Iterator[Json]:
-    if path.suffix == ".gz":
-        content = gzip.decompress(content)
-    for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
+    return json_lines(gzip.decompress(content) if path.suffix == ".gz" else content)
+
+
+def json_lines(content: bytes) -> Iterator[Json]:
+    """The rows of a JSONL file; blank lines are none.
+
+    Raises:
+      ValueError: a line that is no JSON, or bytes that are no UTF-8.
+    """
+    for number, line in enumerate(content.decode("utf-8").split("\n"), 1):
         if line.strip():
             try:
                 yield json.loads(line)
@@ -141,33 +145,33 @@ def _sentence_task(task_id: str, sentence: str, **fields: Any) -> Task:
     return Task(task_id, f'"""\n{quoted}\n"""\n', f"{sentence}\n\nAnswer with the whole Python program in one code block.\n", **fields)
 
 
-def _securityeval(name: str, path: Path, content: bytes) -> Iterator[Task]:
+def _securityeval(path: Path, content: bytes) -> Iterator[Task]:
     for row in _rows(path, content):
         yield _code_task(row["ID"], row["Prompt"], cwe=_cwe(row["ID"]), insecure=row["Insecure_code"])
 
 
-def _asleep(name: str, path: Path, content: bytes) -> Iterator[Task]:
+def _asleep(path: Path, content: bytes) -> Iterator[Task]:
     for row in _rows(path, content):
         if row["language"] == "python":
             task_id = f"{row['scenario_id']}/{row['detail']}"
             yield _code_task(task_id, row["prompt"], cwe=_cwe(row["scenario_id"]), suffix=row["suffix"])
 
 
-def _llmseceval(name: str, path: Path, content: bytes) -> Iterator[Task]:
+def _llmseceval(path: Path, content: bytes) -> Iterator[Task]:
     for row in csv.DictReader(io.StringIO(content.decode("utf-8"))):
         if row["Language"] == "Python":
             sentence = row["Manually-fixed NL Prompt"] or row["LLM-generated NL Prompt"]
             yield _sentence_task(row["Prompt ID"], sentence.replace("<language>", "Python"), cwe=_cwe(row["Prompt ID"]))
 
 
-def _disco_test(name: str, path: Path, content: bytes) -> Iterator[Task]:
+def _disco_test(path: Path, content: bytes) -> Iterator[Task]:
     for number, row in enumerate(csv.DictReader(io.StringIO(content.decode("utf-8")))):
         sources = (row[key] for key in ("CWE", "Rule", "Reasoning", "Security Reasoning") if row.get(key))
         cwe = next((found for found in map(_cwe, sources) if found), None)
         yield _sentence_task(f"disco-test/{number}", row["Prompt"] if "Prompt" in row else row["Instruction"], cwe=cwe)
 
 
-def _scenarios(name: str, path: Path, content: bytes) -> Iterator[Task]:
+def _scenarios(path: Path, content: bytes) -> Iterator[Task]:
     """One JSON line a scenario, or the repositories' folders of info.json, file_context.py and func_context.py."""
     if path.is_dir():
         for info in sorted(path.rglob("info.json")):
@@ -181,7 +185,7 @@ def _scenarios(name: str, path: Path, content: bytes) -> Iterator[Task]:
                 yield _code_task(row["id"], row["file_context"] + row["func_context"], cwe=_cwe(row["cwe"]))
 
 
-def _cweval(name: str, path: Path, content: bytes) -> Iterator[Task]:
+def _cweval(path: Path, content: bytes) -> Iterator[Task]:
     """A directory of NAME_task.py, with lines "# BEGIN PROMPT" and "# BEGIN SOLUTION", and NAME_test.py for pytest, which imports the former.
 
     Tests are marked `functionality` or `security`.
@@ -194,16 +198,9 @@ def _cweval(name: str, path: Path, content: bytes) -> Iterator[Task]:
         if len(parts) != 3 or not test.is_file():
             raise ValueError(f"{file.name} needs a line # BEGIN PROMPT, a line # BEGIN SOLUTION, and {test.name} beside it")
         prompt = re.sub(r"^[ \t]*# BEGIN ENTRYPOINT[ \t]*\n", "", parts[1], flags=re.MULTILINE)
-        tests = {mark: _pytest(file.stem, test.read_text(), mark) for mark in ("functionality", "security")}
-        yield _code_task(
-            file.stem.removesuffix("_task"),
-            prompt,
-            cwe=_cwe(file.stem),
-            canonical=parts[2],
-            functional_test=tests["functionality"],
-            security_test=tests["security"],
-            packages=True,
-        )
+        functional, security = (_pytest(file.stem, test.read_text(), mark) for mark in ("functionality", "security"))
+        tests = {"canonical": parts[2], "functional_test": functional, "security_test": security, "packages": True}
+        yield _code_task(file.stem.removesuffix("_task"), prompt, cwe=_cwe(file.stem), **tests)
 
 
 def _pytest(module: str, test: str, mark: str) -> str:
@@ -217,17 +214,11 @@ if _failed := _pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", {mark!r}
 """
 
 
-def _humaneval(name: str, path: Path, content: bytes) -> Iterator[Task]:
+def _humaneval(path: Path, content: bytes) -> Iterator[Task]:
     """HumanEval and MBXP: `check` is called with the function; HumanEval-X's tests call it themselves."""
     for row in _rows(path, content):
         call = f"check({row['entry_point']})\n" if "entry_point" in row else ""
-        yield _code_task(
-            row["task_id"],
-            row["prompt"],
-            entry_point=row.get("entry_point"),
-            canonical=row["canonical_solution"],
-            functional_test=f"{row['test']}\n{call}",
-        )
+        yield _code_task(row["task_id"], row["prompt"], canonical=row["canonical_solution"], functional_test=f"{row['test']}\n{call}")
 
 
 MBXP_BROKEN = frozenset(f"MBPP/{i}" for i in (56, 64, 160, 341, 349, 367, 596, 601, 607, 631, 642, 899, 927, 966, 967))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evaluation.benchmarks import BENCHMARKS, Benchmark, load
-from evaluation.completions import Completions, EvaluationError, Sampling, canonical, from_endpoint, from_file, from_model, insecure
+from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
 from foundation.commands import Program
 from judges import TOOLS
 from judges.findings import NOISE
@@ -118,7 +118,7 @@ def _source(args: argparse.Namespace, benchmark: Benchmark, form: str) -> Comple
     if what in ("canonical", "insecure"):
         if (args.samples or 1) > 1:
             raise EvaluationError(f"--completions {what} has one sample a task: leave -n out")
-        return canonical(tasks) if what == "canonical" else insecure(tasks)
+        return from_benchmark(what, tasks)
     if what == "openai" or what.startswith(("http://", "https://")):
         if not args.model:
             raise EvaluationError("an endpoint needs --model, the name of the model that it serves")

@@ -41,21 +41,13 @@ class Completions:
     sampling: Json = field(default_factory=dict)
 
 
-def canonical(tasks: Sequence[Task]) -> Completions:
-    """The benchmark's own solutions."""
-    return _own(tasks, "canonical", [task.canonical for task in tasks], "solution")
-
-
-def insecure(tasks: Sequence[Task]) -> Completions:
-    """The benchmark's known-insecure programs."""
-    return _own(tasks, "insecure", [task.insecure for task in tasks], "known-insecure code")
-
-
-def _own(tasks: Sequence[Task], name: str, texts: Sequence[str | None], what: str) -> Completions:
-    rows = [(task.task_id, 0, text) for task, text in zip(tasks, texts, strict=True) if text is not None]
+def from_benchmark(which: str, tasks: Sequence[Task]) -> Completions:
+    """What the benchmark itself has: its "canonical" solutions, or its known-"insecure" programs."""
+    rows = [(task.task_id, 0, text) for task in tasks if (text := getattr(task, which)) is not None]
     if len(rows) < len(tasks):
-        raise EvaluationError(f"--completions {name}: {len(tasks) - len(rows)} of {len(tasks)} tasks come without {what}")
-    return Completions(name, 1, lambda _: iter(rows))
+        what = {"canonical": "solution", "insecure": "known-insecure code"}[which]
+        raise EvaluationError(f"--completions {which}: {len(tasks) - len(rows)} of {len(tasks)} tasks come without {what}")
+    return Completions(which, 1, lambda _: iter(rows))
 
 
 def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Completions:
@@ -97,16 +89,7 @@ def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Complet
 
 
 def from_endpoint(
-    url: str | None,
-    model: str,
-    tasks: Sequence[Task],
-    form: str,
-    samples: int,
-    sampling: Sampling,
-    *,
-    concurrency: int = 8,
-    tries: int = 7,
-    timeout_s: float = 300,
+    url: str | None, model: str, tasks: Sequence[Task], form: str, samples: int, sampling: Sampling, *, concurrency: int = 8
 ) -> Completions:
     """An OpenAI-compatible endpoint: /completions for the completion form, /chat/completions for instructions. The key is read from OPENAI_API_KEY.
 
@@ -115,12 +98,7 @@ def from_endpoint(
     chat = form == "instruction"
     url = url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     prompts = {task.task_id: task.instruction if chat else task.prompt for task in tasks}
-    options: Json = {
-        "model": model,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "max_tokens": sampling.max_new_tokens,
-    }
+    options: Json = {"model": model, "temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens}
 
     def read(directory: Path) -> Iterator[tuple[str, int, str]]:
         import openai
@@ -131,10 +109,9 @@ def from_endpoint(
         journal = directory / "completions.jsonl"
         done = {(row["id"], row["sample"]) for row in read_journal(journal)}
         missing = [(task_id, k) for task_id in prompts for k in range(samples) if (task_id, k) not in done]
-        total = len(prompts) * samples
 
         async def ask() -> None:
-            endpoint = Endpoint(url, api_key=key or "none", timeout_s=timeout_s, tries=tries)
+            endpoint = Endpoint(url, api_key=key or "none", timeout_s=300, tries=7)
 
             async def one(wanted: tuple[str, int]) -> None:
                 task_id, sample = wanted
@@ -153,7 +130,7 @@ def from_endpoint(
 
         with (
             journal.open("a", encoding="utf-8") as out,
-            tqdm(total=total, initial=total - len(missing), desc=f"ask {model}", unit=" samples", dynamic_ncols=True) as bar,
+            tqdm(total=len(done) + len(missing), initial=len(done), desc=f"ask {model}", unit=" samples", dynamic_ncols=True) as bar,
         ):
             try:
                 asyncio.run(ask())
@@ -187,16 +164,8 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
         prompts.write_text("".join(lines), encoding="utf-8")
         config = SamplingConfig(temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens)
         rule = None if security is None else replace(PRESETS[preset], threshold=threshold)
-        what = job.Job(
-            prompts=str(prompts),
-            out=str(out),
-            models=Models(model=path, security=security, rule=rule, rows=rows, dtype=dtype),
-            samples=samples,
-            seed=sampling.seed,
-            think=think,
-            sampling=config,
-        )
-        job.run(what)
+        models = Models(model=path, security=security, rule=rule, rows=rows, dtype=dtype)
+        job.run(job.Job(str(prompts), str(out), models, samples=samples, seed=sampling.seed, think=think, sampling=config))
         yield from _kept(out)
 
     pair = {} if security is None else {"security": security, "preset": preset, "threshold": threshold}

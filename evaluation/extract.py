@@ -8,7 +8,6 @@ import ast
 import itertools
 import re
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from judges.prepare import parse
@@ -20,6 +19,8 @@ _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*\{?([\w+#.-]*)[^\n`]*$", re.MULTIL
 _PYTHON = ("", "python", "python3", "py", "py3", "python2")
 _TOP = re.compile(r"(?:def|class|async def|import|from)\s|@|#|if __name__")
 _CODE = re.compile(r"^(?:(?:def|class|async def|import|from)\s+\w|@\w|#!|\w+\s*=\s*\S)", re.MULTILINE)
+_NAMED = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+_TOP_LEVEL = _NAMED | ast.Import | ast.ImportFrom
 _MARGIN_LINES = 200  # places where a function may end that are tried
 
 
@@ -58,10 +59,8 @@ def extract(prompt: str, completion: str, form: str, suffix: str = "") -> Progra
 def _clean(text: str) -> str:
     """Without what isn't the answer: a byte order mark, hidden reasoning, our template's thought, and everything from an end-of-text token on."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
-    if "</think>" in text:
-        text = text.partition("</think>")[2]
-    if "### Response:" in text:
-        text = text.partition("### Response:")[2]
+    for mark in ("</think>", "### Response:"):
+        text = text.partition(mark)[2] if mark in text else text
     end = _ENDS.search(text)
     return text[: end.start()] if end else text
 
@@ -69,22 +68,17 @@ def _clean(text: str) -> str:
 # --- Programs.
 
 
-def _program(code: str) -> Program:
-    return _judged(code, (0, 0))
-
-
-def _judged(code: str, given: tuple[int, int]) -> Program:
+def _program(code: str, given: tuple[int, int] = (0, 0)) -> Program:
     """`given`: line (from 1) and column (in bytes) where the task's part ends."""
     code = code.rstrip() + "\n" if code.strip() else ""
     tree = parse(code)
     if tree is None:
         return Program(code, False, False)
-    idle = ast.Pass | ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     added = (n for n in ast.walk(tree) if isinstance(n, ast.stmt) and (n.end_lineno or 0, n.end_col_offset or 0) > given)
-    for node in added:
-        if not isinstance(node, idle) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant | ast.Name)):
-            return Program(code, True, False)
-    return Program(code, True, True)
+    idle = (
+        isinstance(n.value, ast.Constant | ast.Name) if isinstance(n, ast.Expr) else isinstance(n, _TOP_LEVEL | ast.Pass) for n in added
+    )
+    return Program(code, True, all(idle))
 
 
 def _with_context(prompt: str, block: str, tree: ast.Module) -> str:
@@ -105,15 +99,11 @@ def _with_context(prompt: str, block: str, tree: ast.Module) -> str:
 
 def _binds(statement: ast.stmt) -> set[str]:
     """Names that a statement gives to its module."""
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+    if isinstance(statement, _NAMED):
         return {statement.name}
-    names = set()
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.alias):
-            names.add((node.asname or node.name).split(".")[0])
-    return names
+    nodes = list(ast.walk(statement))
+    stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return stored | {(node.asname or node.name).split(".")[0] for node in nodes if isinstance(node, ast.alias)}
 
 
 def _bound(tree: ast.Module) -> set[str]:
@@ -126,9 +116,7 @@ def _uses(tree: ast.AST) -> set[str]:
 
 def _stands_alone(tree: ast.Module) -> bool:
     """A program of its own, rather than a function's body without its indentation."""
-    return not _returns(tree) and any(
-        isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom) for s in tree.body
-    )
+    return not _returns(tree) and any(isinstance(s, _TOP_LEVEL) for s in tree.body)
 
 
 def _returns(tree: ast.Module) -> bool:
@@ -184,12 +172,8 @@ def _continue(prompt: str, text: str, suffix: str) -> Program:
         start = "" if prompt.endswith("\n") else "\n"
         texts += [start + textwrap.indent(first, indent), start + indent + first]  # of all lines, of the first one
     for candidate in texts:
-        if (
-            inside
-            and (prompt.endswith("\n") or candidate.startswith("\n"))
-            and candidate.strip()
-            and not candidate.lstrip("\n")[0].isspace()
-        ):
+        own_line = prompt.endswith("\n") or candidate.startswith("\n")
+        if inside and own_line and candidate.strip() and not candidate.lstrip("\n")[0].isspace():
             continue  # it would stand behind the function
         cuts = _margins(candidate)
         # A model that isn't asked for one function goes on until it is stopped: its last statement may be torn.
@@ -218,7 +202,7 @@ def _with_helpers(prompt: str, text: str, cut: int) -> int:
 
 
 def _joined(prompt: str, text: str, suffix: str) -> Program:
-    program = _judged(prompt + text, (prompt.count("\n") + 1, len(prompt.rsplit("\n", 1)[-1].encode())))
+    program = _program(prompt + text, (prompt.count("\n") + 1, len(prompt.rsplit("\n", 1)[-1].encode())))
     if not suffix.strip():
         return program
     code = f"{(prompt + text).rstrip()}{'' if suffix.startswith(chr(10)) else chr(10)}{suffix}"
@@ -277,5 +261,5 @@ def _without_prose(text: str) -> str:
     if begin is None:
         return text
     code = text[begin.start() :]
-    ends: Iterator[int] = iter([len(code), *reversed(_margins(code)[1:])])
+    ends = [len(code), *reversed(_margins(code)[1:])]
     return next((code[:end] for end in ends if parse(code[:end]) is not None), code)

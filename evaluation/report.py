@@ -2,13 +2,14 @@
 
 import base64
 import hashlib
+import itertools
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.measures import RESAMPLES, Estimate, Measure, by_task, difference, estimate, measures, state
+from evaluation.benchmarks import json_lines
+from evaluation.measures import RESAMPLES, Estimate, Measure, by_cwe, by_task, difference, estimate, measures, state
 from foundation.errors import UserError
 from foundation.files import Json, replaced
 from foundation.pages import environment
@@ -67,7 +68,7 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
         title=" against ".join(reversed(models)) if len(models) <= 2 else f"{len(models)} models",
         models=models,
         benchmarks=[_benchmark(name, group) for name, group in benchmarks.items()],
-        matrix=_matrix(models, benchmarks),
+        matrix=[(model, [_headline(model, group) for group in benchmarks.values()]) for model in models],
         cautions=[text for name, group in benchmarks.items() for text in _cautions(name, group)],
         scatter=_scatter(models, benchmarks),
         glossary={m.key: m for run in loaded for m in run.measures.values()}.values(),
@@ -83,26 +84,20 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
 
 
 def _load(path: Path) -> Run:
+    file = path / "run.json"
     try:
-        info = json.loads((path / "run.json").read_text())
-        lines = (path / "samples.jsonl").read_text().split("\n")
-    except OSError as error:
-        raise ReportError(f"{error.filename}: {error.strerror}; is {path} what `lpo-eval run` wrote?") from None
-    except ValueError as error:
-        raise ReportError(f"{path / 'run.json'}: {error}") from None
-    samples = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                samples.append(json.loads(line))
-            except ValueError:
-                raise ReportError(f"{path / 'samples.jsonl'}:{number}: no JSON; run `lpo-eval run` again to finish it") from None
-    if not samples:
-        raise ReportError(f"{path / 'samples.jsonl'}: no sample yet; let `lpo-eval run` finish")
-    try:
+        info = json.loads(file.read_text())
+        file = path / "samples.jsonl"
+        samples = list(json_lines(file.read_bytes()))
+        if not samples:
+            raise ReportError(f"{file}: no sample yet; let `lpo-eval run` finish")
         for key in ("name", "model", "benchmark", "data_sha256"):
             info[key]
         return Run(path, info, samples)
+    except OSError as error:
+        raise ReportError(f"{error.filename}: {error.strerror}; is {path} what `lpo-eval run` wrote?") from None
+    except ValueError as error:
+        raise ReportError(f"{file}: {error}; run `lpo-eval run` again to finish it") from None
     except KeyError as error:
         raise ReportError(f"{path}: run.json or a line of samples.jsonl lacks {error}; run `lpo-eval run` again") from None
 
@@ -135,11 +130,6 @@ def _position(value: float, low: float = 0.0, high: float = 1.0) -> str:
     return f"{100 * min(max((value - low) / (high - low), 0), 1):.2f}"
 
 
-def _headline(run: Run) -> list[Measure]:
-    """The measures that say most of a run; few insecure samples say nothing where few are code."""
-    return [run.measures[key] for key in ("insecure", "secure", "pass@1") if key in run.measures]
-
-
 def _benchmark(name: str, runs: list[Run]) -> Json:
     """A benchmark's table of measures, and every other run's difference to the first one."""
     first, union = runs[0], {m.key: m for run in runs for m in run.measures.values()}
@@ -167,30 +157,19 @@ def _tone(measure: Measure, d: Estimate) -> str:
 
 def _cwes(runs: list[Run]) -> list[Json]:
     """Each CWE's insecure share in every judged run, the CWEs with the most insecure samples first."""
+    shares = [(run, by_cwe(run.measures["insecure"], run.tasks)) for run in runs if run.judged]
     found = []
-    judged = [run for run in runs if run.judged]
-    for cwe in {s["cwe"] for run in judged for s in run.samples if s["cwe"]}:
-        bars = []
-        for run in judged:
-            tasks = {task: samples for task, samples in run.tasks.items() if samples[0]["cwe"] == cwe}
-            value = estimate(run.measures["insecure"], tasks) if tasks else None
-            if value:
-                bars.append((run, value, round(value.value * value.n)))
+    for cwe in {cwe for _, share in shares for cwe in share}:
+        bars = [(run, share[cwe], round(share[cwe].value * share[cwe].n)) for run, share in shares if cwe in share]
         found.append({"cwe": cwe, "bars": bars, "weight": sum(count for _, _, count in bars)})
-    return sorted(found, key=lambda x: (-x["weight"], int(re.sub(r"\D", "", x["cwe"]) or 0)))
+    return sorted(found, key=lambda x: (-x["weight"], int(x["cwe"].removeprefix("CWE-"))))
 
 
-def _matrix(models: list[str], benchmarks: dict[str, list[Run]]) -> list[tuple[str, list[list[tuple[Measure, Estimate]]]]]:
-    """Models by benchmarks: the headline measures of each."""
-    rows = []
-    for model in models:
-        cells = []
-        for group in benchmarks.values():
-            run = next((run for run in group if run.label == model), None)
-            pairs = [(m, estimate(m, run.tasks)) for m in _headline(run)] if run else []
-            cells.append([(m, e) for m, e in pairs if e is not None])
-        rows.append((model, cells))
-    return rows
+def _headline(model: str, runs: list[Run]) -> list[tuple[Measure, Estimate | None]]:
+    """The measures that say most of a model's run on a benchmark; few insecure samples say nothing where few are code."""
+    run = next((run for run in runs if run.label == model), None)
+    found = [run.measures[key] for key in ("insecure", "secure", "pass@1") if key in run.measures] if run else []
+    return [(m, estimate(m, run.tasks)) for m in found] if run else []
 
 
 def _cautions(name: str, runs: list[Run]) -> list[str]:
@@ -215,12 +194,16 @@ def _scatter(models: list[str], benchmarks: dict[str, list[Run]]) -> list[Json]:
         for f, tested in works.items():
             if s != f and (works[s] or secure[f]):
                 continue  # a benchmark that tests both stands against itself only
-            points = []
-            for a in judged:
-                for b in (r for r in tested if r.label == a.label):
-                    x, y = estimate(b.measures["pass@1"], b.tasks), estimate(a.measures["secure"], a.tasks)
-                    if x and y:
-                        points.append({"label": a.label, "colour": a.colour, "x": x, "y": y})
+            points = [
+                {
+                    "label": a.label,
+                    "colour": a.colour,
+                    "x": estimate(b.measures["pass@1"], b.tasks),
+                    "y": estimate(a.measures["secure"], a.tasks),
+                }
+                for a, b in itertools.product(judged, tested)
+                if a.label == b.label
+            ]
             if points:
                 panels.append({"security": s, "function": f, "points": points})
     return panels
@@ -228,14 +211,9 @@ def _scatter(models: list[str], benchmarks: dict[str, list[Run]]) -> list[Json]:
 
 def _browser(benchmarks: dict[str, list[Run]]) -> list[Json]:
     """The samples for report.js; `shown` of `per_task` samples a task, as many as BROWSER_CHARS allows."""
-    most = max(len(samples) for group in benchmarks.values() for run in group for samples in run.tasks.values())
-    sizes = [0] * most
-    for group in benchmarks.values():
-        for run in group:
-            for samples in run.tasks.values():
-                for index, sample in enumerate(samples):
-                    sizes[index] += len(sample["code"])
-    shown = next((n for n in range(most, 1, -1) if sum(sizes[:n]) <= BROWSER_CHARS), 1)
+    every = (samples for group in benchmarks.values() for run in group for samples in run.tasks.values())
+    sizes = [sum(len(sample["code"]) for sample in nth if sample) for nth in itertools.zip_longest(*every)]  # of each task's nth samples
+    shown = next((n for n in range(len(sizes), 1, -1) if sum(sizes[:n]) <= BROWSER_CHARS), 1)
     data = []
     for name, group in benchmarks.items():
         tasks: Json = {}
@@ -250,7 +228,7 @@ def _browser(benchmarks: dict[str, list[Run]]) -> list[Json]:
             }
             for run in group
         ]
-        data.append({"name": name, "tasks": list(tasks.values()), "runs": runs, "shown": shown, "per_task": most})
+        data.append({"name": name, "tasks": list(tasks.values()), "runs": runs, "shown": shown, "per_task": len(sizes)})
     return data
 
 
@@ -264,8 +242,8 @@ def _sample(sample: Json, judged: bool) -> Json:
         "functional": (sample["functional"] or {}).get("outcome", ""),
         "security": (sample["security"] or {}).get("outcome", ""),
         "duplicate": sample["duplicate"],
-        "findings": [{key: finding[key] for key in ("judge", "rule", "cwe", "line", "end_line", "severity", "message")} for finding in sample["findings"]],
-    }  # fmt: skip
+        "findings": sample["findings"],
+    }
 
 
 def _training(path: Path, index: int) -> Json:

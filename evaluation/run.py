@@ -18,7 +18,7 @@ from tqdm import tqdm
 from evaluation.benchmarks import Benchmark, Task
 from evaluation.completions import Completions, EvaluationError
 from evaluation.extract import extract
-from evaluation.measures import Estimate, by_task, estimate, measures
+from evaluation.measures import Estimate, by_cwe, by_task, estimate, measures
 from foundation.files import Json, claim, read_journal, write_json, write_text
 from judges import TOOLS, judge
 from judges.prepare import parse
@@ -167,11 +167,11 @@ def _finish(benchmark: Benchmark, per_task: int, options: Options, out: Path) ->
     if missing:
         raise EvaluationError(f"{out}: {len(missing)} samples have no completion, {missing[0][0]} sample {missing[0][1]} first")
     samples = [found[key] for key in wanted]
-    for _, group in itertools.groupby(samples, key=lambda sample: sample["task_id"]):
-        seen: set[str] = set()
-        for sample in group:
-            sample["duplicate"] = sample["code"] in seen
-            seen.add(sample["code"])
+    seen: set[tuple[str, str]] = set()
+    for sample in samples:
+        code = sample["task_id"], sample["code"]
+        sample["duplicate"] = code in seen
+        seen.add(code)
     write_text(out / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
     scores = score(samples, options.tools)
     write_json(out / "scores.json", scores)
@@ -191,9 +191,7 @@ def score(samples: Sequence[Json], tools: Sequence[str]) -> Json:
     }
     if judged:
         insecure = next(m for m in wanted if m.key == "insecure")
-        cwes = sorted({s["cwe"] for s in samples if s["cwe"]}, key=lambda cwe: int(cwe.removeprefix("CWE-")))
-        groups = {cwe: {key: group for key, group in tasks.items() if group[0]["cwe"] == cwe} for cwe in cwes}
-        scores["insecure_by_cwe"] = {cwe: _numbers(e) for cwe, group in groups.items() if (e := estimate(insecure, group)) is not None}
+        scores["insecure_by_cwe"] = {cwe: _numbers(e) for cwe, e in by_cwe(insecure, tasks).items()}
     return scores
 
 

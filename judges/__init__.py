@@ -62,18 +62,13 @@ def judge(
             raise JudgeError(f"{name} can't run: {reason}")
     prepared = {source: prepare(source) for source in dict.fromkeys(sources)}
     readable = {source: p for source, p in prepared.items() if p is not None}
-    found: dict[str, list[Finding]] = {source: [] for source in prepared}
-    failed: dict[str, list[str]] = {source: [] for source in prepared}
-    for name in tools:
-        for source, findings in _ask(name, readable, workers, cache, progress).items():
-            if findings is None:
-                failed[source].append(name)
-            else:
-                found[source] += [f for f in findings if noise or f.rule not in NOISE]
-    verdicts = {
-        source: Verdict(p is not None, tuple(sorted(found[source], key=lambda f: (f.line, f.rule))), tuple(failed[source]))
-        for source, p in prepared.items()
-    }
+    answers = {name: _ask(name, readable, workers, cache, progress) for name in tools}
+    verdicts = {source: Verdict(False, ()) for source in prepared}
+    for source in readable:
+        given = {name: answers[name][source] for name in tools}
+        found = [f for findings in given.values() for f in findings or () if noise or f.rule not in NOISE]
+        failed = tuple(name for name in given if given[name] is None)
+        verdicts[source] = Verdict(True, tuple(sorted(found, key=lambda f: (f.line, f.rule))), failed)
     return [verdicts[source] for source in sources]
 
 

@@ -18,9 +18,8 @@ TIMEOUT_S = 7200
 
 def missing() -> str | None:
     """What to do about it where CodeQL isn't installed; None where it is."""
-    if shutil.which("codeql"):
-        return None
-    return "put the CodeQL CLI bundle's `codeql` on the PATH (https://github.com/github/codeql-action/releases; mind its licence)"
+    remedy = "put the CodeQL CLI bundle's `codeql` on the PATH (https://github.com/github/codeql-action/releases; mind its licence)"
+    return None if shutil.which("codeql") else remedy
 
 
 @functools.cache
@@ -51,10 +50,8 @@ def _call(*arguments: str) -> str:
 
 
 def _findings(sarif_run: Json) -> list[tuple[str, Finding]]:
-    tool = sarif_run["tool"]
-    rules = {
-        rule["id"]: rule.get("properties", {}) for part in [tool["driver"], *tool.get("extensions", [])] for rule in part.get("rules", [])
-    }
+    parts = [sarif_run["tool"]["driver"], *sarif_run["tool"].get("extensions", [])]
+    rules = {rule["id"]: rule.get("properties", {}) for part in parts for rule in part.get("rules", [])}
     found = []
     for result in sarif_run.get("results", []):
         properties = rules.get(result["ruleId"], {})

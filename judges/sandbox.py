@@ -34,17 +34,11 @@ READY = b"\x06"  # the child's first byte: the sandbox stands, the program begin
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
 DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
 # What a program gets to see when the sandbox said no, by errno (negative: name resolution).
-DENIED = {
-    -3: "network",
-    -2: "network",
-    101: "network",
-    111: "network",
-    1: "not permitted",
-    13: "no access",
-    27: "file too large",
-    28: "disk full",
-    30: "read-only",
-}
+DENIED = dict.fromkeys((-3, -2, 101, 111), "network")
+DENIED |= {1: "not permitted", 13: "no access", 27: "file too large", 28: "disk full", 30: "read-only"}
+# The program's environment is ours alone: nothing is inherited. A fixed hash seed makes the order of sets repeatable.
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "USER": "sandbox", "LANG": "C.UTF-8"}
+ENVIRONMENT |= {"PYTHONUTF8": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 class SandboxError(UserError):
@@ -86,11 +80,10 @@ class Result:
     seconds: float
 
 
-def _command(backend: str, case: Case, interpreter: str) -> list[str]:
+def _command(backend: str, case: Case, files: Mapping[str, bytes]) -> list[str]:
     prefixes = {sys.base_prefix} | ({sys.prefix} if case.packages else set())
     binds = [p for p in SYSTEM if os.path.exists(p)]
     binds += sorted(p for p in prefixes if not any(Path(p).is_relative_to(b) for b in binds))
-    files = {"main.py": case.code.encode(errors="replace")} | {name: text.encode(errors="replace") for name, text in case.files.items()}
     root = os.geteuid() == 0
     config = {
         "backend": backend,
@@ -102,17 +95,8 @@ def _command(backend: str, case: Case, interpreter: str) -> list[str]:
     }
     command: list[str] = []
     if backend == "bwrap":
-        command = [
-            "bwrap",
-            "--die-with-parent",
-            "--new-session",
-            "--unshare-pid",
-            "--unshare-net",
-            "--unshare-ipc",
-            "--unshare-uts",
-            "--cap-drop",
-            "ALL",
-        ]
+        apart = [f"--unshare-{kind}" for kind in ("pid", "net", "ipc", "uts")]
+        command = ["bwrap", "--die-with-parent", "--new-session", *apart, "--cap-drop", "ALL"]
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user"]
         # In front of the binds: our Python may lie in there.
         command += ["--perms", "1777", "--size", str(case.limits.file_mb << 20), "--tmpfs", "/tmp"]
@@ -123,31 +107,15 @@ def _command(backend: str, case: Case, interpreter: str) -> list[str]:
             command += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
         for path in DEVICES:
             command += ["--dev-bind", path, path]
-        command += [
-            "--symlink",
-            "/tmp",
-            "/dev/shm",
-            "--remount-ro",
-            "/",
-            "--",
-        ]
+        command += ["--symlink", "/tmp", "/dev/shm", "--remount-ro", "/", "--"]
     elif backend == "unshare":
         covers = [d for d in ("/tmp", "/mnt", "/var", "/run") if os.path.isdir(d) and not any(Path(p).is_relative_to(d) for p in binds)]
         config["root"] = {"base": covers[0], "binds": binds, "devices": DEVICES}
-        command = [
-            "unshare",
-            *([] if root else ["--user", "--map-root-user"]),
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--net",
-            "--ipc",
-            "--uts",
-            "--",
-        ]
+        command = ["unshare", *([] if root else ["--user", "--map-root-user"])]
+        command += ["--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts", "--"]
     script = Path(__file__).with_name("sandbox_child.py").read_text() + f"\nmain(**{config!r})\n"
-    return [*command, interpreter, *([] if case.packages else ["-S"]), "-s", "-c", script]
+    python = [sys.executable] if case.packages else [os.path.realpath(sys.executable), "-S"]
+    return [*command, *python, "-s", "-c", script]
 
 
 def _resident_mb(pid: int) -> float:
@@ -188,25 +156,12 @@ def _verdict(code: int, stderr: str, limits: Limits) -> tuple[str, str]:
 def _run(case: Case, backend: str) -> Result:
     if "main.py" in case.files:
         raise ValueError("Case.files has a main.py: that is where Case.code goes; rename it")
-    interpreter = sys.executable if case.packages else os.path.realpath(sys.executable)
-    # The environment is ours alone: nothing is inherited. A fixed hash seed makes the order of sets repeatable.
-    env = {
-        "PATH": "/usr/bin:/bin",
-        "HOME": "/tmp",
-        "USER": "sandbox",
-        "LANG": "C.UTF-8",
-        "PYTHONUTF8": "1",
-        "PYTHONHASHSEED": "0",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    payload = b"".join(text.encode(errors="replace") for text in [case.code, *case.files.values()])
-    limits = case.limits
+    files = {name: text.encode(errors="replace") for name, text in {"main.py": case.code, **case.files}.items()}
+    command, limits = _command(backend, case, files), case.limits
     cap = limits.output_kb << 10
     with tempfile.TemporaryDirectory() if backend == "none" else nullcontext("/") as cwd:
         started = time.monotonic()
-        proc = subprocess.Popen(
-            _command(backend, case, interpreter), stdin=-1, stdout=-1, stderr=-1, env=env, cwd=cwd, start_new_session=True, bufsize=0
-        )
+        proc = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, env=ENVIRONMENT, cwd=cwd, start_new_session=True, bufsize=0)
         assert proc.stdin and proc.stdout and proc.stderr
         pidfd = os.pidfd_open(proc.pid)
         output = {proc.stdout: bytearray(), proc.stderr: bytearray()}
@@ -214,7 +169,7 @@ def _run(case: Case, backend: str) -> Result:
         ready = ended = False
         try:
             with suppress(BrokenPipeError):  # then it never began, and stderr says why, below
-                proc.stdin.write(payload)
+                proc.stdin.write(b"".join(files.values()))
                 proc.stdin.close()
             with selectors.DefaultSelector() as selector:
                 for source in (proc.stdout, proc.stderr, pidfd):

@@ -16,20 +16,15 @@ PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 22, 38, 2
 CLONE_NAMESPACES = 0x7E020080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
 
 # Calls that would widen the sandbox (namespaces, mounts), reach another process, or hold memory that no limit counts.
-SYSCALLS = {
-    "x86_64": (
-        0xC000003E,
-        dict(
-            clone=56, pivot_root=155, mount=165, umount2=166, chroot=161, unshare=272, setns=308, ptrace=101, process_vm_writev=311, bpf=321
-        )
-        | dict(memfd_create=319, shmget=29, msgget=68, add_key=248, request_key=249, keyctl=250, perf_event_open=298, userfaultfd=323),
-    ),
-    "aarch64": (
-        0xC00000B7,
-        dict(clone=220, pivot_root=41, mount=40, umount2=39, chroot=51, unshare=97, setns=268, ptrace=117, process_vm_writev=271, bpf=280)
-        | dict(memfd_create=279, shmget=194, msgget=186, add_key=217, request_key=218, keyctl=219, perf_event_open=241, userfaultfd=282),
-    ),
-}
+X86_64 = dict(clone=56, pivot_root=155, mount=165, umount2=166, chroot=161, unshare=272, setns=308, ptrace=101, process_vm_writev=311)
+X86_64 |= dict(
+    memfd_create=319, shmget=29, msgget=68, add_key=248, request_key=249, keyctl=250, bpf=321, perf_event_open=298, userfaultfd=323
+)
+AARCH64 = dict(clone=220, pivot_root=41, mount=40, umount2=39, chroot=51, unshare=97, setns=268, ptrace=117, process_vm_writev=271)
+AARCH64 |= dict(
+    memfd_create=279, shmget=194, msgget=186, add_key=217, request_key=218, keyctl=219, bpf=280, perf_event_open=241, userfaultfd=282
+)
+SYSCALLS = {"x86_64": (0xC000003E, X86_64), "aarch64": (0xC00000B7, AARCH64)}
 EVERYWHERE = dict(io_uring_setup=425, open_tree=428, move_mount=429, fsopen=430, fspick=433, mount_setattr=442, memfd_secret=447)
 CLONE3 = 435
 EPERM, ENOSYS = 1, 38
@@ -114,13 +109,8 @@ def drop_privileges(uid: int | None) -> None:
     for name, number in (numbers | EVERYWHERE).items():
         if name != "clone":
             program += [op(EQUAL, number, 0, 1), op(RETURN, DENY | EPERM)]
-    program += [
-        op(EQUAL, numbers["clone"], 0, 3),
-        op(LOAD, 16),
-        op(ANY_BIT, CLONE_NAMESPACES, 0, 1),
-        op(RETURN, DENY | EPERM),
-        op(RETURN, ALLOW),
-    ]
+    program += [op(EQUAL, numbers["clone"], 0, 3), op(LOAD, 16), op(ANY_BIT, CLONE_NAMESPACES, 0, 1), op(RETURN, DENY | EPERM)]
+    program.append(op(RETURN, ALLOW))
     code = ctypes.create_string_buffer(b"".join(program))
     libc("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)), 0, 0)
 

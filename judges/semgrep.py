@@ -25,24 +25,16 @@ _SEVERITY = {"ERROR": "high", "WARNING": "medium", "INFO": "low"}
 
 def missing() -> str | None:
     """What to do about it where Semgrep isn't installed; None where it is."""
-    return (
-        None
-        if _program()
-        else "run `make .venv/installed-judges`, or put `semgrep` (pip install semgrep, in its own environment) on the PATH"
-    )
+    remedy = "run `make .venv/installed-judges`, or put `semgrep` (pip install semgrep, in its own environment) on the PATH"
+    return None if _program() else remedy
 
 
 @functools.cache
 def version() -> str:
     """Names everything that a verdict depends on besides the source."""
     rules = b"".join(file.read_bytes() for file in sorted(RULES.glob("*.yaml")))
-    program = subprocess.run(
-        [_program(), "--version", "--disable-version-check"],
-        env=_environment(tempfile.gettempdir()),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    program = _call("--version --disable-version-check")
+    program.check_returncode()
     return f"semgrep {program.stdout.strip()} rules {hashlib.sha256(rules).hexdigest()}"
 
 
@@ -52,10 +44,8 @@ def run(directory: Path, workers: int) -> tuple[list[tuple[str, Finding]], set[s
     Raises:
       JudgeError: Semgrep itself failed.
     """
-    options = f"--metrics=off --disable-version-check --no-git-ignore --disable-nosem --json --quiet --timeout 30 --timeout-threshold 0 --max-target-bytes 0 --jobs {workers}"
-    with tempfile.TemporaryDirectory(prefix="semgrep-") as state:
-        command = [_program(), "scan", *options.split(), "--config", str(RULES), "."]
-        done = subprocess.run(command, cwd=directory, env=_environment(state), capture_output=True, text=True, timeout=TIMEOUT_S)
+    options = f"scan --metrics=off --disable-version-check --no-git-ignore --disable-nosem --json --quiet --timeout 30 --timeout-threshold 0 --max-target-bytes 0 --jobs {workers}"
+    done = _call(options, "--config", str(RULES), ".", cwd=directory)
     if done.returncode not in (0, 2):  # 2: some file could not be read, which the report names
         raise JudgeError(f"semgrep failed ({done.returncode}): {(done.stderr or done.stdout)[-2000:]}")
     report = json.loads(done.stdout)
@@ -73,10 +63,13 @@ def _program() -> str:
     return str(own) if own.is_file() else shutil.which("semgrep") or ""
 
 
-def _environment(state: str) -> dict[str, str]:
-    """No traces in the home directory, and its own helper programs first on the PATH."""
-    path = os.pathsep.join([str(Path(_program()).parent), os.environ.get("PATH", "")])
-    return os.environ | {"PATH": path, "SEMGREP_SETTINGS_FILE": f"{state}/settings.yml", "SEMGREP_LOG_FILE": f"{state}/semgrep.log"}
+def _call(options: str, *more: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run it without traces in the home directory, its own helper programs first on the PATH."""
+    command = [_program(), *options.split(), *more]
+    path = os.pathsep.join([str(Path(command[0]).parent), os.environ.get("PATH", "")])
+    with tempfile.TemporaryDirectory(prefix="semgrep-") as state:
+        env = os.environ | {"PATH": path, "SEMGREP_SETTINGS_FILE": f"{state}/settings.yml", "SEMGREP_LOG_FILE": f"{state}/semgrep.log"}
+        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
 def _finding(result: Json) -> Finding:

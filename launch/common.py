@@ -60,6 +60,17 @@ class Shell:
             return subprocess.CompletedProcess(command, 0, pretend, "")
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
+    def ask_patiently(self, command: Sequence[str], *, pretend: str, tries: int, pause_s: float, none: str | None = None) -> str:
+        """What it printed, asked again after a failure, because a hiccup must not end a run of days; "" after an error that matches `none`."""
+        for attempt in range(tries):
+            found = self.ask(command, pretend=pretend, quiet=True)
+            if not found.returncode:
+                return found.stdout.strip()
+            if none and re.search(none, found.stderr):
+                return ""
+            self.sleep(backoff(pause_s, attempt))
+        raise LaunchError(f"{command[0]}: {last_line(found.stderr)}")
+
     def stream(self, command: Sequence[str], *, pretend: str = "") -> subprocess.CompletedProcess[str]:
         """Run, show its output (and errors) as it comes, and return the end of it; a failure is the caller's to judge."""
         self._show(command)
@@ -106,6 +117,14 @@ class Checks:
         if shutil.which(name) is None:
             self.missing.append(f"the program {name}: {source}")
 
+    def collect(self, make: Callable[[], T]) -> T | None:
+        """A value, or None where making it raises; the error is then one more thing that is missing."""
+        try:
+            return make()
+        except UserError as error:
+            self.missing.append(str(error))
+            return None
+
     def finish(self) -> None:
         """Raise one error that lists all that is missing; a dry run goes on."""
         if self.missing:
@@ -113,15 +132,6 @@ class Checks:
             if not self.dry_run:
                 raise LaunchError(text)
             say(text)
-
-
-def collect(checks: Checks, make: Callable[[], T]) -> T | None:
-    """A value, or None where making it raises; the error is then one more thing that is missing."""
-    try:
-        return make()
-    except UserError as error:
-        checks.missing.append(str(error))
-        return None
 
 
 def default_name(config: str) -> str:
@@ -135,9 +145,7 @@ def read_config(path: str, overrides: Sequence[str]) -> RunConfig:
     for key, value in {"run_dir": config.run_dir, **inputs(config)}.items():
         native = key == "run_dir" and value.startswith("gs://")  # checkpoints need no mounted bucket
         if not native and (Path(value).is_absolute() or ".." in Path(value).parts or "://" in value):
-            raise LaunchError(
-                f"{key}={value}: give a path relative to this checkout here and to the bucket there, like runs/NAME or data/NAME"
-            )
+            raise LaunchError(f"{key}={value}: give a path relative to this checkout and to the bucket, like runs/NAME or data/NAME")
     return config
 
 
@@ -221,8 +229,7 @@ def archive(shell: Shell, commit: str, path: Path) -> None:
 
 
 def last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no message"
+    return (text.strip().splitlines() or ["no message"])[-1].strip()
 
 
 def backoff(base_s: float, attempt: int) -> float:
@@ -230,7 +237,7 @@ def backoff(base_s: float, attempt: int) -> float:
     return min(base_s * 2**attempt, 600.0)
 
 
-def parser(module: str, description: str, examples: str, named: str, config: str, optional: bool = False) -> argparse.ArgumentParser:
+def parser(module: str, description: str | None, examples: str, named: str, config: str, optional: bool = False) -> argparse.ArgumentParser:
     """What every launcher takes: a config with its overrides, and a name. `named` and `config` say of what it is and what it must be."""
     raw = argparse.RawDescriptionHelpFormatter
     made = argparse.ArgumentParser(f"python -m launch.{module}", description=description, epilog=examples, formatter_class=raw)
@@ -241,18 +248,15 @@ def parser(module: str, description: str, examples: str, named: str, config: str
     return made
 
 
-def cloud_parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
+def cloud_parser(module: str, description: str | None, examples: str) -> argparse.ArgumentParser:
     """What every launcher for the cloud takes; `--down --name` needs no config."""
-    made = parser(
-        module, description, examples, "of what is created", "a YAML file that git tracks, e.g. configs/lpo_hf.yaml", optional=True
-    )
+    config = "a YAML file that git tracks, e.g. configs/lpo_hf.yaml"
+    made = parser(module, description, examples, "of what is created", config, optional=True)
     made.add_argument("--tpu", metavar="SLICE", help="v5e:4x4, v6e:4x8, v5p:2x2x4, ... or v5litepod-16, v6e-32, v5p-32, ...")
     made.add_argument("--restarts", type=int, default=20, help="restarts after preemption (default: 20)")
     made.add_argument("--delete", choices=("never", "success", "always"), default="never", help="delete what was created at the end: after a run that succeeded, or also after one that failed (default: never)")  # fmt: skip
     made.add_argument("--skip-plan", action="store_true", help="don't ask `lpo plan` first")
-    made.add_argument(
-        "--pause-s", type=float, default=30, help="seconds between looks at the cloud, and before a first retry (default: 30)"
-    )
+    made.add_argument("--pause-s", type=float, default=30, help="seconds between looks at the cloud, before a first retry (default: 30)")
     made.add_argument("--down", action="store_true", help="delete what an earlier run created, and do nothing else")
     return made
 

@@ -1,25 +1,4 @@
-"""Train on GKE: build the image, apply a JobSet (or an XPK workload), follow worker 0, delete."""
-
-import argparse
-import json
-import os
-import shlex
-import sys
-import tempfile
-from datetime import UTC, datetime
-from pathlib import Path
-
-import jinja2
-from markupsafe import Markup
-
-from foundation.errors import run_command
-from foundation.files import Json
-from launch import common, slices
-from launch.common import Checks, LaunchError, Shell, say
-from launch.slices import Slice
-
-HELP = """\
-Train a config on a TPU slice of a GKE cluster, all of it from here:
+"""Train a config on a TPU slice of a GKE cluster, all of it from here:
   1. check the environment, once for all that is missing      2. ask `lpo plan` whether the run fits; stop where it doesn't
   3. build and push an image of git's files                   4. upload the run's inputs to the bucket
   5. apply a JobSet, launch/jobset.yaml.j2 (--xpk: let XPK make it)
@@ -37,6 +16,24 @@ environment:
   LPO_QUEUE    optional, Kueue queue, e.g. multislice-queue on a cluster that XPK made
   HF_TOKEN     optional, for gated models; becomes a Secret, never printed
 """
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from markupsafe import Markup
+
+from foundation.errors import run_command
+from foundation.pages import environment
+from launch import common, slices
+from launch.common import Checks, LaunchError, Shell, say
+from launch.slices import Slice
+
 EXAMPLES = """\
 examples:
   make train-gke CONFIG=configs/qwen2_5_coder_7b.yaml TPU=v5e:4x4 ARGS="data.path=data/disco run_dir=runs/qwen"
@@ -47,8 +44,7 @@ examples:
 
 def manifest(wanted: Slice, image: str, command: list[str], bucket: str, args: argparse.Namespace, secret: str | None) -> str:
     """The JobSet as YAML; every value passes through JSON, so that none can be read as anything else."""
-    folder = jinja2.FileSystemLoader(Path(__file__).parent)
-    env = jinja2.Environment(loader=folder, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    env = environment(Path(__file__).parent)
     env.filters["tojson"] = lambda value: Markup(json.dumps(value))
     account, queue = os.environ.get("LPO_SERVICE_ACCOUNT", "default"), os.environ.get("LPO_QUEUE")
     given = {"slice": wanted, "image": image, "command": command, "bucket": bucket, "secret": secret}
@@ -122,26 +118,20 @@ class JobSet:
         shown = self._ask("get", "jobset", self.name, "--ignore-not-found", "--output=json", pretend=done)
         if not shown:
             return ""
-        conditions: list[Json] = json.loads(shown).get("status", {}).get("conditions", [])
-        ended = [c["type"] for c in conditions if c["type"] in {"Completed", "Failed"} and c["status"] == "True"]
-        return ended[0] if ended else "Running"
+        conditions = json.loads(shown).get("status", {}).get("conditions", [])
+        ended = (c["type"] for c in conditions if c["type"] in {"Completed", "Failed"} and c["status"] == "True")
+        return next(ended, "Running")
 
     def _secret(self) -> str | None:
         """Store HF_TOKEN, if there is one, without showing it. Returns the Secret's name."""
-        token = os.environ.get("HF_TOKEN")
-        if not token:
+        if not (token := os.environ.get("HF_TOKEN")):
             return None
         text = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"{self.name}-hf"}, "stringData": {"HF_TOKEN": token}}
         self.shell.run([*self._kubectl, "apply", "--filename=-"], stdin=json.dumps(text))
         return f"{self.name}-hf"
 
     def _ask(self, *words: str, pretend: str) -> str:
-        for attempt in range(5):
-            found = self.shell.ask([*self._kubectl, *words], pretend=pretend, quiet=True)
-            if not found.returncode:
-                return found.stdout.strip()
-            self.shell.sleep(common.backoff(self.args.pause_s, attempt))
-        raise LaunchError(f"kubectl: {common.last_line(found.stderr)}")
+        return self.shell.ask_patiently([*self._kubectl, *words], pretend=pretend, tries=5, pause_s=self.args.pause_s)
 
 
 def build(shell: Shell, snapshot: tuple[str, str], repository: str) -> str:
@@ -165,8 +155,8 @@ def up(args: argparse.Namespace) -> int:
     built = ":" not in image.rpartition("/")[2]
     if built:
         checks.program("docker", "https://docs.docker.com/get-docker")
-    config = common.collect(checks, lambda: common.read_config(args.config, args.overrides))
-    found = common.collect(checks, lambda: slices.of_run(args.tpu, config, args.overrides))
+    config = checks.collect(lambda: common.read_config(args.config, args.overrides))
+    found = checks.collect(lambda: slices.of_run(args.tpu, config, args.overrides))
     if not checks.missing or args.dry_run:
         common.check_cloud(shell, checks, bucket, jobs.project, config)
     checks.finish()
@@ -209,7 +199,7 @@ def down(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = common.cloud_parser("gke", HELP, EXAMPLES)
+    parser = common.cloud_parser("gke", __doc__, EXAMPLES)
     parser.add_argument("--spot", action="store_true", help="on cheap nodes that may be taken away")
     parser.add_argument(
         "--xpk", action="store_true", help="let XPK make the JobSet; the bucket must be attached at /bucket (xpk storage attach)"

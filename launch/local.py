@@ -1,4 +1,10 @@
-"""Train with several processes on this machine, as several hosts would: a rehearsal of a pod on loopback, with fake devices."""
+"""Run `lpo train` in several processes that find one another on loopback, each with a few fake CPU devices: the same program that a pod's hosts run.
+Process 0 speaks here, the others into files. SIGTERM and Ctrl-C go to all of them; when one fails, the others are ended.
+
+What each process is told, and any launcher of your own may set:
+  JAX_COORDINATOR_ADDRESS=127.0.0.1:PORT   where process 0 listens
+  JAX_NUM_PROCESSES, JAX_PROCESS_ID        how many there are, and which one this is
+"""
 
 import argparse
 import os
@@ -9,20 +15,11 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 from foundation.errors import run_command
 from launch import common
 from launch.common import PREEMPTED, Shell, say
 
-HELP = """\
-Run `lpo train` in several processes that find one another on loopback, each with a few fake CPU devices: the same program that a pod's hosts run.
-Process 0 speaks here, the others into files. SIGTERM and Ctrl-C go to all of them; when one fails, the others are ended.
-
-What each process is told, and any launcher of your own may set:
-  JAX_COORDINATOR_ADDRESS=127.0.0.1:PORT   where process 0 listens
-  JAX_NUM_PROCESSES, JAX_PROCESS_ID        how many there are, and which one this is
-"""
 EXAMPLES = """\
 examples:
   make train-local-multihost
@@ -49,12 +46,14 @@ def up(args: argparse.Namespace) -> int:
             pairs = [f"{key}={value}" for key, value in environment(index, args.processes, args.devices, 0).items()]
             Shell(dry_run=True).run(["env", *pairs, *command])
         return 0
-    port, logs = _free_port(), Path("runs/local")
+    logs = Path("runs/local")
     logs.mkdir(parents=True, exist_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]  # free a moment later
     with ExitStack() as stack:
         running: list[subprocess.Popen[bytes]] = []
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
+        def pass_on(*_: object) -> None:
             for process in running:
                 if process.poll() is None:
                     process.send_signal(signal.SIGTERM)
@@ -94,14 +93,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def main() -> int:
-    parser = common.parser("local", HELP, EXAMPLES, "of the log files", "a YAML file, e.g. configs/tiny_cpu.yaml")
+    parser = common.parser("local", __doc__, EXAMPLES, "of the log files", "a YAML file, e.g. configs/tiny_cpu.yaml")
     parser.add_argument("--processes", type=int, default=2, help="(default: 2)")
     parser.add_argument("--devices", type=int, default=4, help="fake CPU devices of each process (default: 4)")
     parser.add_argument("--grace-s", type=float, default=60, help="seconds that the others have to end when one has failed (default: 60)")

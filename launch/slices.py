@@ -85,18 +85,16 @@ def parse(text: str) -> Slice:
     """
     generation, _, topology = text.partition(":")
     if facts := GENERATIONS.get(generation):
-        flat = facts.shapes is FLAT
-        if topology in facts.shapes or (not flat and re.fullmatch(r"([1-9]\d*x){2}[1-9]\d*", topology)):
+        if topology in facts.shapes or (facts.shapes is CUBIC and re.fullmatch(r"([1-9]\d*x){2}[1-9]\d*", topology)):
             return Slice(generation, topology)
         raise LaunchError(f"TPU={text}: {generation} has the topologies {', '.join(facts.shapes)}")
-    kind, _, count = text.rpartition("-")
+    kind = text.rpartition("-")[0]
     for generation, facts in GENERATIONS.items():
         if kind == facts.gcloud:
-            for topology in facts.shapes:
-                if (found := Slice(generation, topology)).accelerator_type == text:
-                    return found
-            sizes = ", ".join(Slice(generation, shape).accelerator_type for shape in facts.shapes)
-            raise LaunchError(f"TPU={text}: {kind} comes as {sizes}")
+            sizes = {(found := Slice(generation, topology)).accelerator_type: found for topology in facts.shapes}
+            if text in sizes:
+                return sizes[text]
+            raise LaunchError(f"TPU={text}: {kind} comes as {', '.join(sizes)}")
     raise LaunchError(f"TPU={text}: write e.g. v5e:4x4, v6e:4x8, v5p:2x2x4 (JAX's names) or v5litepod-16, v6e-32, v5p-32 (Google Cloud's)")
 
 

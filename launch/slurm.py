@@ -1,4 +1,11 @@
-"""Train on SLURM: submit launch/slurm.sbatch and follow its log."""
+"""Submit a config to SLURM from a login node and follow its log: one process a node, or with --gpus one a GPU. The checkout with its .venv, the
+data and the run_dir must lie on a disk that all nodes see. A preempted job is queued again and goes on from its checkpoint (launch/slurm.sbatch),
+and so is one that nears its time limit. Ctrl-C leaves the job alone; scancel JOB ends it.
+
+environment, all optional:
+  LPO_PARTITION, LPO_ACCOUNT, LPO_QOS, LPO_TIME   passed to sbatch as --partition, --account, --qos, --time
+  HF_TOKEN                                        for gated models; the job inherits it, as all of your environment
+"""
 
 import argparse
 import os
@@ -9,45 +16,23 @@ from foundation.errors import run_command
 from launch import common
 from launch.common import Checks, LaunchError, Shell, say
 
-HELP = """\
-Submit a config to SLURM from a login node and follow its log: one process a node, or with --gpus one a GPU. The checkout with its .venv, the
-data and the run_dir must lie on a disk that all nodes see. A preempted job is queued again and goes on from its checkpoint (launch/slurm.sbatch),
-and so is one that nears its time limit. Ctrl-C leaves the job alone; scancel JOB ends it.
-
-environment, all optional:
-  LPO_PARTITION, LPO_ACCOUNT, LPO_QOS, LPO_TIME   passed to sbatch as --partition, --account, --qos, --time
-  HF_TOKEN                                        for gated models; the job inherits it, as all of your environment
-"""
 EXAMPLES = """\
 examples:
   make train-slurm CONFIG=configs/qwen2_5_coder_7b.yaml NODES=2 GPUS=8
   make train-slurm CONFIG=configs/tiny_cpu.yaml NODES=2 DRY_RUN=1
 """
 FLAGS = {"LPO_PARTITION": "--partition", "LPO_ACCOUNT": "--account", "LPO_QOS": "--qos", "LPO_TIME": "--time"}
-WAITING = {
-    "",
-    "PENDING",
-    "CONFIGURING",
-    "RUNNING",
-    "COMPLETING",
-    "REQUEUED",
-    "REQUEUE_HOLD",
-    "REQUEUE_FED",
-    "RESIZING",
-    "SUSPENDED",
-    "PREEMPTED",
-}
+WAITING = {"", "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "RESIZING", "SUSPENDED", "PREEMPTED"}
+WAITING |= {"REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"}
 
 
 def up(args: argparse.Namespace) -> int:
     shell, checks = Shell(args.dry_run), Checks(args.dry_run)
     for name in ("sbatch", "squeue", "sacct"):
         checks.program(name, "run this on a login node of the cluster")
-    config = common.collect(checks, lambda: common.load(args.config, args.overrides))
-    if config and not Path(config.data.path).is_dir():
-        checks.missing.append(
-            f"data.path={config.data.path}: no such shard set; build it with `lpo-data build ... --out {config.data.path}`"
-        )
+    config = checks.collect(lambda: common.load(args.config, args.overrides))
+    if config and not Path(path := config.data.path).is_dir():
+        checks.missing.append(f"data.path={path}: no such shard set; build it with `lpo-data build ... --out {path}`")
     checks.finish()
 
     logs = Path("runs/slurm")
@@ -94,20 +79,17 @@ def _state(shell: Shell, job: str) -> str:
     queued = shell.ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T"], quiet=True)
     if not queued.returncode and queued.stdout.strip():  # squeue forgets a job soon after its end
         return queued.stdout.split()[0]
-    ended = shell.ask(
-        ["sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={job}", "--format=State"], pretend="COMPLETED", quiet=True
-    )
+    command = ["sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={job}", "--format=State"]
+    ended = shell.ask(command, pretend="COMPLETED", quiet=True)
     states = ended.stdout.split()
     return states[-1] if not ended.returncode and states else ""
 
 
 def main() -> int:
-    parser = common.parser("slurm", HELP, EXAMPLES, "of the job", "a YAML file, e.g. configs/lpo_hf.yaml")
+    parser = common.parser("slurm", __doc__, EXAMPLES, "of the job", "a YAML file, e.g. configs/lpo_hf.yaml")
     parser.add_argument("--nodes", type=int, default=1, help="(default: 1)")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs a node, each with a process of its own (default: 0, CPUs)")
-    parser.add_argument(
-        "--restarts", type=int, default=20, help="times that lpo train is queued again after it has stopped to save (default: 20)"
-    )
+    parser.add_argument("--restarts", type=int, default=20, help="times that lpo train is queued again after it has saved (default: 20)")
     parser.add_argument("--pause-s", type=float, default=10, help="seconds between looks at the queue (default: 10)")
     args = common.parse(parser)
     return run_command("train-slurm", lambda: up(args))

@@ -1,4 +1,20 @@
-"""Train on a Cloud TPU from a laptop: check, plan, create, copy, install, run, follow, restart after preemption, delete."""
+"""Train a config on a Cloud TPU, all of it from here:
+  1. check the environment, once for all that is missing          2. ask `lpo plan` whether the run fits; stop where it doesn't
+  3. create a TPU VM, or wait for a queued resource (--spot, --queued)
+  4. copy git's files, changes included, and the run's inputs     5. install on every worker, with the bucket mounted
+  6. run the same `lpo train` on every worker                     7. stream worker 0's log
+  8. after a preemption create the TPU again and go on from the checkpoint in the bucket
+  9. delete the TPU when told to (--delete)
+
+A run's working directory is the bucket: run_dir=runs/x is gs://BUCKET/runs/x. A shard set or a model's directory that lies here is
+uploaded; a hub id is fetched by the workers. The run doesn't need this terminal: Ctrl-C leaves it running, the same command follows it again.
+On a TPU host itself this is just `lpo train CONFIG KEY=VALUE...`.
+
+environment:
+  LPO_PROJECT  Google Cloud project       LPO_ZONE  zone with TPU quota, e.g. us-west4-a
+  LPO_BUCKET   bucket (no gs://) with a hierarchical namespace, in the zone's region
+  HF_TOKEN     optional, for gated models; copied as a file that only you can read, never printed
+"""
 
 import argparse
 import json
@@ -16,24 +32,6 @@ from launch import common, slices
 from launch.common import PREEMPTED, Checks, LaunchError, Shell, say
 from launch.slices import Slice
 
-HELP = """\
-Train a config on a Cloud TPU, all of it from here:
-  1. check the environment, once for all that is missing          2. ask `lpo plan` whether the run fits; stop where it doesn't
-  3. create a TPU VM, or wait for a queued resource (--spot, --queued)
-  4. copy git's files, changes included, and the run's inputs     5. install on every worker, with the bucket mounted
-  6. run the same `lpo train` on every worker                     7. stream worker 0's log
-  8. after a preemption create the TPU again and go on from the checkpoint in the bucket
-  9. delete the TPU when told to (--delete)
-
-A run's working directory is the bucket: run_dir=runs/x is gs://BUCKET/runs/x. A shard set or a model's directory that lies here is
-uploaded; a hub id is fetched by the workers. The run doesn't need this terminal: Ctrl-C leaves it running, the same command follows it again.
-On a TPU host itself this is just `lpo train CONFIG KEY=VALUE...`.
-
-environment:
-  LPO_PROJECT  Google Cloud project       LPO_ZONE  zone with TPU quota, e.g. us-west4-a
-  LPO_BUCKET   bucket (no gs://) with a hierarchical namespace, in the zone's region
-  HF_TOKEN     optional, for gated models; copied as a file that only you can read, never printed
-"""
 EXAMPLES = """\
 examples:
   make train-tpu CONFIG=configs/qwen2_5_coder_7b.yaml TPU=v5e:4x4 ARGS="data.path=data/disco run_dir=runs/qwen"
@@ -119,8 +117,9 @@ class Tpu:
             self.shell.run(self._gcloud("tpu-vm", "delete"))
         self.touched = False
 
-    def copy(self, source: str, target: str) -> int:
-        return self.shell.stream(self._gcloud("tpu-vm", "scp", "--worker=all", name=[source, f"{self.name}:{target}"])).returncode
+    def copy(self, source: Path, target: str) -> None:
+        """To every worker; what fails shows in what is done with it."""
+        self.shell.stream(self._gcloud("tpu-vm", "scp", "--worker=all", name=[str(source), f"{self.name}:{target}"]))
 
     def ssh(self, worker: str, command: str, pretend: str = "") -> str:
         """Run a shell command on a worker, or on "all"; returns the end of the output, because the exit code isn't every worker's."""
@@ -189,14 +188,9 @@ class Tpu:
 
     def _facts(self, group: str, pretend: dict) -> dict:
         """What Google Cloud says about the node or its request; {} if there is none."""
-        for attempt in range(self.args.tries):
-            found = self.shell.ask(self._gcloud(group, "describe", "--format=json"), pretend=json.dumps(pretend), quiet=True)
-            if not found.returncode:
-                return json.loads(found.stdout)
-            if re.search(r"NOT_FOUND|not found", found.stderr):
-                return {}
-            self.shell.sleep(common.backoff(self.args.pause_s, attempt))  # a hiccup must not end a run of days
-        raise LaunchError(f"gcloud: {common.last_line(found.stderr)}")
+        command, none = self._gcloud(group, "describe", "--format=json"), r"NOT_FOUND|not found"
+        patience = {"tries": self.args.tries, "pause_s": self.args.pause_s}
+        return json.loads(self.shell.ask_patiently(command, pretend=json.dumps(pretend), none=none, **patience) or "{}")
 
 
 class Run:
@@ -214,17 +208,14 @@ class Run:
         for attempt in range(self.args.restarts + 1):
             try:
                 node = self.tpu.ensure()
-                if attempt or not self._under_way():
+                if attempt or "worker.sh: running" not in self.tpu.ssh("0", "bash lpo-jax/launch/worker.sh state || true"):
                     self._install(node)
                     self._start(node)
                 code = self._follow()
                 if code in (0, 2) or (code != PREEMPTED and self._still_there()):  # 2: what lpo itself says is wrong
                     return code
-                reason = (
-                    "lpo train has saved its state and stopped"
-                    if code == PREEMPTED
-                    else f"lpo train ended with {code} on a TPU that is gone"
-                )
+                gone = f"lpo train ended with {code} on a TPU that is gone"
+                reason = "lpo train has saved its state and stopped" if code == PREEMPTED else gone
             except PreemptedError as error:
                 reason = str(error)
             if attempt < self.args.restarts:
@@ -234,9 +225,6 @@ class Run:
         raise LaunchError(
             f"preempted {self.args.restarts + 1} times, RESTARTS={self.args.restarts}; the same command goes on from the checkpoint"
         )
-
-    def _under_way(self) -> bool:
-        return "worker.sh: running" in self.tpu.ssh("0", "bash lpo-jax/launch/worker.sh state || true")
 
     def _install(self, node: Node) -> None:
         commit, tree = self.snapshot
@@ -250,9 +238,9 @@ class Run:
                 token.touch(mode=0o600)
                 token.write_text(os.environ["HF_TOKEN"])
             for attempt in range(self.args.tries):
-                self.tpu.copy(str(path), packed)
+                self.tpu.copy(path, packed)
                 if token.exists():
-                    self.tpu.copy(str(token), HF_TOKEN_FILE)
+                    self.tpu.copy(token, HF_TOKEN_FILE)
                 if self._all("ready", f"{unpack} && bash lpo-jax/launch/worker.sh setup {shlex.quote(self.bucket)}", node):
                     return
                 self._gone_or(f"setting up the workers failed, try {attempt + 1} of {self.args.tries}", attempt)
@@ -291,12 +279,11 @@ class Run:
         """Wait a little; a TPU that is gone by then was preempted."""
         say(what)
         self.shell.sleep(common.backoff(self.args.pause_s, attempt))
-        if not self._still_there(wait=False):
+        if self.tpu.describe().state != READY:
             raise PreemptedError(f"{self.tpu.name} is gone ({what})")
 
-    def _still_there(self, wait: bool = True) -> bool:
-        if wait:  # the others' processes die before Google Cloud says that the slice is being taken
-            self.shell.sleep(self.args.pause_s)
+    def _still_there(self) -> bool:
+        self.shell.sleep(self.args.pause_s)  # the others' processes die before Google Cloud says that the slice is being taken
         return self.tpu.describe().state == READY
 
 
@@ -316,17 +303,16 @@ def check_ssh_agent(shell: Shell, checks: Checks) -> None:
 def up(args: argparse.Namespace) -> int:
     shell = Shell(args.dry_run)
     if slices.on_tpu():
-        command = ["lpo", "train", args.config, *args.overrides]
         say("this is a TPU host: training here")
-        shell.become(command)
+        shell.become(["lpo", "train", args.config, *args.overrides])
         return 0
     checks = Checks(args.dry_run)
     project = checks.variable("LPO_PROJECT", "your Google Cloud project")
     zone = checks.variable("LPO_ZONE", "a zone where the project has TPU quota, e.g. us-west4-a")
     bucket = checks.variable("LPO_BUCKET", "a Cloud Storage bucket for data and checkpoints, without gs://")
     checks.program("gcloud", "https://cloud.google.com/sdk/docs/install")
-    config = common.collect(checks, lambda: common.read_config(args.config, args.overrides))
-    found = common.collect(checks, lambda: slices.of_run(args.tpu, config, args.overrides))
+    config = checks.collect(lambda: common.read_config(args.config, args.overrides))
+    found = checks.collect(lambda: slices.of_run(args.tpu, config, args.overrides))
     if not checks.missing or args.dry_run:
         common.check_cloud(shell, checks, bucket, project, config)
         if os.environ.get("SSH_AUTH_SOCK") and found and found[0].hosts > 1:
@@ -341,12 +327,11 @@ def up(args: argparse.Namespace) -> int:
     common.upload(shell, config, bucket)
 
     tpu = Tpu(shell, args, project, zone, wanted)
+    code = None
     try:
         code = Run(tpu, bucket, snapshot).to_the_end()
-    except BaseException:
-        _leave(tpu, failed=True)
-        raise
-    _leave(tpu, failed=code != 0)
+    finally:
+        _leave(tpu, failed=code != 0)
     if code:
         say(f"lpo train ended with exit code {code}; its log is above")
     else:
@@ -378,7 +363,7 @@ def down(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = common.cloud_parser("tpu", HELP, EXAMPLES)
+    parser = common.cloud_parser("tpu", __doc__, EXAMPLES)
     parser.add_argument("--spot", action="store_true", help="a cheap TPU that may be taken away, from the queue")
     parser.add_argument("--queued", action="store_true", help="wait in the queue for capacity")
     parser.add_argument("--wait-min", type=int, default=360, help="minutes to wait in the queue (default: 360)")

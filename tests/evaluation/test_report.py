@@ -160,7 +160,7 @@ def test_faults_name_the_file_and_the_remedy(tmp_path: Path) -> None:
     a, b = (make(tmp_path / name, name, 0.5, tasks=3) for name in "ab")
     with (b / "samples.jsonl").open("a") as file:
         file.write('{"task_id": ')
-    with pytest.raises(ReportError, match=r"samples\.jsonl:10: no JSON"):
+    with pytest.raises(ReportError, match=r"samples\.jsonl: line 10 is no JSON"):
         write([a, b], tmp_path / "x.html")
     b = make(tmp_path / "c", "c", 0.5, tasks=3)
     (b / "run.json").write_text((b / "run.json").read_text().replace("5e5e", "aaaa"))

@@ -21,7 +21,7 @@ from data_pipeline import tokenizer
 from evaluation import cli
 from evaluation import run as evaluation_run
 from evaluation.benchmarks import BENCHMARKS, Benchmark, Task
-from evaluation.completions import Completions, EvaluationError, Sampling, canonical, from_endpoint, from_file, insecure
+from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file
 from evaluation.run import Options, run
 from judges.sandbox import backends
 from tests.helpers.paths import REPO
@@ -39,7 +39,7 @@ NONE = Options("completion", tools=(), workers=2)
 
 
 def benchmark(*tasks, form="completion"):
-    return Benchmark("made", form, "ab" * 32, "Apache-2.0", "here", tasks)
+    return Benchmark("made", form, "ab" * 32, tasks)
 
 
 def texts(**given):
@@ -82,14 +82,14 @@ def test_tests_and_analyzers_decide(tmp_path):
 
 
 def test_own_completions(tmp_path):
-    scores = run(benchmark(ADD, LOAD), canonical([ADD, LOAD]), NONE, tmp_path / "canonical")
+    scores = run(benchmark(ADD, LOAD), from_benchmark("canonical", [ADD, LOAD]), NONE, tmp_path / "canonical")
     assert scores["measures"]["pass@1"]["value"] == 1
     options = Options("completion", ("bandit",))
-    scores = run(benchmark(SHELL, LOAD), insecure([SHELL, LOAD]), options, tmp_path / "insecure")
+    scores = run(benchmark(SHELL, LOAD), from_benchmark("insecure", [SHELL, LOAD]), options, tmp_path / "insecure")
     assert scores["measures"]["insecure"]["value"] == 1
     assert [row["code"] for row in samples(tmp_path / "insecure")] == [SHELL.insecure, LOAD.insecure]
     with pytest.raises(EvaluationError, match="1 of 2 tasks come without known-insecure code"):
-        insecure([ADD, SHELL])
+        from_benchmark("insecure", [ADD, SHELL])
 
 
 def test_files(tmp_path):
@@ -201,7 +201,7 @@ from evaluation.completions import Completions
 from evaluation.run import run, Options, Benchmark, Task
 tasks = tuple(Task(f"t{i:03}", "def f():\\n", "", functional_test=f"assert f() == {i % 3}") for i in range(40))
 rows = [(t.task_id, k, f"    return {k}\\n") for t in tasks for k in range(2)]
-run(Benchmark("made", "completion", "ab", "", "", tasks), Completions("m", 2, lambda _: iter(rows)), Options("completion", (), workers=2), Path(sys.argv[1]))
+run(Benchmark("made", "completion", "ab", tasks), Completions("m", 2, lambda _: iter(rows)), Options("completion", (), workers=2), Path(sys.argv[1]))
 """
 
 
