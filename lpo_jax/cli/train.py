@@ -1,4 +1,16 @@
-"""`lpo train`: run a config."""
+"""`lpo train`: run a config.
+
+Run every stage of a config, e.g. sft, then lpo (or kd: distillation from a larger model; security: adapters on a frozen base), and write
+into its run_dir:
+  summary.json   held-out numbers before training and after each stage     report.html   the same to look at, with curves and pairs
+  metrics.jsonl  one line a step       tensorboard/  the same        checkpoints/  the state; the same command goes on from the newest
+SIGTERM or Ctrl-C saves and ends with exit code 75. On several hosts start the same command on each: see launch/README.md.
+
+examples:
+  lpo train configs/tiny_cpu.yaml
+  lpo train configs/tiny_cpu.yaml run_dir=runs/hot stages.lpo.optim.lr=1e-4 stages.lpo.objective.beta=2
+  lpo train configs/lpo_hf.yaml model.path=DIR data.path=data/disco mesh.fsdp=4 mesh.tensor=2
+"""
 
 import argparse
 import errno
@@ -6,26 +18,9 @@ import logging
 import os
 import sys
 
-from foundation.commands import Program
 
-HELP = """\
-Run every stage of a config, e.g. sft, then lpo (or kd: distillation from a larger model; security: adapters on a frozen base), and write
-into its run_dir:
-  summary.json   held-out numbers before training and after each stage     report.html   the same to look at, with curves and pairs
-  metrics.jsonl  one line a step       tensorboard/  the same        checkpoints/  the state; the same command goes on from the newest
-SIGTERM or Ctrl-C saves and ends with exit code 75. On several hosts start the same command on each: see launch/README.md.
-"""
-EXAMPLES = """\
-examples:
-  lpo train configs/tiny_cpu.yaml
-  lpo train configs/tiny_cpu.yaml run_dir=runs/hot stages.lpo.optim.lr=1e-4 stages.lpo.objective.beta=2
-  lpo train configs/lpo_hf.yaml model.path=DIR data.path=data/disco mesh.fsdp=4 mesh.tensor=2
-"""
-
-
-def add(program: Program) -> None:
-    train = program.command("train", "run a config", HELP, run, EXAMPLES)
-    add_config(train)
+def add(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
 
 
 def add_config(parser: argparse.ArgumentParser, what: str = "a YAML file") -> None:
