@@ -61,11 +61,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_summary(summary: dict[str, dict[str, float]], run_dir: str) -> None:
-    columns = ("pair_accuracy", "margin", "changed_nll", "unchanged_nll")
+    forms = {"pair_accuracy": ".1%", "margin": ".3f", "changed_nll": ".3f", "unchanged_nll": ".3f"}
     print(f"\nheld-out pairs  {'preference accuracy':>20} {'margin':>8} {'NLL, changed':>13} {'NLL, unchanged':>15}")
     print(f"{'':15} {'on changed tokens':>20} {'nats':>8} {'nats/token':>13} {'nats/token':>15}")
     for name, row in summary.items():
-        cells = [row.get(c) for c in columns]
-        shown = [("-" if v is None else f"{v:.1%}" if c == "pair_accuracy" else f"{v:.3f}") for c, v in zip(columns, cells, strict=True)]
+        shown = [format(row[column], form) if column in row else "-" for column, form in forms.items()]
         print(f"{name:15} {shown[0]:>20} {shown[1]:>8} {shown[2]:>13} {shown[3]:>15}")
     print(f"\nreport: {run_dir}/report.html   numbers: {run_dir}/summary.json")

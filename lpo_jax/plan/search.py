@@ -36,6 +36,11 @@ class Candidate:
     guess_seconds: float  # with the traffic between chips that such a mesh needs
     pairs: float  # in a step
 
+    def needs_as_much_as(self, other: "Candidate") -> bool:
+        """Whether a token needs at least the temporaries that one of `other` needs."""
+        mine, its = self.config, other.config
+        return mine.mesh.tensor == its.mesh.tensor and _REMAT.index(mine.model.remat) <= _REMAT.index(its.model.remat)
+
     def settings(self) -> list[str]:
         """The config's changes as they stand on a command line."""
         c = self.config
@@ -68,7 +73,7 @@ def search(config: RunConfig, stage: str, row: PlannedRows, cache: Path, tries: 
                 break
             if best is not None and c.pairs / c.least_seconds <= best[0].pairs_per_s:
                 continue
-            if any(_comparable(c, other) and c.held + c.tokens * each > chip.hbm for other, each in failed):
+            if any(c.needs_as_much_as(other) and c.held + c.tokens * each > chip.hbm for other, each in failed):
                 continue
             found = planner.cached(c.config, stage, row, cache)
             bar.update()
@@ -150,10 +155,3 @@ def _sent(model: Model, mesh: MeshConfig, microbatches: int, tokens: int) -> flo
     activation = 2 * microbatches * tokens * model.config.d_model
     reductions = 6 if model.remat in ("block", "attention") else 4
     return gathered + replicas + reductions * model.config.n_layers * 2 * activation * others(mesh.tensor)
-
-
-def _comparable(c: Candidate, failed: Candidate) -> bool:
-    """Whether a token of `c` needs at least the temporaries that a token of `failed` needs."""
-    return c.config.mesh.tensor == failed.config.mesh.tensor and _REMAT.index(c.config.model.remat) <= _REMAT.index(
-        failed.config.model.remat
-    )
