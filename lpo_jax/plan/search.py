@@ -97,9 +97,8 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
     models = {remat: abstract.open_model(_replaced(config, config.mesh, remat, rows, accumulate)) for remat in _REMAT}
     alone = make_mesh(MeshConfig(data=1), devices[:1])
     teacher = open_teacher(config, stage, None)
-    work = {
-        remat: flops.count(abstract.trace_step(m, config.stages[stage], row, alone, teacher).jaxpr.jaxpr) for remat, m in models.items()
-    }
+    traced = {remat: abstract.trace_step(model, config.stages[stage], row, alone, teacher) for remat, model in models.items()}
+    work = {remat: flops.count(step.jaxpr.jaxpr).executed for remat, step in traced.items()}
     for mesh_config in _meshes(config.mesh.topology, len(devices), architecture.n_heads):
         try:
             mesh = make_mesh(mesh_config, devices)
@@ -115,7 +114,7 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
                         continue
                     tokens = batch // (pieces * ways) * row.tokens  # of a device, at once
                     kept = architecture.n_layers * tokens * kept_width(architecture, remat, mesh_config.tensor) * 2
-                    least = work[remat].executed * batch / rows / len(devices) / chip.flops
+                    least = work[remat] * batch / rows / len(devices) / chip.flops
                     sent = _sent(model, mesh_config, pieces, tokens) / chip.sent_rate
                     tried = _replaced(config, mesh_config, remat, batch, pieces)
                     yield Candidate(tried, held, kept, tokens, least, max(least, sent), batch * row.mean_pairs)
