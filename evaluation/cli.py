@@ -12,41 +12,10 @@ from foundation.commands import Program
 from judges import TOOLS
 from judges.findings import NOISE
 
-RUN_HELP = """\
-Draw completions for a benchmark's tasks, make programs of them, and judge these: analyzers read them, and the benchmark's tests run them in a
-sandbox (bubblewrap, or namespaces of util-linux). Writes into the run's directory
-
-  run.json       what was run: model, data, form, sampling, judges and their versions
-  samples.jsonl  a line for each sample: the program, its findings, its tests
-  scores.json    shares, pass@k and their 95 % intervals (bootstrap over tasks)
-
-Every model gets the same text of a task. Code that doesn't parse and empty code are never counted as secure. The same command goes on where it was
-stopped; a directory of other settings is refused. Data is not shipped: without --data the error says where it comes from.
-"""
-RUN_EXAMPLES = """\
-examples:
-  lpo-eval run --benchmark humaneval --data HumanEval.jsonl.gz --completions canonical -o runs/eval/check
-  lpo-eval run --benchmark securityeval --data dataset.jsonl --completions runs/disco -n 5 -o runs/eval/disco-securityeval
-  lpo-eval run --benchmark llmseceval --data LLMSecEval-prompts.csv --completions http://localhost:8000/v1 --model Qwen2.5-Coder-7B-Instruct -o DIR
-  lpo-eval run --benchmark mbxp --data mbpp_release_v1.jsonl --completions mine.jsonl --judges none -o DIR
-
-sources (--completions):
-  canonical    the benchmark's own solutions: they have to pass
-  insecure     its known-insecure programs, where it has them: they have to be found
-  FILE.jsonl   lines {"task_id": ..., "completion": TEXT}, with "sample": NUMBER where a task has several
-  URL          an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; "openai" reads OPENAI_BASE_URL. The key comes from OPENAI_API_KEY.
-               It is asked at /completions, with --form instruction at /chat/completions
-  MODEL        a Hugging Face directory, a hub id, or the run_dir of a trained config: our own sampler
-"""
-REPORT_HELP = """\
-One self-contained page about finished runs: every measure with its interval, differences to the first run of each benchmark, security against
-function, CWEs, and the completions with their findings.
-"""
-
 
 def main(argv: list[str] | None = None) -> int:
-    program = Program("lpo-eval", str(__doc__))
-    run = program.command("run", "judge a model on a benchmark", RUN_HELP, _run, RUN_EXAMPLES)
+    program = Program("lpo-eval", __doc__)
+    run = program.command("run", "judge a model on a benchmark", _run.__doc__, _run)
     run.add_argument("--benchmark", required=True, metavar="NAME", help="`lpo-eval benchmarks` lists them")
     run.add_argument("--data", type=Path, metavar="FILE", help="the benchmark's file, or its directory")
     run.add_argument("--any-data", action="store_true", help="take data whose hash isn't a known one")
@@ -79,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     how.add_argument("--memory-mb", type=int, default=512, metavar="MB", help="a test's memory at most (default: 512)")
     how.add_argument("--unsafe-exec", action="store_true", help="where no sandbox works: run generated programs unprotected, as you")
 
-    report = program.command("report", "runs on one page", REPORT_HELP, _report)
+    report = program.command("report", "runs on one page", _report.__doc__, _report)
     report.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="directories that `lpo-eval run` wrote, the one to compare with first"
     )
@@ -91,6 +60,30 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    """Draw completions for a benchmark's tasks, make programs of them, and judge these: analyzers read them, and the benchmark's tests run them in a
+    sandbox (bubblewrap, or namespaces of util-linux). Writes into the run's directory
+
+      run.json       what was run: model, data, form, sampling, judges and their versions
+      samples.jsonl  a line for each sample: the program, its findings, its tests
+      scores.json    shares, pass@k and their 95 % intervals (bootstrap over tasks)
+
+    Every model gets the same text of a task. Code that doesn't parse and empty code are never counted as secure. The same command goes on where it was
+    stopped; a directory of other settings is refused. Data is not shipped: without --data the error says where it comes from.
+
+    examples:
+      lpo-eval run --benchmark humaneval --data HumanEval.jsonl.gz --completions canonical -o runs/eval/check
+      lpo-eval run --benchmark securityeval --data dataset.jsonl --completions runs/disco -n 5 -o runs/eval/disco-securityeval
+      lpo-eval run --benchmark llmseceval --data LLMSecEval-prompts.csv --completions http://localhost:8000/v1 --model Qwen2.5-Coder-7B-Instruct -o DIR
+      lpo-eval run --benchmark mbxp --data mbpp_release_v1.jsonl --completions mine.jsonl --judges none -o DIR
+
+    sources (--completions):
+      canonical    the benchmark's own solutions: they have to pass
+      insecure     its known-insecure programs, where it has them: they have to be found
+      FILE.jsonl   lines {"task_id": ..., "completion": TEXT}, with "sample": NUMBER where a task has several
+      URL          an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; "openai" reads OPENAI_BASE_URL. The key comes from OPENAI_API_KEY.
+                   It is asked at /completions, with --form instruction at /chat/completions
+      MODEL        a Hugging Face directory, a hub id, or the run_dir of a trained config: our own sampler
+    """
     from evaluation.run import Options, run
 
     for name in ("samples", "limit", "concurrency", "workers", "time_s", "memory_mb", "max_new_tokens"):
@@ -134,6 +127,9 @@ def _source(args: argparse.Namespace, benchmark: Benchmark, form: str) -> Comple
 
 
 def _report(args: argparse.Namespace) -> int:
+    """One self-contained page about finished runs: every measure with its interval, differences to the first run of each benchmark, security against
+    function, CWEs, and the completions with their findings.
+    """
     from evaluation.report import write
 
     for path in args.runs:

@@ -19,18 +19,15 @@ class Program:
         self._parser = argparse.ArgumentParser(name, **_help(about))
         self._commands = self._parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(
-        self, name: str, short: str, about: str | None, run: Callable[[argparse.Namespace], int], examples: str = ""
-    ) -> argparse.ArgumentParser:
+    def command(self, name: str, short: str, about: str | None, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         """A command's own parser, to add arguments to.
 
         Args:
           short: what it does, in a few words.
           about: what its --help says.
           run: arguments -> exit code.
-          examples: those that don't stand in `about`.
         """
-        parser = self._commands.add_parser(name, help=short, **_help(f"{about}\n{examples}"))
+        parser = self._commands.add_parser(name, help=short, **_help(about))
         parser.set_defaults(run=run)
         return parser
 

@@ -4,40 +4,25 @@ The names in `__all__` are the library's front; README.md has an example. Each i
 loads neither JAX nor TensorFlow.
 """
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "OBJECTIVES",
-    "BuildOptions",
-    "CoDecoding",
-    "Request",
-    "RunConfig",
-    "Sampler",
-    "SamplingConfig",
-    "build_data",
-    "export_model",
-    "load_config",
-    "load_model",
-    "load_tokenizer",
-    "make_mesh",
-    "train_model",
-]
+if TYPE_CHECKING:  # `X as X` and an assignment make a name public; a plain import doesn't
+    from data_pipeline import build, tokenizer
+    from data_pipeline.build import BuildOptions as BuildOptions
+    from lpo_jax import config, export
+    from lpo_jax.config.schema import RunConfig as RunConfig
+    from lpo_jax.decode.load import load_model as load_model
+    from lpo_jax.decode.request import Request as Request
+    from lpo_jax.decode.request import SamplingConfig as SamplingConfig
+    from lpo_jax.decode.rules.codecode import CoDecoding as CoDecoding
+    from lpo_jax.decode.sampler import Sampler as Sampler
+    from lpo_jax.objectives import OBJECTIVES as OBJECTIVES
+    from lpo_jax.sharding import make_mesh as make_mesh
+    from lpo_jax.train import loop
 
-if TYPE_CHECKING:
-    from data_pipeline.build import BuildOptions
-    from data_pipeline.build import build as build_data
-    from data_pipeline.tokenizer import load as load_tokenizer
-    from lpo_jax.config.load import load as load_config
-    from lpo_jax.config.schema import RunConfig
-    from lpo_jax.decode.load import load_model
-    from lpo_jax.decode.request import Request, SamplingConfig
-    from lpo_jax.decode.rules.codecode import CoDecoding
-    from lpo_jax.decode.sampler import Sampler
-    from lpo_jax.export import export as export_model
-    from lpo_jax.objectives import OBJECTIVES
-    from lpo_jax.sharding import make_mesh
-    from lpo_jax.train.loop import train as train_model
+    build_data, load_tokenizer = build.build, tokenizer.load
+    load_config, export_model, train_model = config.load, export.export, loop.train
 else:
     _PLACES = {  # the same for the interpreter
         "OBJECTIVES": "lpo_jax.objectives:OBJECTIVES",
@@ -55,12 +40,12 @@ else:
         "make_mesh": "lpo_jax.sharding:make_mesh",
         "train_model": "lpo_jax.train.loop:train",
     }
+    __all__ = list(_PLACES)
 
     def __getattr__(name: str) -> Any:
         if name not in _PLACES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        module, _, attribute = _PLACES[name].partition(":")
-        return getattr(import_module(module), attribute)
+        return resolve_name(_PLACES[name])
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

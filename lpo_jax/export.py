@@ -15,15 +15,8 @@ from lpo_jax.objectives.heldout import ENGLISH
 from lpo_jax.train.evaluate import read_summary
 from lpo_jax.train.weights import open_run, restore_params, tokenizer_directory
 
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template*",
-    "generation_config.json",
-)
+_COPIED = "tokenizer*", "chat_template*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json"
+"""Files that lie beside the tokenizer."""
 
 
 def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool = False) -> str:
@@ -56,7 +49,7 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
     else:
         peft.save_peft(out, model, params, model.lora, config.model.path or "")
         loader = f"peft.PeftModel.from_pretrained(base, {str(out)!r})"
-    for pattern in _TOKENIZER_FILES:
+    for pattern in _COPIED:
         for file in tokenizer_dir.glob(pattern):
             shutil.copyfile(file, out / file.name)
     if not (out / "generation_config.json").is_file():

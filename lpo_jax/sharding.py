@@ -50,15 +50,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
         raise ConfigError(f"mesh {shape}: every axis is positive, and at most one is -1 (all that are left)")
     if -1 in shape:
-        rest = abs(shape[0] * shape[1] * shape[2])
-        shape[shape.index(-1)] = len(devices) // rest
-    if shape[0] * shape[1] * shape[2] != len(devices):
-        raise ConfigError(f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} doesn't fit {len(devices)} devices")
+        shape[shape.index(-1)] = len(devices) // abs(math.prod(shape))
+    asked = f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]}"
+    if math.prod(shape) != len(devices):
+        raise ConfigError(f"{asked} doesn't fit {len(devices)} devices")
     try:
         return _lay_out(shape, devices)
     except NotImplementedError:
         raise ConfigError(
-            f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} can't be laid out on these {len(devices)} chips: each of its axes takes "
+            f"{asked} can't be laid out on these {len(devices)} chips: each of its axes takes "
             "whole axes of the slice, e.g. on a 4x8 slice 4, 8 or 32 chips; `lpo plan --search` finds one"
         ) from None
 
@@ -95,9 +95,7 @@ def spec(axes: Axes, shape: Sequence[int], mesh_shape: dict[str, int]) -> Partit
     parts: list[str | tuple[str, ...] | None] = []
     for name, size in zip(axes, shape, strict=True):
         rule = RULES[name] if name is not None else None
-        ways = 1
-        for axis in (rule,) if isinstance(rule, str) else rule or ():
-            ways *= mesh_shape[axis]
+        ways = math.prod(mesh_shape[axis] for axis in ((rule,) if isinstance(rule, str) else rule or ()))
         if size % ways:
             log.warning("dimension %r of size %d is not divisible by %s=%d: replicated", name, size, rule, ways)
         parts.append(rule if ways > 1 and size % ways == 0 else None)

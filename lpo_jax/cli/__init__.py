@@ -1,4 +1,7 @@
-"""`lpo`: each command is a file of this folder."""
+"""`lpo`: each command is a file of this folder. Its docstring is the help, `add` adds the arguments, and `run` runs it.
+
+A docstring says "`lpo NAME`: what it does in a few words.", then all of it, and last, behind the arguments, examples.
+"""
 
 import logging
 
@@ -9,7 +12,9 @@ from lpo_jax.cli import config, export, generate, plan, serve, teacher, train
 def main(argv: list[str] | None = None) -> int:
     program = Program("lpo", "Teach a code model to write secure code, and use it. `lpo COMMAND --help` has examples.")
     for command in (train, config, teacher, plan, generate, serve, export):
-        command.add(program)
+        first, _, about = str(command.__doc__).partition("\n\n")
+        name, short = command.__name__.rpartition(".")[2], first.partition(": ")[2].rstrip(".")
+        command.add(program.command(name, short, about, command.run))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax: what it logs it also raises
     return program.run(argv)

@@ -1,24 +1,20 @@
-"""`lpo config`: a config as a whole, with explanations."""
+"""`lpo config`: explain a config.
 
-import argparse
-
-from foundation.commands import Program
-from lpo_jax.cli.train import add_config
-
-HELP = """\
 Print the whole config that CONFIG and the settings behind it make, defaults included. Beside each key stands what it means, [what it can be],
 and (its default) where it stands at something else. What is printed is a config file of its own. Nothing is run.
-"""
-EXAMPLES = """\
+
 examples:
   lpo config configs/tiny_cpu.yaml
   lpo config configs/codellama_7b.yaml model.lora.rank=32 mesh.fsdp=8 > mine.yaml
 """
 
+import argparse
 
-def add(program: Program) -> None:
-    config = program.command("config", "explain a config", HELP, run, EXAMPLES)
-    add_config(config)
+from lpo_jax.cli.train import add_config
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:

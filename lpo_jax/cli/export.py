@@ -1,21 +1,17 @@
-"""`lpo export`: a run as a Hugging Face directory."""
+"""`lpo export`: a run as a Hugging Face directory.
 
-import argparse
-
-from foundation.commands import Program
-
-HELP = """\
 Write what a run has trained, from its newest (or best) checkpoint, as transformers, PEFT and vLLM load it: config.json and safetensors (a LoRA run:
 the adapter), the tokenizer's files, generation_config.json and a model card with the run's settings, data and held-out numbers.
 """
 
+import argparse
 
-def add(program: Program) -> None:
-    export = program.command("export", "a run as a Hugging Face directory", HELP, run)
-    export.add_argument("run_dir", metavar="RUN", help="the run_dir of a trained config")
-    export.add_argument("out", metavar="DIR", help="where to write")
-    export.add_argument("--best", action="store_true", help="the checkpoint with the best held-out `best_metric`, instead of the newest")
-    export.add_argument("--merge", action="store_true", help="a LoRA run: fold the adapters into the weights and write a whole model")
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN", help="the run_dir of a trained config")
+    parser.add_argument("out", metavar="DIR", help="where to write")
+    parser.add_argument("--best", action="store_true", help="the checkpoint with the best held-out `best_metric`, instead of the newest")
+    parser.add_argument("--merge", action="store_true", help="a LoRA run: fold the adapters into the weights and write a whole model")
 
 
 def run(args: argparse.Namespace) -> int:

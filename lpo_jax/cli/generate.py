@@ -1,11 +1,5 @@
-"""`lpo generate`: complete prompts."""
+"""`lpo generate`: complete prompts.
 
-import argparse
-
-from foundation.commands import Program
-from lpo_jax.cli.models import add_models, models_of
-
-HELP = """\
 Complete every prompt of a JSONL file. A row is {"id": ..., "prompt": TEXT}, completed as it stands, or {"id": ..., "instruction": TEXT}, put
 into the template of training. Without an id a row's is its line number.
 
@@ -16,8 +10,7 @@ prompt, --seed, its id and its number: not on --rows, on the other prompts, or o
 With --security a second model of the same tokenizer, small and trained for security, proposes each token; the model keeps it if it thinks it
 likely enough, or draws its own (co-decoding, see lpo_jax/decode/rules/codecode.py). With --preset crosec the two are mixed, and may have different
 tokenizers: their vocabularies are aligned first, which takes minutes on CPUs and is kept beside OUT.jsonl (lpo_jax/decode/rules/crosec.py).
-"""
-EXAMPLES = """\
+
 examples:
   lpo generate tasks.jsonl -o out.jsonl --model runs/disco                      (a run's newest checkpoint)
   lpo generate tasks.jsonl -o out.jsonl --model DIR --samples 25 --temperature 0.4 --top-p 0.95 --stop $'\\ndef ' --stop $'\\nclass '
@@ -26,27 +19,30 @@ examples:
   lpo generate tasks.jsonl -o out.jsonl --model DIR --security OTHER_FAMILY --preset crosec --weight 0.3
 """
 
+import argparse
 
-def add(program: Program) -> None:
-    generate = program.command("generate", "complete prompts", HELP, run, EXAMPLES)
-    generate.add_argument("prompts", metavar="PROMPTS.jsonl", help="the prompts, a line each")
-    generate.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="where the completions go")
-    add_models(generate, ("crosec", "crosec_published"))
-    generate.add_argument("--weight", type=float, metavar="W", help="crosec: the security model's share of the mixture (default: 0.3)")
-    generate.add_argument("--security-tokenizer", metavar="DIR", help="crosec: default: the security model's own")
-    generate.add_argument("--samples", type=int, default=1, metavar="N", help="of each prompt (default: 1)")
-    generate.add_argument("--seed", type=int, default=0, help="of all samples (default: 0)")
-    generate.add_argument("--temperature", type=float, default=0.4, help="divides the logits (default: 0.4)")
-    generate.add_argument("--greedy", action="store_true", help="always the most probable token, as --temperature 0")
-    generate.add_argument("--top-k", type=int, default=0, metavar="K", help="draw among the K most probable tokens; 0: among all (default)")
-    generate.add_argument(
+from lpo_jax.cli.models import add_models, models_of
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompts", metavar="PROMPTS.jsonl", help="the prompts, a line each")
+    parser.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="where the completions go")
+    add_models(parser, ("crosec", "crosec_published"))
+    parser.add_argument("--weight", type=float, metavar="W", help="crosec: the security model's share of the mixture (default: 0.3)")
+    parser.add_argument("--security-tokenizer", metavar="DIR", help="crosec: default: the security model's own")
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="of each prompt (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of all samples (default: 0)")
+    parser.add_argument("--temperature", type=float, default=0.4, help="divides the logits (default: 0.4)")
+    parser.add_argument("--greedy", action="store_true", help="always the most probable token, as --temperature 0")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw among the K most probable tokens; 0: among all (default)")
+    parser.add_argument(
         "--top-p", type=float, default=0.95, metavar="P", help="of these among the fewest that hold P of the probability (default: 0.95)"
     )
-    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="a completion's length at most (default: 256)")
-    generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a completion in front of this text; repeatable")
-    generate.add_argument("--no-think", action="store_true", help="ask an instruction's response directly, without a security thought")
-    generate.add_argument("--trace", action="store_true", help="write what each model thought of each token, too")
-    generate.add_argument(
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="a completion's length at most (default: 256)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a completion in front of this text; repeatable")
+    parser.add_argument("--no-think", action="store_true", help="ask an instruction's response directly, without a security thought")
+    parser.add_argument("--trace", action="store_true", help="write what each model thought of each token, too")
+    parser.add_argument(
         "--html", metavar="PAGE.html", help="co-decoding: a page that shows which model decided each token; implies --trace"
     )
 

@@ -16,44 +16,26 @@ def add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = 
     parser.add_argument("--tokenizer", metavar="DIR", help="default: the model's own")
     parser.add_argument("--security", metavar="MODEL", help="co-decode with this security model, given as --model is")
     parser.add_argument("--security-adapter", metavar="DIR", help="a PEFT adapter to merge into that")
-    parser.add_argument(
-        "--preset",
-        choices=("aligned", "cosec_plus", "cosec_v1", *more_presets),
-        default="aligned",
-        help="the rule: as published, or (aligned, the default) with rejected tokens replaced as --temperature, --top-k and --top-p ask"
-        + ("; crosec: mix the two, the security model reading the text in its own tokens" if more_presets else ""),
-    )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        metavar="TAU",
-        help="keep a proposed token if min(1, p / q) exceeds this: 0 keeps all, 1 none (default: 0.3)",
-    )
-    parser.add_argument(
-        "--draft-temperature", type=float, metavar="T", help="of the proposals (default: cosec_v1: 0.4, else --temperature)"
-    )
-    parser.add_argument(
-        "--block",
-        type=int,
-        metavar="K",
-        help="propose K tokens before the model looks; the text is the same (default: by what is accepted, at most 8)",
-    )
-    parser.add_argument("--rows", type=int, metavar="N", help="sequences at work at once (default: 16 for each device that cuts the batch)")
-    parser.add_argument(
-        "--max-len-tokens",
-        type=int,
-        metavar="N",
-        help="refuse what is longer, prompt and completion (default: the model's limit; serve: at most 4096)",
-    )
+    rule = "the rule: as published, or (aligned, the default) with rejected tokens replaced as --temperature, --top-k and --top-p ask"
+    if more_presets:
+        rule += "; crosec: mix the two, the security model reading the text in its own tokens"
+    parser.add_argument("--preset", choices=("aligned", "cosec_plus", "cosec_v1", *more_presets), default="aligned", help=rule)
+    for flag, kind, metavar, text in (
+        ("--threshold", float, "TAU", "keep a proposed token if min(1, p / q) exceeds this: 0 keeps all, 1 none (default: 0.3)"),
+        ("--draft-temperature", float, "T", "of the proposals (default: cosec_v1: 0.4, else --temperature)"),
+        ("--block", int, "K", "propose K tokens before the model looks; the text is the same (default: by what is accepted, at most 8)"),
+        ("--rows", int, "N", "sequences at work at once (default: 16 for each device that cuts the batch)"),
+        ("--max-len-tokens", int, "N", "refuse what is longer, prompt and completion (default: the model's limit; serve: at most 4096)"),
+    ):
+        parser.add_argument(flag, type=kind, metavar=metavar, help=text)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and matmuls (default: float32 on CPUs, else bfloat16)")
     for axis, default, what in (
         ("data", -1, "copies of the model; -1: all devices left"),
         ("fsdp", 1, "cut batch and weights"),
         ("tensor", 1, "cut heads, mlp, vocabulary"),
     ):
-        parser.add_argument(
-            f"--{axis}", type=int, default=default, metavar="N", help=f"devices along the mesh's {axis} axis: {what} (default: {default})"
-        )
+        text = f"devices along the mesh's {axis} axis: {what} (default: {default})"
+        parser.add_argument(f"--{axis}", type=int, default=default, metavar="N", help=text)
 
 
 def models_of(args: argparse.Namespace) -> "Models":
@@ -70,21 +52,15 @@ def _rule(args: argparse.Namespace) -> "CoDecoding | CroSec | None":
     from foundation.errors import ConfigError
     from lpo_jax.decode.rules import codecode, crosec
 
-    given = {"--security-adapter": args.security_adapter, "--threshold": args.threshold, "--draft-temperature": args.draft_temperature, "--block": args.block}  # fmt: skip
-    given |= {"--weight": args.weight, "--security-tokenizer": args.security_tokenizer}
-    given = {flag: value for flag, value in given.items() if value is not None}
-    mixes = args.preset in crosec.PRESETS
-    fitting = {"--security-adapter"} | (
-        {"--weight", "--security-tokenizer"} if mixes else {"--threshold", "--draft-temperature", "--block"}
-    )
+    common, replaces, mixes = ["security_adapter"], ["threshold", "draft_temperature", "block"], ["weight", "security_tokenizer"]
+    given = {name: getattr(args, name) for name in (*common, *replaces, *mixes) if getattr(args, name) is not None}
+    flags = {name: "--" + name.replace("_", "-") for name in given}
+    mixed = args.preset in crosec.PRESETS
     if args.security is None:
-        if given or mixes:
-            raise ConfigError(f"{', '.join(given) or '--preset ' + args.preset} are for co-decoding: give --security as well")
+        if given or mixed:
+            raise ConfigError(f"{', '.join(flags.values()) or '--preset ' + args.preset} are for co-decoding: give --security as well")
         return None
-    if wrong := sorted(given.keys() - fitting):
+    if wrong := sorted(flags[name] for name in given.keys() & set(replaces if mixed else mixes)):
         raise ConfigError(f"{', '.join(wrong)}: not for --preset {args.preset}")
-    if mixes:
-        rule = crosec.PRESETS[args.preset]
-        return rule if args.weight is None else replace(rule, weight=args.weight)
-    asked = {"threshold": args.threshold, "draft_temperature": args.draft_temperature}
-    return replace(codecode.PRESETS[args.preset], **{name: value for name, value in asked.items() if value is not None})
+    preset: CoDecoding | CroSec = (crosec if mixed else codecode).PRESETS[args.preset]
+    return replace(preset, **{name: given[name] for name in ("threshold", "draft_temperature", "weight") if name in given})

@@ -1,14 +1,5 @@
-"""`lpo plan`: does a config fit a TPU slice?"""
+"""`lpo plan`: does a config fit a TPU slice?
 
-import argparse
-import os
-from functools import partial
-from pathlib import Path
-
-from foundation.commands import Program
-from foundation.files import write_json
-
-HELP = """\
 Compile the step that `lpo train CONFIG` would run, for a TPU slice, on this machine, which needs no TPU: minutes on a CPU. Says whether
 it fits, what fills each device's memory, what a step computes and moves, and how fast it can be at most. Needs libtpu:
 pip install 'lpo-jax[tpu]'.
@@ -17,8 +8,7 @@ The model's weights aren't read: its shape comes from model.shape, model.new, or
 manifest in data.path, or where there is none yet from the keys under `plan`.
 
 Exit code: 0 if it fits (of several configs: if all do), 1 if it doesn't, 2 if a config is wrong.
-"""
-EXAMPLES = """\
+
 examples:
   lpo plan configs/pods/codellama_34b_v5p_2x2x4.yaml
   lpo plan configs/pods/codellama_34b_v5p_2x2x4.yaml mesh.topology=v5p:2x2x2 mesh.fsdp=8 stages.lpo.batch_rows=8 --json plan.json
@@ -26,25 +16,24 @@ examples:
   lpo plan configs/pods/*.yaml --table docs/plans.md
 """
 
+import argparse
+import os
+from functools import partial
+from pathlib import Path
 
-def add(program: Program) -> None:
-    plan = program.command("plan", "does a config fit a TPU slice?", HELP, run, EXAMPLES)
-    plan.add_argument(
-        "configs",
-        nargs="+",
-        metavar="CONFIG | KEY=VALUE",
-        help="YAML files; settings that replace the files', e.g. mesh.topology=v5p:4x4x4",
-    )
-    plan.add_argument("--stage", metavar="NAME", help="the stage to plan; default: the last")
-    plan.add_argument("--search", action="store_true", help="try meshes, remat policies and batches, and print the fastest that fits")
-    plan.add_argument("--tries", type=int, default=12, metavar="N", help="with --search: compile so many at most (default: %(default)s)")
-    plan.add_argument("--json", metavar="FILE", help="write everything that was found; of several configs: a list")
-    plan.add_argument("--table", metavar="FILE", help="write a page with a row for each config, in Markdown")
-    plan.add_argument(
-        "--cache",
-        metavar="DIR",
-        help="plans made before (default: lpo-jax in $XDG_CACHE_HOME or ~/.cache); made anew when code or versions change",
-    )
+from foundation.files import write_json
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    what = "YAML files; settings that replace the files', e.g. mesh.topology=v5p:4x4x4"
+    parser.add_argument("configs", nargs="+", metavar="CONFIG | KEY=VALUE", help=what)
+    parser.add_argument("--stage", metavar="NAME", help="the stage to plan; default: the last")
+    parser.add_argument("--search", action="store_true", help="try meshes, remat policies and batches, and print the fastest that fits")
+    parser.add_argument("--tries", type=int, default=12, metavar="N", help="with --search: compile so many at most (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write everything that was found; of several configs: a list")
+    parser.add_argument("--table", metavar="FILE", help="write a page with a row for each config, in Markdown")
+    made_before = "plans made before (default: lpo-jax in $XDG_CACHE_HOME or ~/.cache); made anew when code or versions change"
+    parser.add_argument("--cache", metavar="DIR", help=made_before)
 
 
 def run(args: argparse.Namespace) -> int:

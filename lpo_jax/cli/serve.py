@@ -1,25 +1,5 @@
-"""`lpo serve`: answer OpenAI's API."""
+"""`lpo serve`: answer OpenAI's API.
 
-import argparse
-import hashlib
-import json
-import logging
-import os
-from dataclasses import asdict
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from foundation.commands import Program
-from lpo_jax.cli.models import add_models, models_of
-
-if TYPE_CHECKING:
-    from data_pipeline.tokenizer import Tokenizer
-    from lpo_jax.serve.protocol import Chat
-
-log = logging.getLogger(__name__)
-
-HELP = """\
 Answer OpenAI's HTTP API: /v1/completions, /v1/chat/completions (both also streamed), /v1/models, and /health. One model, or with --security a
 pair that co-decodes. Requests share the rows: whoever comes gets the next free one, while the others go on.
 
@@ -33,29 +13,48 @@ if decoding has failed.
 
 With the environment variable LPO_API_KEY set, clients must show that key. The default --host, 127.0.0.1, is reached from this machine alone (by
 all its users). Any other lets in whoever reaches the port: set LPO_API_KEY, and put a proxy that speaks TLS in front.
-"""
-EXAMPLES = """\
+
 examples:
   lpo serve --model runs/disco
   lpo serve --model DIR --security runs/security --threshold 0.3 --rows 32 --max-len-tokens 8192
   LPO_API_KEY=... lpo serve --model DIR --host 0.0.0.0 --port 8080
 """
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lpo_jax.cli.models import add_models, models_of
+
+if TYPE_CHECKING:
+    from data_pipeline.tokenizer import Tokenizer
+    from lpo_jax.serve.protocol import Chat
+
+log = logging.getLogger(__name__)
+
 SERVED_LEN_TOKENS = 4096
 """Of a prompt and its completion, where the model allows more and nothing is said: memory for caches is taken for all rows."""
 
 
-def add(program: Program) -> None:
-    serve = program.command("serve", "answer OpenAI's API", HELP, run, EXAMPLES)
-    add_models(serve)
-    serve.add_argument("--name", help="what clients call the model (default: the last part of --model)")
-    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=8000, metavar="N", help="the port; 0: any that is free (default: %(default)s)")
-    serve.add_argument(
+def add(parser: argparse.ArgumentParser) -> None:
+    add_models(parser)
+    parser.add_argument("--name", help="what clients call the model (default: the last part of --model)")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="the port; 0: any that is free (default: %(default)s)")
+    parser.add_argument(
         "--max-waiting", type=int, default=256, metavar="N", help="completions that may wait for a row; more: 429 (default: %(default)s)"
     )
-    serve.add_argument("--grace", type=float, default=30, metavar="S", help="seconds to finish what is at work at the end (default: 30)")
-    serve.add_argument("--no-think", action="store_true", help="without a chat template: ask a chat's response directly, without a thought")
-    serve.set_defaults(weight=None, security_tokenizer=None)
+    parser.add_argument("--grace", type=float, default=30, metavar="S", help="seconds to finish what is at work at the end (default: 30)")
+    parser.add_argument(
+        "--no-think", action="store_true", help="without a chat template: ask a chat's response directly, without a thought"
+    )
+    parser.set_defaults(weight=None, security_tokenizer=None)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,31 +1,27 @@
-"""`lpo teacher`: run a kd stage's teacher once."""
+"""`lpo teacher`: run a kd stage's teacher once.
 
-import argparse
-import os
-
-from foundation.commands import Program
-from lpo_jax.cli.train import add_config
-
-HELP = """\
 Run the teacher of a stage of objective kd once over the train split, and keep what it holds most probable in the place of each scored token.
 A run whose kl.teacher is OUT then reads that, and needs no memory or time for the teacher. Of all other tokens one sum is kept.
 
 The same command goes on where it was stopped. Pays where the same shards are distilled more than once, or the teacher doesn't fit beside
 the student; needs 8 bytes for each of the K tokens in each place. One host; the teacher is cut over its devices as CONFIG's mesh says.
-"""
-EXAMPLES = """\
+
 examples:
   lpo teacher configs/cosec_plus/qwen2_5_coder_kd.yaml -o data/qwen_teacher mesh.fsdp=8
   lpo train configs/cosec_plus/qwen2_5_coder_kd.yaml stages.kd.objective.kl.teacher=data/qwen_teacher
 """
 
+import argparse
+import os
 
-def add(program: Program) -> None:
-    teacher = program.command("teacher", "run a kd stage's teacher once", HELP, run, EXAMPLES)
-    add_config(teacher, "a YAML file with a stage of objective kd")
-    teacher.add_argument("-o", "--out", required=True, metavar="OUT", help="the directory to write")
-    teacher.add_argument("--stage", metavar="NAME", help="default: the only one of objective kd")
-    teacher.add_argument("--top-k", type=int, default=64, metavar="K", help="tokens to keep (default: %(default)s)")
+from lpo_jax.cli.train import add_config
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_config(parser, "a YAML file with a stage of objective kd")
+    parser.add_argument("-o", "--out", required=True, metavar="OUT", help="the directory to write")
+    parser.add_argument("--stage", metavar="NAME", help="default: the only one of objective kd")
+    parser.add_argument("--top-k", type=int, default=64, metavar="K", help="tokens to keep (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,16 @@
-"""`lpo train`: run a config."""
+"""`lpo train`: run a config.
+
+Run every stage of a config, e.g. sft, then lpo (or kd: distillation from a larger model; security: adapters on a frozen base), and write
+into its run_dir:
+  summary.json   held-out numbers before training and after each stage     report.html   the same to look at, with curves and pairs
+  metrics.jsonl  one line a step       tensorboard/  the same        checkpoints/  the state; the same command goes on from the newest
+SIGTERM or Ctrl-C saves and ends with exit code 75. On several hosts start the same command on each: see launch/README.md.
+
+examples:
+  lpo train configs/tiny_cpu.yaml
+  lpo train configs/tiny_cpu.yaml run_dir=runs/hot stages.lpo.optim.lr=1e-4 stages.lpo.objective.beta=2
+  lpo train configs/lpo_hf.yaml model.path=DIR data.path=data/disco mesh.fsdp=4 mesh.tensor=2
+"""
 
 import argparse
 import errno
@@ -6,26 +18,9 @@ import logging
 import os
 import sys
 
-from foundation.commands import Program
 
-HELP = """\
-Run every stage of a config, e.g. sft, then lpo (or kd: distillation from a larger model; security: adapters on a frozen base), and write
-into its run_dir:
-  summary.json   held-out numbers before training and after each stage     report.html   the same to look at, with curves and pairs
-  metrics.jsonl  one line a step       tensorboard/  the same        checkpoints/  the state; the same command goes on from the newest
-SIGTERM or Ctrl-C saves and ends with exit code 75. On several hosts start the same command on each: see launch/README.md.
-"""
-EXAMPLES = """\
-examples:
-  lpo train configs/tiny_cpu.yaml
-  lpo train configs/tiny_cpu.yaml run_dir=runs/hot stages.lpo.optim.lr=1e-4 stages.lpo.objective.beta=2
-  lpo train configs/lpo_hf.yaml model.path=DIR data.path=data/disco mesh.fsdp=4 mesh.tensor=2
-"""
-
-
-def add(program: Program) -> None:
-    train = program.command("train", "run a config", HELP, run, EXAMPLES)
-    add_config(train)
+def add(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
 
 
 def add_config(parser: argparse.ArgumentParser, what: str = "a YAML file") -> None:
@@ -66,11 +61,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_summary(summary: dict[str, dict[str, float]], run_dir: str) -> None:
-    columns = ("pair_accuracy", "margin", "changed_nll", "unchanged_nll")
+    forms = {"pair_accuracy": ".1%", "margin": ".3f", "changed_nll": ".3f", "unchanged_nll": ".3f"}
     print(f"\nheld-out pairs  {'preference accuracy':>20} {'margin':>8} {'NLL, changed':>13} {'NLL, unchanged':>15}")
     print(f"{'':15} {'on changed tokens':>20} {'nats':>8} {'nats/token':>13} {'nats/token':>15}")
     for name, row in summary.items():
-        cells = [row.get(c) for c in columns]
-        shown = [("-" if v is None else f"{v:.1%}" if c == "pair_accuracy" else f"{v:.3f}") for c, v in zip(columns, cells, strict=True)]
+        shown = [format(row[column], form) if column in row else "-" for column, form in forms.items()]
         print(f"{name:15} {shown[0]:>20} {shown[1]:>8} {shown[2]:>13} {shown[3]:>15}")
     print(f"\nreport: {run_dir}/report.html   numbers: {run_dir}/summary.json")

@@ -1,35 +1,17 @@
 """One run, one YAML: the schema, reading it, and telling it."""
 
-from foundation.errors import ConfigError
-from lpo_jax.config.explain import explain
-from lpo_jax.config.load import from_dict, load, to_dict
-from lpo_jax.config.schema import (
-    DataConfig,
-    LoraConfig,
-    MeshConfig,
-    ModelConfig,
-    ModelSource,
-    OptimConfig,
-    PlanConfig,
-    RopeScaling,
-    RunConfig,
-    StageConfig,
-)
-
-__all__ = [
-    "ConfigError",
-    "DataConfig",
-    "LoraConfig",
-    "MeshConfig",
-    "ModelConfig",
-    "ModelSource",
-    "OptimConfig",
-    "PlanConfig",
-    "RopeScaling",
-    "RunConfig",
-    "StageConfig",
-    "explain",
-    "from_dict",
-    "load",
-    "to_dict",
-]
+from foundation.errors import ConfigError as ConfigError
+from lpo_jax.config.explain import explain as explain
+from lpo_jax.config.load import from_dict as from_dict
+from lpo_jax.config.load import load as load
+from lpo_jax.config.load import to_dict as to_dict
+from lpo_jax.config.schema import DataConfig as DataConfig
+from lpo_jax.config.schema import LoraConfig as LoraConfig
+from lpo_jax.config.schema import MeshConfig as MeshConfig
+from lpo_jax.config.schema import ModelConfig as ModelConfig
+from lpo_jax.config.schema import ModelSource as ModelSource
+from lpo_jax.config.schema import OptimConfig as OptimConfig
+from lpo_jax.config.schema import PlanConfig as PlanConfig
+from lpo_jax.config.schema import RopeScaling as RopeScaling
+from lpo_jax.config.schema import RunConfig as RunConfig
+from lpo_jax.config.schema import StageConfig as StageConfig

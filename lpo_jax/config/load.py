@@ -22,15 +22,7 @@ from lpo_jax.objectives import OBJECTIVES
 Keys = tuple[str, ...]
 """The keys that lead to a value: ("stages", "sft", "optim", "lr")."""
 
-_WORDS = {
-    "int": "int",
-    "float": "float",
-    "bool": "bool",
-    "string": "str",
-    "dict": "a mapping",
-    "dataclass": "a mapping",
-    "model": "a mapping",
-}
+_WORDS = {"int": "int", "float": "float", "bool": "bool", "string": "str", **dict.fromkeys(("dict", "dataclass", "model"), "a mapping")}
 """pydantic's names of types begin with the left word; we say the right one."""
 
 
@@ -154,10 +146,8 @@ def _apply(raw: dict[str, Any], override: str) -> Keys:
     return keys
 
 
-@cache
-def _adapter(cls: type) -> pydantic.TypeAdapter:
-    """pydantic's validator of a dataclass."""
-    return pydantic.TypeAdapter(cls)
+_adapter = cache(pydantic.TypeAdapter)
+"""pydantic's validator of a dataclass."""
 
 
 def _build(cls: type, raw: Mapping[str, Any], places: Mapping[Keys, str]) -> Any:

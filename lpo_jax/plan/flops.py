@@ -4,7 +4,6 @@ The compiler's own `cost_analysis` counts the body of a loop once, and nothing o
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
@@ -35,9 +34,10 @@ def count(jaxpr: Jaxpr, recomputed: bool = False) -> Flops:
             ((contracted, _), _) = params["dimension_numbers"]
             left: Any = eqn.invars[0].aval
             out: Any = eqn.outvars[0].aval
-            parts = [_all(2 * math.prod(out.shape) * math.prod(left.shape[d] for d in contracted), redo)]
+            product = 2 * math.prod(out.shape) * math.prod(left.shape[d] for d in contracted)
+            parts = [Flops(product, product * redo)]
         elif name == "pallas_call" and params["cost_estimate"] is not None:
-            parts = [_all(params["cost_estimate"].flops, redo)]
+            parts = [Flops(params["cost_estimate"].flops, params["cost_estimate"].flops * redo)]
         else:
             parts = [count(inner, redo) for inner in jaxprs_in_params(params)]
         if name == "scan":
@@ -47,8 +47,9 @@ def count(jaxpr: Jaxpr, recomputed: bool = False) -> Flops:
         elif name == "pallas_call" and params["cost_estimate"] is None:
             times = math.prod(params["grid_mapping"].grid)
         elif name == "cond":
-            platforms = params.get("branches_platforms")
-            parts = [max(parts) if platforms is None else parts[_tpu_branch(platforms)]]
+            platforms = params.get("branches_platforms")  # of `jax.lax.platform_dependent`; the default branch names none
+            tpu = (part for part, names in zip(parts, platforms or (), strict=False) if not names or "tpu" in names)
+            parts = [max(parts) if platforms is None else next(tpu)]
         elif name == "while" and any(part.executed for part in parts):
             times = _most_turns(params["cond_jaxpr"].jaxpr)
         executed += times * sum(part.executed for part in parts)
@@ -62,12 +63,3 @@ def _most_turns(condition: Jaxpr) -> int:
     if not bounds:
         raise ValueError("a while loop holds matrix products, of unknown number: use scan, or give its Pallas kernel a cost_estimate")
     return min(bounds)
-
-
-def _all(flops: int, redo: bool) -> Flops:
-    return Flops(flops, flops if redo else 0)
-
-
-def _tpu_branch(platforms: Sequence[Sequence[str] | None]) -> int:
-    """The branch of `jax.lax.platform_dependent` that a TPU takes. The default branch names no platforms."""
-    return next(i for i, names in enumerate(platforms) if not names or "tpu" in names)

@@ -35,6 +35,7 @@ _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
 _ARRAY = re.compile(r"(pred|[a-z]\w*?)\[([\d,]*)\](?:\{([^}]*)\})?")
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+_BODIES = {"while": "body", "call": "to_apply", "async-start": "calls", "conditional": "_computations?"}
 _BUFFERS = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast|AsyncCollective\w+)"')
 _FREE = {  # these move nothing themselves
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all", "opt-barrier", "iota",
@@ -73,8 +74,8 @@ class _Module:
             for i in self.computations[name].values():
                 trips = self._trips(name, i) if i.op == "while" else 1
                 unknown += trips is None
-                keys = {"while": ("body",), "call": ("to_apply",), "async-start": ("calls",), "conditional": ("_computations?",)}
-                pending += [(c, times * (trips or 1)) for key in keys.get(i.op, ()) for c in _called(i, key)]
+                if i.op in _BODIES:
+                    pending += [(body, times * (trips or 1)) for body in _called(i, _BODIES[i.op])]
         # An asynchronous collective stands in its start, in the fusions that it overlaps and in its end: one channel, one collective.
         once: dict[str, tuple[int, str, int]] = {}
         for name, times in runs.items():
@@ -177,16 +178,13 @@ class _Module:
             return int(known[1])
         (condition,) = _called(loop, "condition")
         test = self.computations[condition][self.roots[condition]]
-        counts = [self._counted(computation, loop, condition, test) for test in self._comparisons(condition, test)]
-        return min((count for count in counts if count is not None), default=None)
-
-    def _comparisons(self, condition: str, test: _Instruction) -> list[_Instruction]:
-        if test.op not in ("and", "or"):
-            return [test]
-        return [found for name in test.operands for found in self._comparisons(condition, self._origin(condition, name))]
+        return self._counted(computation, loop, condition, test)
 
     def _counted(self, computation: str, loop: _Instruction, condition: str, test: _Instruction) -> int | None:
-        """How often `counter < limit` holds."""
+        """How often `counter < limit` holds; of several such tests, joined by and or or, the least."""
+        if test.op in ("and", "or"):
+            counts = [self._counted(computation, loop, condition, self._origin(condition, name)) for name in test.operands]
+            return min((count for count in counts if count is not None), default=None)
         if test.op != "compare" or "direction=LT" not in test.attributes:
             return None
         counter = self._origin(condition, test.operands[0])
@@ -227,21 +225,21 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 def _parse(text: str) -> _Instruction:
     """An instruction behind its name: type, operation, operands, attributes (of a constant or parameter: its value or number)."""
-    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    end = _closing(text) if text.startswith("(") else text.index(" ")
     op, _, rest = text[end:].strip().partition("(")
-    end_of_operands = _closing("(" + rest, 0) - 1
-    inside, attributes = rest[:end_of_operands], rest[end_of_operands + 1 :]
+    behind = _closing("(" + rest) - 1
+    inside, attributes = rest[: behind - 1], rest[behind:]
     operands = re.findall(r"%([\w.\-]+)", inside)
     return _Instruction(text[:end], op, operands, inside if op in ("constant", "parameter") else attributes)
 
 
-def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` closes."""
+def _closing(text: str) -> int:
+    """The place behind the parenthesis that closes the first one."""
     depth = 0
-    for match in re.compile(r"[()]").finditer(text, start):
+    for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1
         if depth == 0:
-            return match.start()
+            return match.end()
     raise ValueError(f"unbalanced parentheses in {text[:80]!r}")
 
 

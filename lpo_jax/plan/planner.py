@@ -75,11 +75,7 @@ def make(config: RunConfig, stage_name: str, row: PlannedRows) -> Plan:
         model_flops=counted.executed - counted.recomputed,
         executed_flops=counted.executed,
         traffic=traffic,
-        warnings=[
-            *_compiler_warnings(printed.getvalue()),
-            *memory.uncut(arguments, mesh, chip.hbm),
-            *(traffic.warnings() if traffic else []),
-        ],
+        warnings=_compiler_warnings(printed.getvalue()) + memory.uncut(arguments, mesh, chip.hbm) + (traffic.warnings() if traffic else []),
         compile_seconds=round(time.perf_counter() - begin, 1),
         versions={name: metadata.version(name) for name in _COMPILERS},
     )
@@ -122,7 +118,5 @@ def _dumped(directory: str, name: str) -> str:
 def _compiler_warnings(printed: str) -> list[str]:
     """What a user can do something about, each once."""
     found = re.findall(r"Involuntary full rematerialization.*?HLO operation:? %\S+ = (\w+\[[\d,]*\]).*?op_name=\"([^\"]*)", printed)
-    warnings = [
-        f"XLA replicates a {array} to change its sharding (involuntary full rematerialization) in {where}" for array, where in found
-    ]
+    warnings = [f"XLA replicates a {what} to change its sharding (involuntary full rematerialization) in {where}" for what, where in found]
     return list(dict.fromkeys(warnings + re.findall(r"dimension '.*: replicated", printed)))

@@ -4,6 +4,8 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
+import pydantic
+
 from foundation.files import Json
 from lpo_jax.plan import hlo
 from lpo_jax.plan.chips import CHIPS, Chip
@@ -94,5 +96,4 @@ class Plan:
     @staticmethod
     def from_facts(facts: Json) -> "Plan":
         """The inverse of `facts`."""
-        nested = {"row": PlannedRows(**facts["row"]), "traffic": facts["traffic"] and hlo.Traffic(**facts["traffic"])}
-        return Plan(**{f.name: facts[f.name] for f in dataclasses.fields(Plan)} | nested)
+        return pydantic.TypeAdapter(Plan).validate_python(facts)

@@ -36,6 +36,11 @@ class Candidate:
     guess_seconds: float  # with the traffic between chips that such a mesh needs
     pairs: float  # in a step
 
+    def needs_as_much_as(self, other: "Candidate") -> bool:
+        """Whether a token needs at least the temporaries that one of `other` needs."""
+        mine, its = self.config, other.config
+        return mine.mesh.tensor == its.mesh.tensor and _REMAT.index(mine.model.remat) <= _REMAT.index(its.model.remat)
+
     def settings(self) -> list[str]:
         """The config's changes as they stand on a command line."""
         c = self.config
@@ -68,7 +73,7 @@ def search(config: RunConfig, stage: str, row: PlannedRows, cache: Path, tries: 
                 break
             if best is not None and c.pairs / c.least_seconds <= best[0].pairs_per_s:
                 continue
-            if any(_comparable(c, other) and c.held + c.tokens * each > chip.hbm for other, each in failed):
+            if any(c.needs_as_much_as(other) and c.held + c.tokens * each > chip.hbm for other, each in failed):
                 continue
             found = planner.cached(c.config, stage, row, cache)
             bar.update()
@@ -92,9 +97,8 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
     models = {remat: abstract.open_model(_replaced(config, config.mesh, remat, rows, accumulate)) for remat in _REMAT}
     alone = make_mesh(MeshConfig(data=1), devices[:1])
     teacher = open_teacher(config, stage, None)
-    work = {
-        remat: flops.count(abstract.trace_step(m, config.stages[stage], row, alone, teacher).jaxpr.jaxpr) for remat, m in models.items()
-    }
+    traced = {remat: abstract.trace_step(model, config.stages[stage], row, alone, teacher) for remat, model in models.items()}
+    work = {remat: flops.count(step.jaxpr.jaxpr).executed for remat, step in traced.items()}
     for mesh_config in _meshes(config.mesh.topology, len(devices), architecture.n_heads):
         try:
             mesh = make_mesh(mesh_config, devices)
@@ -110,7 +114,7 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
                         continue
                     tokens = batch // (pieces * ways) * row.tokens  # of a device, at once
                     kept = architecture.n_layers * tokens * kept_width(architecture, remat, mesh_config.tensor) * 2
-                    least = work[remat].executed * batch / rows / len(devices) / chip.flops
+                    least = work[remat] * batch / rows / len(devices) / chip.flops
                     sent = _sent(model, mesh_config, pieces, tokens) / chip.sent_rate
                     tried = _replaced(config, mesh_config, remat, batch, pieces)
                     yield Candidate(tried, held, kept, tokens, least, max(least, sent), batch * row.mean_pairs)
@@ -150,10 +154,3 @@ def _sent(model: Model, mesh: MeshConfig, microbatches: int, tokens: int) -> flo
     activation = 2 * microbatches * tokens * model.config.d_model
     reductions = 6 if model.remat in ("block", "attention") else 4
     return gathered + replicas + reductions * model.config.n_layers * 2 * activation * others(mesh.tensor)
-
-
-def _comparable(c: Candidate, failed: Candidate) -> bool:
-    """Whether a token of `c` needs at least the temporaries that a token of `failed` needs."""
-    return c.config.mesh.tensor == failed.config.mesh.tensor and _REMAT.index(c.config.model.remat) <= _REMAT.index(
-        failed.config.model.remat
-    )

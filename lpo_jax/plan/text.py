@@ -31,10 +31,7 @@ def describe(plan: Plan) -> str:
     if plan.largest:
         lines.append(f"  largest temporaries: {'; '.join(plan.largest)}")
     again = 1 - plan.model_flops / plan.executed_flops
-    lines += [
-        "",
-        f"a step: {plan.executed_flops:.3g} FLOPs, {plan.model_flops:.3g} without what rematerialisation repeats ({again:.0%})",
-    ]
+    lines += ["", f"a step: {plan.executed_flops:.3g} FLOPs, {plan.model_flops:.3g} without what rematerialisation repeats ({again:.0%})"]
     if plan.traffic is not None:
         sent = ", ".join(f"{kind} {_size(size)}" for kind, size in sorted(plan.traffic.sent.items(), key=lambda x: -x[1]))
         lines += [
@@ -50,12 +47,6 @@ def describe(plan: Plan) -> str:
 
 def _size(bytes_: float) -> str:
     return f"{bytes_ / GIB:.2f} GiB" if bytes_ >= GIB / 10 else f"{bytes_ / 2**20:.2f} MiB"
-
-
-_COLUMNS = (
-    "model", "trained", "slice", "data x fsdp x tensor", "remat", "rows x tokens", "parameters", "optimizer", "gradients", "activations",
-    "all, of what a chip has", "PFLOPs: model / executed", "s: arithmetic / memory / network", "MFU at most", "pairs/s at most", "compiled in s",
-)  # fmt: skip
 
 
 _PAGE = """\
@@ -81,26 +72,29 @@ Compiled by {versions}.
 
 def page(plans: Sequence[tuple[Path, Plan]]) -> str:
     """docs/plans.md: a table with one row a config."""
-    rows = [" | ".join(_COLUMNS), " | ".join(["---"] * len(_COLUMNS))]
+    rows = []
     for config, plan in plans:
-        kinds = ("parameters", "optimizer", "gradients", "activations")
-        cells = [
-            f"[{plan.model.rpartition('/')[2]}](../{config})",
-            plan.trained,
-            plan.topology,
-            " x ".join(str(size) for size in plan.mesh.values()),
-            plan.remat,
-            f"{plan.rows} x {plan.row.tokens}",
-            *(f"{plan.memory[kind] / GIB:.2f}" if kind in plan.memory else "-" for kind in kinds),
-            f"{plan.used / GIB:.2f} of {plan.chip.hbm / GIB:.2f}" if plan.fits else f"**no**: {plan.verdict}",
-            f"{plan.model_flops / 1e15:.2f} / {plan.executed_flops / 1e15:.2f}",
-            " / ".join(f"{seconds:.2f}" for seconds in plan.seconds.values()),
-            f"{plan.mfu:.0%}",
-            f"{plan.pairs_per_s:.0f}",
-            f"{plan.compile_seconds:.0f}",
-        ]
-        rows.append(" | ".join(cells))
+        cells = {
+            "model": f"[{plan.model.rpartition('/')[2]}](../{config})",
+            "trained": plan.trained,
+            "slice": plan.topology,
+            "data x fsdp x tensor": " x ".join(str(size) for size in plan.mesh.values()),
+            "remat": plan.remat,
+            "rows x tokens": f"{plan.rows} x {plan.row.tokens}",
+        }
+        for kind in ("parameters", "optimizer", "gradients", "activations"):
+            cells[kind] = f"{plan.memory[kind] / GIB:.2f}" if kind in plan.memory else "-"
+        cells |= {
+            "all, of what a chip has": f"{plan.used / GIB:.2f} of {plan.chip.hbm / GIB:.2f}" if plan.fits else f"**no**: {plan.verdict}",
+            "PFLOPs: model / executed": f"{plan.model_flops / 1e15:.2f} / {plan.executed_flops / 1e15:.2f}",
+            "s: arithmetic / memory / network": " / ".join(f"{seconds:.2f}" for seconds in plan.seconds.values()),
+            "MFU at most": f"{plan.mfu:.0%}",
+            "pairs/s at most": f"{plan.pairs_per_s:.0f}",
+            "compiled in s": f"{plan.compile_seconds:.0f}",
+        }
+        rows.append(cells)
     _, first = plans[0]
     versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
-    table = "\n".join(f"| {row} |" for row in rows)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return _PAGE.format(table=table, versions=versions, pair_tokens=first.row.tokens / first.row.mean_pairs)

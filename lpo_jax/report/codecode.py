@@ -25,20 +25,10 @@ def write(path: str | Path, out: str | Path, prompts: Mapping[str, str]) -> None
     order = {name: number for number, name in enumerate(prompts)}
     samples.sort(key=lambda sample: (order[sample["id"]], sample["sample"]))
     tokens = sum(sample["tokens"] for sample in samples)
-    page = (
-        environment(Path(__file__).parent)
-        .get_template("codecode.html.j2")
-        .render(
-            name=Path(out).name,
-            settings=settings,
-            yaml=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
-            samples=samples[:SHOWN],
-            count=len(samples),
-            tokens=tokens,
-            kept=sum(sample["kept"] for sample in samples) / max(tokens, 1),
-        )
-    )
-    write_text(Path(path), page)
+    kept = sum(sample["kept"] for sample in samples) / max(tokens, 1)
+    whole = {"name": Path(out).name, "settings": settings, "yaml": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}
+    template = environment(Path(__file__).parent).get_template("codecode.html.j2")
+    write_text(Path(path), template.render(whole, samples=samples[:SHOWN], count=len(samples), tokens=tokens, kept=kept))
 
 
 def _sample(record: Json, prompts: Mapping[str, str]) -> Json:
@@ -48,22 +38,15 @@ def _sample(record: Json, prompts: Mapping[str, str]) -> Json:
         p, q, accepted = token["p"], token["q"], token["accepted"]
         ratio = min(1.0, p / q) if q > 0 else 1.0
         kept += accepted
-        what = "kept" if accepted else f"replaced by {json.dumps(token['token'], ensure_ascii=False)}"
+        draft, drawn = (json.dumps(token[key], ensure_ascii=False) for key in ("draft", "token"))
+        what = "kept" if accepted else f"replaced by {drawn}"
         pieces.append(
             {
                 "lines": token["token"].translate(CONTROLS).split("\n"),
                 "classes": "up" if accepted else "down changed",
                 "strength": f"{ratio if accepted else 1 - ratio:.2f}",
-                "title": f"proposed {json.dumps(token['draft'], ensure_ascii=False)}: p {p:.3g} by the model, q {q:.3g} by the security model, "
-                f"{what}",
+                "title": f"proposed {draft}: p {p:.3g} by the model, q {q:.3g} by the security model, {what}",
             }
         )
-    return {
-        "id": record["id"],
-        "sample": record["sample"],
-        "finish": record["finish"],
-        "tokens": len(pieces),
-        "kept": kept,
-        "prompt": prompts[record["id"]].translate(CONTROLS),
-        "pieces": pieces,
-    }
+    shown = {"tokens": len(pieces), "kept": kept, "prompt": prompts[record["id"]].translate(CONTROLS), "pieces": pieces}
+    return {key: record[key] for key in ("id", "sample", "finish")} | shown

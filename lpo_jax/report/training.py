@@ -16,8 +16,6 @@ from foundation.pages import CONTROLS, environment
 from lpo_jax.objectives import OBJECTIVES
 from lpo_jax.objectives.heldout import ENGLISH, HIGHER_IS_BETTER
 
-HERE = Path(__file__).parent
-"""Where parts.html.j2 is."""
 # Title, caption, label of the y axis, group of metrics.jsonl, names of metrics: the first is drawn solid, the second dashed.
 PANELS = [
     ("Loss", "What each stage minimises; two stages' levels can't be compared.", "loss", "train", ["loss"]),
@@ -38,7 +36,7 @@ SIDES = {TRUNK: "Shared trunk", CHOSEN: "Secure branch", REJECTED: "Vulnerable b
 def write_report(run_dir: Path, config: Json, summary: dict[str, dict[str, float]]) -> Path:
     """Write `run_dir`/report.html, and return its path. Arguments: those of `contents`."""
     path = run_dir / "report.html"
-    write_text(path, environment(HERE).get_template("training.html.j2").render(run=contents(run_dir, config, summary)))
+    write_text(path, environment(Path(__file__).parent).get_template("training.html.j2").render(run=contents(run_dir, config, summary)))
     return path
 
 

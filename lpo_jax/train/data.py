@@ -1,7 +1,6 @@
 """A run's data: its shards, the tokenizer that they must share with the model, and whether all of it goes together."""
 
 import logging
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,14 +15,13 @@ from lpo_jax import objectives
 from lpo_jax.config import ConfigError, RunConfig
 from lpo_jax.model.decoder import Model
 from lpo_jax.train import teacher
-from lpo_jax.train.state import check_rows
+from lpo_jax.train.evaluate import Decode
+from lpo_jax.train.state import check_length, check_rows
 
 if TYPE_CHECKING:
     from data_pipeline.feed import Feed
 
 log = logging.getLogger(__name__)
-Decode = Callable[[int], str]
-"""A token id's text."""
 
 
 def open_data(config: RunConfig) -> tuple["Feed", Decode]:
@@ -80,9 +78,5 @@ def check_fit(config: RunConfig, manifest: Manifest, model: Model, mesh: Mesh) -
             f"the shards' tokenizer has {manifest.vocab_size} entries, the model's vocabulary {model.config.vocab_size}: "
             "set model.new.vocab_size, or build the shards with the model's own tokenizer"
         )
-    if manifest.longest_path > model.config.max_positions:
-        raise ConfigError(
-            f"{config.data.path} holds sequences of {manifest.longest_path} tokens, the model was made for {model.config.max_positions}: "
-            f"build the shards with --row-tokens {model.config.max_positions}, which drops them"
-        )
+    check_length(config, manifest, "the model", model.config.max_positions)
     check_rows(config, mesh)

@@ -21,19 +21,14 @@ from lpo_jax.train.placement import fetch, my_rows, to_devices
 if TYPE_CHECKING:  # it loads TensorFlow
     from data_pipeline.feed import Feed
 
+Decode = Callable[[int], str]
+"""A token id's text."""
 EvalStep = Callable[[Params, Params, TreeBatch], tuple[Terms, jax.Array]]
 log = logging.getLogger(__name__)
 
 
 def evaluate(
-    eval_step: EvalStep,
-    mesh: Mesh,
-    data: "Feed",
-    config: RunConfig,
-    decode: Callable[[int], str],
-    params: Params,
-    frozen: Params,
-    draw: int = 0,
+    eval_step: EvalStep, mesh: Mesh, data: "Feed", config: RunConfig, decode: Decode, frozen: Params, params: Params, draw: int = 0
 ) -> tuple[dict[str, float], list[Json]]:
     """Held-out metrics, and the first `draw` pairs with their tokens' log-probabilities, for the report."""
     total: Terms | None = None
@@ -63,7 +58,7 @@ def read_summary(run_dir: epath.Path, config: RunConfig) -> dict[str, dict[str, 
     return {name: json.loads((run_dir / "eval" / f"{name}.json").read_text())["metrics"] for name in ("init", *config.stages)}
 
 
-def _draw(rows: TreeBatch, logps: jax.Array, data: "Feed", first_row: int, decode: Callable[[int], str]) -> list[Json]:
+def _draw(rows: TreeBatch, logps: jax.Array, data: "Feed", first_row: int, decode: Decode) -> list[Json]:
     """The answer of every pair in a batch, token by token: text, side, changed or not, log-probability (None: not scored)."""
     drawn = []
     for r in range(min(len(rows.tokens), data.rows("heldout") - first_row)):

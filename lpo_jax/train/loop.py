@@ -1,5 +1,7 @@
 """A whole training run, top to bottom: checks, resume, stages, report."""
 
+from functools import partial
+
 import jax
 from tqdm import tqdm
 
@@ -56,13 +58,10 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         resumed = done.total_step if done else -1
         checkpoints, metrics = Checkpoints(directory, config, resumed), MetricLog(directory, max(resumed, 0))
         params, frozen = load_params(config, model, mesh) if done is None or model.lora else ({}, {})
-        eval_step = make_eval_step(model, mesh)
-
-        def measure(params: Params) -> dict[str, float]:
-            return evaluate(eval_step, mesh, data, config, decode, params, frozen)[0]
+        measure = partial(evaluate, make_eval_step(model, mesh), mesh, data, config, decode, frozen)
 
         def measure_and_draw(name: str, params: Params) -> dict[str, float]:
-            measured, pairs = evaluate(eval_step, mesh, data, config, decode, params, frozen, draw=config.report_pairs)
+            measured, pairs = measure(params, draw=config.report_pairs)
             write_evaluation(directory, name, measured, pairs)
             return measured
 
@@ -93,13 +92,14 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
                 stopping = stop.reached(stage.before + step)
                 checkpoints.check()
                 step_log.add(step, terms)
-                within, measured = step < stage.length, {}
+                within = step < stage.length
+                measured: dict[str, float] = {}
                 evaluating = within and config.eval_every_steps > 0 and step % config.eval_every_steps == 0
                 saving = stopping or (within and step % config.checkpoint_every_steps == 0)
                 if evaluating or saving:
                     step_log.flush()
                 if evaluating:
-                    measured = measure(state.params)
+                    measured, _ = measure(state.params)
                     metrics.write(name, step, stage.before + step, measured, group="heldout")
                 if saving:
                     save(stage, step, state, measured)

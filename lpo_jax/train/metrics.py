@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from foundation.files import Json, is_bucket, read_journal, write_text
+from foundation.files import is_bucket, read_journal, write_text
 
 
 class MetricLog:
@@ -22,7 +22,7 @@ class MetricLog:
         if not self._first:
             return
         self._path, self._board, self._file = run_dir / "metrics.jsonl", None, None
-        self._lines = [json.dumps(row) + "\n" for row in read_metrics(run_dir) if row["total_step"] <= resume_step]
+        self._lines = [json.dumps(row) + "\n" for row in read_journal(self._path) if row["total_step"] <= resume_step]
         write_text(self._path, "".join(self._lines))
         if not is_bucket(run_dir):
             from tensorboardX import SummaryWriter  # slow, and it pulls in torch where that is installed
@@ -55,8 +55,3 @@ class MetricLog:
         if self._first and self._file is not None and self._board is not None:
             self._file.close()
             self._board.close()
-
-
-def read_metrics(run_dir: Path) -> list[Json]:
-    """The lines of metrics.jsonl."""
-    return read_journal(run_dir / "metrics.jsonl")

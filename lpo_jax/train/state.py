@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from data_pipeline.shards import Manifest
 from lpo_jax import sharding
 from lpo_jax.config import ConfigError, RunConfig
 from lpo_jax.model import adapters
@@ -99,6 +100,15 @@ def check_rows(config: RunConfig, mesh: Mesh) -> None:
     for key, size in (rows | {"eval_rows": config.eval_rows}).items():
         if size % ways:
             raise ConfigError(f"{key} is {size}: it must be a multiple of data * fsdp = {ways}")
+
+
+def check_length(config: RunConfig, manifest: Manifest, model: str, max_positions: int) -> None:
+    """Refuse shards with sequences that are longer than a model was made for; `model` is how errors call it."""
+    if manifest.longest_path > max_positions:
+        raise ConfigError(
+            f"{config.data.path} holds sequences of {manifest.longest_path} tokens, {model} was made for {max_positions}: "
+            f"build the shards with --row-tokens {max_positions}, which drops them"
+        )
 
 
 def frozen_shapes(model: Model, teacher: Model | None = None) -> Params:

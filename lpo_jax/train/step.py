@@ -37,12 +37,7 @@ TrainStep = Callable[[TrainState, Params, TreeBatch], tuple[TrainState, Terms]]
 
 
 def make_train_step(
-    model: Model,
-    objective: Options,
-    tx: optax.GradientTransformation,
-    mesh: Mesh,
-    seed: int = 0,
-    teacher: Teacher | None = None,
+    model: Model, objective: Options, tx: optax.GradientTransformation, mesh: Mesh, seed: int = 0, teacher: Teacher | None = None
 ) -> TrainStep:
     """The jitted step: (state, frozen, batch with leaves [microbatches, rows, ...]) -> (state, terms). The state is donated.
 
@@ -110,12 +105,7 @@ def make_eval_step(model: Model, mesh: Mesh) -> Callable[[Params, Params, TreeBa
 
 
 def forward(
-    model: Model,
-    params: Params,
-    frozen: Params,
-    batch: TreeBatch,
-    dropout_key: jax.Array | None = None,
-    linear: jax.Array | None = None,
+    model: Model, params: Params, frozen: Params, batch: TreeBatch, dropout_key: jax.Array | None = None, linear: jax.Array | None = None
 ) -> jax.Array:
     """Log-probabilities of a batch's scored tokens, [B, N]; `linear` is `token_logps`'s."""
     hidden, head, bias = output(model, params, frozen, batch, dropout_key)
@@ -137,23 +127,16 @@ def objective_terms(
         logps = forward(model, params, frozen, batch, dropout_key, record.linear(batch, objective))
         return record.terms(logps, batch, objective)
     trained = output(model, params, frozen, batch, dropout_key)
-    other, vocab = _frozen_output(model, record.frozen, frozen, batch, teacher)
-    assert isinstance(objective, FrozenOptions)
+    other: Output | TeacherTop | None
+    if record.frozen == "base":
+        other, vocab = output(dataclasses.replace(model, lora=None), frozen, {}, batch), None
+    else:
+        assert teacher is not None
+        other = output(teacher.model, frozen["teacher"], {}, batch) if teacher.model else batch.teacher
+        vocab = teacher.vocab_size  # to so many ids both vocabularies are cut
+    assert other is not None and isinstance(objective, FrozenOptions)
     logps, found = divergence(trained, other, batch, objective.kl.direction, vocab)
     return record.terms(logps, batch, objective, found)
-
-
-def _frozen_output(
-    model: Model, which: str, frozen: Params, batch: TreeBatch, teacher: Teacher | None
-) -> tuple[Output | TeacherTop, int | None]:
-    """What the frozen model makes of a batch, and to how many ids both vocabularies are cut (None: not at all)."""
-    if which == "base":
-        return output(dataclasses.replace(model, lora=None), frozen, {}, batch), None
-    assert teacher is not None
-    if teacher.model is not None:
-        return output(teacher.model, frozen["teacher"], {}, batch), teacher.vocab_size
-    assert batch.teacher is not None
-    return batch.teacher, teacher.vocab_size
 
 
 def output(model: Model, params: Params, frozen: Params, batch: TreeBatch, dropout_key: jax.Array | None = None) -> Output:

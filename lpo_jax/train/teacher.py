@@ -9,7 +9,6 @@ Dims: S scored tokens of all rows of a file, in the rows' order; K tokens kept o
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives.base import FrozenOptions, answer_side
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.placement import to_devices
-from lpo_jax.train.state import check_rows, param_shardings
+from lpo_jax.train.state import check_length, check_rows, param_shardings
 from lpo_jax.train.step import Teacher, output
 
 if TYPE_CHECKING:
@@ -62,19 +61,17 @@ def open_teacher(config: RunConfig, stage: str, manifest: Manifest | None) -> Te
         return Teacher(computed["vocab_size"], computed["top_k"])
     try:
         shape = hf.planned_config(ModelSource(path=path))
-    except ConfigError as error:
-        raise _named(stage, error) from None
+    except ConfigError as error:  # about a model: said of the teacher
+        told = str(error).partition("; set model.shape")[0]
+        raise ConfigError(told.replace("model.path", f"stages.{stage}.objective.kl.teacher")) from None
     vocab = min(shape.vocab_size, hf.planned_config(config.model).vocab_size) if manifest is None else manifest.vocab_size
     if shape.vocab_size < vocab:
         raise ConfigError(
             f"stages.{stage}.objective.kl.teacher: {path} knows {shape.vocab_size} tokens, the shards' tokenizer has {vocab}: "
             "a teacher shares the student's tokenizer, or one that begins with it"
         )
-    if manifest is not None and manifest.longest_path > shape.max_positions:
-        raise ConfigError(
-            f"{config.data.path} holds sequences of {manifest.longest_path} tokens, the teacher {path} was made for {shape.max_positions}: "
-            f"build the shards with --row-tokens {shape.max_positions}, which drops them"
-        )
+    if manifest is not None:
+        check_length(config, manifest, f"the teacher {path}", shape.max_positions)
     return Teacher(vocab, 0, Model(shape, config.model.compute_dtype, config.model.compute_dtype))
 
 
@@ -108,8 +105,9 @@ def write(config: RunConfig, stage: str, data: "Feed", out: str | Path, k: int) 
     teacher = open_teacher(config, stage, data.manifest)
     if objective is None or teacher is None or teacher.model is None:
         raise ConfigError(f"stages.{stage}: nothing to compute; give a stage of objective kd whose kl.teacher is a model")
-    if not 0 < k <= teacher.vocab_size:
-        raise ConfigError(f"--top-k must lie between 1 and the tokenizer's {teacher.vocab_size} entries, not {k}")
+    model, vocab = teacher.model, teacher.vocab_size
+    if not 0 < k <= vocab:
+        raise ConfigError(f"--top-k must lie between 1 and the tokenizer's {vocab} entries, not {k}")
     mesh, total = make_mesh(config.mesh), data.rows("train")
     check_rows(config, mesh)
     job = {
@@ -117,48 +115,38 @@ def write(config: RunConfig, stage: str, data: "Feed", out: str | Path, k: int) 
         "dtype": config.model.compute_dtype,
         "shards": _shards(data.manifest),
         "rows": total,
-        "vocab_size": teacher.vocab_size,
+        "vocab_size": vocab,
         "top_k": k,
         "score_prompt": objective.score_prompt,
     }
-    files.claim(
-        out / _FACTS,
-        job,
-        lambda differ: ConfigError(
-            f"{out} holds what another job computed (other {', '.join(differ)}); choose another directory, or delete it"
-        ),
-    )
+
+    def refuse(differ: list[str]) -> ConfigError:
+        return ConfigError(f"{out} holds what another job computed (other {', '.join(differ)}); choose another directory, or delete it")
+
+    files.claim(out / _FACTS, job, refuse)
     with jax.set_mesh(mesh):
-        params = load(teacher.model, objective, mesh)
-        compute = jax.jit(partial(_top, teacher, k))
+        params = load(model, objective, mesh)
+        top = jax.jit(lambda params, batch: divergence.top(output(model, params, {}, batch), batch, k, vocab))
+
+        def compute(batch: PackedRows) -> TeacherTop:
+            return jax.device_get(top(params, to_devices(batch, mesh, config.eval_rows)))
+
         with tqdm(total=total, desc="teacher", unit=" rows", dynamic_ncols=True) as bar:
             for start in range(0, total, BLOCK_ROWS):
                 size = min(BLOCK_ROWS, total - start)
                 if not (file := _file(out, start)).exists():
-                    _write_block(file, _block(compute, params, data, objective, mesh, config.eval_rows, start, size))
+                    _write_block(file, _block(compute, data.in_order("train", config.eval_rows, start_row=start), objective, size))
                 bar.update(size)
 
 
-def _top(teacher: Teacher, k: int, params: Params, batch: TreeBatch) -> TeacherTop:
-    assert teacher.model is not None
-    return divergence.top(output(teacher.model, params, {}, batch), batch, k, teacher.vocab_size)
-
-
 def _block(
-    compute: Callable[[Params, TreeBatch], TeacherTop],
-    params: Params,
-    data: "Feed",
-    objective: FrozenOptions,
-    mesh: Mesh,
-    rows: int,
-    start: int,
-    size: int,
+    compute: Callable[[PackedRows], TeacherTop], batches: Iterable[PackedRows], objective: FrozenOptions, size: int
 ) -> dict[str, np.ndarray]:
-    """The tensors of one file: those of `size` rows from `start` on, `rows` at a time."""
+    """The tensors of one file: those of the first `size` rows of the batches."""
     counts, columns = [0], []
-    for batch in data.in_order("train", rows, start_row=start):
+    for batch in batches:
         scored = _scored(batch, objective)[: size - len(counts) + 1]
-        found = jax.device_get(compute(params, to_devices(batch, mesh, rows)))
+        found = compute(batch)
         columns.append([np.asarray(x)[: len(scored)][scored] for x in (found.ids, found.logps, found.rest)])
         counts += scored.sum(1).tolist()
         if len(counts) > size:
@@ -227,9 +215,3 @@ def path_of(objective: FrozenOptions) -> str:
     """Where the teacher is."""
     assert objective.kl.teacher is not None
     return objective.kl.teacher
-
-
-def _named(stage: str, error: ConfigError) -> ConfigError:
-    """An error about a model, said of the teacher."""
-    told = str(error).partition("; set model.shape")[0]
-    return ConfigError(told.replace("model.path", f"stages.{stage}.objective.kl.teacher"))

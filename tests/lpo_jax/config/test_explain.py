@@ -12,7 +12,7 @@ from lpo_jax.config.explain import texts
 from lpo_jax.objectives import OBJECTIVES, KlConfig
 
 CONFIGS = Path(lpo_jax.__file__).parents[1] / "configs"
-SCHEMA = [cls for cls in map(vars(config).get, config.__all__) if dataclasses.is_dataclass(cls)]
+SCHEMA = [cls for cls in vars(config).values() if dataclasses.is_dataclass(cls)]
 
 
 @pytest.mark.parametrize("name", ["tiny_cpu.yaml", "phi2.yaml", "cosec_plus/codegen_kd.yaml", "pods/codellama_70b_v5e_16x16.yaml"])

@@ -1,5 +1,6 @@
 """The log of a run."""
 
+from foundation.files import read_journal
 from lpo_jax.train import metrics
 from lpo_jax.train.metrics import MetricLog
 
@@ -14,7 +15,7 @@ def test_in_a_bucket_the_log_is_rewritten_at_each_checkpoint(tmp_path, monkeypat
     again = MetricLog(tmp_path, 2)
     again.write("sft", 3, 3, {"loss": 0.5})
     again.close()
-    assert [(line["step"], line["loss"]) for line in metrics.read_metrics(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 0.5)]
+    assert [(line["step"], line["loss"]) for line in read_journal(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 1.0), (3, 0.5)]
     assert kept_names(tmp_path) == ["metrics.jsonl"]
 
 
