@@ -10,6 +10,7 @@ Each computes half of either row's logits, and a sum over both devices completes
 Dims: D model, V vocabulary, C tokens in a chunk, those gathered included.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,9 +34,7 @@ class Layout:
         self._vocab_axes = tuple(axis for axis in ("tensor", "fsdp") if shape.get(axis, 1) > 1)
         self._gathers = "fsdp" in self._vocab_axes and "fsdp" in row_axes
         self._sum_axes = tuple(axis for axis in row_axes if axis is not None and axis not in self._vocab_axes)
-        self.parts = 1
-        for axis in self._vocab_axes:
-            self.parts *= shape[axis]
+        self.parts = math.prod(shape[axis] for axis in self._vocab_axes)
         self.sharers = shape["fsdp"] if self._gathers else 1  # devices whose tokens are gathered
         vocab, replicas = self._vocab_axes or None, self._sum_axes or None
         self.rows, self.vocab, self.head = PartitionSpec(rows), PartitionSpec(vocab), PartitionSpec(None, vocab)

@@ -7,7 +7,7 @@ Dims: B batch, T tokens, S cache slots, D model, N heads, K kv heads, G = N / K,
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -50,9 +50,8 @@ def kept_width(c: ModelConfig, remat: str, tensor: int = 1) -> int:
     """
     heads, kv_heads, mlp = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor, c.d_mlp // tensor
     widths = {"attention": heads, "q": heads, "k": kv_heads, "v": kv_heads, "o": c.d_model, "up": mlp, "down": c.d_model}
-    if c.gated_mlp:
-        widths["gate"] = mlp
-    return c.d_model + sum(widths.get(name, 0) for name in _KEPT["dots" if remat == "none" else remat])
+    widths["gate"] = mlp if c.gated_mlp else 0
+    return c.d_model + sum(widths[name] for name in _KEPT["dots" if remat == "none" else remat])
 
 
 @flax.struct.dataclass
@@ -67,62 +66,51 @@ class Block(nnx.Module):
     """Attention and MLP with pre-normalisation. It holds all L layers' parameters; inside the scan, those of one layer."""
 
     def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
-        L, D, N, K, H, F = c.n_layers, c.d_model, c.n_heads, c.n_kv_heads, c.head_dim, c.d_mlp
-        into_residual = 0.02 / (2 * L) ** 0.5
         self.c = nnx.static(c)
-        self.attn_norm = _ones((L, D), ("layers", None))
-        self.q = _matrix(rngs, (L, D, N, H), ("layers", "embed", "heads", "head_dim"))
-        self.k = _matrix(rngs, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"))
-        self.v = _matrix(rngs, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"))
-        self.o = _matrix(rngs, (L, N, H, D), ("layers", "heads", "head_dim", "embed"), inputs=2, std=into_residual)
-        if c.gated_mlp:
-            self.gate = _matrix(rngs, (L, D, F), ("layers", "embed", "mlp"))
-        self.up = _matrix(rngs, (L, D, F), ("layers", "embed", "mlp"))
-        self.down = _matrix(rngs, (L, F, D), ("layers", "mlp", "embed"), std=into_residual)
-        if not c.parallel:
-            self.mlp_norm = _ones((L, D), ("layers", None))
-        if c.norm == "layer":
-            self.attn_norm_bias = _zeros((L, D), ("layers", None))
-            if not c.parallel:
-                self.mlp_norm_bias = _zeros((L, D), ("layers", None))
-        if c.qkv_bias:
-            self.q_bias = _zeros((L, N, H), ("layers", "heads", "head_dim"))
-            self.k_bias = _zeros((L, K, H), ("layers", "kv_heads", "head_dim"))
-            self.v_bias = _zeros((L, K, H), ("layers", "kv_heads", "head_dim"))
-        if c.out_bias:
-            self.o_bias = _zeros((L, D), ("layers", None))
-        if c.mlp_bias:
-            if c.gated_mlp:
-                self.gate_bias = _zeros((L, F), ("layers", "mlp"))
-            self.up_bias = _zeros((L, F), ("layers", "mlp"))
-            self.down_bias = _zeros((L, D), ("layers", None))
-        if c.qk_norm:
-            self.q_norm = _ones((L, H), ("layers", None))
-            self.k_norm = _ones((L, H), ("layers", None))
+        heads, kv_heads = {"heads": c.n_heads, "head_dim": c.head_dim}, {"kv_heads": c.n_kv_heads, "head_dim": c.head_dim}
+        layers, embed, mlp = {"layers": c.n_layers}, {"embed": c.d_model}, {"mlp": c.d_mlp}
+        matrices = {  # inputs, outputs, and whether it has a bias
+            "q": (embed, heads, c.qkv_bias),
+            "k": (embed, kv_heads, c.qkv_bias),
+            "v": (embed, kv_heads, c.qkv_bias),
+            "o": (heads, embed, c.out_bias),
+            **({"gate": (embed, mlp, c.mlp_bias)} if c.gated_mlp else {}),
+            "up": (embed, mlp, c.mlp_bias),
+            "down": (mlp, embed, c.mlp_bias),
+        }
+        for name, (inputs, outputs, has_bias) in matrices.items():
+            std = 0.02 / (2 * c.n_layers) ** 0.5 if outputs is embed else 0.02  # smaller where it is added to the residual
+            setattr(self, name, _matrix(rngs, layers | inputs | outputs, len(inputs), std))
+            if has_bias:
+                axes = (None,) if outputs is embed else tuple(outputs)
+                setattr(self, name + "_bias", _constant(0, (c.n_layers, *outputs.values()), ("layers", *axes)))
+        for name in ("attn_norm",) if c.parallel else ("attn_norm", "mlp_norm"):
+            setattr(self, name, _constant(1, (c.n_layers, c.d_model), ("layers", None)))
+            if c.norm == "layer":
+                setattr(self, name + "_bias", _constant(0, (c.n_layers, c.d_model), ("layers", None)))
+        for name in ("q_norm", "k_norm") if c.qk_norm else ():
+            setattr(self, name, _constant(1, (c.n_layers, c.head_dim), ("layers", None)))
 
     def __call__(self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array], attend: Attend) -> tuple[jax.Array, Any]:
         """[B, T, D] -> [B, T, D] for one layer, and what `attend` leaves behind."""
         c = self.c
         h = self._norm(x, "attn_norm")
-        q, k, v = (self._linear(name, h, bias=c.qkv_bias) for name in "qkv")
+        q, k, v = (self._linear(name, h) for name in "qkv")
         if c.qk_norm:
-            q, k = _rms_norm(q, self.q_norm[...], c.norm_eps), _rms_norm(k, self.k_norm[...], c.norm_eps)
+            q, k = self._norm(q, "q_norm"), self._norm(k, "k_norm")
         q, k = rotate(q), rotate(k)
         a, left = attend(q.reshape(*q.shape[:2], c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim), k, v)
-        a = self._linear("o", a.reshape(q.shape), bias=c.out_bias)
+        a = self._linear("o", a.reshape(q.shape))
         if c.parallel:
             return constrain(x + a + self._mlp(h), "batch", None, None), left
         x = constrain(x + a, "batch", None, None)
         return constrain(x + self._mlp(self._norm(x, "mlp_norm")), "batch", None, None), left
 
     def _mlp(self, h: jax.Array) -> jax.Array:
-        c = self.c
-        up = self._linear("up", h, bias=c.mlp_bias)
-        activate = _ACTIVATIONS[c.activation]
-        up = activate(self._linear("gate", h, bias=c.mlp_bias)) * up if c.gated_mlp else activate(up)
-        return self._linear("down", up, bias=c.mlp_bias)
+        up, activate = self._linear("up", h), _ACTIVATIONS[self.c.activation]
+        return self._linear("down", activate(self._linear("gate", h)) * up if self.c.gated_mlp else activate(up))
 
-    def _linear(self, name: str, x: jax.Array, bias: bool) -> jax.Array:
+    def _linear(self, name: str, x: jax.Array) -> jax.Array:
         """[B, T, inputs ...] -> [B, T, outputs ...]
 
         This is a product of two matrices. A product with several row or column dims has a backward pass that is half as fast on CPUs.
@@ -130,29 +118,30 @@ class Block(nnx.Module):
         w, (B, T, *inputs) = _narrowed(getattr(self, name)[...], x.dtype), x.shape
         y = x.reshape(B * T, -1) @ w.reshape(math.prod(inputs), -1)
         y = checkpoint_name(y.reshape(B, T, *w.shape[len(inputs) :]), name)
-        return y + getattr(self, name + "_bias")[...].astype(x.dtype) if bias else y
+        bias = getattr(self, name + "_bias", None)
+        return y if bias is None else y + bias[...].astype(x.dtype)
 
     def _norm(self, x: jax.Array, name: str) -> jax.Array:
-        if self.c.norm == "rms":
-            return _rms_norm(x, getattr(self, name)[...], self.c.norm_eps)
-        return _layer_norm(x, getattr(self, name)[...], getattr(self, name + "_bias")[...], self.c.norm_eps)
+        bias = getattr(self, name + "_bias", None)
+        return _normalised(x, getattr(self, name)[...], None if bias is None else bias[...], self.c.norm_eps)
 
 
 class Decoder(nnx.Module):
     """Embedding, L blocks, final norm and output head: the parameters of a whole model."""
 
     def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
-        self.embed = _table(rngs, (c.vocab_size, c.d_model), ("vocab", "embed"))
+        vocab, embed = {"vocab": c.vocab_size}, {"embed": c.d_model}
+        self.embed = _matrix(rngs, vocab | embed, None)
         if c.positions == "learned":
-            self.positions = _table(rngs, (c.max_positions, c.d_model), (None, "embed"))
+            self.positions = _matrix(rngs, {None: c.max_positions} | embed, None)
         self.blocks = Block(c, rngs)
-        self.final_norm = _ones((c.d_model,), (None,))
+        self.final_norm = _constant(1, (c.d_model,), (None,))
         if c.norm == "layer":
-            self.final_norm_bias = _zeros((c.d_model,), (None,))
+            self.final_norm_bias = _constant(0, (c.d_model,), (None,))
         if not c.tied_head:
-            self.head = _matrix(rngs, (c.d_model, c.vocab_size), ("embed", "vocab"))
+            self.head = _matrix(rngs, embed | vocab, 1)
         if c.head_bias:
-            self.head_bias = _zeros((c.vocab_size,), ("vocab",))
+            self.head_bias = _constant(0, (c.vocab_size,), ("vocab",))
 
 
 @dataclass(frozen=True)
@@ -209,21 +198,15 @@ class Model:
         """
         seen = ancestors(subtree_end, positions, self.config.window)
 
-        def attention(q: jax.Array, k: jax.Array, v: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return attend(q, k, v, seen), None
-
+        attention = lambda q, k, v, _: (attend(q, k, v, seen), None)  # noqa: E731
         return self._run(params, tokens, positions, attention, None, adapters, dropout_key)[0]
 
     def prefill(self, params: Params, tokens: jax.Array) -> KVCache:
         """A cache of T slots that holds plain sequences, [B, T] ids from position 0 on. `decode` goes on from it."""
-        B, T = tokens.shape
-        positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-        seen = ancestors(jnp.full((B, T), T), positions, self.config.window)
-
-        def attention(q: jax.Array, k: jax.Array, v: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            return attend(q, k, v, seen), (k, v)
-
-        return KVCache(*self._run(params, tokens, positions, attention, None, None, None)[1])
+        positions, ends = _plain(tokens)
+        seen = ancestors(ends, positions, self.config.window)
+        attention = lambda q, k, v, _: (attend(q, k, v, seen), (k, v))  # noqa: E731
+        return KVCache(*self._run(params, tokens, positions, attention)[1])
 
     def decode(self, params: Params, cache: KVCache, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, KVCache]:
         """Run new tokens against a cache: [B, T] ids at [B, T] positions -> ([B, T, D], the cache with them in it).
@@ -237,7 +220,7 @@ class Model:
             k, v = (before.at[rows, positions].set(x.astype(before.dtype)) for before, x in zip(old, (k, v), strict=True))
             return attend_cached(q, k, v, positions, self.config.window), (k, v)
 
-        x, (k, v) = self._run(params, tokens, positions, attention, (cache.k, cache.v), None, None)
+        x, (k, v) = self._run(params, tokens, positions, attention, (cache.k, cache.v))
         return x, KVCache(k, v)
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
@@ -259,9 +242,7 @@ class Model:
 
     def logits(self, params: Params, tokens: jax.Array, adapters: Params | None = None) -> jax.Array:
         """[B, T] ids of plain sequences -> [B, T, V] logits. This is for tests and inspection: training never builds them."""
-        B, T = tokens.shape
-        positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-        return self.unembed(params, self.hidden(params, tokens, positions, jnp.full((B, T), T), adapters), adapters)
+        return self.unembed(params, self.hidden(params, tokens, *_plain(tokens), adapters), adapters)
 
     def unembed(self, params: Params, hidden: jax.Array, adapters: Params | None = None) -> jax.Array:
         """[B, T, D] hidden states -> [B, T, V] logits."""
@@ -275,9 +256,9 @@ class Model:
         tokens: jax.Array,
         positions: jax.Array,
         attention: Callable[..., tuple[jax.Array, Any]],
-        per_layer: Any,
-        adapters: Params | None,
-        dropout_key: jax.Array | None,
+        per_layer: Any = None,
+        adapters: Params | None = None,
+        dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """Embed, scan the layers (each with its slice of `per_layer`), normalise."""
         c, dtype = self.config, jnp.dtype(self.compute_dtype)
@@ -300,32 +281,26 @@ class Model:
             layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*_KEPT[self.remat]))
         layers = params["blocks"], (adapters or {}).get("blocks"), per_layer
         (x, _), left = jax.lax.scan(layer, (x, jnp.zeros((), jnp.int32)), layers)
-        if c.norm == "rms":
-            return _rms_norm(x, params["final_norm"], c.norm_eps), left
-        return _layer_norm(x, params["final_norm"], params["final_norm_bias"], c.norm_eps), left
+        return _normalised(x, params["final_norm"], params.get("final_norm_bias"), c.norm_eps), left
 
     def _metadata(self, name: str) -> Params:
         leaves, tree = jax.tree.flatten(self._variables, is_leaf=lambda x: isinstance(x, nnx.Variable))
         return nnx.to_pure_dict(jax.tree.unflatten(tree, [leaf.get_metadata(name, None) for leaf in leaves]))
 
 
-Names = tuple[str | None, ...]
+def _plain(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Positions and subtree ends of plain sequences, [B, T] each."""
+    T = tokens.shape[1]
+    return jnp.broadcast_to(jnp.arange(T), tokens.shape), jnp.full(tokens.shape, T)
 
 
-def _matrix(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Names, inputs: int = 1, std: float = 0.02) -> nnx.Param:
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes, inputs=inputs)
+def _matrix(rngs: nnx.Rngs, dims: Mapping[Any, int], inputs: int | None, std: float = 0.02) -> nnx.Param:
+    """A matrix of dims with these names, of which so many are inputs; None: a table, which is looked up."""
+    return nnx.Param(std * jax.random.normal(rngs.params(), tuple(dims.values()), jnp.float32), axes=tuple(dims), inputs=inputs)
 
 
-def _table(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Names) -> nnx.Param:
-    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
-
-
-def _ones(shape: tuple[int, ...], axes: Names) -> nnx.Param:
-    return nnx.Param(jnp.ones(shape, jnp.float32), axes=axes)
-
-
-def _zeros(shape: tuple[int, ...], axes: Names) -> nnx.Param:
-    return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
+def _constant(value: float, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
+    return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
 
 
 def _narrowed(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -339,17 +314,13 @@ def _narrowed(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return w.astype(dtype)
 
 
-def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+def _normalised(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
+    """RMS norm, or with a bias layer norm."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (normed * scale.astype(wide.dtype)).astype(x.dtype)
-
-
-def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
-    return (normed * scale.astype(wide.dtype) + bias.astype(wide.dtype)).astype(x.dtype)
+    if bias is not None:
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps) * scale.astype(wide.dtype)
+    return (normed if bias is None else normed + bias.astype(wide.dtype)).astype(x.dtype)
 
 
 def _rotation(c: ModelConfig, positions: jax.Array, dtype: jnp.dtype) -> Callable[[jax.Array], jax.Array]:

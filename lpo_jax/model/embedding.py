@@ -17,7 +17,9 @@ def embed(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
     table is never gathered: for a large vocabulary it would be the largest array of the whole step.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    rows, (vocab, cut) = (None, (None, None)) if mesh.empty else (spec(("batch",), tokens.shape[:1], dict(mesh.shape))[0], _layout(table))
+    rows = vocab = cut = None
+    if not mesh.empty:
+        rows, vocab, cut = spec(("batch", "vocab", "embed"), (len(tokens), *table.shape), dict(mesh.shape))
     if cut is None or rows is None or cut not in rows:
         # The table's rows are gathered whole: looking up a table cut along D makes XLA replicate the activations.
         return constrain(table, "vocab", None)[tokens].astype(dtype)
@@ -32,7 +34,3 @@ def embed(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
         return jax.lax.all_to_all(found, cut, split_axis=0, concat_axis=2, tiled=True)
 
     return jax.shard_map(local, in_specs=(PartitionSpec(vocab, cut), PartitionSpec(rows)), out_specs=PartitionSpec(rows))(table, tokens)
-
-
-def _layout(table: jax.Array) -> PartitionSpec:
-    return spec(("vocab", "embed"), table.shape, dict(jax.sharding.get_abstract_mesh().shape))

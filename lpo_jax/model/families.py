@@ -5,6 +5,7 @@ A family is one `Family` record. Most tensors hold one parameter; a fused one (q
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -20,6 +21,15 @@ class Tensor:
     paths: tuple[str, ...]  # our parameters in it, one after another along its outputs
     is_matrix: bool = False  # it is stored as [outputs, inputs]; ours are [inputs ..., outputs ...]
     partitions: int = 1  # the outputs are cut into so many parts, and each part holds its share of every path
+
+    @property
+    def stacked(self) -> bool:
+        """Whether each layer has one."""
+        return "{layer}" in self.name
+
+    def names(self, layers: int) -> list[str]:
+        """What it is called: in each of the layers, if it is stacked."""
+        return [self.name.format(layer=layer) for layer in range(layers if self.stacked else 1)]
 
     def fuse(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """The paths' arrays [..., outputs] as one."""
@@ -63,7 +73,9 @@ def _norm(name: str, path: str) -> tuple[Tensor, ...]:
     return Tensor(name + ".weight", (path,)), Tensor(name + ".bias", (path + "_bias",))
 
 
-def _model(embed: str, layer: str, final_norm: str, blocks: Mapping[str, str]) -> tuple[Tensor, ...]:
+def _model(
+    blocks: Mapping[str, str], embed: str = "model.embed_tokens", layer: str = "model.layers", final_norm: str = "model.norm"
+) -> tuple[Tensor, ...]:
     """A family's tensors from the names of its modules. `blocks` maps a parameter of ours to a module of a layer."""
     tensors = [Tensor(embed + ".weight", ("embed",)), *_norm(final_norm, "final_norm"), *_linear("lm_head", "head")]
     for path, module in blocks.items():
@@ -72,87 +84,50 @@ def _model(embed: str, layer: str, final_norm: str, blocks: Mapping[str, str]) -
     return tuple(tensors)
 
 
+_gpt_model = partial(_model, embed="transformer.wte", layer="transformer.h", final_norm="transformer.ln_f")
+
 _ATTENTION = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"}
 _NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 _LLAMA_BLOCKS = _ATTENTION | _NORMS | {"o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
-_LLAMA_TENSORS = _model("model.embed_tokens", "model.layers", "model.norm", _LLAMA_BLOCKS)
-_QWEN3_TENSORS = _model(
-    "model.embed_tokens", "model.layers", "model.norm", _LLAMA_BLOCKS | {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
-)
-_STARCODER2_TENSORS = _model(
-    "model.embed_tokens",
-    "model.layers",
-    "model.norm",
-    _ATTENTION | _NORMS | {"o": "self_attn.o_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"},
-)
-_PHI_TENSORS = _model(
-    "model.embed_tokens",
-    "model.layers",
-    "model.final_layernorm",
-    _ATTENTION | {"attn_norm": "input_layernorm", "o": "self_attn.dense", "up": "mlp.fc1", "down": "mlp.fc2"},
-)
+_LLAMA_TENSORS = _model(_LLAMA_BLOCKS)
+_QWEN3_TENSORS = _model(_LLAMA_BLOCKS | {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"})
+_STARCODER2_TENSORS = _model(_ATTENTION | _NORMS | {"o": "self_attn.o_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"})
+_PHI_BLOCKS = _ATTENTION | {"attn_norm": "input_layernorm", "o": "self_attn.dense", "up": "mlp.fc1", "down": "mlp.fc2"}
+_PHI_TENSORS = _model(_PHI_BLOCKS, final_norm="model.final_layernorm")
 _BIGCODE_TENSORS = (
-    *_model(
-        "transformer.wte",
-        "transformer.h",
-        "transformer.ln_f",
-        {"attn_norm": "ln_1", "mlp_norm": "ln_2", "o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"},
-    ),
+    *_gpt_model({"attn_norm": "ln_1", "mlp_norm": "ln_2", "o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"}),
     Tensor("transformer.wpe.weight", ("positions",)),
     *_linear("transformer.h.{layer}.attn.c_attn", "blocks.q", "blocks.k", "blocks.v"),
 )
 _CODEGEN_TENSORS = (
-    *_model(
-        "transformer.wte",
-        "transformer.h",
-        "transformer.ln_f",
-        {"attn_norm": "ln_1", "o": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out"},
-    ),
+    *_gpt_model({"attn_norm": "ln_1", "o": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out"}),
     # Laid out for four tensor-parallel cores, each with its share of queries, values and keys, in that order.
     *_linear("transformer.h.{layer}.attn.qkv_proj", "blocks.q", "blocks.v", "blocks.k", partitions=4),
 )
 
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "d_model": "hidden_size",
-    "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads",
-    "d_mlp": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "activation": "hidden_act",
-}
-_GPT_SIZES = {
-    "vocab_size": "vocab_size",
-    "d_model": "n_embd",
-    "n_layers": "n_layer",
-    "n_heads": "n_head",
-    "d_mlp": "n_inner",
-    "max_positions": "n_positions",
-    "activation": "activation_function",
-    "norm_eps": "layer_norm_epsilon",
-}
+_OURS = ("vocab_size", "d_model", "n_layers", "n_heads", "d_mlp", "max_positions", "activation")
+_NAMES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "hidden_act",
+)
+_GPT_NAMES = ("vocab_size", "n_embd", "n_layer", "n_head", "n_inner", "n_positions", "activation_function")
+_SIZES = dict(zip(_OURS, _NAMES, strict=True))
+_GPT_KEYS = dict(zip(_OURS, _GPT_NAMES, strict=True)) | {"norm_eps": "layer_norm_epsilon"}
 _LLAMA_KEYS = _SIZES | {"n_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "norm_eps": "rms_norm_eps"}
 _LAYER_NORM = {"norm": "layer", "gated_mlp": False}
+_ATTENTION_BIAS = {"attention_bias": ("qkv_bias", "out_bias")}
+_NO_WINDOW = {"use_sliding_window": False}
 
 FAMILIES = {
-    "llama": Family(
-        "LlamaForCausalLM",
-        _LLAMA_KEYS,
-        _LLAMA_TENSORS,
-        flags={"attention_bias": ("qkv_bias", "out_bias"), "mlp_bias": ("mlp_bias",)},
-    ),
+    "llama": Family("LlamaForCausalLM", _LLAMA_KEYS, _LLAMA_TENSORS, flags=_ATTENTION_BIAS | {"mlp_bias": ("mlp_bias",)}),
     "mistral": Family("MistralForCausalLM", _LLAMA_KEYS | {"window": "sliding_window"}, _LLAMA_TENSORS),
-    "qwen2": Family(
-        "Qwen2ForCausalLM", _LLAMA_KEYS, _LLAMA_TENSORS, fixed={"qkv_bias": True}, only={"use_sliding_window": False}
-    ),
-    "qwen3": Family(
-        "Qwen3ForCausalLM",
-        _LLAMA_KEYS,
-        _QWEN3_TENSORS,
-        fixed={"qk_norm": True},
-        flags={"attention_bias": ("qkv_bias", "out_bias")},
-        only={"use_sliding_window": False},
-    ),
+    "qwen2": Family("Qwen2ForCausalLM", _LLAMA_KEYS, _LLAMA_TENSORS, fixed={"qkv_bias": True}, only=_NO_WINDOW),
+    "qwen3": Family("Qwen3ForCausalLM", _LLAMA_KEYS, _QWEN3_TENSORS, fixed={"qk_norm": True}, flags=_ATTENTION_BIAS, only=_NO_WINDOW),
     "starcoder2": Family(
         "Starcoder2ForCausalLM",
         _SIZES | {"n_kv_heads": "num_key_value_heads", "norm_eps": "norm_epsilon", "window": "sliding_window"},
@@ -164,7 +139,7 @@ FAMILIES = {
     ),
     "gpt_bigcode": Family(
         "GPTBigCodeForCausalLM",
-        _GPT_SIZES,
+        _GPT_KEYS,
         _BIGCODE_TENSORS,
         fixed=_LAYER_NORM | {"n_kv_heads": 1, "positions": "learned", "qkv_bias": True, "out_bias": True, "mlp_bias": True},
         only={"multi_query": True, "scale_attn_weights": True, "add_cross_attention": False},
@@ -172,7 +147,7 @@ FAMILIES = {
     ),
     "codegen": Family(
         "CodeGenForCausalLM",
-        _GPT_SIZES | {"rope_dim": "rotary_dim"},
+        _GPT_KEYS | {"rope_dim": "rotary_dim"},
         _CODEGEN_TENSORS,
         fixed=_LAYER_NORM | {"rope_interleaved": True, "parallel": True, "mlp_bias": True, "head_bias": True},
     ),
@@ -183,7 +158,7 @@ FAMILIES = {
         fixed=_LAYER_NORM | {"parallel": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True, "head_bias": True},
         only={"qk_layernorm": False},
     ),
-}  # fmt: skip
+}
 
 
 def config_from_hf(raw: Json) -> ModelConfig:
@@ -250,21 +225,14 @@ def config_to_hf(config: ModelConfig) -> Json:
 
 
 def _rope_to_hf(config: ModelConfig) -> Json:
-    rope: Json = {"rope_type": "default"}
-    s = config.rope_scaling
-    if s is not None:
-        rope = {"rope_type": s.kind, "factor": s.factor}
-        if s.kind == "llama3":
-            rope |= {
-                "low_freq_factor": s.low_freq_factor,
-                "high_freq_factor": s.high_freq_factor,
-                "original_max_position_embeddings": s.original_positions,
-            }
     raw: Json = {"rope_theta": config.rope_theta}  # for transformers 4; version 5 reads rope_parameters
-    if s is not None:
-        raw["rope_scaling"] = rope
+    rope: Json = {"rope_type": "default"}
+    if (s := config.rope_scaling) is not None:
+        rope = raw["rope_scaling"] = {"rope_type": s.kind, "factor": s.factor}
+        if s.kind == "llama3":
+            rope |= {"low_freq_factor": s.low_freq_factor, "high_freq_factor": s.high_freq_factor}
+            rope |= {"original_max_position_embeddings": s.original_positions}
     raw["rope_parameters"] = rope | {"rope_theta": config.rope_theta}
     if config.rope_dim is not None and config.family != "codegen":
-        share = config.rope_dim / config.head_dim
-        raw["partial_rotary_factor"] = raw["rope_parameters"]["partial_rotary_factor"] = share
+        raw["partial_rotary_factor"] = raw["rope_parameters"]["partial_rotary_factor"] = config.rope_dim / config.head_dim
     return raw

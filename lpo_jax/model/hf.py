@@ -3,12 +3,11 @@
 `lpo_jax.model.families` says which tensor holds which parameter.
 """
 
-import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -44,9 +43,12 @@ def read_config(directory: str | Path) -> ModelConfig:
     Raises:
       ConfigError: no config.json, a family we don't have, or an option we don't compute; named.
     """
-    file = Path(directory) / "config.json"
+    return _parsed(Path(directory) / "config.json", "model.path", "; give a directory with config.json and *.safetensors")
+
+
+def _parsed(file: Path, setting: str, remedy: str) -> ModelConfig:
     if not file.is_file():
-        raise ConfigError(f"model.path: {file} doesn't exist; give a directory with config.json and *.safetensors")
+        raise ConfigError(f"{setting}: {file} doesn't exist{remedy}")
     return config_from_hf(json.loads(file.read_text()))
 
 
@@ -61,12 +63,8 @@ def model_config(source: ModelSource) -> ModelConfig:
         return source.new
     found = read_config(locate(source.path))
     if source.shape is not None:
-        planned = planned_config(source)
-        differ = [
-            f"{f.name} {getattr(planned, f.name)!r} there, {getattr(found, f.name)!r} here"
-            for f in dataclasses.fields(found)
-            if getattr(planned, f.name) != getattr(found, f.name)
-        ]
+        pairs = zip(vars(found).items(), vars(planned_config(source)).values(), strict=True)
+        differ = [f"{name} {there!r} there, {here!r} here" for (name, here), there in pairs if there != here]
         if differ:
             raise ConfigError(
                 f"model.shape: {source.shape} is no copy of {source.path}'s config.json: {'; '.join(differ)}; correct it or set null"
@@ -83,10 +81,7 @@ def planned_config(source: ModelSource) -> ModelConfig:
     if source.new is not None:
         return source.new
     if source.shape is not None:
-        file = Path(source.shape)
-        if not file.is_file():
-            raise ConfigError(f"model.shape: {file} doesn't exist here; correct it, or set null to go by model.path alone")
-        return config_from_hf(json.loads(file.read_text()))
+        return _parsed(Path(source.shape), "model.shape", " here; correct it, or set null to go by model.path alone")
     assert source.path is not None
     if Path(source.path).is_dir():
         return read_config(source.path)
@@ -98,10 +93,10 @@ def planned_config(source: ModelSource) -> ModelConfig:
         raise ConfigError(f"model.path: no config.json of {source.path} ({error}); set model.shape to a copy of it") from None
 
 
-def table(config: ModelConfig) -> tuple[Tensor, ...]:
-    """The tensors that a model of this config has."""
-    present = flatten_dict(Model(config).shapes(), sep=".")
-    return tuple(tensor for tensor in FAMILIES[config.family].tensors if set(tensor.paths) <= present.keys())
+def _table(model: Model) -> list[Tensor]:
+    """The tensors that a model has."""
+    present = flatten_dict(model.shapes(), sep=".").keys()
+    return [tensor for tensor in FAMILIES[model.config.family].tensors if set(tensor.paths) <= present]
 
 
 def read_params(directory: str | Path, model: Model, shardings: Params) -> Params:
@@ -114,35 +109,26 @@ def read_params(directory: str | Path, model: Model, shardings: Params) -> Param
     """
     files = _tensor_files(Path(directory))
     shapes, places = flatten_dict(model.shapes(), sep="."), flatten_dict(shardings, sep=".")
-    tensors = table(model.config)
-    problems = _compare(_expected(model.config, tensors, shapes), files)
-    if problems:
+    if problems := _compare(_expected(model), files):
         raise ConfigError(f"model.path: the tensors of {directory} don't fit its config.json:\n  " + "\n  ".join(problems))
-    layers = model.config.n_layers
-    placed: dict[str, jax.Array] = {}
-    total = sum(layers if "{layer}" in tensor.name else 1 for tensor in tensors)
+    tensors, placed = _table(model), dict[str, jax.Array]()
+    total = sum(len(tensor.names(model.config.n_layers)) for tensor in tensors)
     with tqdm(total=total, desc="read weights", unit=" tensors", disable=jax.process_index() > 0) as bar:
         for tensor in tensors:
-            stacked = "{layer}" in tensor.name
-            for layer in range(layers if stacked else 1):
-                value = _read(files, tensor.name.format(layer=layer))
-                for path, part in _split(tensor, value, {p: _layer_shape(shapes[p].shape, stacked) for p in tensor.paths}).items():
-                    part = part.astype(shapes[path].dtype)
-                    if not stacked:
-                        placed[path] = jax.make_array_from_callback(part.shape, places[path], part.__getitem__)
-                        continue
-                    if layer == 0:
-                        placed[path] = _zeros(shapes[path], places[path])
-                    spec = jax.sharding.PartitionSpec(*places[path].spec[1:])
-                    slice_place = jax.sharding.NamedSharding(places[path].mesh, spec)
-                    on_devices = jax.make_array_from_callback(part.shape, slice_place, part.__getitem__)
-                    placed[path] = _set_layer(placed[path], on_devices, layer)
+            for layer, name in enumerate(tensor.names(model.config.n_layers)):
+                with safe_open(files[name], framework="np") as opened:
+                    value = opened.get_tensor(name)
+                for path, part in _split(tensor, value, shapes).items():
+                    part, place = part.astype(shapes[path].dtype), places[path]
+                    if tensor.stacked:
+                        place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec(*place.spec[1:]))
+                    on_devices = jax.make_array_from_callback(part.shape, place, part.__getitem__)
+                    if tensor.stacked and layer == 0:
+                        zeros = partial(jax.numpy.zeros, shapes[path].shape, shapes[path].dtype)
+                        placed[path] = jax.jit(zeros, out_shardings=places[path])()
+                    placed[path] = _set_layer(placed[path], on_devices, layer) if tensor.stacked else on_devices
                 bar.update()
     return unflatten_dict(placed, sep=".")
-
-
-def _zeros(shape: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Array:
-    return jax.jit(partial(jax.numpy.zeros, shape.shape, shape.dtype), out_shardings=place)()
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -159,41 +145,33 @@ def write_params(directory: str | Path, model: Model, params: Params, extra: Jso
     directory.mkdir(parents=True, exist_ok=True)
     config = config_to_hf(model.config) | {"dtype": str(np.dtype(model.param_dtype)), **(extra or {})}
     write_json(directory / "config.json", config)
-    parts: list[tuple[Path, list[str]]] = []
-    group: dict[str, np.ndarray] = {}
-    total = 0
-
-    def flush() -> None:
-        file = directory / f"part-{len(parts)}.safetensors"
-        save_file(group, file, {"format": "pt"})
-        parts.append((file, list(group)))
-        group.clear()
-
-    for name, value in _tensors(model, params):
-        if group and sum(v.nbytes for v in group.values()) + value.nbytes > MAX_FILE_BYTES:
-            flush()
-        group[name] = value
-        total += value.nbytes
-    flush()
-    if len(parts) == 1:
-        shutil.move(parts[0][0], directory / "model.safetensors")
-        return
-    index: dict[str, str] = {}
-    for number, (file, names) in enumerate(parts, 1):  # their number stands in their names
-        final = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        shutil.move(file, directory / final)
-        index |= dict.fromkeys(names, final)
-    write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
+    groups: list[list[str]] = []  # the tensors of each file
+    total, size, flat = 0, 0, flatten_dict(params, sep=".")
+    for tensor in _table(model):
+        names = tensor.names(model.config.n_layers)
+        each = sum(flat[path].nbytes for path in tensor.paths) // len(names)
+        for name in names:
+            if not groups or size + each > MAX_FILE_BYTES:
+                groups.append([])
+                size = 0
+            groups[-1].append(name)
+            total, size = total + each, size + each
+    tensors, index = _tensors(model, params), dict[str, str]()
+    for number, names in enumerate(groups, 1):
+        file = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        save_file(dict(islice(tensors, len(names))), directory / file, {"format": "pt"})
+        index |= dict.fromkeys(names, file)
+    if len(groups) > 1:
+        write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
 
 
 def _tensors(model: Model, params: Params) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor under Hugging Face's name and in its layout."""
     flat, inputs = flatten_dict(params, sep="."), model.inputs()
-    for tensor in table(model.config):
-        stacked = "{layer}" in tensor.name
-        for layer in range(model.config.n_layers if stacked else 1):
-            parts = {path: np.asarray(flat[path][layer] if stacked else flat[path]) for path in tensor.paths}
-            yield tensor.name.format(layer=layer), np.ascontiguousarray(_fuse(tensor, parts, inputs))
+    for tensor in _table(model):
+        for layer, name in enumerate(tensor.names(model.config.n_layers)):
+            parts = {path: np.asarray(flat[path][layer] if tensor.stacked else flat[path]) for path in tensor.paths}
+            yield name, np.ascontiguousarray(_fuse(tensor, parts, inputs))
 
 
 def _fuse(tensor: Tensor, parts: Mapping[str, np.ndarray], inputs: Mapping[str, int]) -> np.ndarray:
@@ -203,40 +181,33 @@ def _fuse(tensor: Tensor, parts: Mapping[str, np.ndarray], inputs: Mapping[str, 
     return tensor.fuse([part if path in _TABLES else part.reshape(-1) for path, part in parts.items()])
 
 
-def _split(tensor: Tensor, value: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def _split(tensor: Tensor, value: np.ndarray, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
     """The parameters that a tensor holds, in our layout: the inverse of `_fuse`."""
-    fused = value.T if tensor.is_matrix else value
-    outputs = [math.prod(shape) // math.prod(fused.shape[:-1]) for shape in shapes.values()]
-    return {path: part.reshape(shape) for (path, shape), part in zip(shapes.items(), tensor.cut(fused, outputs), strict=True)}
+    fused, layer_shapes = value.T if tensor.is_matrix else value, [shapes[path].shape[tensor.stacked :] for path in tensor.paths]
+    parts = tensor.cut(fused, [math.prod(shape) // math.prod(fused.shape[:-1]) for shape in layer_shapes])
+    return {path: part.reshape(shape) for path, part, shape in zip(tensor.paths, parts, layer_shapes, strict=True)}
 
 
 _TABLES = ("embed", "positions")  # they are looked up, not multiplied, and so stored as they are
 
 
-def _layer_shape(shape: tuple[int, ...], stacked: bool) -> tuple[int, ...]:
-    return shape[1:] if stacked else shape
-
-
-def _expected(config: ModelConfig, tensors: tuple[Tensor, ...], shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:
+def _expected(model: Model) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a model's tensors."""
-    expected: dict[str, tuple[int, ...]] = {}
-    inputs = Model(config).inputs()
-    for tensor in tensors:
-        stacked = "{layer}" in tensor.name
-        parts = {path: np.broadcast_to(np.int8(0), _layer_shape(shapes[path].shape, stacked)) for path in tensor.paths}
-        shape = _fuse(tensor, parts, inputs).shape
-        expected |= {tensor.name.format(layer=layer): shape for layer in range(config.n_layers if stacked else 1)}
+    shapes, inputs, expected = flatten_dict(model.shapes(), sep="."), model.inputs(), dict[str, tuple[int, ...]]()
+    for tensor in _table(model):
+        parts = {path: np.broadcast_to(np.int8(0), shapes[path].shape[tensor.stacked :]) for path in tensor.paths}
+        expected |= dict.fromkeys(tensor.names(model.config.n_layers), _fuse(tensor, parts, inputs).shape)
     return expected
 
 
 def _tensor_files(directory: Path) -> dict[str, Path]:
     """Which file holds which tensor."""
-    if not list(directory.glob("*.safetensors")):
-        legacy = list(directory.glob("*.bin"))
+    found = sorted(directory.glob("*.safetensors"))
+    if not found:
         remedy = (
             "it holds pickled .bin weights, which can run code when loaded; convert them once with "
             "transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
-            if legacy
+            if list(directory.glob("*.bin"))
             else "download the model's *.safetensors files too"
         )
         raise ConfigError(f"model.path: no .safetensors file in {directory}: {remedy}")
@@ -244,7 +215,7 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
     if index.is_file():
         return {name: directory / file for name, file in json.loads(index.read_text())["weight_map"].items()}
     files: dict[str, Path] = {}
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in found:
         with safe_open(file, framework="np") as tensors:
             files |= dict.fromkeys(tensors.keys(), file)
     return files
@@ -260,12 +231,6 @@ def _compare(expected: Mapping[str, tuple[int, ...]], files: Mapping[str, Path])
             problems.append(f"missing file: {file.name}")
             continue
         with safe_open(file, framework="np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                if name in expected and tuple(tensors.get_slice(name).get_shape()) != expected[name]:
-                    problems.append(f"shape of {name}: {tuple(tensors.get_slice(name).get_shape())}, expected {expected[name]}")
+            shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys() if name in expected}  # noqa: SIM118
+        problems += [f"shape of {name}: {shapes[name]}, expected {expected[name]}" for name in shapes if shapes[name] != expected[name]]
     return problems
-
-
-def _read(files: Mapping[str, Path], name: str) -> np.ndarray:
-    with safe_open(files[name], framework="np") as tensors:
-        return tensors.get_tensor(name)

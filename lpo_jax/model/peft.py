@@ -47,19 +47,16 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
         adapted = [path for path in tensor.paths if f"{path}.a" in flat]
         if not adapted:
             continue
-        a_parts, b_parts = [], {}
-        for path in adapted:
-            L, into, out = _sizes(path, shapes[path].shape, inputs[path])
-            a_parts.append(np.asarray(flat[f"{path}.a"], np.float32).reshape(L, into, -1))
-            b_parts[path] = np.asarray(flat[f"{path}.b"], np.float32).reshape(L, -1, out)
-        a = np.concatenate(a_parts, axis=-1)
+        sizes = [_sizes(path, shapes[path].shape, inputs[path]) for path in tensor.paths]
+        L, into, _ = sizes[0]  # the paths of a tensor have the same layers and inputs
+        a = np.concatenate([np.asarray(flat[f"{path}.a"], np.float32).reshape(L, into, -1) for path in adapted], axis=-1)
         rank, start, blocks = a.shape[-1], 0, []
-        for path in tensor.paths:
-            block = np.zeros((len(a), rank, _sizes(path, shapes[path].shape, inputs[path])[2]), np.float32)
-            if path in b_parts:
-                end = start + b_parts[path].shape[1]
-                block[:, start:end], start = b_parts[path], end
-            blocks.append(block)
+        for path, (_, _, out) in zip(tensor.paths, sizes, strict=True):
+            blocks.append(np.zeros((L, rank, out), np.float32))
+            if path in adapted:
+                own = np.asarray(flat[f"{path}.b"], np.float32).reshape(L, -1, out)
+                blocks[-1][:, start : start + own.shape[1]] = own
+                start += own.shape[1]
         b = tensor.fuse(blocks)
         for layer in range(len(a)):
             module = f"base_model.model.{_module(tensor).format(layer=layer)}"
@@ -115,9 +112,11 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
         for layer, name in own.items():
             A, B = (found[name][side].astype(np.float32) for side in "AB")
             r = _pattern(settings, "rank_pattern", name, rank)
+            own_alpha = _pattern(settings, "alpha_pattern", name, settings["lora_alpha"])
+            scale = own_alpha / (math.sqrt(r) if settings.get("use_rslora") else r)  # what B @ A is multiplied with
             if A.shape != (r, into) or B.shape != (sum(outs), r):
                 raise ConfigError(f"{directory}: {name}: lora_A {A.shape} and lora_B {B.shape}, expected {(r, into)} and {(sum(outs), r)}")
-            a[layer, :, :r], b[layer, :r] = A.T, B.T * (_scale(settings, name) * rank / alpha)
+            a[layer, :, :r], b[layer, :r] = A.T, B.T * (scale * rank / alpha)
         for path, rows in zip(tensor.paths, tensor.cut(b, outs), strict=True):
             # Blocks of `save_peft` come back as they were: rank that a matrix doesn't use isn't its own.
             used = np.asarray(rows.any(axis=(0, 2)) if len(outs) > 1 and b.any() else np.ones(widest, bool))
@@ -192,10 +191,3 @@ def _pattern(settings: Json, key: str, module: str, default: X) -> X:
     """A module's own rank or alpha, found as PEFT finds it."""
     patterns = settings.get(key) or {}
     return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), default)
-
-
-def _scale(settings: Json, module: str) -> float:
-    """What a module's B @ A is multiplied with."""
-    rank = _pattern(settings, "rank_pattern", module, settings["r"])
-    alpha = _pattern(settings, "alpha_pattern", module, settings["lora_alpha"])
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)

@@ -42,8 +42,5 @@ def terms(logps: jax.Array, batch: TreeBatch, options: Simpo) -> Terms:
     return preference_terms(logps, batch, weights, beta=options.beta, gamma=options.gamma, label_smoothing=options.label_smoothing)
 
 
-def whole_rejected(options: Simpo) -> str:
-    return "scores whole rejected answers, but these shards are trimmed; build them with `lpo-data build --untrimmed`"
-
-
-OBJECTIVE = Objective("simpo", "simple preference optimization", Simpo, terms, whole_rejected=whole_rejected)
+REMEDY = "scores whole rejected answers, but these shards are trimmed; build them with `lpo-data build --untrimmed`"
+OBJECTIVE = Objective("simpo", "simple preference optimization", Simpo, terms, whole_rejected=lambda _: REMEDY)

@@ -7,8 +7,9 @@ What would change the result and isn't computed here is refused by name; what ch
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Annotated, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -259,20 +260,17 @@ class Answer:
         """Completions by sample -> the body."""
         self._done = dict(done)
         choices = []
-        for request in self.asked.requests:
-            for index in range(request.sample, request.sample + request.n):
-                text, c = self._shown(done[index].text, ended=True), done[index]
-                said: Json = {"message": {"role": "assistant", "content": text}} if self.asked.chat else {"text": text}
-                logprobs = self._logprobs(request, c) if self.asked.logprobs else None
-                choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": c.finish})
+        for index, request in self._samples():
+            text, c = self._shown(done[index].text, ended=True), done[index]
+            said: Json = {"message": {"role": "assistant", "content": text}} if self.asked.chat else {"text": text}
+            logprobs = self._logprobs(request, c) if self.asked.logprobs else None
+            choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": c.finish})
         return {**self._frame, "choices": choices, "usage": self._usage()}
 
     def begin(self) -> list[Json]:
         """Chunks in front of all news."""
-        if not self.asked.chat:
-            return []
         role = {"role": "assistant", "content": ""}
-        return [self._chunk(index, role, None) for r in self.asked.requests for index in range(r.sample, r.sample + r.n)]
+        return [self._chunk(index, role, None) for index, _ in self._samples()] if self.asked.chat else []
 
     def more(self, news: Progress) -> Json | None:
         """The chunk that news of a sample make, if any."""
@@ -289,6 +287,10 @@ class Answer:
     def end(self) -> list[Json]:
         """Chunks behind all news."""
         return [{**self._frame, "choices": [], "usage": self._usage()}] if self.asked.include_usage else []
+
+    def _samples(self) -> Iterator[tuple[int, Request]]:
+        """Each choice's index, and the request that it is of."""
+        return ((index, r) for r in self.asked.requests for index in range(r.sample, r.sample + r.n))
 
     def _chunk(self, index: int, said: Json | str, finish: str | None) -> Json:
         choice = {"index": index, "delta" if self.asked.chat else "text": said, "logprobs": None, "finish_reason": finish}
@@ -313,7 +315,5 @@ class Answer:
         if self.asked.chat:
             facts = zip(texts, logprobs, strict=True)
             return {"content": [{"token": t, "logprob": p, "bytes": list(t.encode()), "top_logprobs": []} for t, p in facts]}
-        offsets = [0]
-        for text in texts:
-            offsets.append(offsets[-1] + len(text))
+        offsets = [*accumulate(map(len, texts), initial=0)]
         return {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": None, "text_offset": offsets[:-1]}

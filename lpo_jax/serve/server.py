@@ -7,9 +7,9 @@ import json
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -101,12 +101,7 @@ def application(driver: Driver, served: Served, key: str | None) -> Starlette:
         Route("/v1/models", guarded(models)),
         Route("/health", health),
     ]
-    handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
-        Refusal: _refuse,
-        HTTPException: _refuse,
-        ClientDisconnect: _nobody,
-        Exception: _broken,
-    }
+    handlers: Mapping[Any, Any] = {Refusal: _refuse, HTTPException: _refuse, ClientDisconnect: _nobody, Exception: _broken}
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 

@@ -77,13 +77,10 @@ class _Layout:
 
     def __init__(self, q: jax.Array, k: jax.Array):
         self.mesh = jax.sharding.get_abstract_mesh()
-        if self.mesh.empty:
-            self.shares_kv, self.q, self.kv, self.lse, self.rows = False, *(PartitionSpec(),) * 4
-            return
         mesh_shape, (K, G) = dict(self.mesh.shape), q.shape[2:4]
-        ways = mesh_shape["tensor"]
+        ways = mesh_shape.get("tensor", 1)
         self.shares_kv = ways > 1 and K % ways > 0 and G % ways == 0
-        rows = spec(("batch",), k.shape[:1], mesh_shape)[0]
+        rows = None if self.mesh.empty else spec(("batch",), k.shape[:1], mesh_shape)[0]
         kv = "tensor" if ways > 1 and K % ways == 0 else None
         group = "tensor" if self.shares_kv else None
         self.q, self.kv = PartitionSpec(rows, None, kv, group, None), PartitionSpec(rows, None, kv, None)

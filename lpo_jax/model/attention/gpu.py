@@ -40,18 +40,15 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax
         out_ref[...] = (acc / total[:, None]).astype(out_ref.dtype)
         lse_ref[...] = top + jnp.log(total)
 
-    of_query, of_head, of_row = _query(G), _head(G), _row
     out, lse = _call(
         kernel,
         a,
-        a.key_blocks,
-        a.key_counts,
-        grid=(B, K * G, T // C),
-        operands=[(q, (C, q.shape[-1]), of_query), (k, (T, k.shape[-1]), of_head), (v, (T, v.shape[-1]), of_head)],
-        outputs=[(jax.ShapeDtypeStruct(q.shape, q.dtype), (C, q.shape[-1]), of_query),
-                 (jax.ShapeDtypeStruct((B, K, G, T), jnp.float32), (C,), lambda b, h, i: of_row(G, b, h, i))],
+        own=[q],
+        whole=[k, v],
+        outputs=[q, jax.ShapeDtypeStruct((B, K, G, T), jnp.float32)],
+        query_major=True,
         flops=4 * B * K * G * H * T * (T + C) // 2,
-    )  # fmt: skip
+    )
     return out[..., :H], lse
 
 
@@ -61,7 +58,7 @@ def backward(
     """See `lpo_jax.model.attention.dispatch.BACKENDS`."""
     B, K, G, T, H = q.shape
     q, k, v, dout = (_power_of_two(x) for x in (q, k, v, dout))
-    delta, C, scale, wide = delta.astype(jnp.float32), a.block, H**-0.5, q.shape[-1]
+    delta, C, scale = delta.astype(jnp.float32), a.block, H**-0.5
 
     def query_kernel(q_ref, dout_ref, lse_ref, delta_ref, k_ref, v_ref, ends, positions, lists, counts, dq_ref):
         i = pl.program_id(2)
@@ -94,86 +91,57 @@ def backward(
         dk, dv = jax.lax.fori_loop(0, G * counts[...], queries, (zeros, zeros))
         dk_ref[...], dv_ref[...] = dk.astype(dk_ref.dtype), dv.astype(dv_ref.dtype)
 
-    of_query, of_head = _query(G), _head(G)
-    of_row = lambda b, h, i: _row(G, b, h, i)  # noqa: E731
-    (dq,) = _call(
-        query_kernel,
-        a,
-        a.key_blocks,
-        a.key_counts,
-        grid=(B, K * G, T // C),
-        operands=[(q, (C, wide), of_query), (dout, (C, wide), of_query), (lse, (C,), of_row), (delta, (C,), of_row),
-                  (k, (T, wide), of_head), (v, (T, wide), of_head)],
-        outputs=[(jax.ShapeDtypeStruct(q.shape, q.dtype), (C, wide), of_query)],
-        flops=6 * B * K * G * H * T * (T + C) // 2,
-    )  # fmt: skip
-    of_key = lambda b, h, j: (b, h, j, 0)  # noqa: E731
-    group = lambda b, h, j: (b, h, 0, 0, 0)  # noqa: E731
-    dk, dv = _call(
-        key_kernel,
-        a,
-        a.query_blocks,
-        a.query_counts,
-        grid=(B, K, T // C),
-        operands=[(k, (C, wide), of_key), (v, (C, wide), of_key), (q, (G, T, wide), group), (dout, (G, T, wide), group),
-                  (lse, (G, T), lambda b, h, j: (b, h, 0, 0)), (delta, (G, T), lambda b, h, j: (b, h, 0, 0))],
-        outputs=[(jax.ShapeDtypeStruct(x.shape, x.dtype), (C, wide), of_key) for x in (k, v)],
-        flops=8 * B * K * G * H * T * (T + C) // 2,
-    )  # fmt: skip
+    pairs = B * K * G * H * T * (T + C) // 2
+    (dq,) = _call(query_kernel, a, [q, dout, lse, delta], [k, v], [q], query_major=True, flops=6 * pairs)
+    dk, dv = _call(key_kernel, a, [k, v], [q, dout, lse, delta], [k, v], query_major=False, flops=8 * pairs)
     return dq[..., :H], dk[..., :H], dv[..., :H]
 
 
 def _call(
     kernel: Callable,
     a: Ancestors,
-    lists: jax.Array,
-    counts: jax.Array,
+    own: Sequence[jax.Array],
+    whole: Sequence[jax.Array],
+    outputs: Sequence[jax.Array | jax.ShapeDtypeStruct],
     *,
-    grid: tuple[int, int, int],
-    operands: Sequence[tuple],
-    outputs: Sequence[tuple],
+    query_major: bool,
     flops: int,
 ) -> list[jax.Array]:
-    """One Pallas call: `kernel` gets the operands' blocks, the row's subtree ends and positions, its block's list and count, the outputs."""
-    T, n = a.subtree_end.shape[1], lists.shape[-1]
-    inputs = [
-        *operands,
-        (a.subtree_end, (T,), lambda b, h, i: (b, 0)),
-        (a.positions, (T,), lambda b, h, i: (b, 0)),
-        (lists, (n,), lambda b, h, i: (b, i, 0)),
-        (counts, (), lambda b, h, i: (b, i)),
-    ]
+    """One Pallas call: `kernel` gets its operands, the row's subtree ends and positions, its block's list and count, the outputs.
 
-    def spec(x: jax.ShapeDtypeStruct | jax.Array, block: tuple[int, ...], index: Callable) -> pl.BlockSpec:
-        return pl.BlockSpec((*(None,) * (len(x.shape) - len(block)), *block), index)
+    A program is one of a query head's blocks of queries (`query_major`), or one of a kv head's blocks of keys. Of `own` operands and of the
+    outputs, [B, heads ..., T, ...], it gets that block. Of `whole` ones it gets all that belongs to its kv head, [B, K, ...].
+    """
+    B, K, G, T = (own if query_major else whole)[0].shape[:4]
+    C, n = a.block, T // a.block
+    lists, counts = (a.key_blocks, a.key_counts) if query_major else (a.query_blocks, a.query_counts)
+    heads = (lambda h: (h // G, h % G)) if query_major else (lambda h: (h,))
+    outer = 3 if query_major else 2
 
+    def block(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
+        inner = x.shape[outer + 1 :]
+        return pl.BlockSpec((*(None,) * outer, C, *inner), lambda b, h, i: (b, *heads(h), i, *(0,) * len(inner)))
+
+    def of_head(x: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec((None, None, *x.shape[2:]), lambda b, h, i: (b, heads(h)[0], *(0,) * (x.ndim - 2)))
+
+    of_row = pl.BlockSpec((None, T), lambda b, h, i: (b, 0))
+    its_list, its_count = pl.BlockSpec((None, None, n), lambda b, h, i: (b, i, 0)), pl.BlockSpec((None, None), lambda b, h, i: (b, i))
     return pl.pallas_call(
         kernel,
-        grid=grid,
-        in_specs=[spec(*x) for x in inputs],
-        out_specs=[spec(*x) for x in outputs],
-        out_shape=[shape for shape, _, _ in outputs],
+        grid=(B, K * G if query_major else K, n),
+        in_specs=[*map(block, own), *map(of_head, whole), of_row, of_row, its_list, its_count],
+        out_specs=[block(x) for x in outputs],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
         # An upper bound: of a full lower triangle, however many blocks the data skips.
         cost_estimate=pl.CostEstimate(
             flops=flops,
-            transcendentals=grid[0] * operands[0][0].shape[1] * T * T // 2,
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x, _, _ in (*operands, *outputs)),
+            transcendentals=B * K * T * T // 2,
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*own, *whole, *outputs)),
         ),
         interpret=platform() != "gpu",
-    )(*(x for x, _, _ in inputs))
-
-
-def _query(G: int) -> Callable:
-    return lambda b, h, i: (b, h // G, h % G, i, 0)
-
-
-def _row(G: int, b: jax.Array, h: jax.Array, i: jax.Array) -> tuple:
-    return b, h // G, h % G, i
-
-
-def _head(G: int) -> Callable:
-    return lambda b, h, i: (b, h // G, 0, 0)
+    )(*own, *whole, a.subtree_end, a.positions, lists, counts)
 
 
 def _masked(scores: jax.Array, i: jax.Array, j: jax.Array, ends: jax.Array, positions: jax.Array, a: Ancestors) -> jax.Array:

@@ -20,17 +20,18 @@ from lpo_jax.model.attention.mask import LOWEST, Ancestors, platform
 def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax.Array, jax.Array]:
     """See `lpo_jax.model.attention.dispatch.BACKENDS`."""
     B, K, G, T, H = q.shape
+    C = a.block
 
-    def kernel(q, k, v, ends, key_positions, query_positions, out, lse, acc, top, total, *, where, first, last):
+    def kernel(q, k, v, ends, key_positions, query_positions, out, lse, acc, top, total, *, at, active, first, last):
         @pl.when(first)
         def _():
             acc[...] = jnp.zeros_like(acc)
             top[...] = jnp.full_like(top, LOWEST)
             total[...] = jnp.zeros_like(total)
 
-        @pl.when(where.active)
+        @pl.when(active)
         def _():
-            scores = _scores(q, k, (ends, key_positions, query_positions), where, a)  # [keys, queries]
+            scores = _scores(q, k, (ends, key_positions, query_positions), at, a)  # [keys, queries]
             higher = jnp.maximum(top[...], scores.max(0, keepdims=True))
             weights, shrink = jnp.exp(scores - higher), jnp.exp(top[...] - higher)
             top[...] = higher
@@ -42,24 +43,15 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax
             out[...] = (acc[...] / total[...]).T.astype(out.dtype)
             lse[...] = top[...] + jnp.log(total[...])
 
-    of_query = lambda b, h, i, step, lists, counts: (b, h // G, h % G, i, 0)  # noqa: E731
-    row_of_query = lambda b, h, i, step, lists, counts: (b, h // G, h % G, 0, i)  # noqa: E731
-    of_key = lambda b, h, i, step, lists, counts: (b, h // G, lists[b, i, step], 0)  # noqa: E731
-    C = a.block
     out, lse = _call(
         kernel,
         a,
-        a.key_blocks,
-        a.key_counts,
-        grid=(B, K * G, T // C, T // C),
-        operands=[(q, _tile(3, C, H), of_query), (k, _tile(2, C, H), of_key), (v, _tile(2, C, H), of_key)],
-        mask_maps=(lambda b, h, i, step, lists, counts: (b, lists[b, i, step], 0), lambda b, h, i, step, lists, counts: (b, 0, i)),
-        outputs=[(jax.ShapeDtypeStruct(q.shape, q.dtype), _tile(3, C, H), of_query),
-                 (jax.ShapeDtypeStruct((B, K, G, 1, T), jnp.float32), _tile(3, 1, C), row_of_query)],
+        operands=[(q, "queries"), (k, "keys"), (v, "keys")],
+        outputs=[(q, "queries"), (jax.ShapeDtypeStruct((B, K, G, 1, T), jnp.float32), "row")],
         scratch=[(H, C), (1, C), (1, C)],
         query_major=True,
         products=2,
-    )  # fmt: skip
+    )
     return out, lse[..., 0, :]
 
 
@@ -67,32 +59,32 @@ def backward(
     q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors, lse: jax.Array, delta: jax.Array, dout: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `lpo_jax.model.attention.dispatch.BACKENDS`."""
-    B, K, G, T, H = q.shape
-    C, n, scale = a.block, T // a.block, H**-0.5
+    C, H = a.block, q.shape[-1]
+    scale = H**-0.5
     lse, delta = lse[..., None, :], delta[..., None, :].astype(jnp.float32)
 
-    def dscores_of(q, k, v, dout, lse, delta, masks, where):
-        weights = jnp.exp(_scores(q, k, masks, where, a) - lse[...])
+    def dscores_of(q, k, v, dout, lse, delta, masks, at):
+        weights = jnp.exp(_scores(q, k, masks, at, a) - lse[...])
         dweights = _dot(v[...], dout[...], 1, 1)  # [keys, queries]
         return weights.astype(q.dtype), (weights * (dweights - delta[...]) * scale).astype(q.dtype)
 
-    def query_kernel(q, k, v, dout, lse, delta, *refs, where, first, last):
+    def query_kernel(q, k, v, dout, lse, delta, *refs, at, active, first, last):
         *masks, dq, acc = refs
 
         @pl.when(first)
         def _():
             acc[...] = jnp.zeros_like(acc)
 
-        @pl.when(where.active)
+        @pl.when(active)
         def _():
-            _, dscores = dscores_of(q, k, v, dout, lse, delta, masks, where)
+            _, dscores = dscores_of(q, k, v, dout, lse, delta, masks, at)
             acc[...] += _dot(k[...], dscores, 0, 0)  # [H, queries]
 
         @pl.when(last)
         def _():
             dq[...] = acc[...].T.astype(dq.dtype)
 
-    def key_kernel(q, k, v, dout, lse, delta, *refs, where, first, last):
+    def key_kernel(q, k, v, dout, lse, delta, *refs, at, active, first, last):
         *masks, dk, dv, dk_acc, dv_acc = refs
 
         @pl.when(first)
@@ -100,9 +92,9 @@ def backward(
             dk_acc[...] = jnp.zeros_like(dk_acc)
             dv_acc[...] = jnp.zeros_like(dv_acc)
 
-        @pl.when(where.active)
+        @pl.when(active)
         def _():
-            weights, dscores = dscores_of(q, k, v, dout, lse, delta, masks, where)
+            weights, dscores = dscores_of(q, k, v, dout, lse, delta, masks, at)
             dv_acc[...] += _dot(weights, dout[...], 1, 0)
             dk_acc[...] += _dot(dscores, q[...], 1, 0)
 
@@ -111,129 +103,87 @@ def backward(
             dk[...] = dk_acc[...].astype(dk.dtype)
             dv[...] = dv_acc[...].astype(dv.dtype)
 
-    def operands(of_query: Callable, row_of_query: Callable, of_key: Callable) -> list[tuple]:
-        return [
-            (q, _tile(3, C, H), of_query), (k, _tile(2, C, H), of_key), (v, _tile(2, C, H), of_key), (dout, _tile(3, C, H), of_query),
-            (lse, _tile(3, 1, C), row_of_query), (delta, _tile(3, 1, C), row_of_query),
-        ]  # fmt: skip
-
-    of_query = lambda b, h, i, step, lists, counts: (b, h // G, h % G, i, 0)  # noqa: E731
-    (dq,) = _call(
-        query_kernel,
-        a,
-        a.key_blocks,
-        a.key_counts,
-        grid=(B, K * G, n, n),
-        operands=operands(
-            of_query,
-            lambda b, h, i, step, lists, counts: (b, h // G, h % G, 0, i),
-            lambda b, h, i, step, lists, counts: (b, h // G, lists[b, i, step], 0),
-        ),
-        mask_maps=(lambda b, h, i, step, lists, counts: (b, lists[b, i, step], 0), lambda b, h, i, step, lists, counts: (b, 0, i)),
-        outputs=[(jax.ShapeDtypeStruct(q.shape, q.dtype), _tile(3, C, H), of_query)],
-        scratch=[(H, C)],
-        query_major=True,
-        products=3,
-    )
-    # A block of keys gathers from all query heads of its group: the last axis walks the list once a head.
-    of_key = lambda b, h, j, step, lists, counts: (b, h, j, 0)  # noqa: E731
-    dk, dv = _call(
-        key_kernel,
-        a,
-        a.query_blocks,
-        a.query_counts,
-        grid=(B, K, n, G * n),
-        operands=operands(
-            lambda b, h, j, step, lists, counts: (b, h, step // n, lists[b, j, step % n], 0),
-            lambda b, h, j, step, lists, counts: (b, h, step // n, 0, lists[b, j, step % n]),
-            of_key,
-        ),
-        mask_maps=(
-            lambda b, h, j, step, lists, counts: (b, j, 0),
-            lambda b, h, j, step, lists, counts: (b, 0, lists[b, j, step % n]),
-        ),
-        outputs=[(jax.ShapeDtypeStruct(x.shape, x.dtype), _tile(2, C, H), of_key) for x in (k, v)],
-        scratch=[(C, H), (C, H)],
-        query_major=False,
-        products=4,
-    )
+    operands = [(q, "queries"), (k, "keys"), (v, "keys"), (dout, "queries"), (lse, "row"), (delta, "row")]
+    (dq,) = _call(query_kernel, a, operands, [(q, "queries")], [(H, C)], query_major=True, products=3)
+    dk, dv = _call(key_kernel, a, operands, [(k, "keys"), (v, "keys")], [(C, H), (C, H)], query_major=False, products=4)
     return dq, dk, dv
-
-
-class _Where:
-    """Which blocks a program works on."""
-
-    def __init__(self, lists: jax.Array, counts: jax.Array, n: int, query_major: bool):
-        b, own, step = pl.program_id(0), pl.program_id(2), pl.program_id(3) % n
-        other = lists[b, own, step]
-        self.queries = own if query_major else other
-        self.keys = other if query_major else own
-        self.active = step < counts[b, own]
 
 
 def _call(
     kernel: Callable,
     a: Ancestors,
-    lists: jax.Array,
-    counts: jax.Array,
-    *,
-    grid: tuple[int, int, int, int],
-    operands: list[tuple],
-    mask_maps: tuple[Callable, Callable],
-    outputs: list[tuple],
+    operands: list[tuple[jax.Array, str]],
+    outputs: list[tuple[jax.Array | jax.ShapeDtypeStruct, str]],
     scratch: list[tuple[int, int]],
+    *,
     query_major: bool,
     products: int,
 ) -> list[jax.Array]:
-    """One Pallas call: `kernel` gets the operands' blocks, the mask's columns and row, the outputs, and float32 scratch."""
-    of_key, of_query = mask_maps
-    T, C, n = a.subtree_end.shape[1], a.block, a.subtree_end.shape[1] // a.block
-    column, row = (None, C, 1), (None, 1, C)
-    # What belongs to keys stands in columns, what belongs to queries in a row.
-    masks = [
-        (a.subtree_end[..., None], column, of_key),
-        (a.positions[..., None], column, of_key),
-        (a.positions[:, None], row, of_query),
-    ]
+    """One Pallas call: `kernel` gets the operands' blocks, the mask's columns and row, the outputs, and float32 scratch.
+
+    An operand is the first of all queries' [B, K, G, T, H], and it goes with what its block holds: "queries" [C, H], "keys" [C, H] of
+    [B, K, T, H], or a "row" [1, C] of [B, K, G, 1, T], of a number for each query.
+
+    A program owns a block of queries (`query_major`) and walks the keys' blocks, or the other way round. A block of keys gathers from all
+    query heads of its group: there the last grid axis walks the list once a head.
+    """
+    B, K, G, T, H = operands[0][0].shape
+    C, n = a.block, T // a.block
+    lists, counts = (a.key_blocks, a.key_counts) if query_major else (a.query_blocks, a.query_counts)
+    grid = (B, K * G, n, n) if query_major else (B, K, n, G * n)
+
+    def where(b, h, own, step, lists):
+        """The kv head, the query head within its group, the block of queries, the block of keys."""
+        other = lists[b, own, step % n]
+        return (h // G, h % G, own, other) if query_major else (h, step // n, other, own)
+
+    def spec(kind: str) -> pl.BlockSpec:
+        block, index = {
+            "queries": ((None, None, None, C, H), lambda b, head, group, query, key: (b, head, group, query, 0)),
+            "row": ((None, None, None, 1, C), lambda b, head, group, query, key: (b, head, group, 0, query)),
+            "keys": ((None, None, C, H), lambda b, head, group, query, key: (b, head, key, 0)),
+            # What belongs to keys stands in columns, what belongs to queries in a row.
+            "key mask": ((None, C, 1), lambda b, head, group, query, key: (b, key, 0)),
+            "query mask": ((None, 1, C), lambda b, head, group, query, key: (b, 0, query)),
+        }[kind]
+        return pl.BlockSpec(block, lambda b, h, own, step, lists, counts: index(b, *where(b, h, own, step, lists)))
+
+    masks = [(a.subtree_end[..., None], "key mask"), (a.positions[..., None], "key mask"), (a.positions[:, None], "query mask")]
+    inputs = [*operands, *masks]
 
     def body(lists, counts, *refs):
-        step, where = pl.program_id(3), _Where(lists, counts, n, query_major)
-        kernel(*refs, where=where, first=step == 0, last=step == grid[3] - 1)
+        b, h, own, step = (pl.program_id(axis) for axis in range(4))
+        at, active = where(b, h, own, step, lists)[2:], step % n < counts[b, own]
+        kernel(*refs, at=at, active=active, first=step == 0, last=step == grid[3] - 1)
 
-    heads, H = operands[0][0].shape[1] * operands[0][0].shape[2], operands[0][0].shape[-1]
-    inputs = [*operands, *masks]
     return pl.pallas_call(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=grid,
-            in_specs=[pl.BlockSpec(block, index) for _, block, index in inputs],
-            out_specs=[pl.BlockSpec(block, index) for _, block, index in outputs],
+            in_specs=[spec(kind) for _, kind in inputs],
+            out_specs=[spec(kind) for _, kind in outputs],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         ),
-        out_shape=[shape for shape, _, _ in outputs],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in outputs],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
         # An upper bound: of a full lower triangle, however many blocks the data skips.
         cost_estimate=pl.CostEstimate(
-            flops=products * grid[0] * heads * H * T * (T + C),
-            transcendentals=grid[0] * heads * T * (T + C) // 2,
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*(x for x, _, _ in operands), *(x for x, _, _ in outputs))),
+            flops=products * B * K * G * H * T * (T + C),
+            transcendentals=B * K * G * T * (T + C) // 2,
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x, _ in (*operands, *outputs)),
         ),
         interpret=platform() != "tpu",
-    )(lists, counts, *(x for x, _, _ in inputs))
+    )(lists, counts, *(x for x, _ in inputs))
 
 
-def _tile(outer: int, *tile: int) -> tuple[int | None, ...]:
-    """A block of one index along the outer dims, a tile along the others."""
-    return (*(None,) * outer, *tile)
-
-
-def _scores(q, k, masks, where: _Where, a: Ancestors) -> jax.Array:
-    """Masked scores [keys, queries]."""
+def _scores(q, k, masks, at: tuple[jax.Array, jax.Array], a: Ancestors) -> jax.Array:
+    """Masked scores [keys, queries] of the blocks `at`."""
+    queries, keys = at
     ends, key_positions, query_positions = masks
     scores = _dot(k[...], q[...], 1, 1) * q.shape[-1] ** -0.5
-    key = where.keys * a.block + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-    query = where.queries * a.block + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    key = keys * a.block + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+    query = queries * a.block + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
     visible = (key <= query) & (query < ends[...])
     if a.window is not None:
         visible &= query_positions[...] - key_positions[...] < a.window
@@ -242,11 +192,6 @@ def _scores(q, k, masks, where: _Where, a: Ancestors) -> jax.Array:
 
 def _dot(x: jax.Array, y: jax.Array, x_dim: int, y_dim: int) -> jax.Array:
     """Contract dim `x_dim` of x with dim `y_dim` of y; float32 sums, and float32 products of float32 factors."""
-    exact = x.dtype == jnp.float32
-    return jax.lax.dot_general(
-        x,
-        y,
-        (((x_dim,), (y_dim,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST if exact else None,
-        preferred_element_type=jnp.float32,
-    )
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    dims = ((x_dim,), (y_dim,)), ((), ())
+    return jax.lax.dot_general(x, y, dims, precision=precision, preferred_element_type=jnp.float32)

@@ -42,7 +42,7 @@ def test_peak_memory(tmp_path, layers):
     (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config)))
     model = Model(config)
     rng = np.random.default_rng(0)
-    shapes = hf._expected(config, hf.table(config), hf.flatten_dict(model.shapes(), sep="."))
+    shapes = hf._expected(model)
     names, index = list(shapes), {}
     for number in range(0, len(names), 16):
         file = f"model-{number}.safetensors"
