@@ -103,8 +103,13 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Keys, str]]:
     def plain(node: yaml.Node | None, above: Keys) -> Any:
         if isinstance(node, yaml.SequenceNode):
             return [plain(item, above) for item in node.value]
+        if node is None:
+            return None
         if not isinstance(node, yaml.MappingNode):
-            return None if node is None else loader.construct_object(node)
+            try:
+                return loader.construct_object(node)
+            except (AttributeError, KeyError, ValueError):  # what PyYAML raises of !!timestamp x, !!bool x and !!int x
+                raise ComposerError(None, None, f"{node.value!r} is no {node.tag.rpartition(':')[2]}", node.start_mark) from None
         loader.flatten_mapping(node)  # what `<<: *other` brings comes first, so that the mapping's own keys replace it
         found = {}
         for key, value in node.value:
