@@ -7,7 +7,25 @@ loads neither JAX nor TensorFlow.
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # `X as X` and an assignment make a name public; a plain import doesn't
+_PLACES = {
+    "OBJECTIVES": "lpo_jax.objectives:OBJECTIVES",
+    "BuildOptions": "data_pipeline.build:BuildOptions",
+    "CoDecoding": "lpo_jax.decode.rules.codecode:CoDecoding",
+    "Request": "lpo_jax.decode.request:Request",
+    "RunConfig": "lpo_jax.config.schema:RunConfig",
+    "Sampler": "lpo_jax.decode.sampler:Sampler",
+    "SamplingConfig": "lpo_jax.decode.request:SamplingConfig",
+    "build_data": "data_pipeline.build:build",
+    "export_model": "lpo_jax.export:export",
+    "load_config": "lpo_jax.config.load:load",
+    "load_model": "lpo_jax.decode.load:load_model",
+    "load_tokenizer": "data_pipeline.tokenizer:load",
+    "make_mesh": "lpo_jax.sharding:make_mesh",
+    "train_model": "lpo_jax.train.loop:train",
+}
+__all__ = list(_PLACES)
+
+if TYPE_CHECKING:  # the same for type checkers; `X as X` and an assignment make a name public; a plain import doesn't
     from data_pipeline import build, tokenizer
     from data_pipeline.build import BuildOptions as BuildOptions
     from lpo_jax import config, export
@@ -24,23 +42,6 @@ if TYPE_CHECKING:  # `X as X` and an assignment make a name public; a plain impo
     build_data, load_tokenizer = build.build, tokenizer.load
     load_config, export_model, train_model = config.load, export.export, loop.train
 else:
-    _PLACES = {  # the same for the interpreter
-        "OBJECTIVES": "lpo_jax.objectives:OBJECTIVES",
-        "BuildOptions": "data_pipeline.build:BuildOptions",
-        "CoDecoding": "lpo_jax.decode.rules.codecode:CoDecoding",
-        "Request": "lpo_jax.decode.request:Request",
-        "RunConfig": "lpo_jax.config.schema:RunConfig",
-        "Sampler": "lpo_jax.decode.sampler:Sampler",
-        "SamplingConfig": "lpo_jax.decode.request:SamplingConfig",
-        "build_data": "data_pipeline.build:build",
-        "export_model": "lpo_jax.export:export",
-        "load_config": "lpo_jax.config.load:load",
-        "load_model": "lpo_jax.decode.load:load_model",
-        "load_tokenizer": "data_pipeline.tokenizer:load",
-        "make_mesh": "lpo_jax.sharding:make_mesh",
-        "train_model": "lpo_jax.train.loop:train",
-    }
-    __all__ = list(_PLACES)
 
     def __getattr__(name: str) -> Any:
         if name not in _PLACES:

@@ -31,6 +31,8 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
     config = open_run(run_dir)
     if config is None:
         raise ConfigError(f"{run_dir}: no run's config.json; give the run_dir of a trained config")
+    if out.is_file() or (out / "checkpoints").exists():
+        raise ConfigError(f"{out}: {'a file' if out.is_file() else 'the directory of a run'}; give a directory of its own to export to")
     if merge and config.model.lora is None:
         raise ConfigError(f"{run_dir}: --merge is for LoRA runs; this one trained the weights themselves")
     model, params, frozen = restore_params(run_dir, config, best=best)

@@ -108,7 +108,7 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Keys, str]]:
         if not isinstance(node, yaml.MappingNode):
             try:
                 return loader.construct_object(node)
-            except (AttributeError, KeyError, ValueError):  # what PyYAML raises of !!timestamp x, !!bool x and !!int x
+            except (AttributeError, LookupError, ValueError):  # what PyYAML raises of !!timestamp x, !!bool x, !!int '' and !!int x
                 raise ComposerError(None, None, f"{node.value!r} is no {node.tag.rpartition(':')[2]}", node.start_mark) from None
         loader.flatten_mapping(node)  # what `<<: *other` brings comes first, so that the mapping's own keys replace it
         found = {}

@@ -35,6 +35,7 @@ def load(tmp_path, text, *overrides):
         (GOOD + "---\n" + GOOD, "c.yaml:10: not valid YAML: but found another document"),
         (GOOD + "x: !!python/name:os.system", "c.yaml:10: not valid YAML: could not determine a constructor"),
         (GOOD + "x: !!int y", "c.yaml:10: not valid YAML: 'y' is no int"),
+        (GOOD + "x: !!int ''", "c.yaml:10: not valid YAML: '' is no int"),
         (GOOD + "x: !!bool y", "c.yaml:10: not valid YAML: 'y' is no bool"),
         (GOOD + "x: !!timestamp y", "c.yaml:10: not valid YAML: 'y' is no timestamp"),
         (GOOD + "x: &a {b: *a}", "c.yaml: not valid YAML: an anchor contains itself"),

@@ -159,6 +159,8 @@ def test_run_resume_export_and_refusals(seed_shards, tmp_path, capsys):
 
     import transformers
 
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "run")]) == 2
+    assert "the directory of a run; give a directory of its own to export to" in capsys.readouterr().err
     assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
