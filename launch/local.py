@@ -52,8 +52,11 @@ def up(args: argparse.Namespace) -> int:
         port = probe.getsockname()[1]  # free a moment later
     with ExitStack() as stack:
         running: list[subprocess.Popen[bytes]] = []
+        stopping = False
 
         def pass_on(*_: object) -> None:
+            nonlocal stopping
+            stopping = True
             for process in running:
                 if process.poll() is None:
                     process.send_signal(signal.SIGTERM)
@@ -66,6 +69,8 @@ def up(args: argparse.Namespace) -> int:
             process = subprocess.Popen(command, env=os.environ | added, stdout=file, stderr=file, start_new_session=True)
             running.append(process)
             stack.callback(_end, process)
+            if stopping:  # the signal came before this process was there to be told
+                process.send_signal(signal.SIGTERM)
         say(f"{args.processes} processes of {args.devices} devices; those after the first write to {logs}/{args.name}-N.log")
         codes = _wait(running, args.grace_s)
     say(f"exit codes: {', '.join(map(str, codes))}")

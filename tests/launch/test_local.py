@@ -15,8 +15,8 @@ from tests.helpers.paths import REPO
 
 WAITS = """#!/bin/sh
 case $JAX_PROCESS_ID in
-  0) trap 'echo saved; exit 75' TERM; touch "$FAKES/up"; while :; do sleep 0.05; done;;
-  *) trap 'exit 75' TERM; while :; do sleep 0.05; done;;
+  0) trap 'echo saved; exit 75' TERM; touch "$FAKES/up0"; while :; do sleep 0.05; done;;
+  *) trap 'exit 75' TERM; touch "$FAKES/up1"; while :; do sleep 0.05; done;;
 esac
 """
 
@@ -53,7 +53,7 @@ def test_sigterm_goes_to_all_and_all_save(fakes, logs):
     command = [sys.executable, "-m", "launch.local", "--name=lpo-test-local", CONFIG]
     with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
         for _ in range(200):
-            if (fakes.home / "up").exists():
+            if all((fakes.home / f"up{index}").exists() for index in range(2)):
                 break
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
