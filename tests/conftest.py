@@ -1,18 +1,23 @@
-"""Eight fake CPU devices, set up before anything imports jax. Tests compile more than they compute: LLVM may be lazy."""
+"""Eight fake CPU devices, set up before anything imports jax. Tests compile more than they compute: XLA may be lazy."""
 
 import dataclasses
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+FLAGS = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch; xdist's workers have a core each
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 from pathlib import Path  # noqa: E402
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
+jax.devices()  # reads the flags
+os.environ["XLA_FLAGS"] = FLAGS  # libtpu reads them too, and ends the process at a flag of the CPU's that it doesn't know
 pytest.register_assert_rewrite("tests.helpers")
 from tests.helpers.paths import REPO, SEED_PAIRS  # noqa: E402
 

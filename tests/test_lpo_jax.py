@@ -46,6 +46,7 @@ def test_the_types_that_checkers_see_are_those_places():
         assert seen[name] is getattr(lpo_jax, name)
 
 
+@pytest.mark.slow
 def test_the_readmes_example_runs(tmp_path):
     """With one stage of three steps and a smaller model, in an empty directory."""
     (example,) = re.findall(r"```python\n(import lpo_jax\n.*?)```", (REPO / "README.md").read_text(), re.DOTALL)

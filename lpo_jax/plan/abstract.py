@@ -8,8 +8,7 @@ from jax.sharding import Mesh
 
 from data_pipeline.row import COLUMNS
 from lpo_jax.batch import TeacherTop, TreeBatch
-from lpo_jax.config import RunConfig, StageConfig
-from lpo_jax.model import hf
+from lpo_jax.config import StageConfig
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.train.optimizer import optimizer
@@ -18,12 +17,6 @@ from lpo_jax.train.step import Teacher, make_train_step
 
 Arguments = tuple[TrainState, Params, TreeBatch]
 """The train step's arguments (state, frozen, batch) as `jax.ShapeDtypeStruct`s with their shardings."""
-
-
-def open_model(config: RunConfig) -> Model:
-    """The model that a config describes, without looking at weights."""
-    source = config.model
-    return Model(hf.planned_config(source), source.compute_dtype, source.param_dtype, source.remat, source.lora)
 
 
 def batch(stage: StageConfig, row: PlannedRows, mesh: Mesh, top_k: int = 0) -> TreeBatch:

@@ -29,10 +29,11 @@ def tokenizer_directory(config: RunConfig) -> Path:
     return Path(config.data.path) / "tokenizer" if config.model.path is None else hf.locate(config.model.path)
 
 
-def open_model(config: RunConfig) -> Model:
-    """The model that a run's config describes, without its weights."""
+def open_model(config: RunConfig, planned: bool = False) -> Model:
+    """The model that a run's config describes, without its weights; `planned`: they needn't be here."""
     source = config.model
-    return Model(hf.model_config(source), source.compute_dtype, source.param_dtype, source.remat, source.lora)
+    shape = hf.planned_config(source) if planned else hf.model_config(source)
+    return Model(shape, source.compute_dtype, source.param_dtype, source.remat, source.lora)
 
 
 def load_params(config: RunConfig, model: Model, mesh: Mesh) -> tuple[Params, Params]:

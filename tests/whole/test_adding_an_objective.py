@@ -71,6 +71,7 @@ def small_batch():
     return TreeBatch.of(pad([columns], RowShape(len(columns["tokens"]) + 5, len(columns["source"]) + 3, 4)))
 
 
+@pytest.mark.slow
 def test_it_trains(seed_shards, tmp_path):
     for package in ("foundation", "judges", "data_pipeline", "lpo_jax"):
         shutil.copytree(REPO / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -29,6 +29,7 @@ def endpoint(monkeypatch):
     loop.close()
 
 
+@pytest.mark.slow
 def test_distill_build_train(endpoint, tmp_path, capsys):
     job, shards, run = tmp_path / "job", tmp_path / "shards", tmp_path / "run"
     distill = ["distill", "--out", str(job), "--model", "standin", "-n", "40", "--judges", "bandit", "--base-url", endpoint]

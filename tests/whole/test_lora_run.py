@@ -33,6 +33,7 @@ def base(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_lora_run_export_and_merge(seed_shards, base, tmp_path, capsys):
     args = [a for a in tiny_args(seed_shards["trimmed"], tmp_path / "run") if not a.startswith("model.new.")]
     tokenizer = seed_shards["trimmed"] / "tokenizer"

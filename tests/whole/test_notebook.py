@@ -28,6 +28,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_tiny_path_runs(checkout, monkeypatch):
     monkeypatch.setenv("LPO_NOTEBOOK_OVERRIDES", " ".join(SHORT))
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")

@@ -127,6 +127,7 @@ def test_two_models_and_what_they_thought(model, tmp_path, capsys):
     assert "are for co-decoding: give --security as well" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_models_of_different_tokenizers(tmp_path, capsys):
     """On eight devices. At weight 0 it is the target alone; the alignment is made once and kept beside the output."""
     for name, tok in {"target": byte_level(), "expert": sentencepiece()}.items():
@@ -240,9 +241,8 @@ def make_run(directory, source):
     return directory
 
 
-@pytest.mark.parametrize(
-    "lora", [pytest.param(None, id="full", marks=pytest.mark.slow), pytest.param(LoraConfig(rank=2, alpha=4.0), id="lora")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [pytest.param(None, id="full"), pytest.param(LoraConfig(rank=2, alpha=4.0), id="lora")])
 def test_a_run_generates_as_its_export(model, tmp_path, lora, capsys):
     run = make_run(tmp_path / "run", ModelSource(path=str(model), lora=lora))
     export(run, tmp_path / "exported", merge=lora is not None)

@@ -228,7 +228,7 @@ def test_fresh_adapters_are_the_base():
     model = Model(ModelConfig("llama", 50, 16, 2, 2, 2, 8, 24, 64), lora=LoraConfig(2, 4.0))
     batch = pairs_batch()
 
-    @jax.jit
+    @partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True})  # without them, equal terms round differently
     def run(key):
         base = jax.tree.map(lambda x: x * 8 if x.ndim > 2 else x, model.init(key))
 
@@ -276,7 +276,8 @@ def run_steps(feed, mesh_config, name, direction, accumulate=1, steps=3, rows=8)
     return losses, jax.device_get(s.params)
 
 
-@pytest.mark.parametrize(("name", "direction"), [("kd", "reverse"), pytest.param("security", "forward", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "direction"), [("kd", "reverse"), ("security", "forward")])
 def test_one_device_equals_eight_and_parts_the_whole(seed_shards, name, direction):
     feed = Feed(seed_shards["trimmed"])
     alone, params = run_steps(feed, MeshConfig(1, 1, 1), name, direction)

@@ -20,8 +20,10 @@ from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
 from tests.helpers.families import FAMILIES, SHAPE, TOKENS
 
+ONE_EACH = ("llama untied", "mistral window", "qwen2 tied", "qwen3", "starcoder2 window", "gpt_bigcode", "codegen", "phi")
 
-@pytest.fixture(params=FAMILIES)
+
+@pytest.fixture(params=[name if name in ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES])
 def torch_model(request):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(FAMILIES[request.param](), attn_implementation="eager").eval()

@@ -48,6 +48,7 @@ def finish(processes, codes, timeout_s=400):
     return texts
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_and_a_preempted_run_ends_as_an_undisturbed_one(seed_shards, tmp_path):
     def args(name):
         wanted = [a for a in tiny_args(seed_shards["trimmed"], tmp_path / name) if not a.startswith("stages.")]
@@ -79,6 +80,7 @@ def test_two_processes_equal_one_and_a_preempted_run_ends_as_an_undisturbed_one(
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.slow
 def test_rows_and_problems_of_two_processes(seed_shards):
     first, second = finish(start(2, "tests.helpers.multihost", "rows", str(seed_shards["trimmed"])), [0, 0])
     assert "rows (1, 1, 8) 16" in first and "rows (4, 2, 1) 8" in second

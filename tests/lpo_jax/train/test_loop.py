@@ -43,6 +43,7 @@ def run_steps(feed, mesh_config, steps, rows=8, accumulate=1, objective=LPO, mod
     return losses, s, shardings
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight(seed_shards, capfd):
     feed = Feed(seed_shards["trimmed"])
     alone, params = run_steps(feed, MeshConfig(1, 1, 1), 10)[:2]
@@ -93,6 +94,7 @@ def final_params(run_dir: Path):
     return restore_params(run_dir, run)[1]
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_is_bit_equal(seed_shards, tmp_path):
     straight = start(seed_shards["trimmed"], tmp_path / "straight")
     text, _ = straight.communicate(timeout=300)
@@ -212,7 +214,8 @@ def test_shards_of_another_tokenizer_are_refused(seed_shards, tmp_path, capsys):
     assert "was built with another tokenizer" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [pytest.param("qwen", marks=pytest.mark.slow), "codellama"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen", "codellama"])
 def test_real_pairs_with_a_real_tokenizer_train(shared_data, tmp_path, name):
     from data_pipeline.build import BuildOptions, build
 

@@ -1,4 +1,4 @@
-"""Co-decoding: the rule against the vectors of `specs/cosec.md` section 7 and its closed form, blocks against single steps, and both models' caches."""
+"""Co-decoding: the rule against hand-computed vectors and its closed form, blocks against single steps, and both models' caches."""
 
 import dataclasses
 import functools
@@ -266,6 +266,7 @@ def test_which_temperature_counts(made, steps):
     assert tokens(run(made(PLUS, 1), asked)) != tokens(steps["cosec_plus"])
 
 
+@pytest.mark.slow
 def test_models_of_two_families_cut_in_two_ways(directory, tmp_path):
     """A llama cut 2 x 2 x 2 under a codegen of another width that lies on the same devices as 1 x 8 x 1."""
     torch_model("codegen").save_pretrained(tmp_path)
@@ -364,6 +365,7 @@ def _margin(rule, target, expert, seed, sample, position):
     return min(abs(x) for x in found)
 
 
+@pytest.mark.slow
 def test_blocks_are_single_steps_in_float64(precisions):
     with jax.enable_x64(True):
         assert differences(precisions("float64"), dataclasses.replace(PLUS, threshold=0.5), 0, 4, [4]) == (40, [])
