@@ -16,7 +16,7 @@ from data_pipeline import tokenizer, trees
 from data_pipeline.encode import MaskOptions, UnusableError, encode
 from data_pipeline.pairs import Pair
 from data_pipeline.row import RowShape, pad
-from data_pipeline.template import Text, render
+from data_pipeline.template import Text, alpaca, render
 from data_pipeline.trees import Encoded, Tree
 from foundation.files import Json
 from lpo_jax.batch import TreeBatch
@@ -64,7 +64,8 @@ def load_tokenizer(name: str | None) -> tokenizer.Tokenizer:
     """A tokenizer, or a small one trained on the shipped pairs."""
     if name is not None:
         return tokenizer.load(name)
-    texts = (t.prompt + t.before_code + c + t.after_code for t in map(render, _read([SEED_PAIRS])) for c in (t.chosen, t.rejected))
+    every_text = (render(pair, alpaca(), None) for pair in _read([SEED_PAIRS]))
+    texts = (text.prompt.text + text.answer(code) for text in every_text for code in (text.chosen, text.rejected))
     return tokenizer.train(texts, 4096)
 
 
@@ -86,7 +87,7 @@ def load_texts(files: Sequence[str | Path], tok: tokenizer.Tokenizer, masks: Mas
         lender = own[number % len(own)]
         pair = Pair(**vars(pair) | {key: getattr(pair, key) or getattr(lender, key) for key in ("instruction", "reasoning")})
         try:
-            found.append((render(pair), encode(pair, tok, masks or MaskOptions())))
+            found.append((render(pair, alpaca(), tok), encode(pair, tok, alpaca(), masks or MaskOptions())))
         except UnusableError:
             continue
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))]

@@ -166,9 +166,9 @@ def write_inputs(directory: Path, model: Model, params: Params, tok: Tokenizer, 
     with (directory / "pairs.jsonl").open("w") as file:
         for text, pair in pairs:
             row = {
-                "prompt": text.prompt,
-                "chosen": text.before_code + text.chosen + text.after_code,
-                "rejected": text.before_code + text.rejected + text.after_code,
+                "prompt": text.prompt.text,
+                "chosen": text.answer(text.chosen),
+                "rejected": text.answer(text.rejected),
                 "chosen_ids": pair.chosen.tolist(),
                 "rejected_ids": pair.rejected.tolist(),
                 "answer_start": pair.answer_start,

@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 
     alone, driver = sampler(16), Driver(sampler(args.segment), args.clients)
     driver.warm_up()
-    served = Served("bench", tok, args.vocab - 1, longest, lambda _: ([], ""), "")
+    served = Served("bench", tok, args.vocab - 1, longest, lambda _: [], "")
     bound = serving.bind("127.0.0.1", 0)
     server = serving.Server(driver, served, None, grace_s=1)
     thread = threading.Thread(target=server.run, args=([bound],))

@@ -1,22 +1,23 @@
 """`lpo-data build`: pairs -> tokens and masks -> trees -> packed rows -> shards."""
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline import pairs, shards, tokenizer, trees
+from data_pipeline import alike, pairs, records, shards, template, tokenizer, trees
 from data_pipeline.encode import MaskOptions, UnusableError, encode
 from data_pipeline.pairs import Drops, Pair
 from data_pipeline.shards import Manifest
-from data_pipeline.template import render
+from data_pipeline.template import Template
 from foundation.errors import DataError
 from foundation.files import sha256, write_text
 
@@ -31,7 +32,11 @@ class BuildOptions:
     score_prompt: bool = False
     heldout: float = 0.05  # share of the groups that is held out
     balance_cwe: int = 0  # a CWE of fewer train pairs is topped up to so many; 0: none is
+    near: float = 0.85  # Jaccard similarity from which pairs are alike, and fall on one side of the held-out split; above 1: none are
+    drop_cosmetic: bool = False  # drop pairs that differ in blanks and comments only
     seed: int = 0
+    template: str | None = None  # see `data_pipeline.template.load`
+    system: str = ""  # the system text of a chat
 
 
 def build(
@@ -47,7 +52,7 @@ def build(
     """Build a shard set in `out`; does nothing if the same build is already there.
 
     Args:
-      inputs: files of pairs, see `data_pipeline.pairs.read`.
+      inputs: files, directories or hub ids of pairs, see `data_pipeline.pairs.read`.
       tokenizer_name: directory, file or hub id; None trains a byte-level BPE of `vocab_size` on the pairs themselves.
       jobs: processes that tokenise; the result doesn't depend on it.
 
@@ -55,11 +60,10 @@ def build(
       DataError: an input can't be read, `out` holds something else, or no pair is left.
     """
     out = Path(out)
-    if missing := [str(file) for file in inputs if not Path(file).is_file()]:
-        raise DataError(f"{', '.join(missing)}: no such file")
-    sources = [{"file": Path(file).name, "sha256": sha256(file)} for file in inputs]
+    sources = [records.facts(file) for file in inputs]
     tok = None if tokenizer_name is None else tokenizer.load(tokenizer_name)
-    facts = [shards.FORMAT_VERSION, sources, asdict(options), tok.sha256 if tok else f"train {vocab_size}"]
+    chosen, why = template.load(options.template, tok, options.system)
+    facts = [shards.FORMAT_VERSION, sources, asdict(options), asdict(chosen), tok.sha256 if tok else f"train {vocab_size}"]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     if not force and (out / "manifest.json").is_file():
         manifest = Manifest.load(out)
@@ -70,31 +74,45 @@ def build(
             return manifest
         print(f"{out} is incomplete or damaged: building it again")
 
+    print(f"template {chosen.name}: {why}")
     drops = Drops()
     kept = [pair for file in inputs for pair in tqdm(pairs.read(file, drops), desc=f"read {Path(file).name}", unit=" pairs")]
     if tok is None:
         assert vocab_size is not None
-        texts = (t.prompt + t.before_code + code + t.after_code for t in map(render, kept) for code in (t.chosen, t.rejected))
+        every_text = (template.render(pair, chosen, None) for pair in kept)
+        texts = (text.prompt.text + text.answer(code) for text in every_text for code in (text.chosen, text.rejected))
         tok = tokenizer.train(texts, vocab_size)
+    if not kept:
+        raise DataError(f"no pair is left of {len(drops.rows)} rows ({drops.counts()})")
+    cosmetic, remark = [pairs.cosmetic(pair) for pair in kept], "its sides differ in blanks and comments only"
+    if options.drop_cosmetic:
+        for pair in itertools.compress(kept, cosmetic):
+            drops.add(pair.id, remark)
+        kept = [pair for pair, so in zip(kept, cosmetic, strict=True) if not so]
+    elif any(cosmetic):
+        drops.notes[remark] = sum(cosmetic)
     _clear(out)
     tok.save(out / "tokenizer")
 
     planted: list[tuple[Pair, trees.Tree]] = []
-    for pair, tree in zip(kept, tqdm(_plant_all(kept, out / "tokenizer", options, jobs), "tokenise", len(kept)), strict=True):
+    for pair, tree in zip(kept, tqdm(_plant_all(kept, out / "tokenizer", chosen, options, jobs), "tokenise", len(kept)), strict=True):
         if isinstance(tree, str):
             drops.add(pair.id, tree)
         elif len(tree.tokens) > options.row_tokens:
             drops.add(pair.id, f"longer than --row-tokens {options.row_tokens}")
         else:
             planted.append((pair, tree))
-    write_text(out / "dropped.tsv", "".join(f"{row}\t{reason}\n" for row, reason in drops.rows))
+    write_text(out / "dropped.tsv", "".join(f"{row}\t{' '.join(reason.split())}\n" for row, reason in drops.rows))
     if not planted:
         raise DataError(f"no pair is left of {len(drops.rows)} rows ({drops.counts()}); {out / 'dropped.tsv'} lists them")
 
-    heldout = heldout_groups([pair for pair, _ in planted], options.heldout, options.seed)
+    remaining = [pair for pair, _ in planted]
+    _note(remaining, drops)
+    groups = grouped(remaining, options.near)
+    heldout = heldout_groups(remaining, groups, options.heldout, options.seed)
     rows = {}
     for split in shards.SPLITS:
-        own = [(pair, tree) for pair, tree in planted if ((pair.group or pair.id) in heldout) == (split == "heldout")]
+        own = [member for member, group in zip(planted, groups, strict=True) if (group in heldout) == (split == "heldout")]
         if split == "train":
             drawn = [own[i] for i in draws([pair.cwe for pair, _ in own], options.balance_cwe, options.seed)]
             balanced = Counter(pair.cwe for pair, _ in drawn)
@@ -104,6 +122,7 @@ def build(
         packed = trees.pack([len(tree.tokens) for tree in members], options.row_tokens)
         rows[split] = [(trees.join([members[i] for i in row]), "\n".join(members[i].id for i in row)) for row in packed]
     every = [row for split in rows.values() for row, _ in split]
+    thinks = any(pair.reasoning for pair, _ in planted)
     manifest = Manifest(
         format_version=shards.FORMAT_VERSION,
         tokenizer_sha256=tok.sha256,
@@ -123,16 +142,51 @@ def build(
         build_key=key,
         plain=sum(pair.plain for pair, _ in planted),
         balanced=dict(sorted(balanced.items())),
+        template=asdict(replace(chosen, thinks=thinks)),
+        notes=dict(sorted(drops.notes.items())),
+        unused={file: dict(sorted(columns.items())) for file, columns in drops.unused.items() if columns},
     )
     manifest.save(out)
     return manifest
 
 
-def heldout_groups(kept: Sequence[Pair], share: float, seed: int) -> set[str]:
+def _note(kept: Sequence[Pair], drops: Drops) -> None:
+    """Count what is to be known of the pairs that stay."""
+    compared = [pair for pair in kept if not pair.plain]
+    ids = Counter(pair.id for pair in kept)
+    for remark, count in (
+        ("its sides are whole answers, not code", sum(not pair.code for pair in compared)),
+        ("its sides begin differently", sum(pair.chosen[:1] != pair.rejected[:1] for pair in compared)),
+        ("another has the same id", sum(n for n in ids.values() if n > 1)),
+    ):
+        if count:
+            drops.notes[remark] = count
+
+
+def grouped(kept: Sequence[Pair], near: float) -> list[str]:
+    """For each pair the name of its group: of those that share a commit, or are alike, or are so by others between them."""
+    index, found = alike.Index(near), dict[str, str]()  # a group -> one that it belongs to
+
+    def root(name: str) -> str:
+        while found.setdefault(name, name) != name:
+            name = found[name]
+        return name
+
+    own = [pair.group or pair.id for pair in kept]
+    for number, pair in enumerate(tqdm(kept, desc="find what is alike", unit=" pairs") if near <= 1 else ()):
+        shingles = alike.shingles(pair.instruction, pair.chosen, pair.rejected)
+        for other in index.like(shingles):
+            if root(own[number]) != root(own[other]):
+                found[root(own[number])] = root(own[other])
+        index.add(number, shingles)
+    return [root(name) for name in own]
+
+
+def heldout_groups(kept: Sequence[Pair], groups: Sequence[str], share: float, seed: int) -> set[str]:
     """The groups to hold out: about `share` of each CWE's, chosen by hash, so the choice doesn't depend on the other pairs' order."""
     cwe_of: dict[str, str] = {}  # a group's CWE is that of its first pair
-    for pair in kept:
-        cwe_of.setdefault(pair.group or pair.id, pair.cwe)
+    for pair, group in zip(kept, groups, strict=True):
+        cwe_of.setdefault(group, pair.cwe)
     heldout, owed = set(), 0.0
     for cwe in sorted(set(cwe_of.values())):
         mine = [group for group, of in cwe_of.items() if of == cwe]
@@ -154,9 +208,9 @@ def draws(cwes: Sequence[str], least: int, seed: int) -> list[int]:
     return found
 
 
-def _plant_all(kept: Sequence[Pair], tokenizer_dir: Path, options: BuildOptions, jobs: int) -> Iterator[trees.Tree | str]:
+def _plant_all(kept: Sequence[Pair], tokenizer_dir: Path, chosen: Template, options: BuildOptions, jobs: int) -> Iterator[trees.Tree | str]:
     """Each pair's tree, or the reason why it has none."""
-    settings = (str(tokenizer_dir), options)
+    settings = (str(tokenizer_dir), chosen, options)
     if jobs == 1:
         _start_worker(*settings)
         yield from map(_plant, kept)
@@ -165,18 +219,18 @@ def _plant_all(kept: Sequence[Pair], tokenizer_dir: Path, options: BuildOptions,
         yield from pool.imap(_plant, kept, chunksize=32)
 
 
-_worker: tuple[tokenizer.Tokenizer, BuildOptions]
+_worker: tuple[tokenizer.Tokenizer, Template, BuildOptions]
 
 
-def _start_worker(tokenizer_dir: str, options: BuildOptions) -> None:
+def _start_worker(tokenizer_dir: str, chosen: Template, options: BuildOptions) -> None:
     global _worker
-    _worker = tokenizer.load(tokenizer_dir), options
+    _worker = tokenizer.load(tokenizer_dir), chosen, options
 
 
 def _plant(pair: Pair) -> trees.Tree | str:
-    tok, options = _worker
+    tok, chosen, options = _worker
     try:
-        return trees.plant(encode(pair, tok, options.masks), options.trim, options.score_prompt)
+        return trees.plant(encode(pair, tok, chosen, options.masks, options.row_tokens), options.trim, options.score_prompt)
     except UnusableError as reason:
         return str(reason)
 

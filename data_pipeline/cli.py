@@ -23,17 +23,23 @@ from foundation.files import write_text  # noqa: E402
 def main(argv: list[str] | None = None) -> int:
     program = Program("lpo-data", __doc__)
     build = program.command("build", "pairs -> shards", _build.__doc__, _build)
-    build.add_argument("inputs", nargs="+", metavar="INPUT", help="files of pairs")
+    build.add_argument("inputs", nargs="+", metavar="INPUT", help="files, directories or hub ids (OWNER/NAME:SPLIT) of pairs")
     build.add_argument("--out", required=True, help="directory of the shard set")
     which = build.add_mutually_exclusive_group(required=True)
     which.add_argument("--tokenizer", help="tokenizer.json, a directory that holds one, or a hub id")
     which.add_argument("--train-tokenizer", type=int, metavar="SIZE", help="train a byte-level BPE of SIZE entries on the inputs")
+    build.add_argument("--template", metavar="NAME", help="how instructions are put: alpaca, chat (the tokenizer's own chat template), plain, or a Jinja file (default: chat if the tokenizer has a template for it, else alpaca)")  # fmt: skip
+    build.add_argument(
+        "--system", default="", metavar="TEXT", help="the system text of a chat (default: what its template says without one)"
+    )
     build.add_argument("--row-tokens", type=int, default=2048, help="tokens in a packed row; longer pairs are dropped (default: 2048)")
     build.add_argument("--masks", choices=("clean", "lcs", "reference", "spans"), default="clean", help="how changed tokens are found: a diff of the code's tokens by longest common blocks (clean) or by longest common subsequence, which marks the fewest (lcs), the LPO authors' ndiff over at most 512 tokens (reference), recorded character spans (spans)")  # fmt: skip
     build.add_argument("--hole", type=int, default=1, help="fill runs of up to so many unchanged tokens between changed ones (default: 1)")
     build.add_argument("--untrimmed", action="store_true", help="keep and score the whole rejected branch: simpo and lpo's reference mode need it")  # fmt: skip
     build.add_argument("--score-prompt", action="store_true", help="score the prompt's tokens too, for sft on everything")
     build.add_argument("--heldout", type=float, default=0.05, help="share of the pairs to hold out, by CWE and commit (default: 0.05)")
+    build.add_argument("--near", type=float, default=0.85, help="Jaccard similarity from which pairs are alike, and never lie on both sides of the held-out split; above 1: none are (default: 0.85)")  # fmt: skip
+    build.add_argument("--drop-cosmetic", action="store_true", help="drop pairs whose sides differ in blanks and comments only (they are counted anyway)")  # fmt: skip
     build.add_argument("--balance-cwe", type=int, default=0, metavar="N", help="top up a CWE of fewer than N train pairs to N, by seeded draws with replacement; all pairs stay (default: 0, none)")  # fmt: skip
     build.add_argument("--seed", type=int, default=0, help="order of the rows, choice of the held-out pairs and of draws (default: 0)")
     build.add_argument("--jobs", type=int, default=1, help="processes that tokenise (default: 1)")
@@ -105,10 +111,14 @@ def main(argv: list[str] | None = None) -> int:
 def _build(args: argparse.Namespace) -> int:
     """Turn pairs into a shard set for training: tokenise, mark what differs, lay each pair out as a tree, pack, write.
 
-    Inputs are told apart by their columns: our own JSONL (chosen, rejected, instruction, reasoning, ...), the DiSCo CSV (Instruction,
-    Reasoning, Secure Code, Vulnerable Code), SVEN / SafeCoder JSONL (func_src_before, func_src_after, ...), and plain rows without a second
-    side (instruction or prompt; output or response; Alpaca's optional input), which serve the objectives sft and kd.
-    The same inputs and options always give the same bytes; a finished build is not repeated.
+    Inputs are JSON lines, a JSON array, CSV or Parquet, also gzipped, or what `datasets` opens. Their columns say what they are: our own rows
+    (chosen, rejected, instruction, reasoning, ...), the DiSCo CSV (Instruction, Reasoning, Secure Code, Vulnerable Code), SVEN and SafeCoder,
+    SecCodePLT, preference pairs as TRL, Orca, LLaMA-Factory and ShareGPT have them, and plain rows without a second side (instruction or prompt;
+    output or response; messages), which serve the objectives sft and kd. data_pipeline/formats.py lists all columns. Whatever isn't used, rows
+    or columns, is named.
+
+    The same inputs and options always give the same bytes; a finished build is not repeated. The template goes with the shards into runs and
+    their exports: `lpo generate`, `lpo serve` and `lpo-eval` ask a model as it was trained. data_pipeline/templates/ has ours, to begin with.
 
     examples:
       lpo-data build data_pipeline/seed/pairs.jsonl --train-tokenizer 2048 --out runs/tiny_cpu/data
@@ -123,7 +133,8 @@ def _build(args: argparse.Namespace) -> int:
     if not 0 <= args.heldout < 1:
         raise DataError(f"--heldout must lie in [0, 1), not {args.heldout}")
     masks = MaskOptions(args.masks, args.hole)
-    options = BuildOptions(masks, args.row_tokens, not args.untrimmed, args.score_prompt, args.heldout, args.balance_cwe, args.seed)
+    same = ("row_tokens", "score_prompt", "heldout", "balance_cwe", "near", "drop_cosmetic", "seed", "template", "system")
+    options = BuildOptions(masks=masks, trim=not args.untrimmed, **{name: getattr(args, name) for name in same})
     manifest = build(args.inputs, args.out, args.tokenizer, options, vocab_size=args.train_tokenizer, jobs=args.jobs, force=args.force)
     for split, facts in manifest.splits.items():
         fill = facts["tokens"] / (facts["rows"] * manifest.row_tokens) if facts["rows"] else 0
@@ -133,6 +144,8 @@ def _build(args: argparse.Namespace) -> int:
     if manifest.balanced:
         count, cwes = sum(manifest.balanced.values()), len(manifest.balanced)
         print(f"{count} of the train split's pairs are drawn once more, of {cwes} CWEs; manifest.json says which")
+    for remark, count in manifest.notes.items():
+        print(f"{count:7} pairs: {remark}")
     for reason, count in manifest.drops.items():
         print(f"dropped {count:7} rows: {reason}")
     if manifest.drops:

@@ -6,8 +6,9 @@ from typing import Literal
 import numpy as np
 
 from data_pipeline import masks
+from data_pipeline.chat import TemplateError
 from data_pipeline.pairs import Pair
-from data_pipeline.template import Text, render
+from data_pipeline.template import Template, Text, render
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.trees import Encoded
 
@@ -26,26 +27,32 @@ class UnusableError(Exception):
     """The pair can't become a tree; the message is the reason it's counted under."""
 
 
-def encode(pair: Pair, tokenizer: Tokenizer, options: MaskOptions) -> Encoded:
+def encode(pair: Pair, tokenizer: Tokenizer, template: Template, options: MaskOptions, limit: int | None = None) -> Encoded:
     """Tokenise both sides and mark what differs.
 
-    Prompt and answer are tokenised together and split in token space, so that a boundary is what the model sees. BOS is put in
-    front where the tokenizer asks for it; a completion task without a BOS begins with EOS, as a document of its own. EOS ends
-    both sides.
+    Prompt and answer are tokenised each for itself: a prompt's tokens never depend on what follows, so that a model is asked with those that it
+    was trained on. BOS is put in front where the tokenizer asks for it, and no template has; a completion task without a BOS begins with EOS, as
+    a document of its own. EOS, or a chat template's end of turn, ends both sides.
 
     Raises:
-      UnusableError: both sides have the same tokens.
+      UnusableError: both sides have the same tokens, the template can't write the pair, or its tree is longer than `limit` for sure: that is
+        seen before anything is compared, which takes long for long texts.
     """
-    text = render(pair)
-    chosen = _Side(text, text.chosen, tokenizer)
-    rejected = _Side(text, text.rejected, tokenizer)
-    answer_start = min(chosen.answer_start, rejected.answer_start)
+    try:
+        text = render(pair, template, tokenizer)
+    except TemplateError as error:
+        raise UnusableError(f"template {template.name}: {error}") from None
+    prompt = text.prompt.ids(tokenizer) or [tokenizer.eos_id]
+    chosen, rejected = (_Side(prompt, text, code, tokenizer) for code in (text.chosen, text.rejected))
+    answer_start = len(prompt)
+    if limit is not None and options.mode != "reference" and len(chosen.ids) + _differing(rejected.ids, chosen.ids) > limit:
+        raise UnusableError(f"longer than --row-tokens {limit}")
     if options.mode == "reference":
         sizes = answer_start, len(chosen.ids) - answer_start, len(rejected.ids) - answer_start
-        prompt, *answers = truncated_lengths(*sizes, options.max_length, options.max_prompt_length)
+        kept_prompt, *answers = truncated_lengths(*sizes, options.max_length, options.max_prompt_length)
         for side, kept in zip((chosen, rejected), answers, strict=True):
-            side.keep(answer_start - prompt, answer_start + kept)
-        answer_start = prompt
+            side.keep(answer_start - kept_prompt, answer_start + kept)
+        answer_start = kept_prompt
         m_minus, m_plus = masks.reference(rejected.ids, chosen.ids, options.hole)
         m_minus[:answer_start] = m_plus[:answer_start] = False
     else:
@@ -68,19 +75,15 @@ def encode(pair: Pair, tokenizer: Tokenizer, options: MaskOptions) -> Encoded:
 class _Side:
     """Token ids of one full sequence and where its parts are."""
 
-    def __init__(self, text: Text, code: str, tokenizer: Tokenizer):
-        before = len(text.prompt) + len(text.before_code)
-        encoding = tokenizer.backend.encode(text.prompt + text.before_code + code + text.after_code, add_special_tokens=False)
-        first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        if not text.prompt and not first:
-            first = [tokenizer.eos_id]
-        self.ids = np.array([*first, *encoding.ids, tokenizer.eos_id], np.int32)
-        offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-        after = lambda char: len(first) + int(np.searchsorted(offsets[:, 1], char, side="right"))  # noqa: E731
-        self.answer_start = after(len(text.prompt))
-        stop = len(first) + int(np.searchsorted(offsets[:, 0], before + len(code), side="left"))
-        self.code = slice(after(before), stop)
-        self.code_offsets = offsets[self.code.start - len(first) : stop - len(first)] - before
+    def __init__(self, prompt: list[int], text: Text, code: str, tokenizer: Tokenizer):
+        before, first = len(text.before_code), len(prompt)
+        answer = tokenizer.encode(text.answer(code), goes_on=True)
+        self.ids = np.array([*prompt, *answer.ids, tokenizer.eos_id if text.end is None else text.end], np.int32)
+        offsets = np.array(answer.offsets, np.int64).reshape(-1, 2)
+        start = int(np.searchsorted(offsets[:, 1], before, side="right"))
+        stop = int(np.searchsorted(offsets[:, 0], before + len(code), side="left"))
+        self.code = slice(first + start, first + stop)
+        self.code_offsets = offsets[start:stop] - before
 
     def keep(self, first: int, stop: int) -> None:
         """Cut the sequence to its tokens from `first` to in front of `stop`."""
@@ -99,6 +102,16 @@ def _code_masks(pair: Pair, text: Text, rejected: _Side, chosen: _Side, options:
     cut = len(pair.chosen) - len(text.chosen)  # a completion task's prompt holds the code's first lines
     before, after = ([(max(start - cut, 0), stop - cut) for start, stop in side if stop > cut] for side in changes)
     return masks.spans((rejected.code_offsets, chosen.code_offsets), (before, after), options.hole)
+
+
+def _differing(rejected: np.ndarray, chosen: np.ndarray) -> int:
+    """Tokens of the rejected side between what both begin with and what both end with: its branch has as many, at least."""
+    most = min(len(rejected), len(chosen))
+    unlike = np.flatnonzero(rejected[:most] != chosen[:most])
+    if not unlike.size:
+        return len(rejected) - most
+    behind = np.flatnonzero(rejected[::-1][:most] != chosen[::-1][:most])
+    return len(rejected) - int(unlike[0]) - min(int(behind[0]), most - int(unlike[0])) if behind.size else 0
 
 
 def truncated_lengths(prompt: int, chosen: int, rejected: int, max_length: int = 512, max_prompt_length: int = 128) -> tuple[int, int, int]:

@@ -1,15 +1,25 @@
-"""The `Pair` record, and readers for the formats it comes in."""
+"""The `Pair` record, and how rows become pairs: read, converted and checked by one schema; nothing is lost without being counted."""
 
-import csv
-import json
-import sys
+import ast
+import difflib
+import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Annotated, Any
 
+import pydantic
+
+from data_pipeline import formats, records
+from data_pipeline.formats import RowError, messages_of, text_of
 from foundation.errors import DataError
 from foundation.files import Json, write_lines
+from judges.prepare import parse
+
+log = logging.getLogger(__name__)
 
 Span = tuple[int, int]
 """Half-open character range."""
@@ -29,6 +39,8 @@ class Pair:
     group: str = ""  # pairs of one group (e.g. a commit) never straddle the held-out split
     chosen_spans: tuple[Span, ...] | None = None  # changed character ranges of `chosen`, half-open
     rejected_spans: tuple[Span, ...] | None = None
+    history: tuple[tuple[str, str], ...] = ()  # (role, text) of what was said before the instruction
+    code: bool = True  # the sides are code, which a template puts into a fence; else whole answers, which stand as they are
 
     @property
     def plain(self) -> bool:
@@ -38,52 +50,75 @@ class Pair:
 
 @dataclass
 class Drops:
-    """Rows that were not used, by reason."""
+    """Rows that were not used, by reason; and what is to be known of the others."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)  # (row, reason)
+    notes: Counter[str] = field(default_factory=Counter)  # remark -> pairs
+    unused: dict[str, Counter[str]] = field(default_factory=dict)  # file -> column that nothing reads -> rows
 
     def add(self, row: str, reason: str) -> None:
         self.rows.append((row, reason))
 
     def counts(self) -> dict[str, int]:
-        return dict(sorted(Counter(reason for _, reason in self.rows).items()))
+        return dict(sorted(Counter(kind(reason) for _, reason in self.rows).items()))
+
+
+def kind(reason: str) -> str:
+    """A reason without what is this row's own, which stands in brackets."""
+    return re.sub(r" \(.*\)$", "", reason, flags=re.DOTALL)
 
 
 def read(path: str | Path, drops: Drops) -> Iterator[Pair]:
-    """Pairs of one file; the format is told by its columns.
+    """Pairs of a file, a directory or a hub id, in any format of `data_pipeline.formats` and `data_pipeline.records`.
 
-    Formats: our own JSONL (`chosen`, `rejected`, ...), the DiSCo CSV (`Instruction`, `Reasoning`, `Secure Code`,
-    `Vulnerable Code`), SVEN / SafeCoder JSONL (`func_src_before`, `func_src_after`, optional `description`), and plain rows
-    (`instruction` or `prompt`; `output` or `response`; Alpaca's optional `input`).
+    Columns that nothing reads are warned of, with the nearest name that something does.
 
     Raises:
-      DataError: the file is missing, not UTF-8, or has columns of no known format.
+      DataError: it can't be read, or its columns fit no known format.
     """
     return (pair for _, pair in read_rows(path, drops))
 
 
 def read_rows(path: str | Path, drops: Drops) -> Iterator[tuple[Json, Pair]]:
     """As `read`, each pair with the row that it came from."""
-    path = Path(path)
-    for number, row in _rows(path, drops):
-        name = f"{path.name}:{number}"
-        to_pair = next((f for columns, f in _FORMATS if columns <= row.keys()), None)
-        if to_pair is None:
-            known = "; ".join(", ".join(sorted(columns)) for columns, _ in _FORMATS)
-            raise DataError(f"{path} row {number}: columns {', '.join(map(str, row))} fit no known format ({known})")
-        try:
-            pair = to_pair(row, name)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            drops.add(name, f"malformed row ({error})")
+    known, unused = False, drops.unused.setdefault(Path(path).name, Counter())
+    for where, row in records.read(path, drops.add):
+        form = formats.of(row)
+        if form is None:
+            if not known:
+                raise DataError(f"{path} row {where.rpartition(':')[2]}: {_no_format(row)}")
+            drops.add(where, "columns of no known format")
             continue
-        if not (isinstance(pair.chosen, str) and isinstance(pair.rejected, str)):
-            drops.add(name, "code is not text")
-        elif not (pair.chosen.strip() and pair.rejected.strip()):
-            drops.add(name, "empty code")
-        elif to_pair is not _plain and pair.chosen.strip() == pair.rejected.strip():
-            drops.add(name, "both sides are equal")
+        known = True
+        unused.update(name for name in row.keys() - form.columns - form.more if row[name] not in (None, "", [], {}) and _counts(name))
+        try:
+            fields = form.fields(row)
+            if fields.pop(formats.NOTE, False):
+                drops.notes[formats.NOTE] += 1
+            pair = Pair(**{"id": where, **_Fields.model_validate(fields).given()})
+        except (RowError, pydantic.ValidationError) as error:
+            drops.add(where, _reason(error))
+            continue
+        if not (pair.chosen.strip() and pair.rejected.strip()):
+            drops.add(where, "empty code")
+        elif not form.plain and pair.chosen.strip() == pair.rejected.strip():
+            drops.add(where, "both sides are equal")
         else:
             yield row, pair
+    if unused:
+        hints = (
+            f"{name} ({count} rows{f'; is {near} meant?' if (near := _nearest(name)) else ''})" for name, count in sorted(unused.items())
+        )
+        log.warning("%s: nothing reads the columns %s", path, ", ".join(hints))
+
+
+def cosmetic(pair: Pair) -> bool:
+    """The sides differ in blanks and comments only."""
+    if pair.plain:
+        return False
+    if "".join(pair.chosen.split()) == "".join(pair.rejected.split()) and not pair.language.startswith("py"):
+        return True
+    return pair.language.startswith("py") and (tree := _dump(pair.chosen)) is not None and tree == _dump(pair.rejected)
 
 
 def write(pairs: list[Pair], path: str | Path) -> None:
@@ -91,78 +126,104 @@ def write(pairs: list[Pair], path: str | Path) -> None:
     write_lines(Path(path), [{k: v for k, v in vars(pair).items() if v != Pair.__dataclass_fields__[k].default} for pair in pairs])
 
 
-def _rows(path: Path, drops: Drops) -> Iterator[tuple[int, Json]]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    csv.field_size_limit(sys.maxsize)
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                yield from enumerate(csv.DictReader(file), 1)
-                return
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    drops.add(f"{path.name}:{number}", f"not valid JSON ({error.msg})")
-                    continue
-                if isinstance(row, dict):
-                    yield number, row
-                else:
-                    drops.add(f"{path.name}:{number}", "not a JSON object")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); re-encode it first") from None
+# --- The schema.
 
 
-def _own(row: Json, name: str) -> Pair:
-    values = {key: row[key] for key in Pair.__dataclass_fields__ if row.get(key) is not None}
-    for key in ("chosen_spans", "rejected_spans"):
-        if key in values:
-            values[key] = tuple((int(start), int(stop)) for start, stop in values[key])
-    return Pair(**({"id": name} | values))
+def _name(value: Any, info: pydantic.ValidationInfo) -> str:
+    """A text on one line; a number is one too."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return " ".join(text_of(str(value) if number else value, str(info.field_name)).split())
 
 
-def _disco(row: Json, name: str) -> Pair:
-    return Pair(name, row["Secure Code"], row["Vulnerable Code"], row["Instruction"].strip(), row["Reasoning"].strip())
+def _cwe(value: Any, info: pydantic.ValidationInfo) -> str:
+    """CWE-89, also from 89, "cwe-089" and "CWE-89: SQL Injection"."""
+    text = _name(value, info)
+    found = re.match(r"(?:cwe[-_ ]?)?0*(\d+)\b", text, re.IGNORECASE)
+    return f"CWE-{found[1]}" if found else text
 
 
-_LANGUAGES = {".py": "python", ".js": "javascript", ".jsx": "javascript", ".rb": "ruby", ".cc": "cpp"}
+def _text(value: Any, info: pydantic.ValidationInfo) -> str:
+    return text_of(value, str(info.field_name))
 
 
-def _sven(row: Json, name: str) -> Pair:
-    suffix = Path(row["file_name"]).suffix
-    changes = row.get("char_changes") or {}
-    sides = {"chosen_spans": "added", "rejected_spans": "deleted"} if changes else {}
-    spans: Json = {key: tuple((c["char_start"], c["char_end"]) for c in changes[side]) for key, side in sides.items()}
-    return Pair(
-        id=name,
-        instruction=(row.get("description") or "").strip(),
-        chosen=row["func_src_after"],
-        rejected=row["func_src_before"],
-        cwe="CWE-" + row["vul_type"].lower().removeprefix("cwe-").lstrip("0"),
-        language=_LANGUAGES.get(suffix, suffix.lstrip(".")),
-        group=row.get("commit_link") or "",
-        **spans,
+def _history(value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, list | tuple) and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in value):
+        value = [{"role": role, "content": content} for role, content in value]
+    return [(message["role"], message["content"]) for message in messages_of(value, "history")]
+
+
+_Name = Annotated[str, pydantic.BeforeValidator(_name)]
+_Text = Annotated[str, pydantic.BeforeValidator(_text)]
+_Spans = tuple[tuple[int, int], ...] | None
+
+
+class _Fields(pydantic.BaseModel):
+    """What a row says of a pair, converted."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    chosen: _Text
+    rejected: _Text
+    instruction: _Text = ""
+    reasoning: _Text = ""
+    id: _Name = ""
+    cwe: Annotated[str, pydantic.BeforeValidator(_cwe)] = ""
+    language: _Text = "python"
+    group: _Name = ""
+    history: Annotated[tuple[tuple[str, str], ...], pydantic.BeforeValidator(_history)] = ()
+    code: bool = True
+    chosen_spans: _Spans = None
+    rejected_spans: _Spans = None
+
+    @pydantic.model_validator(mode="after")
+    def _one_kind_of_line(self) -> "_Fields":
+        for side in ("chosen", "rejected"):
+            text, spans = getattr(self, side), getattr(self, f"{side}_spans")
+            if spans is not None and not all(0 <= start <= stop <= len(text) for start, stop in spans):
+                raise RowError(f"{side}_spans: a span beyond the code's {len(text)} characters")
+            if spans is not None and "\r\n" in text:
+                moved = tuple((start - text.count("\r\n", 0, start), stop - text.count("\r\n", 0, stop)) for start, stop in spans)
+                setattr(self, f"{side}_spans", moved)
+        for name in ("chosen", "rejected", "instruction", "reasoning"):
+            setattr(self, name, getattr(self, name).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
+        return self
+
+    def given(self) -> Json:
+        return {name: getattr(self, name) for name in self.model_fields_set if name != "id" or self.id}
+
+
+def _reason(error: RowError | pydantic.ValidationError) -> str:
+    """Why a row can't be a pair, by its first fault."""
+    if isinstance(error, RowError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    said = str(first.get("ctx", {}).get("error", first["msg"]))
+    column = ".".join(map(str, first["loc"][:1]))
+    return (
+        f"{column}: missing" if first["type"] == "missing" else said if not column or said.startswith(f"{column}:") else f"{column}: {said}"
     )
 
 
-def _plain(row: Json, name: str) -> Pair:
-    instruction = (row["prompt"] if "prompt" in row else row["instruction"]).strip()
-    if not instruction:
-        raise ValueError("no instruction")
-    if (more := (row.get("input") or "").strip()) and "instruction" in row:
-        instruction += f"\n\n### Input:\n{more}"
-    response = row["output"] if "output" in row else row["response"]
-    return Pair(id=name, instruction=instruction, chosen=response, rejected=response, language="")
+def _counts(column: str) -> bool:
+    """Not the number of a row, which pandas writes without a name."""
+    return bool(column) and not column.startswith("Unnamed:")
 
 
-_FORMATS = (
-    ({"chosen", "rejected"}, _own),
-    ({"Instruction", "Reasoning", "Secure Code", "Vulnerable Code"}, _disco),
-    ({"func_src_before", "func_src_after", "file_name", "vul_type"}, _sven),
-    ({"instruction", "output"}, _plain),
-    ({"instruction", "response"}, _plain),
-    ({"prompt", "response"}, _plain),
-)
+def _no_format(row: Json) -> str:
+    shown = [str(name)[:40] for name in row][:20]
+    near = {name: found for name in shown if (found := _nearest(name))}
+    hint = "; ".join(f"is {found!r} meant by {name!r}?" for name, found in near.items())
+    known = "; ".join(dict.fromkeys(", ".join(sorted(form.columns)) for form in formats.FORMATS))
+    return f"columns {', '.join(shown)} fit no known format ({known}){'; ' + hint if hint else ''}"
+
+
+@cache
+def _nearest(column: str) -> str | None:
+    """The name of a column that something reads, if this looks like a slip of it."""
+    names = frozenset[str]().union(*(form.columns | form.more for form in formats.FORMATS))
+    return next(iter(difflib.get_close_matches(column, names, 1, 0.75)), None) if column not in names else None
+
+
+def _dump(code: str) -> str | None:
+    tree = parse(code)
+    return None if tree is None else ast.dump(tree)

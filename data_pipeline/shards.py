@@ -44,6 +44,9 @@ class Manifest:
     build_key: str  # hash of inputs and options: the same key, the same shards
     plain: int = 0  # rows with a response but nothing to compare it with; splits count them among the pairs
     balanced: dict[str, int] = dataclasses.field(default_factory=dict)  # CWE -> pairs that were drawn into the train split once more
+    template: Json = dataclasses.field(default_factory=dict)  # Template; sets made before it was written are in Alpaca's
+    notes: dict[str, int] = dataclasses.field(default_factory=dict)  # remark -> pairs
+    unused: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # file -> column that nothing reads -> rows
 
     @property
     def row_shape(self) -> RowShape:

@@ -2,26 +2,75 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
 from foundation.errors import DataError
-from foundation.files import directory_of, write_json
+from foundation.files import Json, directory_of, read_json, read_text, write_json, write_text
 
 EOS_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 """End-of-text tokens to look for where a tokenizer doesn't say which one is its own."""
 
 
+OPEN, CLOSE = "\ufdd0", "\ufdd1"
+"""Noncharacters: Unicode keeps them for a program's own use, no text holds them. Between the two stands a control token."""
+
+_CONTROL = re.compile(r"[\s\u2581]*(?:<.*>|\[.*\])", re.DOTALL)
+"""What added tokens look like that steer a model, whether or not a tokenizer calls them special. Others are runs of blanks, or rare letters."""
+
+
 @dataclass(frozen=True)
 class Tokenizer:
-    """A fast tokenizer with the two special ids that training needs."""
+    """A fast tokenizer with the two special ids that training needs, and the chat template that came with it.
+
+    Control tokens (`<|im_end|>`, `</s>`, ...) that a text spells are text: only what stands between `OPEN` and `CLOSE` becomes one.
+    """
 
     backend: tokenizers.Tokenizer
     eos_id: int
     bos_id: int | None  # set only if the tokenizer itself puts it in front of a text
+    chat: str | None = None  # Jinja
+    specials: Mapping[str, str] = field(default_factory=dict)  # by the names that chat templates use: bos_token, eos_token, ...
+
+    def encode(self, text: str, goes_on: bool = False) -> tokenizers.Encoding:
+        """A text's tokens. `goes_on`: it follows another text, so that no tokenizer puts a blank in front of it."""
+        return self._backends[goes_on].encode(text, add_special_tokens=False)
+
+    def document(self, text: str) -> list[int]:
+        """A text that stands alone: BOS in front where the tokenizer asks for it; an empty one is at least an end-of-text."""
+        first = [] if self.bos_id is None else [self.bos_id]
+        return [*first, *self.encode(text).ids] or [self.eos_id]
+
+    @cached_property
+    def control(self) -> re.Pattern[str] | None:
+        """Finds control tokens in a text."""
+        names = sorted(map(re.escape, _control(json.loads(self.backend.to_str()))), key=len, reverse=True)
+        return re.compile("|".join(names)) if names else None
+
+    @cached_property
+    def _backends(self) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+        content = json.loads(self.backend.to_str())
+        wrapped = {name: OPEN + name + CLOSE for name in _control(content)}
+        for token in content["added_tokens"]:
+            token["content"] = wrapped.get(token["content"], token["content"])
+        model = content["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {wrapped.get(name, name): index for name, index in model["vocab"].items()}
+        else:  # Unigram's: [name, score]
+            model["vocab"] = [[wrapped.get(name, name), *rest] for name, *rest in model["vocab"]]
+        if model.get("unk_token"):
+            model["unk_token"] = wrapped.get(model["unk_token"], model["unk_token"])
+        content["post_processor"] = None  # what it adds, `document` does; it would look for the old names
+        alone = tokenizers.Tokenizer.from_str(json.dumps(content))
+        for key in ("normalizer", "pre_tokenizer"):
+            content[key] = _without_prefix(content[key])
+        return alone, tokenizers.Tokenizer.from_str(json.dumps(content))
 
     @property
     def sha256(self) -> str:
@@ -40,54 +89,42 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(directory / "tokenizer.json"))
-        settings = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
+        names = dict(self.specials) | {
             "eos_token": self.backend.id_to_token(self.eos_id),
-            "bos_token": None if self.bos_id is None else self.backend.id_to_token(self.bos_id),
+            "bos_token": self.specials.get("bos_token") if self.bos_id is None else self.backend.id_to_token(self.bos_id),
         }
-        write_json(directory / "tokenizer_config.json", settings)
+        write_json(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | names)
+        if self.chat is not None:
+            write_text(directory / CHAT_FILE, self.chat)
+
+
+CHAT_FILE = "chat_template.jinja"
 
 
 def load(name: str | Path) -> Tokenizer:
     """Load a `tokenizer.json`, a directory that holds one, or a hub id.
 
     Raises:
-      DataError: there is no `tokenizer.json`, or no end-of-text token can be found.
+      DataError: there is no `tokenizer.json`, it is damaged, or no end-of-text token can be found.
     """
     directory = _local(name)
     file = directory / "tokenizer.json"
     if not file.is_file():
         remedy = "convert it once with transformers.AutoTokenizer.from_pretrained(NAME).save_pretrained(DIR) and pass DIR"
         raise DataError(f"{name}: no tokenizer.json; {remedy}")
-    backend = tokenizers.Tokenizer.from_file(str(file))
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # its own class is Exception
+        raise DataError(f"{file}: no tokenizer that can be read ({str(error)[:200]}); copy or download it again") from None
     backend.no_truncation()
     backend.no_padding()
-    ids = (backend.token_to_id(name) for name in (_declared_eos(directory), *EOS_NAMES) if name)
+    settings = _settings(directory)
+    specials = {key: text for key, value in settings.items() if key.endswith("_token") and (text := _content(value))}
+    ids = (backend.token_to_id(name) for name in (specials.get("eos_token"), *EOS_NAMES) if name)
     eos_id = next((found for found in ids if found is not None), None)
     if eos_id is None:
         raise DataError(f"{name}: no end-of-text token; name it as `eos_token` in {directory}/tokenizer_config.json")
-    return Tokenizer(backend, eos_id, _leading_id(backend))
-
-
-def chat_template(name: str | Path) -> Callable[[Sequence[Mapping[str, str]]], str] | None:
-    """How the template that comes with a tokenizer writes messages (role, content), up to where the assistant goes on; None: none comes with it.
-
-    What it makes raises a ValueError at messages that the template refuses. Templates run in transformers' sandbox.
-    """
-    import jinja2
-    from transformers import PreTrainedTokenizerFast
-
-    fast = PreTrainedTokenizerFast.from_pretrained(_local(name))
-    if fast.chat_template is None:
-        return None
-
-    def write(messages: Sequence[Mapping[str, str]]) -> str:
-        try:
-            return fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the model's chat template: {error}") from None
-
-    return write
+    return Tokenizer(backend, eos_id, _leading_id(backend), _chat(directory, settings), specials)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -114,11 +151,48 @@ def _local(name: str | Path) -> Path:
     return found
 
 
-def _declared_eos(directory: Path) -> str | None:
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (directory / file).is_file() and (token := json.loads((directory / file).read_text()).get("eos_token")):
-            return token["content"] if isinstance(token, dict) else token
-    return None
+def _settings(directory: Path) -> Json:
+    found: Json = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (directory / file).is_file():
+            raw = read_json(directory / file)
+            found |= raw if isinstance(raw, dict) else {}
+    return found
+
+
+def _content(token: Any) -> str | None:
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else None
+
+
+def _chat(directory: Path, settings: Json) -> str | None:
+    """The chat template that a tokenizer came with; of several the one called default."""
+    if (directory / CHAT_FILE).is_file():
+        return read_text(directory / CHAT_FILE)
+    found = settings.get("chat_template")
+    if (directory / "chat_template.json").is_file():
+        raw = read_json(directory / "chat_template.json")
+        found = raw.get("chat_template", found) if isinstance(raw, dict) else found
+    if isinstance(found, list):
+        found = next((each.get("template") for each in found if isinstance(each, dict) and each.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
+
+
+def _control(content: Json) -> list[str]:
+    """The control tokens of a tokenizer.json."""
+    return [token["content"] for token in content["added_tokens"] if token["special"] or _CONTROL.fullmatch(token["content"])]
+
+
+def _without_prefix(step: Json | None) -> Json | None:
+    """A normalizer or pre-tokenizer that puts nothing in front of a text."""
+    if step is None or step["type"] == "Prepend":
+        return None
+    for several in ("normalizers", "pretokenizers"):
+        if several in step:
+            return step | {several: [kept for part in step[several] if (kept := _without_prefix(part)) is not None]}
+    if step["type"] == "Metaspace":
+        return step | {"prepend_scheme": "never"}
+    return step | {"add_prefix_space": False} if "add_prefix_space" in step else step
 
 
 def _leading_id(backend: tokenizers.Tokenizer) -> int | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_pipeline import pairs
 from data_pipeline.pairs import Drops, Pair
-from data_pipeline.template import first_changed_line, render
+from data_pipeline.template import alpaca, first_changed_line, render
 from foundation.files import read_journal, write_lines
 
 SEED_PAIRS = Path(__file__).parent.parent / "data_pipeline" / "seed" / "pairs.jsonl"
@@ -20,9 +20,9 @@ def prepare(out: Path) -> None:
     pairs.write(found, out / "pairs.jsonl")
     sides = ((pair.instruction, side) for pair in found for side in (pair.chosen, pair.rejected))
     write_lines(out / "code.jsonl", [{"instruction": asked, "output": f"```python\n{side}\n```"} for asked, side in sides])
-    prompts = [(pair.id, render(pair), _shared(pair)) for pair in found]
+    prompts = [(pair.id, render(pair, alpaca(), None), _shared(pair)) for pair in found]
     write_lines(
-        out / "prompts.jsonl", [{"id": i, "prompt": text.prompt + text.before_code + shared} for i, text, shared in prompts if shared]
+        out / "prompts.jsonl", [{"id": i, "prompt": text.prompt.text + text.before_code + shared} for i, text, shared in prompts if shared]
     )
 
 

@@ -145,12 +145,13 @@ def from_endpoint(
     return Completions(model, samples, read, settings)
 
 
-def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampling: Sampling, *, think: bool = True, dtype: str | None = None, rows: int | None = None, security: str | None = None, preset: str = "aligned", threshold: float = 0.3) -> Completions:  # fmt: skip
+def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampling: Sampling, *, think: bool = True, template: str | None = None, system: str = "", dtype: str | None = None, rows: int | None = None, security: str | None = None, preset: str = "aligned", threshold: float = 0.3) -> Completions:  # fmt: skip
     """Our own sampler on a Hugging Face directory, a hub id or the run directory of a training: `lpo generate` into the run's completions.jsonl.
 
-    Every model is asked with the same text: the prompt as it is, or the instruction in the template of training.
+    A prompt is given as it is, an instruction as the model was trained to read it: see `lpo_jax.decode.prompts.asking`.
 
     Args:
+      template, system: instead of the model's own.
       security: a second model that co-decodes by `preset` and `threshold`, see `lpo_jax.decode.rules.codecode`.
     """
 
@@ -165,11 +166,28 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
         config = SamplingConfig(temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens)
         rule = None if security is None else replace(PRESETS[preset], threshold=threshold)
         models = Models(model=path, security=security, rule=rule, rows=rows, dtype=dtype)
-        job.run(job.Job(str(prompts), str(out), models, samples=samples, seed=sampling.seed, think=think, sampling=config))
+        job.run(
+            job.Job(
+                str(prompts),
+                str(out),
+                models,
+                samples=samples,
+                seed=sampling.seed,
+                think=think,
+                template=template,
+                system=system,
+                sampling=config,
+            )
+        )
         yield from _kept(out)
 
     pair = {} if security is None else {"security": security, "preset": preset, "threshold": threshold}
-    return Completions(path, samples, read, vars(sampling) | ({"think": think} if form == "instruction" else {}) | pair)
+    return Completions(
+        path,
+        samples,
+        read,
+        vars(sampling) | ({"think": think, "template": template, "system": system} if form == "instruction" else {}) | pair,
+    )
 
 
 def _kept(journal: Path) -> Iterator[tuple[str, int, str]]:

@@ -10,12 +10,9 @@ import re
 import textwrap
 from dataclasses import dataclass, replace
 
+from data_pipeline import answers
 from judges.prepare import parse
 
-_ENDS = re.compile(
-    r"<\|(?:endoftext|im_end|eot_id|end_of_text|EOT|file_sep|fim_\w+)\|>|<(?:fim_\w+|file_sep|filename)>|</s>\s*\Z|\n### Instruction:"
-)
-_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*\{?([\w+#.-]*)[^\n`]*$", re.MULTILINE)
 _PYTHON = ("", "python", "python3", "py", "py3", "python2")
 _TOP = re.compile(r"(?:def|class|async def|import|from)\s|@|#|if __name__")
 _CODE = re.compile(r"^(?:(?:def|class|async def|import|from)\s+\w|@\w|#!|\w+\s*=\s*\S)", re.MULTILINE)
@@ -41,7 +38,8 @@ def extract(prompt: str, completion: str, form: str, suffix: str = "") -> Progra
       form: "completion" (the model saw `prompt`) or "instruction" (it was asked for a program); decides what text without a fence is.
       suffix: code of the task that follows a continuation.
     """
-    text = _clean(completion)
+    text = answers.normalised(completion)
+    text = answers.final(text, prompt if form == "completion" and not answers.fences(text) else "")
     if prompt.strip() and text.lstrip("\n").startswith(prompt.strip("\n")):  # a whole program, or an endpoint that echoes
         return _program(text.lstrip("\n"))
     fences = _blocks(text)
@@ -54,15 +52,6 @@ def extract(prompt: str, completion: str, form: str, suffix: str = "") -> Progra
     if _inside(prompt) and not _defines(block, names) and (indented or tree is None or not _stands_alone(tree)):
         return _continue(prompt, block, suffix)
     return _program(_with_context(prompt, block, tree) if tree else block)
-
-
-def _clean(text: str) -> str:
-    """Without what isn't the answer: a byte order mark, hidden reasoning, our template's thought, and everything from an end-of-text token on."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
-    for mark in ("</think>", "### Response:"):
-        text = text.partition(mark)[2] if mark in text else text
-    end = _ENDS.search(text)
-    return text[: end.start()] if end else text
 
 
 # --- Programs.
@@ -92,7 +81,7 @@ def _with_context(prompt: str, block: str, tree: ast.Module) -> str:
             kept.append("\n".join(lines[first - 1 : statement.end_lineno]) + "\n")
             used, own = used | _uses(statement), own | names
     futures = [s.end_lineno or 0 for s in tree.body if isinstance(s, ast.ImportFrom) and s.module == "__future__"]
-    rows = block.splitlines(keepends=True)
+    rows = re.split("(?<=\n)", block)
     at = max(futures, default=0)
     return "".join([*rows[:at], *reversed(kept), *rows[at:]])
 
@@ -171,6 +160,8 @@ def _continue(prompt: str, text: str, suffix: str) -> Program:
     if inside and stripped:  # a chat model or an endpoint has taken the indentation away
         start = "" if prompt.endswith("\n") else "\n"
         texts += [start + textwrap.indent(first, indent), start + indent + first]  # of all lines, of the first one
+    if "\t" in text and "\t" not in prompt:  # Python refuses the two in one block
+        texts += [re.sub(r"^\t+", lambda tabs: "    " * len(tabs[0]), each, flags=re.MULTILINE) for each in texts]
     for candidate in texts:
         own_line = prompt.endswith("\n") or candidate.startswith("\n")
         if inside and own_line and candidate.strip() and not candidate.lstrip("\n")[0].isspace():
@@ -227,7 +218,7 @@ class _Block:
 
 def _blocks(text: str) -> list[_Block]:
     """Fenced blocks. A fence may stand in the code itself (a docstring's example): a block ends at the first fence where it is Python."""
-    fences = list(_FENCE.finditer(text))
+    fences = list(answers.FENCE.finditer(text))
     blocks, at = [], 0
     while at < len(fences):
         opening = fences[at]
@@ -237,7 +228,7 @@ def _blocks(text: str) -> list[_Block]:
             bodies = [textwrap.dedent(body) for body in bodies]
         python = opening[2].lower() in _PYTHON
         best = next((n for n, body in enumerate(bodies) if python and parse(textwrap.dedent(body)) is not None), 0)
-        code = bodies[best] if bodies else text[opening.end() + 1 :]
+        code = bodies[best] if bodies else _without_prose(text[opening.end() + 1 :])
         blocks.append(_Block(opening.start(), opening[2].lower(), code))
         at = ends[best] + 1 if ends else len(fences)
     before = text[: blocks[0].start] if blocks else ""
@@ -247,10 +238,19 @@ def _blocks(text: str) -> list[_Block]:
 
 
 def _choose(blocks: list[_Block], name: str | None) -> str:
-    """The block that defines what was asked for, else the first one of Python, else the first."""
+    """The block that defines what was asked for, else the first one of Python, else the first; with the blocks whose functions it uses."""
     python = [b for b in blocks if b.language in _PYTHON and b.code.strip()]
-    asked = [b for b in python if _defines(b.code, name)]
-    return next(iter([*asked, *python, *blocks])).code
+    chosen = next(iter([*(b for b in python if _defines(b.code, name)), *python, *blocks]))
+    parts, tree = [chosen], parse(chosen.code)
+    others = [(b, found) for b in python if b is not chosen and (found := parse(b.code)) and all(isinstance(s, _TOP_LEVEL) for s in found.body)]
+    while tree is not None:
+        wanted = _uses(tree) - _bound(tree)
+        more = next(((b, found) for b, found in others if b not in parts and _bound(found) & wanted and not _defines(b.code, name)), None)
+        if more is None:
+            break
+        parts = sorted([*parts, more[0]], key=lambda block: block.start)
+        tree = parse("\n".join(block.code for block in parts))
+    return "\n".join(block.code for block in parts) if len(parts) > 1 else chosen.code
 
 
 def _without_prose(text: str) -> str:

@@ -50,6 +50,35 @@ def write_lines(path: Path, rows: list[Json]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def read_text(path: Path, remedy: str = "save it as UTF-8") -> str:
+    """A file's text, without a byte order mark.
+
+    Raises:
+      DataError: it can't be read, or isn't UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); {remedy}") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+
+
+def read_json(path: Path, remedy: str = "copy or download it again") -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      DataError: it can't be read, or is damaged; with the line.
+    """
+    text = read_text(path, remedy)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: damaged JSON ({error.msg}); {remedy}") from None
+    except (RecursionError, ValueError) as error:  # nested without end; a number of 5,000 digits
+        raise DataError(f"{path}: damaged JSON ({error}); {remedy}") from None
+
+
 def sha256(path: str | Path) -> str:
     """Of a file's content."""
     with open(path, "rb") as stream:
@@ -114,11 +143,15 @@ def is_bucket(path: Path) -> bool:
     return "://" in str(path)
 
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""OWNER/NAME."""
+
+
 def directory_of(name: str | Path, patterns: list[str]) -> Path | None:
     """The directory that a name stands for: itself, or a hub id's files that match `patterns`, downloaded once. None: it is neither."""
     if Path(name).is_dir():
         return Path(name)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):  # OWNER/NAME
+    if not HUB_ID.fullmatch(str(name)):
         return None
     from huggingface_hub import snapshot_download
 

@@ -1,5 +1,6 @@
 """A run as a Hugging Face directory: weights or adapters, config, tokenizer, generation config and a model card."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -8,7 +9,8 @@ from pathlib import Path
 import yaml
 from etils import epath
 
-from foundation.files import Json, write_json
+from data_pipeline import template, tokenizer
+from foundation.files import Json, read_json, write_json
 from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH
@@ -54,8 +56,15 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
     for pattern in _COPIED:
         for file in tokenizer_dir.glob(pattern):
             shutil.copyfile(file, out / file.name)
-    if not (out / "generation_config.json").is_file():
-        write_json(out / "generation_config.json", ids)
+    asked = template.of_facts(manifest.get("template", {}))
+    write_json(out / template.FILE, dataclasses.asdict(asked))
+    generation = out / "generation_config.json"
+    settings = read_json(generation) if generation.is_file() else ids
+    eos = settings.get("eos_token_id")
+    eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if more := set(template.ends(asked, tokenizer.load(tokenizer_dir))) - set(eos):
+        settings |= {"eos_token_id": [*eos, *sorted(more)]}
+    write_json(generation, settings)
     (out / "README.md").write_text(_card(config, manifest, read_summary(source, config), loader), encoding="utf-8")
     return loader
 

@@ -1,9 +1,7 @@
 """The end of the line: no duplicates, no secrets, splits that don't leak, files that others can load."""
 
 import hashlib
-import io
 import shutil
-import tokenize
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import jinja2
 from tqdm import tqdm
 
+from data_pipeline import alike
 from data_pipeline.distill.parse import dump
 from data_pipeline.distill.prompts import TEMPLATES
 from foundation.files import Json, write_lines, write_text
@@ -20,8 +19,6 @@ SPLITS = ("train", "validation", "test")
 SECRETS = ("AWSKeyDetector", "AzureStorageKeyDetector", "GitHubTokenDetector", "GitLabTokenDetector", "MailchimpDetector", "NpmDetector",
            "OpenAIDetector", "PypiTokenDetector", "SendGridDetector", "SlackDetector", "SquareOAuthDetector", "StripeDetector",
            "TelegramBotTokenDetector", "TwilioKeyDetector")  # fmt: skip
-SHINGLE = 4  # tokens
-PERMUTATIONS = 128
 
 
 def finish(rows: list[Json], near: float) -> tuple[list[Json], list[tuple[str, str]]]:
@@ -30,28 +27,20 @@ def finish(rows: list[Json], near: float) -> tuple[list[Json], list[tuple[str, s
     Args:
       near: Jaccard similarity, of runs of tokens of both sides, from which two rows count as near-duplicates; above 1 none do.
     """
-    from datasketch import MinHash, MinHashLSH  # scipy comes with it
-
-    # The index only proposes; similarity is computed exactly. Above 0.95 it would have one band, which it refuses.
-    index = MinHashLSH(threshold=min(near, 0.95), num_perm=PERMUTATIONS)
-    seen: set[tuple[str | None, str | None]] = set()
-    shingles_of: dict[str, frozenset[str]] = {}
+    index, seen = alike.Index(near), set[tuple[str | None, str | None]]()
     kept, dropped = [], []
-    for row in tqdm(rows, desc="finish", unit=" rows"):
+    for number, row in enumerate(tqdm(rows, desc="finish", unit=" rows")):
         exact = dump(row["chosen"]), dump(row["rejected"])
-        shingles = _shingles(row["chosen"]) | _shingles(row["rejected"])
-        sketch = MinHash(num_perm=PERMUTATIONS)
-        sketch.update_batch([shingle.encode() for shingle in shingles])
+        shingles = alike.shingles(row["chosen"], row["rejected"])
         if exact in seen:
             dropped.append((row["id"], "duplicate"))
-        elif any(_jaccard(shingles, shingles_of[other]) >= near for other in index.query(sketch)):
+        elif index.like(shingles):
             dropped.append((row["id"], "near-duplicate"))
         elif secret := find_secret("\n".join((row["instruction"], row["reasoning"], row["chosen"], row["rejected"]))):
             dropped.append((row["id"], f"secret ({secret})"))
         else:
             seen.add(exact)
-            index.insert(row["id"], sketch)
-            shingles_of[row["id"]] = shingles
+            index.add(number, shingles)
             kept.append(row)
     return kept, dropped
 
@@ -108,13 +97,3 @@ def write(rows: Sequence[Json], out: Path, by: str, heldout: tuple[float, float]
     facts = {"splits": counts, "by": by, "cwes": len(cwes), "libraries": len(libraries), "models": models}
     write_text(out / "README.md", env.get_template("card.md.j2").render(facts))
     return counts
-
-
-def _shingles(code: str) -> frozenset[str]:
-    """Runs of `SHINGLE` tokens of a program."""
-    words = [t.string for t in tokenize.generate_tokens(io.StringIO(code).readline) if t.string.strip()]
-    return frozenset(" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1)))
-
-
-def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    return len(a & b) / len(a | b)

@@ -1,7 +1,7 @@
 """`lpo generate`: complete prompts.
 
-Complete every prompt of a JSONL file. A row is {"id": ..., "prompt": TEXT}, completed as it stands, or {"id": ..., "instruction": TEXT}, put
-into the template of training. Without an id a row's is its line number.
+Complete every prompt of a JSONL file. A row is {"id": ..., "prompt": TEXT}, completed as it stands, or {"id": ..., "instruction": TEXT}, put as
+the model was trained (--template). Without an id a row's is its line number. Control tokens that a row spells, such as <|im_end|>, are text.
 
 A line of OUT.jsonl is a sample, written when it is done: id, sample, text, finish ("stop" or "length"), tokens, logprob (by the model itself,
 of all tokens). The same command goes on where it was stopped; more --samples may be asked of a finished job. A sample depends on the model, the
@@ -21,7 +21,7 @@ examples:
 
 import argparse
 
-from lpo_jax.cli.models import add_models, models_of
+from lpo_jax.cli.models import add_asking, add_models, models_of
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="a completion's length at most (default: 256)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a completion in front of this text; repeatable")
-    parser.add_argument("--no-think", action="store_true", help="ask an instruction's response directly, without a security thought")
+    add_asking(parser)
     parser.add_argument("--trace", action="store_true", help="write what each model thought of each token, too")
     parser.add_argument(
         "--html", metavar="PAGE.html", help="co-decoding: a page that shows which model decided each token; implies --trace"
@@ -59,20 +59,21 @@ def run(args: argparse.Namespace) -> int:
             "--html shows which of two models decided each token: give the other with --security, and a preset that replaces tokens"
         )
     temperature = 0.0 if args.greedy else args.temperature
-    written = job.run(
-        job.Job(
-            prompts=args.prompts,
-            out=args.out,
-            models=models_of(args),
-            trace=args.trace or args.html is not None,
-            samples=args.samples,
-            seed=args.seed,
-            think=not args.no_think,
-            sampling=SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop)),
-        )
+    asked = job.Job(
+        prompts=args.prompts,
+        out=args.out,
+        models=models_of(args),
+        trace=args.trace or args.html is not None,
+        samples=args.samples,
+        seed=args.seed,
+        think=not args.no_think,
+        template=args.template,
+        system=args.system,
+        sampling=SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop)),
     )
+    written = job.run(asked)
     print(f"wrote {written} samples to {args.out}")
     if args.html:
-        page.write(args.html, args.out, {prompt.id: prompt.text for prompt in job.read_prompts(args.prompts, not args.no_think)})
+        page.write(args.html, args.out, {prompt.id: prompt.text for prompt in job.read_prompts(asked)})
         print(f"token by token: {args.html}")
     return 0

@@ -38,6 +38,12 @@ def add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = 
         parser.add_argument(f"--{axis}", type=int, default=default, metavar="N", help=text)
 
 
+def add_asking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--template", metavar="NAME", help="how instructions are put: alpaca, chat, plain, or a Jinja file (default: as the model was trained here; another's: chat if its tokenizer has a template for it, else plain)")  # fmt: skip
+    parser.add_argument("--system", default="", metavar="TEXT", help="the system text of a chat (default: the model's own)")
+    parser.add_argument("--no-think", action="store_true", help="ask for the response directly, without a security thought")
+
+
 def models_of(args: argparse.Namespace) -> "Models":
     """What the flags say."""
     from lpo_jax.config import MeshConfig

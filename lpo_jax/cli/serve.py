@@ -5,8 +5,8 @@ pair that co-decodes. Requests share the rows: whoever comes gets the next free 
 
 A request may set temperature, top_p (OpenAI's defaults: 1), top_k, max_tokens, stop, seed, n, logprobs of the chosen tokens, stream. What would
 change the result and isn't computed here is refused by name. An answer tells its seed; the same seed gives the same text again, and is that of
-`lpo generate`'s sampler. A chat is written by the model's own chat template; without one, the last message alone goes into the template of
-training, as an instruction.
+`lpo generate`'s sampler. A chat is put as the model was trained here; another's in its own chat template. A template that isn't of chats takes the
+last message alone, as an instruction.
 
 At the start everything is compiled that requests can need. SIGTERM or Ctrl-C lets what is at work finish, for --grace seconds. The exit code is 1
 if decoding has failed.
@@ -28,13 +28,8 @@ import os
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lpo_jax.cli.models import add_models, models_of
-
-if TYPE_CHECKING:
-    from data_pipeline.tokenizer import Tokenizer
-    from lpo_jax.serve.protocol import Chat
+from lpo_jax.cli.models import add_asking, add_models, models_of
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +46,15 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--max-waiting", type=int, default=256, metavar="N", help="completions that may wait for a row; more: 429 (default: %(default)s)"
     )
     parser.add_argument("--grace", type=float, default=30, metavar="S", help="seconds to finish what is at work at the end (default: 30)")
-    parser.add_argument(
-        "--no-think", action="store_true", help="without a chat template: ask a chat's response directly, without a thought"
-    )
+    add_asking(parser)
     parser.set_defaults(weight=None, security_tokenizer=None)
 
 
 def run(args: argparse.Namespace) -> int:
+    from data_pipeline import template
     from lpo_jax.config import ConfigError
     from lpo_jax.decode.load import find, open_sampler
+    from lpo_jax.decode.prompts import asking
     from lpo_jax.decode.request import SamplingConfig
     from lpo_jax.decode.sampler import Sampler
     from lpo_jax.serve import server as serve
@@ -81,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--max-len-tokens {longest}: a prompt and its completion have 2 tokens at least")
     bound = serve.bind(args.host, args.port)
     log.info("%s: loading %s", serve.address(bound), " and ".join(filter(None, (args.model, args.security))))
-    sampler = open_sampler(found, SamplingConfig(), longest, segment_steps=serve.SEGMENT_STEPS)
+    how = asking(args.model, found.tokenizer, args.template, args.system, not args.no_think, args.adapter)
+    sampling = SamplingConfig(stop_tokens=template.ends(how.template, found.tokenizer))
+    sampler = open_sampler(found, sampling, longest, segment_steps=serve.SEGMENT_STEPS)
     assert isinstance(sampler, Sampler)  # no preset of CroSec is offered here
     driver = Driver(sampler, args.max_waiting)
     log.info("compiling, for prompts and completions of up to %d tokens together", longest)
@@ -90,27 +87,12 @@ def run(args: argparse.Namespace) -> int:
     settings = {k: getattr(args, k) for k in ("model", "adapter", "security", "security_adapter", "block", "data", "fsdp", "tensor")}
     settings |= {"rule": rule and asdict(rule), "dtype": found.dtype, "rows": driver.rows, "tokenizer": tok.sha256, "jax": version("jax")}
     fingerprint = f"fp_{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
-    chat = _chat(found.tokenizer_path, tok, not args.no_think)
+    log.info("a chat is put in the template %s", how.template.name)
+
+    def chat(messages: list[dict[str, str]]) -> list[int]:
+        return how.conversation(messages, tok).ids(tok)
+
     served = Served(args.name or Path(args.model).name, tok, sampler.vocab, longest, chat, fingerprint)
     if key is None and args.host not in ("127.0.0.1", "localhost", "::1"):
         log.warning("whoever reaches %s can use the model: LPO_API_KEY is not set", serve.address(bound))
     return serve.run(bound, driver, served, key, args.grace)
-
-
-def _chat(directory: str, tok: "Tokenizer", think: bool) -> "Chat":
-    """How a chat becomes a prompt: by the model's own template, or else as training writes an instruction."""
-    from data_pipeline import template, tokenizer
-    from lpo_jax.decode.request import encode_task
-
-    write = tokenizer.chat_template(directory)
-
-    def prompt(messages: list[dict[str, str]]) -> tuple[list[int], str]:
-        if write is not None:
-            return tok.backend.encode(write(messages), add_special_tokens=False).ids, ""
-        if messages[-1]["role"] != "user":
-            raise ValueError("the last one must be the user's")
-        return encode_task(tok, template.task_prompt(messages[-1]["content"], think))
-
-    if write is None:
-        log.info("the model has no chat template: a chat's last message is written as an instruction, those before it aren't read")
-    return prompt

@@ -4,17 +4,19 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data_pipeline.template import task_prompt
+from data_pipeline import template as templates
 from data_pipeline.tokenizer import Tokenizer
 from foundation.files import Json, differing, read_journal, write_json
 from lpo_jax.config import ConfigError
-from lpo_jax.decode.load import Models, find, open_sampler
-from lpo_jax.decode.request import Completion, Request, SamplingConfig, encode, encode_task
+from lpo_jax.decode import prompts as asked
+from lpo_jax.decode.load import Found, Models, find, open_sampler
+from lpo_jax.decode.prompts import Asking, Prompt
+from lpo_jax.decode.request import Completion, Request, SamplingConfig
 
 _FREE = {"prompts", "out", "samples", "tokenizer", "security_tokenizer", "rows", "block", "max_len_tokens", "mesh", "dtype"}
 """What may change between a job and its continuation. The dtype may not: it is written as what it comes to."""
@@ -30,26 +32,10 @@ class Job:
     trace: bool = False  # write what each model thought of each token
     samples: int = 1  # of each prompt
     seed: int = 0
-    think: bool = True  # an instruction's prompt asks for a security thought first
+    think: bool = True  # an instruction's prompt asks for a security thought first, if the model has learned that
+    template: str | None = None  # how instructions are put; default: as the model was trained, see `prompts.asking`
+    system: str = ""  # the system text of a chat
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A row of the prompts' file."""
-
-    id: str
-    where: str  # file and line, for errors
-    text: str  # as the model reads it
-    instruction: bool  # the text is the template's
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
-
-    def encode(self, tokenizer: Tokenizer) -> tuple[list[int], str]:
-        """Its tokens, and its last characters that no token holds: the model begins with them."""
-        return encode_task(tokenizer, self.text) if self.instruction else (encode(tokenizer, self.text), "")
 
 
 def run(job: Job) -> int:
@@ -58,27 +44,25 @@ def run(job: Job) -> int:
     Raises:
       ConfigError: a row, the output file or the model can't be used; with the remedy.
     """
-    prompts, found = read_prompts(job.prompts, job.think), find(job.models)
-    encoded = {prompt.id: prompt.encode(found.tokenizer) for prompt in prompts}
+    found = find(job.models)
+    how = _asking(job, found)
+    prompts = asked.read(job.prompts, found.tokenizer, how)
     new, limit = job.sampling.max_new_tokens, found.max_len_tokens
     for prompt in prompts:
-        length = len(encoded[prompt.id][0])
+        length = len(prompt.ids)
         if length + new > limit:
             raise ConfigError(
                 f"{prompt.where}: prompt {prompt.id} has {length} tokens; with {new} new ones it exceeds {limit}: "
                 "shorten it, lower --max-new-tokens or raise --max-len-tokens"
             )
     done = _open_journal(job, found.dtype, prompts)
-    missing = [
-        Request(p.id, encoded[p.id][0], request_seed(job.seed, p.id), k)
-        for p in prompts
-        for k in range(job.samples)
-        if (p.id, k) not in done
-    ]
+    missing = [Request(p.id, p.ids, request_seed(job.seed, p.id), k) for p in prompts for k in range(job.samples) if (p.id, k) not in done]
     if not missing:
         return 0
     longest = max(len(request.prompt) for request in missing) + new
-    sampler = open_sampler(found, job.sampling, longest, alignments=Path(job.out).parent)
+    ends = templates.ends(how.template, found.tokenizer) if any(prompt.instruction for prompt in prompts) else ()
+    sampling = replace(job.sampling, stop_tokens=(*job.sampling.stop_tokens, *ends))
+    sampler = open_sampler(found, sampling, longest, alignments=Path(job.out).parent)
     by_id = {prompt.id: prompt for prompt in prompts}
     tokens, start = 0, time.perf_counter()
     with (
@@ -90,7 +74,7 @@ def run(job: Job) -> int:
             record = {
                 "id": completion.id,
                 "sample": completion.sample,
-                "text": completion.text.removeprefix(encoded[prompt.id][1]),
+                "text": completion.text,
                 "finish": completion.finish,
                 "tokens": len(completion.tokens),
                 "logprob": round(sum(completion.logprobs), 4),
@@ -104,6 +88,20 @@ def run(job: Job) -> int:
             bar.set_postfix({"tok/s": f"{tokens / (time.perf_counter() - start):.0f}"}, refresh=False)
             bar.update()
     return len(missing)
+
+
+def read_prompts(job: Job) -> list[Prompt]:
+    """A job's prompts, as its model is asked.
+
+    Raises:
+      ConfigError: the file or a row can't be used.
+    """
+    found = find(job.models)
+    return asked.read(job.prompts, found.tokenizer, _asking(job, found))
+
+
+def _asking(job: Job, found: Found) -> Asking:
+    return asked.asking(job.models.model, found.tokenizer, job.template, job.system, job.think, job.models.adapter)
 
 
 def _trace(completion: Completion, tokenizer: Tokenizer) -> list[Json]:
@@ -126,38 +124,6 @@ def _trace(completion: Completion, tokenizer: Tokenizer) -> list[Json]:
 def request_seed(seed: int, request_id: str) -> int:
     """A seed for each request, whatever else is asked for: prompts don't share their noise."""
     return int.from_bytes(hashlib.sha256(f"{seed}\n{request_id}".encode()).digest()[:4], "big")
-
-
-def read_prompts(path: str, think: bool) -> list[Prompt]:
-    """The prompts of a JSONL file: rows {"prompt": ...} as they are, rows {"instruction": ...} in the template of training.
-
-    Raises:
-      ConfigError: no such file, or a row is no object, has neither or both, or an id that another row has; file and line are named.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    found: dict[str, Prompt] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{where}: not JSON: {error}") from None
-        keys = [key for key in ("prompt", "instruction") if isinstance(row, dict) and key in row]
-        if len(keys) != 1 or not isinstance(row[keys[0]], str):
-            raise ConfigError(f'{where}: write {{"id": ..., "prompt": TEXT}} or {{"id": ..., "instruction": TEXT}}')
-        name = str(row.get("id", number))
-        if name in found:
-            raise ConfigError(f"{where}: id {name} stands at {found[name].where} already")
-        instruction = keys[0] == "instruction"
-        found[name] = Prompt(name, where, task_prompt(row["instruction"], think) if instruction else row["prompt"], instruction)
-    if not found:
-        raise ConfigError(f"{path}: no prompt")
-    return list(found.values())
 
 
 def _open_journal(job: Job, dtype: str, prompts: list[Prompt]) -> set[tuple[str, int]]:

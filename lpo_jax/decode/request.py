@@ -73,24 +73,6 @@ class Completion:
     facts: dict[str, tuple[float, ...]]  # of `tokens`, from co-decoding: see `codecode.FACTS`
 
 
-def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt's tokens, as training reads it: BOS where the tokenizer asks for it; an empty prompt is at least an end-of-text."""
-    first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return [*first, *tokenizer.backend.encode(prompt, add_special_tokens=False).ids] or [tokenizer.eos_id]
-
-
-def encode_task(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
-    """A templated prompt's tokens, and its last characters that no token holds.
-
-    An answer begins with a line break, and many tokenizers have one token for the prompt's last colon and that break. Training counts it as
-    the answer's; so the model is left to produce it.
-    """
-    encoding = tokenizer.backend.encode(text + "\n", add_special_tokens=False)
-    kept = sum(end <= len(text) for _, end in encoding.offsets)
-    first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return first + encoding.ids[:kept], text[encoding.offsets[kept - 1][1] if kept else 0 :]
-
-
 def resolve(
     request: Request, tokenizer: Tokenizer, config: SamplingConfig, vocab: int, max_len_tokens: int
 ) -> tuple[tuple[int, ...], SamplingConfig]:
@@ -100,7 +82,7 @@ def resolve(
       ConfigError: the prompt is empty or too long or has a token that isn't there, or the seed is out of range; the request's id is named.
     """
     sampling = request.sampling or config
-    prompt = tuple(encode(tokenizer, request.prompt) if isinstance(request.prompt, str) else request.prompt)
+    prompt = tuple(tokenizer.document(request.prompt) if isinstance(request.prompt, str) else request.prompt)
     if not prompt:
         raise ConfigError(f"request {request.id}: the prompt has no token")
     if len(prompt) + sampling.max_new_tokens > max_len_tokens:

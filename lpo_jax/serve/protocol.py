@@ -17,13 +17,12 @@ from tokenizers.decoders import DecodeStream
 
 from data_pipeline.tokenizer import Tokenizer
 from foundation.files import Json
-from lpo_jax.decode.request import Completion, Request, SamplingConfig, encode
+from lpo_jax.decode.request import Completion, Request, SamplingConfig
 from lpo_jax.decode.sample import CONTEXT
 from lpo_jax.decode.sampler import Progress
 
-Chat = Callable[[list[dict[str, str]]], tuple[list[int], str]]
-"""Messages (role, content) -> a prompt, and the prompt's last characters that no token holds: a completion begins with them. Raises ValueError at
-messages that can't be a prompt."""
+Chat = Callable[[list[dict[str, str]]], list[int]]
+"""Messages (role, content) -> a prompt. Raises ValueError at messages that can't be one."""
 
 _IGNORED = frozenset(
     ("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
@@ -157,7 +156,6 @@ class Asked:
 
     chat: bool
     requests: list[Request]  # one a prompt; samples are numbered through: a sample's number is its choice's index
-    left: str  # see `Chat`
     stream: bool
     include_usage: bool
     logprobs: bool
@@ -176,10 +174,9 @@ def read(raw: bytes, chat: bool, served: Served) -> Asked:
         raise _refusal(error) from None
     if body.model != served.name:
         raise Refusal(404, f"the model {body.model!r} isn't served here, {served.name!r} is", "model", "model_not_found")
-    left = ""
     if isinstance(body, _ChatBody):
         try:
-            tokens, left = served.chat_prompt([message.plain() for message in body.messages])
+            tokens = served.chat_prompt([message.plain() for message in body.messages])
         except ValueError as error:
             raise Refusal(400, f"messages: {error}", "messages") from None
         prompts, new, logprobs = [tokens], body.max_completion_tokens or body.max_tokens, body.logprobs
@@ -195,7 +192,7 @@ def read(raw: bytes, chat: bool, served: Served) -> Asked:
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
         sampling = SamplingConfig(body.temperature, min(max(body.top_k, 0), served.vocab), body.top_p, length, stop)
         requests.append(Request(f"{name}.{number}", prompt, seed, number * body.n, body.n, sampling))
-    return Asked(chat, requests, left, body.stream, body.stream_options.include_usage, logprobs)
+    return Asked(chat, requests, body.stream, body.stream_options.include_usage, logprobs)
 
 
 def _refusal(error: ValidationError) -> Refusal:
@@ -215,7 +212,7 @@ def _refusal(error: ValidationError) -> Refusal:
 def _tokens(prompt: str | list[str] | list[int] | list[list[int]], tokenizer: Tokenizer) -> list[list[int]]:
     one = isinstance(prompt, str) or all(isinstance(item, int) for item in prompt)
     several = cast("list[str | list[int]]", [prompt] if one else prompt)
-    return [encode(tokenizer, each) if isinstance(each, str) else each for each in several]
+    return [tokenizer.document(each) if isinstance(each, str) else each for each in several]
 
 
 def _length(prompt: list[int], new: int | None, served: Served, param: str) -> int:
@@ -261,7 +258,7 @@ class Answer:
         self._done = dict(done)
         choices = []
         for index, request in self._samples():
-            text, c = self._shown(done[index].text, ended=True), done[index]
+            text, c = done[index].text, done[index]
             said: Json = {"message": {"role": "assistant", "content": text}} if self.asked.chat else {"text": text}
             logprobs = self._logprobs(request, c) if self.asked.logprobs else None
             choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": c.finish})
@@ -276,7 +273,7 @@ class Answer:
         """The chunk that news of a sample make, if any."""
         if news.done is not None:
             self._done[news.sample] = news.done
-        text = self._shown(news.text, ended=news.done is not None)
+        text = news.text
         delta = text[len(self._sent.get(news.sample, "")) :]
         self._sent[news.sample] = text
         if not delta and news.done is None:
@@ -295,11 +292,6 @@ class Answer:
     def _chunk(self, index: int, said: Json | str, finish: str | None) -> Json:
         choice = {"index": index, "delta" if self.asked.chat else "text": said, "logprobs": None, "finish_reason": finish}
         return {**self._frame, "choices": [choice]} | ({"usage": None} if self.asked.include_usage else {})
-
-    def _shown(self, text: str, ended: bool) -> str:
-        """A completion's text without what is the prompt's."""
-        left = self.asked.left
-        return "" if not ended and len(text) < len(left) else text.removeprefix(left)
 
     def _usage(self) -> dict[str, int]:
         prompt = sum(len(request.prompt) for request in self.asked.requests)

@@ -6,12 +6,22 @@ import numpy as np
 import pytest
 
 from data_pipeline import tokenizer
-from data_pipeline.encode import MaskOptions, UnusableError, encode, truncated_lengths
+from data_pipeline.encode import MaskOptions, UnusableError, truncated_lengths
+from data_pipeline.encode import encode as encode_in
 from data_pipeline.pairs import DataError, Pair
-from data_pipeline.template import render
+from data_pipeline.template import alpaca
+from data_pipeline.template import render as render_in
 from tests.helpers.seed_pairs import PAIRS as ROWS
 
 CLEAN, SPANS = MaskOptions(), MaskOptions("spans", hole=0)
+
+
+def encode(pair, tok, options):
+    return encode_in(pair, tok, alpaca(), options)
+
+
+def render(pair):
+    return render_in(pair, alpaca(), None)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +38,8 @@ def decode(tok, ids):
 def test_every_token_is_where_it_belongs(tok, options):
     for pair in ROWS[:40]:
         found, text = encode(pair, tok, options), render(pair)
-        assert decode(tok, found.chosen) == text.prompt + text.before_code + pair.chosen + text.after_code + "<|endoftext|>"
-        assert decode(tok, found.chosen[: found.answer_start]) == text.prompt
+        assert decode(tok, found.chosen) == text.prompt.text + text.answer(pair.chosen) + "<|endoftext|>"
+        assert decode(tok, found.chosen[: found.answer_start]) == text.prompt.text
         code = decode(tok, found.chosen[found.chosen_code_start :])
         assert code.lstrip("\n") == pair.chosen + "\n```<|endoftext|>"
         assert found.chosen[-1] == found.rejected[-1] == tok.eos_id

@@ -5,9 +5,13 @@ import json
 
 import pytest
 
-from data_pipeline import pairs
+from data_pipeline import pairs, template
 from data_pipeline.pairs import DataError, Drops, Pair
-from data_pipeline.template import render, task_prompt
+from data_pipeline.template import alpaca
+
+
+def render(pair):
+    return template.render(pair, alpaca(), None)
 
 
 def read_all(path):
@@ -89,22 +93,24 @@ def test_every_real_row_is_read(shared_data):
 
 def test_template():
     text = render(Pair("a", "safe()", "unsafe()", "Do it.", "It may break."))
-    assert text.prompt == task_prompt("Do it.") and text.prompt.endswith("\n\n### Instruction:\nDo it.\n\n### Security Thought:")
-    assert text.before_code + text.chosen + text.after_code == "\nIt may break.\n\n### Response:\n```python\nsafe()\n```"
+    assert text.prompt == template.prompt(alpaca(), "Do it.", None) and text.prompt.text.endswith(
+        "\n\n### Instruction:\nDo it.\n\n### Security Thought:"
+    )
+    assert text.answer(text.chosen) == "\nIt may break.\n\n### Response:\n```python\nsafe()\n```"
     bare = render(Pair("a", "safe()", "unsafe()", "Do it.", language="ruby"))
-    assert bare.prompt.endswith("### Response:") and bare.before_code == "\n```ruby\n"
+    assert bare.prompt.text.endswith("### Response:") and bare.before_code == "\n```ruby\n"
 
 
 def test_a_pair_without_instruction_is_a_completion_task():
     text = render(Pair("a", "def f():\n    x\n    good()\n", "def f():\n    x\n    bad()\n"))
-    assert (text.prompt, text.before_code, text.chosen, text.rejected, text.after_code) == (
+    assert (text.prompt.text, text.before_code, text.chosen, text.rejected, text.after_code) == (
         "def f():\n    x\n",
         "",
         "    good()\n",
         "    bad()\n",
         "",
     )
-    assert render(Pair("a", "good()", "bad()")).prompt == ""
+    assert render(Pair("a", "good()", "bad()")).prompt.text == ""
 
 
 def test_plain_rows(tmp_path):
@@ -125,5 +131,5 @@ def test_plain_rows(tmp_path):
     assert all(p.plain for p in found)
     assert [row for row, _ in drops.rows] == ["p.jsonl:5", "p.jsonl:6", "p.jsonl:7"]
     text = render(found[1])
-    assert text.prompt.endswith("### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:")
-    assert (text.before_code + text.chosen + text.after_code, text.rejected) == ("\n3", text.chosen)
+    assert text.prompt.text.endswith("### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:")
+    assert (text.answer(text.chosen), text.rejected) == ("\n3", text.chosen)

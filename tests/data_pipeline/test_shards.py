@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline import pairs
-from data_pipeline.build import BuildOptions, build, draws, heldout_groups
+from data_pipeline.build import BuildOptions, build, draws, grouped, heldout_groups
 from data_pipeline.cli import main
 from data_pipeline.feed import Feed, stream_rows
 from data_pipeline.pairs import DataError, Drops, Pair
@@ -92,13 +92,28 @@ def test_heldout_reads_every_row_once_in_order(seed_shards):
 
 def test_the_split_is_by_group_and_cwe():
     many = [Pair(f"p{i}", "a", "b", cwe=f"CWE-{i % 5}", group=f"g{i // 3}") for i in range(300)]
-    held = heldout_groups(many, 0.1, 0)
+    held = heldout_groups(many, [pair.group for pair in many], 0.1, 0)
     assert len(held) == 10
     alone = [Pair(f"p{i}", "a", "b", cwe=f"CWE-{i % 5}") for i in range(100)]
-    cwes = sorted(p.cwe for p in alone if p.id in heldout_groups(alone, 0.2, 0))
+    own = [pair.id for pair in alone]
+    cwes = sorted(p.cwe for p in alone if p.id in heldout_groups(alone, own, 0.2, 0))
     assert cwes == sorted(f"CWE-{i % 5}" for i in range(20))
-    assert heldout_groups(alone, 0.2, 0) != heldout_groups(alone, 0.2, 1)
-    assert heldout_groups(alone, 0.0, 0) == set()
+    assert heldout_groups(alone, own, 0.2, 0) != heldout_groups(alone, own, 0.2, 1)
+    assert heldout_groups(alone, own, 0.0, 0) == set()
+
+
+def test_what_is_alike_is_of_one_group():
+    """By a commit, by the code, or by both in turn."""
+    body = "def f(a, b):\n    total = a + b * 3\n    return [total, a, b, total - a]\n"
+    kept = [
+        Pair("a", body + "safe()\n", body + "bad()\n", "Add."),
+        Pair("b", body + "safe()\n", body + "bad()\n", "Add.", group="c1"),
+        Pair("c", "print(1)\n", "print(2)\n", "Print.", group="c1"),
+        Pair("d", "import os\nos.remove(x)\n", "import os\nos.system(x)\n", "Remove."),
+    ]
+    groups = grouped(kept, 0.85)
+    assert groups[0] == groups[1] == groups[2] != groups[3]
+    assert len(set(grouped(kept, 2.0))) == 3
 
 
 def test_builds_are_reproducible_whatever_the_jobs(tmp_path):

@@ -16,7 +16,7 @@ def boundary(tokenizer: Tokenizer) -> re.Pattern | None:
     """
 
     def tokens(text: str) -> list[int]:
-        return tokenizer.backend.encode(text, add_special_tokens=False).ids
+        return tokenizer.encode(text).ids
 
     if any(re.search(rb"[A-Za-z] ", text) for text in spell(tokenizer).values()):
         return None
@@ -49,4 +49,4 @@ class OwnTokens:
         self.ids = [*self._settled, *self._tokens(self._tail)] or [self._tokenizer.eos_id]
 
     def _tokens(self, text: str) -> list[int]:
-        return self._tokenizer.backend.encode(text, add_special_tokens=False).ids
+        return self._tokenizer.encode(text).ids

@@ -12,10 +12,11 @@ import openai
 import pytest
 import transformers
 
+from data_pipeline import tokenizer as tokenizers
 from lpo_jax import cli
-from lpo_jax.cli import serve as cli_serve
 from lpo_jax.decode import job as jobs
 from lpo_jax.decode import load
+from lpo_jax.decode.prompts import asking
 from lpo_jax.sharding import make_mesh
 from tests.helpers.sampling import tokenizer, torch_model
 
@@ -57,7 +58,7 @@ def test_the_command_serves_what_lpo_generate_writes(tmp_path, monkeypatch, capl
         ended.set()
         thread.join()
         signal.signal(signal.SIGTERM, guard)
-    assert "sesame" not in caplog.text and "no chat template" in caplog.text
+    assert "sesame" not in caplog.text and "in the template plain" in caplog.text
     (tmp_path / "p.jsonl").write_text('{"id": "p", "instruction": "w1 w2"}\n')
     assert cli.main(["generate", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "out.jsonl"), *common, "--max-new-tokens", "12"]) == 0
     assert found == [json.loads((tmp_path / "out.jsonl").read_text())["text"]]
@@ -75,8 +76,13 @@ def test_a_chat_template_writes_as_transformers_does(tmp_path):
     messages = [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2 w3"}]
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    chat = cli_serve._chat(str(tmp_path), tok, True)
-    assert chat(messages) == (expected, "") == ([0, 6, 1, 4, 2, 3, 9], "")
+    tok = tokenizers.load(tmp_path)
+    how = asking(str(tmp_path), tok)
+
+    def chat(messages):
+        return how.conversation(messages, tok).ids(tok)
+
+    assert chat(messages) == expected == [0, 6, 1, 4, 2, 3, 9]
     with pytest.raises(ValueError, match="who asked"):
         chat([{"role": "assistant", "content": "w1"}])
 

@@ -8,13 +8,13 @@ import tokenizers
 from etils import epath
 
 from data_pipeline.pairs import Pair
-from data_pipeline.template import render, task_prompt
+from data_pipeline.template import alpaca
 from data_pipeline.tokenizer import Tokenizer
 from lpo_jax import cli
 from lpo_jax.config import DataConfig, LoraConfig, ModelSource, OptimConfig, RunConfig, StageConfig, to_dict
 from lpo_jax.decode import job as jobs
 from lpo_jax.decode import load
-from lpo_jax.decode.request import encode_task
+from lpo_jax.decode.prompts import Asking
 from lpo_jax.export import export
 from lpo_jax.objectives.sft import Sft
 from lpo_jax.sharding import make_mesh
@@ -205,18 +205,16 @@ def colon_newline():
 
 
 @pytest.mark.parametrize("make", [colon_newline, tokenizer])
-def test_an_instruction_is_cut_where_training_cuts_it(make, tmp_path):
-    """The prompt of a pair, as `encode` splits it from the answer."""
+def test_an_instruction_has_the_tokens_of_training(make, tmp_path):
+    """Also where a tokenizer has one token for the prompt's last colon and the line break that an answer begins with."""
     from data_pipeline.encode import MaskOptions, encode
 
     tok = make()
     for reasoning in ("Quote it.", ""):
         pair = Pair(id="1", instruction="w1 w2", reasoning=reasoning, rejected="w3", chosen="w4", language="python", cwe="")
-        encoded = encode(pair, tok, MaskOptions())
-        tokens, left = encode_task(tok, task_prompt(pair.instruction, bool(reasoning)))
-        assert tokens == encoded.chosen[: encoded.answer_start].tolist()
-        assert left == (":" if make is colon_newline else "")
-        assert render(pair).prompt.endswith(left)
+        encoded = encode(pair, tok, alpaca(), MaskOptions())
+        asked = Asking(alpaca(), bool(reasoning)).prompt(" w1 w2\n", tok)
+        assert asked.ids(tok) == encoded.chosen[: encoded.answer_start].tolist()
 
 
 def make_run(directory, source):

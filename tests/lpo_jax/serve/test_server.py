@@ -39,7 +39,7 @@ def models(tmp_path_factory):
 def chat_prompt(messages):
     if len(messages) % 2 == 0:
         raise ValueError("roles must alternate")
-    return tokenizer().backend.encode(" ".join(f"w{len(m['role'])} {m['content']}" for m in messages)).ids, ""
+    return tokenizer().backend.encode(" ".join(f"w{len(m['role'])} {m['content']}" for m in messages)).ids
 
 
 @contextlib.contextmanager
@@ -109,7 +109,7 @@ def wish(number):
     prompt = draw.choice([words, tokenizer().backend.encode(words).ids])
     if chat:
         messages = [{"role": "user", "content": words}]
-        about, tokens = {"messages": messages}, chat_prompt(messages)[0]
+        about, tokens = {"messages": messages}, chat_prompt(messages)
     else:
         about, tokens = {"prompt": prompt}, prompt
     asked = {"model": "tiny", "n": n, "seed": seed, "stop": stop or None, "extra_body": {"top_k": top_k}} | settings | about

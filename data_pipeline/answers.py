@@ -1,0 +1,126 @@
+"""What of a model's text is its answer: thoughts and what follows an end mark are not, wherever code doesn't spell them.
+
+Only the final answer counts. A draft within a thought is no answer, nor is what a model that wasn't stopped goes on with.
+"""
+
+import re
+from dataclasses import dataclass
+
+FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*\{?\.?([\w+#-]*)[^\n`]*$", re.MULTILINE)
+_NAMES = "think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis"
+_OPEN = re.compile(rf"<({_NAMES})>|\[(THINK)\]|<\|begin_of_thought\|>", re.IGNORECASE)
+_CLOSE = re.compile(rf"</({_NAMES})>|\[/(THINK)\]|<\|end_of_thought\|>", re.IGNORECASE)
+_OURS = re.compile(re.escape("### Response:"))  # ends the thought of our own template
+_END = re.compile(
+    r"<\|(?:endoftext|im_end|im_start|eot_id|end_of_text|EOT|file_sep|fim_\w+|end|eom_id)\|>|<\uff5cend\u2581of\u2581sentence\uff5c>"
+    r"|<(?:fim_\w+|file_sep|filename|end_of_turn|eos)>|</s>\s*\Z|\n### Instruction:"
+)
+_APOSTROPHE = re.compile(r"\w(?<!\b[rbfuRBFU])(?<!\b[rbfRBF]{2})\Z")  # a word in front, and no prefix of a string
+_QUOTED = re.compile(r"^[ \t]*>[ \t]?(```|~~~)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A fenced block: where it begins and ends in the text, and what stands in it."""
+
+    start: int
+    stop: int
+    language: str
+    code: str
+    closed: bool
+
+
+def normalised(text: str) -> str:
+    """One kind of line break, no byte order mark; a quoted block without its marks."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "")
+    if _QUOTED.search(text) and not re.search(r"^[ \t]*(```|~~~)", text, re.MULTILINE):
+        text = re.sub(r"^[ \t]*>[ \t]?", "", text, flags=re.MULTILINE)
+    return text
+
+
+def final(text: str, before: str = "") -> str:
+    """The answer of a normalised text: behind its last thought, in front of the first end mark.
+
+    Args:
+      before: code that the text goes on with, which may have begun a string.
+    """
+    return _without_end(_without_thoughts(text, before), before)
+
+
+def _without_thoughts(text: str, before: str) -> str:
+    """Without `<think>` and its kin, closed or not; what stands in front of a closing tag that nobody has opened is a thought as well."""
+    kept, at = "", 0
+    while at < len(text):
+        found = (_OPEN.search(text, at), _CLOSE.search(text, at), _OURS.search(text, at), FENCE.search(text, at))
+        event = min((match for match in found if match), key=lambda match: match.start(), default=None)
+        if event is None:
+            return kept + text[at:]
+        opening, closing, ours, fence = (event is match for match in found)
+        context = before if at == 0 else ""
+        if fence:
+            stop = _fence_ends(text, event)
+            kept, at = kept + text[at:stop], stop
+        elif in_string(context + text[at:], len(context) + event.start() - at):
+            kept, at = kept + text[at : event.end()], event.end()
+        elif opening:
+            end = _CLOSE.search(text, event.end())
+            kept, at = kept + text[at : event.start()], end.end() if end else len(text)
+        else:
+            assert closing or ours
+            kept, at = "", event.end()
+    return kept
+
+
+def _without_end(text: str, before: str) -> str:
+    """Up to the first end mark that no string of the code spells."""
+    blocks = fences(text)
+    for found in _END.finditer(text):
+        begin = max((at for block in blocks for at in (block.start, block.stop) if at <= found.start()), default=0)
+        if any(block.start == begin for block in blocks):
+            begin = text.index("\n", begin)
+        context = before if begin == 0 else ""
+        if not in_string(context + text[begin:], len(context) + found.start() - begin):
+            return text[: found.start()]
+    return text
+
+
+def fences(text: str) -> list[Fence]:
+    """The fenced blocks of a text, each up to the first closing fence of its kind."""
+    found, at = [], 0
+    while opening := FENCE.search(text, at):
+        stop = _fence_ends(text, opening)
+        body = text[opening.end() + 1 : stop]
+        closed = bool(re.search(rf"^[ \t]*{re.escape(opening[1])}[ \t]*$", body, re.MULTILINE))
+        code = re.sub(rf"^[ \t]*{re.escape(opening[1])}[ \t]*\Z", "", body, flags=re.MULTILINE) if closed else body
+        found.append(Fence(opening.start(), stop, opening[2].lower(), code, closed))
+        at = stop
+    return found
+
+
+def in_string(code: str, at: int) -> bool:
+    """Whether a place of a program, or of prose with some, lies within a string literal, as far as quotes tell."""
+    i, quote = 0, ""
+    while i < at:
+        if quote:
+            if code[i] == "\\":
+                i += 1
+            elif code.startswith(quote, i):
+                i += len(quote) - 1
+                quote = ""
+            elif code[i] == "\n" and len(quote) == 1:
+                quote = ""  # a slip, or no quote at all
+        elif code[i] in "\"'" and not _APOSTROPHE.search(code[max(i - 3, 0) : i]):
+            quote = code[i] * 3 if code.startswith(code[i] * 3, i) else code[i]
+            i += len(quote) - 1
+        elif code[i] == "#":
+            end = code.find("\n", i)
+            if end < 0 or end >= at:
+                return False
+            i = end
+        i += 1
+    return bool(quote) and (len(quote) == 3 or quote in code[at:].partition("\n")[0])
+
+
+def _fence_ends(text: str, opening: re.Match[str]) -> int:
+    closing = re.compile(rf"^[ \t]*{re.escape(opening[1])}[ \t]*$", re.MULTILINE).search(text, min(opening.end() + 1, len(text)))
+    return closing.end() if closing else len(text)

@@ -1,0 +1,172 @@
+"""Files of rows as people have them: JSON lines, JSON arrays, CSV, Parquet, all of them also gzipped; directories and hub ids through `datasets`.
+
+What a file is, its content says, not its name. A row that can't be read is told to the caller, who decides whether that is an error.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from foundation.errors import DataError
+from foundation.files import HUB_ID, Json, sha256
+
+Bad = Callable[[str, str], None]
+"""Told where a row stands that can't be read, and why."""
+
+_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
+
+
+def read(source: str | Path, bad: Bad) -> Iterator[tuple[str, Json]]:
+    """The rows of a file, a directory or a hub id, each with its place: "pairs.jsonl:7", by line in JSON lines, else by row.
+
+    Raises:
+      DataError: there is no such thing, or its content is nothing of the kind; named.
+    """
+    path = Path(source)
+    if not path.is_file():
+        yield from _data_set(str(source))
+        return
+    try:
+        with path.open("rb") as file:
+            content: Any = gzip.GzipFile(fileobj=file) if _magic(file, 2) == b"\x1f\x8b" else file
+            yield from _parquet(path, content) if _magic(content, 4) == b"PAR1" else _text(path, content, bad)
+    except (gzip.BadGzipFile, EOFError, OSError) as error:
+        raise DataError(f"{path}: can't be read ({error}); copy or download it again") from None
+
+
+def facts(source: str | Path) -> Json:
+    """What tells one content from another."""
+    path = Path(source)
+    if path.is_file():
+        return {"file": path.name, "sha256": sha256(path)}
+    prints = "".join(part._fingerprint for _, part in _splits(str(source)))
+    return {"file": path.name, "sha256": hashlib.sha256(prints.encode()).hexdigest()}
+
+
+def raising(error: type[Exception] = DataError) -> Bad:
+    """For callers to whom every row counts."""
+
+    def refuse(where: str, reason: str) -> None:
+        raise error(f"{where}: {reason}")
+
+    return refuse
+
+
+def _magic(file: BinaryIO, size: int) -> bytes:
+    found = file.read(size)
+    file.seek(0)
+    return found
+
+
+def _text(path: Path, content: BinaryIO, bad: Bad) -> Iterator[tuple[str, Json]]:
+    start = _magic(content, 4096)
+    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    first = start.decode(encoding, "ignore").lstrip()[:1]
+    try:
+        if first == "[":
+            yield from _array(path, content.read().decode(encoding), bad)
+        elif first == "{" or ".json" in path.suffixes or ".jsonl" in path.suffixes:
+            yield from _lines(path, io.TextIOWrapper(content, encoding), bad)
+        else:
+            yield from _csv(path, io.TextIOWrapper(content, encoding, newline=""), bad)
+    except UnicodeError as error:
+        raise DataError(f"{path}: neither UTF-8 nor UTF-16 text ({error}); save it as UTF-8") from None
+
+
+def _lines(path: Path, lines: io.TextIOWrapper, bad: Bad) -> Iterator[tuple[str, Json]]:
+    for number, line in enumerate(lines, 1):  # universal newlines: \n, \r\n and \r, nothing else
+        if line.strip():
+            yield from _object(f"{path.name}:{number}", line, bad)
+
+
+def _object(where: str, text: str, bad: Bad) -> Iterator[tuple[str, Json]]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        bad(where, f"not valid JSON ({error.msg})")
+    except (RecursionError, ValueError):
+        bad(where, "not valid JSON (nested too deep, or a number too long)")
+    else:
+        if isinstance(row, dict):
+            yield where, row
+        else:
+            bad(where, "not a JSON object")
+
+
+def _array(path: Path, text: str, bad: Bad) -> Iterator[tuple[str, Json]]:
+    try:
+        rows = json.loads(text)
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{path}: begins as a JSON array, and isn't one ({error}); mend it, or write an object a line") from None
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, dict):
+            yield f"{path.name}:{number}", row
+        else:
+            bad(f"{path.name}:{number}", "not a JSON object")
+
+
+def _csv(path: Path, text: io.TextIOWrapper, bad: Bad) -> Iterator[tuple[str, Json]]:
+    csv.field_size_limit(sys.maxsize)
+    head = text.readline()
+    text.seek(0)
+    delimiter = max(",;\t", key=head.count)
+    reader = csv.DictReader(text, delimiter=delimiter, restkey=None)
+    try:
+        names = reader.fieldnames or []
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError(f"{path}: the header has the column {', '.join(twice)} twice; rename one")
+        for number, row in enumerate(reader, 1):
+            where, more, fewer = f"{path.name}:{number}", row.pop(None, ()), sum(cell is None for cell in row.values())  # type: ignore[call-overload]
+            if more or fewer:
+                bad(where, "more cells than the header has" if more else "fewer cells than the header has")
+            else:
+                yield where, row
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num}: no CSV ({error}); mend that line") from None
+
+
+def _parquet(path: Path, content: BinaryIO) -> Iterator[tuple[str, Json]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        batches = pyarrow.parquet.ParquetFile(content).iter_batches(batch_size=256)
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+            yield f"{path.name}:{number}", row
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: damaged Parquet ({error}); copy or download it again") from None
+
+
+def _data_set(source: str) -> Iterator[tuple[str, Json]]:
+    for split, part in _splits(source):
+        for number, row in enumerate(part, 1):
+            yield f"{Path(source).name}/{split}:{number}", row
+
+
+def _splits(source: str) -> list[tuple[str, Any]]:
+    """(name, data set) of a directory or a hub id."""
+    path = Path(source)
+    name, _, wanted = source.partition(":")
+    if not path.is_dir() and (not HUB_ID.fullmatch(name) or name.endswith(_SUFFIXES)):
+        raise DataError(f"{source}: no such file")
+    import datasets
+
+    try:
+        if path.is_dir():
+            saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+            found, wanted = datasets.load_from_disk(source) if saved else datasets.load_dataset(source), ""
+        else:
+            found = datasets.load_dataset(name)
+    except Exception as error:  # whatever its many back ends raise
+        said = str(error).strip().split("\n")[0][:300]
+        raise DataError(f"{source}: `datasets` can't open it ({type(error).__name__}: {said}); give a file instead") from None
+    splits = dict(found) if isinstance(found, dict) else {"train": found}
+    if wanted and wanted not in splits:
+        raise DataError(f"{source}: no split {wanted}, only {', '.join(splits)}")
+    return [(name, part) for name, part in splits.items() if wanted in ("", name)]

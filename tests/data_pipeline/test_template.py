@@ -1,0 +1,166 @@
+"""Templates: one prompt from training to the last evaluation, control tokens from templates alone, and errors in our own words."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline import template, tokenizer
+from data_pipeline.chat import TemplateError
+from data_pipeline.encode import MaskOptions, encode
+from data_pipeline.pairs import Pair
+from data_pipeline.template import alpaca
+from evaluation.benchmarks import load
+from foundation.errors import DataError
+from lpo_jax.decode.prompts import Asking
+
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nYou write Python.<|im_end|>\n{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+FILES = {
+    "humaneval": "humaneval/HumanEval.jsonl.gz",
+    "securityeval": "securityeval/dataset.first81.jsonl",
+    "llmseceval": "llmseceval/prompts.first120.csv",
+    "mbxp": "mbxp/mbpp_release_v1.jsonl",
+    "asleep": "asleep/scenarios.python.jsonl",
+}
+
+
+@pytest.fixture(scope="module")
+def chatty():
+    """A small tokenizer with ChatML's control tokens."""
+    import tokenizers
+
+    plain = tokenizer.train(["def f(x):\n    return x\n"] * 9, 300)
+    plain.backend.add_special_tokens([tokenizers.AddedToken(name, special=True) for name in ("<|im_start|>", "<|im_end|>")])
+    return dataclasses.replace(plain, chat=CHATML)
+
+
+def names(tok, ids):
+    return [tok.backend.id_to_token(int(token)) for token in ids]
+
+
+def test_control_tokens_of_users_are_text(chatty):
+    spelt = "split('<|im_end|>') <|im_start|>system <|endoftext|>"
+    pair = Pair("a", f"x = {spelt!r}\n", f"y = {spelt!r}\n", f"Do {spelt}", f"Because of {spelt}")
+    for chosen in (alpaca(), template.load("chat", chatty, f"Be {spelt}")[0], template.load("plain", chatty)[0]):
+        found = encode(pair, chatty, chosen, MaskOptions())
+        control = [name for name in names(chatty, found.chosen) if name and name.startswith("<|")]
+        expected = ["<|endoftext|>"]
+        if chosen.name == "chat":
+            expected = ["<|im_start|>", "<|im_end|>"] * 2 + ["<|im_start|>", "<|im_end|>"]
+        assert control == expected
+        text = chatty.backend.decode(found.chosen.tolist(), skip_special_tokens=False)
+        assert text.count(spelt) == (4 if chosen.name == "chat" else 3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(["<|im_end|>", "<|im_", "end|>", "<|endoftext|>", " ", "\n", "x", "é", "\u2028", "</s>"]), max_size=12))
+def test_no_text_becomes_a_control_token(chatty, parts):
+    text = "".join(parts)
+    assert not {0, *(chatty.backend.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>"))} & set(chatty.encode(text).ids)
+    asked = template.prompt(template.load("chat", chatty)[0], f"a{text}b", chatty).ids(chatty)
+    assert names(chatty, asked).count("<|im_end|>") == 2
+
+
+def test_a_chat_ends_with_its_own_token_and_is_transformers(chatty, tmp_path):
+    import transformers
+
+    chatty.save(tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert tokenizer.load(tmp_path).chat == CHATML
+    asked = [{"role": "user", "content": "Return x."}]
+    chosen, why = template.load(None, tokenizer.load(tmp_path))
+    assert (chosen.name, why) == ("chat", "the tokenizer has a chat template")
+    found = encode(Pair("a", "x\n", "y\n", "Return x.\n"), chatty, chosen, MaskOptions())
+    expected = theirs.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    assert found.chosen[: found.answer_start].tolist() == expected
+    assert names(chatty, found.chosen)[-1] == "<|im_end|>" and template.ends(chosen, chatty) == (found.chosen[-1],)
+    whole = theirs.apply_chat_template([*asked, {"role": "assistant", "content": "```python\nx\n\n```"}], return_dict=False)
+    assert found.chosen.tolist() == whole[: len(found.chosen)]
+
+
+@pytest.mark.parametrize("form", ["alpaca", "chat", "plain"])
+@pytest.mark.parametrize("name", ["codegen-350m", "codellama", "qwen", "santacoder"])
+def test_benchmarks_are_asked_with_the_ids_of_training(shared_data, name, form):
+    tok = tokenizer.load(shared_data / "tokenizers" / name)
+    if form == "chat":
+        ends = tok.backend.id_to_token(tok.eos_id)
+        tok = dataclasses.replace(tok, chat=CHATML if name == "qwen" else CHATML.replace("<|im_end|>", ends).replace("<|im_start|>", "#"))
+    chosen, _ = template.load(form, tok)
+    tasks = 0
+    for benchmark, file in FILES.items():
+        found = load(benchmark, shared_data / file)
+        for task in found.tasks[:: max(len(found.tasks) // 25, 1)]:
+            tasks += 1
+            if found.form == "instruction":
+                pair = Pair("a", "good()", "bad()", task.instruction.strip(), "A thought.")
+                asked = Asking(chosen, True).prompt(task.instruction, tok).ids(tok)
+            else:
+                start = task.prompt[: task.prompt.rfind("\n") + 1]
+                pair, asked = Pair("a", f"{start}    good()", f"{start}    bad()"), tok.document(start)
+            encoded = encode(pair, tok, chosen, MaskOptions())
+            assert encoded.chosen[: encoded.answer_start].tolist() == asked, task.task_id
+    assert tasks > 60
+
+
+def test_a_bos_is_never_doubled(shared_data):
+    tok = tokenizer.load(shared_data / "tokenizers" / "codellama")
+    tok = dataclasses.replace(
+        tok, chat="{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}", specials={"bos_token": "<s>"}
+    )
+    for form in ("alpaca", "chat", "plain"):
+        ids = template.prompt(template.load(form, tok)[0], "<s> Do.", tok).ids(tok)
+        assert ids[0] == tok.bos_id and ids.count(tok.bos_id) == 1
+
+
+def test_a_template_of_ones_own(chatty, tmp_path):
+    file = tmp_path / "mine.j2"
+    file.write_text(
+        "{% block prompt %}<|im_start|>user\n{{ instruction }}<|im_end|>{% endblock %}"
+        "{% block answer %}<think>{{ reasoning }}</think>{{ code }}{% endblock %}"
+    )
+    chosen, why = template.load(str(file), chatty)
+    text = template.render(Pair("a", "x", "y", "Do.", "R"), chosen, chatty)
+    assert (chosen.name, why, text.answer("x")) == ("mine.j2", "as asked for", "<think>R</think>x")
+    assert names(chatty, text.prompt.ids(chatty))[0] == "<|im_start|>"
+    for wrong, message in (
+        ("{% block prompt %}{% endblock %}", "lacks the block answer"),
+        ("{% block prompt %}{{ instrution }}{% endblock %}{% block answer %}{{ code }}{% endblock %}", "'instrution' is undefined"),
+        ("{% block prompt %}{% endblock %}{% block answer %}{% endblock %}", "holds the code 0 times"),
+        ("{% block prompt %}{% endblock", "line 1"),
+    ):
+        file.write_text(wrong)
+        with pytest.raises(DataError, match=message):
+            template.load(str(file), chatty)
+    with pytest.raises(DataError, match=r"none of ours \(alpaca, chat, plain\)"):
+        template.load("alpacca", chatty)
+    with pytest.raises(DataError, match="has no chat template"):
+        template.load("chat", dataclasses.replace(chatty, chat=None))
+
+
+def test_strangers_templates_have_limits(chatty, monkeypatch):
+    monkeypatch.setattr("data_pipeline.chat.LIMIT_S", 0.3)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}"
+    for source, message in (
+        (endless, "hasn't written its text within"),
+        ("{{ 'x' * 999999999 }}", "that big"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+    ):
+        with pytest.raises(TemplateError, match=message):
+            template.conversation([{"role": "user", "content": "x"}], dataclasses.replace(chatty, chat=source))
+
+
+def test_noncharacters_are_refused(chatty):
+    with pytest.raises(TemplateError, match=r"U\+FDD0"):
+        template.prompt(alpaca(), "\ufdd0<|im_end|>\ufdd1", chatty)
+
+
+def test_a_manifest_without_a_template_is_alpacas():
+    assert template.of_facts({}) == alpaca()
+    assert template.of_facts(json.loads(json.dumps(dataclasses.asdict(alpaca())))) == alpaca()
