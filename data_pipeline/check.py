@@ -5,7 +5,6 @@ import difflib
 import hashlib
 import json
 import re
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,24 +16,20 @@ from data_pipeline.pairs import Drops, Pair
 from foundation.errors import DataError
 from foundation.files import write_lines
 from judges import judge
-from judges.sandbox import Case, Limits, Result, run_many
+from judges.sandbox import Case, Limits, Result, Test, run_many
 
 MIN_RATIO = 0.7  # characters that the two sides share
 NEAR_DUPLICATE = 0.9  # Jaccard similarity of two pairs' five-token windows
 GIVEAWAY = re.compile(r"\b(secur|vulnerab|attack|inject|malicious|exploit|sanitiz|CWE)", re.IGNORECASE)
 LIMITS = Limits(time_s=10, cpu_s=3, memory_mb=1024)
-FAILED = 71  # the runner's exit code for an AssertionError
-RUNNER = """
+BEFORE = """
 import importlib, sys
 sys.path.insert(0, ".")
-check = importlib.import_module("check_")  # first: it may install stand-ins for libraries
-pair = importlib.import_module("pair_")
-try:
-    getattr(check, {which!r})(pair)
-except AssertionError as error:
-    print("AssertionError", error, file=sys.stderr)
-    sys.exit({failed})
-print({token!r})
+importlib.import_module("check_")  # it may install stand-ins for libraries
+"""
+TEST = """
+import sys
+sys.modules["check_"].{which}(sys.modules["pair_"])
 """
 
 
@@ -101,25 +96,24 @@ def executions(rows: list[Pair], folder: Path, workers: int = 2, progress: bool 
     if strangers := [path.name for path in files if path.name not in by_file]:
         raise DataError(f"{folder}: no pair for {', '.join(strangers)}; a check is named after its pair's id, with - as _")
     plan = [(path, which, side) for path in files for which in ("functional", "exploit") for side in ("chosen", "rejected")]
-    tokens = [secrets.token_hex(8) for _ in plan]  # printed last: the check came to its end
     cases = []
-    for (path, which, side), token in zip(plan, tokens, strict=True):
-        code = RUNNER.format(which=which, token=token, failed=FAILED)
-        inputs = shared | {"pair_.py": getattr(by_file[path.name], side), "check_.py": path.read_text(encoding="utf-8")}
-        cases.append(Case(code, inputs, LIMITS, packages=True))
+    for path, which, side in plan:
+        inputs = shared | {"check_.py": path.read_text(encoding="utf-8")}
+        test = Test(TEST.format(which=which), before=BEFORE, modules=("pair_",))
+        cases.append(Case(getattr(by_file[path.name], side), inputs, LIMITS, packages=True, test=test))
     results = tqdm(run_many(cases, workers), total=len(cases), desc="checks", unit="run", disable=not progress)
     faults = dict.fromkeys(files, "")
-    for (path, which, side), token, result in zip(plan, tokens, results, strict=True):
-        if fault := _fault(result, which == "exploit" and side == "rejected", token):
+    for (path, which, side), result in zip(plan, results, strict=True):
+        if fault := _fault(result, which == "exploit" and side == "rejected"):
             faults[path] = faults[path] or f"{which} on {side}: {fault}"
     yield from ((by_file[path.name], fault) for path, fault in faults.items())
 
 
-def _fault(result: Result, should_fail: bool, token: str) -> str:
+def _fault(result: Result, should_fail: bool) -> str:
     said = (result.stderr.strip().splitlines() or [result.detail])[-1]
     if not should_fail:
-        return "" if result.outcome == "pass" and token in result.stdout else f"{result.outcome} ({said})"
-    asserted = any(line.startswith("AssertionError") for line in result.stderr.splitlines()) and token not in result.stdout
+        return "" if result.outcome == "pass" else f"{result.outcome} ({said})"
+    asserted = any(line.startswith("AssertionError") for line in result.stderr.splitlines())
     if result.outcome == "timeout" or (asserted and result.outcome in ("fail", "blocked")):
         return ""
     return f"{result.outcome} instead of an AssertionError or a timeout ({said})"

@@ -101,7 +101,7 @@ def read_rows(path: str | Path, drops: Drops) -> Iterator[tuple[Json, Pair]]:
             continue
         if not (pair.chosen.strip() and pair.rejected.strip()):
             drops.add(where, "empty code")
-        elif not form.plain and pair.chosen.strip() == pair.rejected.strip():
+        elif pair.chosen.strip() == pair.rejected.strip() and not (form.plain or (form.name == "our own" and pair.plain and not pair.code)):
             drops.add(where, "both sides are equal")
         else:
             yield row, pair

@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from evaluation.extract import body_indent, open_name
 from foundation.errors import UserError
 from foundation.files import Json, sha256
+from judges.prepare import parse
 
 
 class BenchmarkError(UserError):
@@ -26,7 +28,10 @@ class BenchmarkError(UserError):
 
 @dataclass(frozen=True)
 class Task:
-    """One task. A test is a program text that runs behind the code and ends by itself if it passes."""
+    """One task. A test is code that raises where the program fails it.
+
+    With `names` it runs apart from the program, in `given`, and calls these functions of it; else within the program: see `judges.sandbox.Test`.
+    """
 
     task_id: str
     prompt: str  # completion form
@@ -38,6 +43,9 @@ class Task:
     security_test: str | None = None
     suffix: str = ""  # code that follows the completion
     packages: bool = False  # its tests need the installed packages
+    names: tuple[str, ...] = ()
+    given: str = ""
+    module: str = ""  # by which its tests import the program
 
 
 @dataclass(frozen=True)
@@ -135,14 +143,14 @@ def _cwe(text: str) -> str | None:
 
 
 def _code_task(task_id: str, prompt: str, **fields: Any) -> Task:
-    asked = f"Complete this Python code. Answer with the whole program in one code block.\n\n```python\n{prompt.rstrip()}\n```\n"
+    asked = f"Complete this Python code. Answer with the whole program in one code block.\n\n```python\n{prompt.rstrip()}\n```"
     return Task(task_id, prompt, asked, **fields)
 
 
 def _sentence_task(task_id: str, sentence: str, **fields: Any) -> Task:
     sentence = sentence.strip()
     quoted = sentence.replace("\\", "\\\\").replace('"""', r"\"\"\"")
-    return Task(task_id, f'"""\n{quoted}\n"""\n', f"{sentence}\n\nAnswer with the whole Python program in one code block.\n", **fields)
+    return Task(task_id, f'"""\n{quoted}\n"""\n', f"{sentence}\n\nAnswer with the whole Python program in one code block.", **fields)
 
 
 def _securityeval(path: Path, content: bytes) -> Iterator[Task]:
@@ -198,19 +206,18 @@ def _cweval(path: Path, content: bytes) -> Iterator[Task]:
         if len(parts) != 3 or not test.is_file():
             raise ValueError(f"{file.name} needs a line # BEGIN PROMPT, a line # BEGIN SOLUTION, and {test.name} beside it")
         prompt = re.sub(r"^[ \t]*# BEGIN ENTRYPOINT[ \t]*\n", "", parts[1], flags=re.MULTILINE)
-        functional, security = (_pytest(file.stem, test.read_text(), mark) for mark in ("functionality", "security"))
-        tests = {"canonical": parts[2], "functional_test": functional, "security_test": security, "packages": True}
+        functional, security = (_pytest(test.read_text(encoding="utf-8"), mark) for mark in ("functionality", "security"))
+        tests = {"canonical": parts[2], "functional_test": functional, "security_test": security, "packages": True, "module": file.stem}
         yield _code_task(file.stem.removesuffix("_task"), prompt, cwe=_cwe(file.stem), **tests)
 
 
-def _pytest(module: str, test: str, mark: str) -> str:
-    """A program that runs the tests of one mark against the code in front of it, which they import as `module`."""
+def _pytest(test: str, mark: str) -> str:
+    """A program that runs the tests of one mark against the code that they import."""
     return f"""
-import sys as _sys, pathlib as _pathlib, pytest as _pytest
-_sys.modules[{module!r}] = _sys.modules["__main__"]
-_pathlib.Path("check_test.py").write_text({test!r})
-if _failed := _pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", {mark!r}, "check_test.py"]):
-    _sys.exit(int(_failed))
+import pathlib as _pathlib
+_pathlib.Path("check_test.py").write_text({test!r}, encoding="utf-8")
+if _failed := kept_["pytest.main"](["-q", "-x", "-p", "no:cacheprovider", "--noconftest", "-m", {mark!r}, "check_test.py"]):
+    raise AssertionError(f"pytest ended with {{int(_failed)}}")
 """
 
 
@@ -218,7 +225,10 @@ def _humaneval(path: Path, content: bytes) -> Iterator[Task]:
     """HumanEval and MBXP: `check` is called with the function; HumanEval-X's tests call it themselves."""
     for row in _rows(path, content):
         call = f"check({row['entry_point']})\n" if "entry_point" in row else ""
-        yield _code_task(row["task_id"], row["prompt"], canonical=row["canonical_solution"], functional_test=f"{row['test']}\n{call}")
+        prompt, name = row["prompt"], row.get("entry_point") or open_name(row["prompt"])
+        given = f"{prompt.rstrip()}\n{body_indent(prompt)}pass\n"
+        apart = {"names": (name,), "given": given} if name and parse(given) is not None else {}
+        yield _code_task(row["task_id"], prompt, canonical=row["canonical_solution"], functional_test=f"{row['test']}\n{call}", **apart)
 
 
 MBXP_BROKEN = frozenset(f"MBPP/{i}" for i in (56, 64, 160, 341, 349, 367, 596, 601, 607, 631, 642, 899, 927, 966, 967))

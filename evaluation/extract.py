@@ -45,7 +45,7 @@ def extract(prompt: str, completion: str, form: str, suffix: str = "") -> Progra
     fences = _blocks(text)
     if _goes_on(prompt, text[: fences[0].start] if fences else text, form, bool(fences)):
         return _continue(prompt, text, suffix)
-    names = _open_name(prompt)
+    names = open_name(prompt)
     block = _choose(fences, names) if fences else _without_prose(text)
     tree = parse(block)
     indented = block.lstrip("\n")[:1].isspace()
@@ -72,7 +72,7 @@ def _program(code: str, given: tuple[int, int] = (0, 0)) -> Program:
 
 def _with_context(prompt: str, block: str, tree: ast.Module) -> str:
     """A whole program with what it uses of the prompt's top level and doesn't bring itself: imports, helpers, constants."""
-    given = parse(prompt) or parse(f"{prompt.rstrip()}\n{_body_indent(prompt)}pass\n")
+    given = parse(prompt) or parse(f"{prompt.rstrip()}\n{body_indent(prompt)}pass\n")
     own, used, lines, kept = _bound(tree), _uses(tree), prompt.split("\n"), []
     for statement in reversed(given.body[: -1 if _inside(prompt) else None] if given else []):
         if (names := _binds(statement) - own) & used:
@@ -118,16 +118,16 @@ def _returns(tree: ast.Module) -> bool:
 
 def _inside(prompt: str) -> bool:
     """The prompt ends within a function or class, so that what follows does too."""
-    return bool(_body_indent(prompt))
+    return bool(body_indent(prompt))
 
 
-def _body_indent(prompt: str) -> str:
+def body_indent(prompt: str) -> str:
     last = (prompt.rstrip().rsplit("\n", 1) or [""])[-1]
     indent = last[: len(last) - len(last.lstrip())]
     return indent + "    " if last.endswith(":") and not last.lstrip().startswith("#") else indent
 
 
-def _open_name(prompt: str) -> str | None:
+def open_name(prompt: str) -> str | None:
     """The function or class that the prompt leaves open."""
     found = re.findall(r"^(?:async\s+)?(?:def|class)\s+(\w+)", prompt, re.MULTILINE) if _inside(prompt) else []
     return found[-1] if found else None
@@ -145,14 +145,14 @@ def _goes_on(prompt: str, text: str, form: str, fenced: bool) -> bool:
     if _inside(prompt):
         if text.lstrip("\n")[0].isspace():
             return plain or _continue(prompt, text, "").parses
-        return plain and not _defines(text, _open_name(prompt))
+        return plain and not _defines(text, open_name(prompt))
     program = _program(text)
     return plain or (form == "completion" and program.parses and not program.empty)
 
 
 def _continue(prompt: str, text: str, suffix: str) -> Program:
     """The prompt and what belongs to it of the text: up to the end of the function that the prompt leaves open, else all."""
-    inside, indent = _inside(prompt), _body_indent(prompt)
+    inside, indent = _inside(prompt), body_indent(prompt)
     texts = [text] if prompt.endswith("\n") or not prompt else [text, "\n" + text]
     first = text.lstrip("\n")
     tree = parse(first) if _TOP.match(first) else None
@@ -242,7 +242,9 @@ def _choose(blocks: list[_Block], name: str | None) -> str:
     python = [b for b in blocks if b.language in _PYTHON and b.code.strip()]
     chosen = next(iter([*(b for b in python if _defines(b.code, name)), *python, *blocks]))
     parts, tree = [chosen], parse(chosen.code)
-    others = [(b, found) for b in python if b is not chosen and (found := parse(b.code)) and all(isinstance(s, _TOP_LEVEL) for s in found.body)]
+    others = [
+        (b, found) for b in python if b is not chosen and (found := parse(b.code)) and all(isinstance(s, _TOP_LEVEL) for s in found.body)
+    ]
     while tree is not None:
         wanted = _uses(tree) - _bound(tree)
         more = next(((b, found) for b, found in others if b not in parts and _bound(found) & wanted and not _defines(b.code, name)), None)

@@ -3,14 +3,12 @@
 samples.jsonl is the journal: a sample that stands in it is done. When all are, it is put in the order of the tasks, and scores.json is computed from it.
 """
 
-import ast
 import itertools
 import json
 import os
 import platform
-import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,8 +19,8 @@ from evaluation.extract import extract
 from evaluation.measures import Estimate, by_cwe, by_task, estimate, measures
 from foundation.files import Json, claim, read_journal, write_json, write_text
 from judges import TOOLS, judge
-from judges.prepare import parse
-from judges.sandbox import Case, Limits, Result, run_many
+from judges.sandbox import Case, Limits, Test, run_many
+from judges.sandbox import run as run_one
 
 _CHUNK = 250  # samples that analyzers get at once: their start costs seconds
 _CHUNK_TESTS = 25
@@ -120,15 +118,17 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) 
             if test is not None and (program.empty or not program.parses):
                 record[key] = {"outcome": "fail", "detail": "no code" if program.empty else "not Python", "seconds": 0.0}
             elif test is not None:
-                word = secrets.token_hex(8)
-                limits = Limits(time_s=options.time_s, memory_mb=options.memory_mb)
-                code = f"{_importable(program.code)}\n{test}\nprint({chr(10) + word!r})\n"
-                cases.append((record, key, word, Case(code, limits=limits, packages=task.packages)))
+                cases.append((record, key, task, _case(program.code, task, test, options)))
     last = {id(record): key for record, key, _, _ in cases}
     bar.set_postfix_str("tests")
     results = run_many((case for *_, case in cases), options.workers, unsafe_exec=options.unsafe_exec)
-    for (record, key, word, _), result in zip(cases, results, strict=True):
-        record[key] = _tested(result, word)
+    for (record, key, task, case), result in zip(cases, results, strict=True):
+        inside = result.opaque and _needs_objects(task, key, options)
+        if inside:
+            case = _case(record["code"], replace(task, names=()), case.test.code, options)
+            result = run_one(case, unsafe_exec=options.unsafe_exec)
+        found = {"outcome": result.outcome, "detail": result.detail, "seconds": round(result.seconds, 3)}
+        record[key] = found | ({"inside": True} if inside or not task.names else {})
         bar.update(last[id(record)] == key)
     if options.tools:
         bar.set_postfix_str("analyzers")
@@ -143,21 +143,28 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) 
     return records
 
 
-def _importable(code: str) -> str:
-    """A program without its `if __name__ == "__main__":`, as a test that imports it would see it; lines keep their numbers."""
-    lines = code.split("\n")
-    for node in (parse(code) or ast.Module([], [])).body:
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and "__name__" in ast.dump(node.test):
-            lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
-    return "\n".join(lines)
+def _case(code: str, task: Task, test: str, options: Options) -> Case:
+    limits = Limits(time_s=options.time_s, memory_mb=options.memory_mb)
+    modules = (task.module,) if task.module else ()
+    held = Test(test, task.names, task.given, keep=("pytest.main",) if task.module else (), modules=modules)
+    return Case(code, limits=limits, packages=task.packages, test=held)
 
 
-def _tested(result: Result, word: str) -> Json:
-    """A test has passed where its program came to its end: an early exit(0) has not."""
-    outcome, detail = result.outcome, result.detail
-    if outcome == "pass" and result.stdout.split("\n")[-2:] != [word, ""]:
-        outcome, detail = "fail", "ended before its tests did"
-    return {"outcome": outcome, "detail": detail, "seconds": round(result.seconds, 3)}
+def _needs_objects(task: Task, key: str, options: Options) -> bool:
+    """A task's own solution hands out what is no plain value, too (or there is none): its test has to run in the program's process."""
+    if task.canonical is None:
+        return True
+    known = (task.task_id, key)
+    if known not in _objects:
+        test = task.functional_test if key == "functional" else task.security_test
+        assert test is not None
+        _objects[known] = run_one(
+            _case(task.prompt + task.canonical + task.suffix, task, test, options), unsafe_exec=options.unsafe_exec
+        ).opaque
+    return _objects[known]
+
+
+_objects: dict[tuple[str, str], bool] = {}
 
 
 def _finish(benchmark: Benchmark, per_task: int, options: Options, out: Path) -> Json:

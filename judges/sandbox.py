@@ -11,6 +11,7 @@ A program can make its own verdict look bad, and it can exit with 0: a caller wh
 """
 
 import functools
+import json
 import os
 import re
 import secrets
@@ -30,6 +31,7 @@ from pathlib import Path
 
 from foundation.errors import UserError
 
+PASSED, OPAQUE = "passed\n", 70  # what `sandbox_tested.py` says
 READY = b"\x06"  # the child's first byte: the sandbox stands, the program begins
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
 DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
@@ -59,13 +61,35 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Test:
+    """What a program is held against: code that raises where it fails. The program can't read it, nor say that it has passed.
+
+    With `names` it runs in a process of its own, in which `given` has run, and these functions are the program's: arguments and results are plain
+    values. Without, it runs in the program's process and namespace, behind it.
+    """
+
+    __test__ = False  # pytest
+
+    code: str
+    names: tuple[str, ...] = ()
+    given: str = ""
+    before: str = ""  # code that runs in the program's process in front of it
+    keep: tuple[str, ...] = ()  # "pytest.main": as it was before the program, in `kept_`
+    modules: tuple[str, ...] = ()  # names by which the program can be imported
+
+
+@dataclass(frozen=True)
 class Case:
-    """A program (`main.py` of its working directory) and the files beside it; `packages`: it may import what is installed with our own Python."""
+    """A program (`main.py` of its working directory) and the files beside it; `packages`: it may import what is installed with our own Python.
+
+    Without a test it passes if it exits with 0.
+    """
 
     code: str
     files: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = Limits()
     packages: bool = False
+    test: Test | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +102,7 @@ class Result:
     stdout: str
     stderr: str
     seconds: float
+    opaque: bool = False  # its test runs apart, and met a value that isn't plain
 
 
 def _command(backend: str, case: Case, files: Mapping[str, bytes]) -> list[str]:
@@ -113,9 +138,19 @@ def _command(backend: str, case: Case, files: Mapping[str, bytes]) -> list[str]:
         config["root"] = {"base": covers[0], "binds": binds, "devices": DEVICES}
         command = ["unshare", *([] if root else ["--user", "--map-root-user"])]
         command += ["--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts", "--"]
-    script = Path(__file__).with_name("sandbox_child.py").read_text() + f"\nmain(**{config!r})\n"
+    here, parts = Path(__file__), ["sandbox_child.py"]
+    if case.test is not None:
+        parts.append("sandbox_tested.py")
+        imports = sorted({name.partition(".")[0] for name in case.test.keep})
+        config["before"] = {"imports": imports, "keep": case.test.keep, "code": case.test.before, "modules": case.test.modules}
+        config["test"] = len(_sent(case.test))
+    script = "".join(here.with_name(part).read_text() for part in parts) + f"\nmain(**{config!r})\n"
     python = [sys.executable] if case.packages else [os.path.realpath(sys.executable), "-S"]
     return [*command, *python, "-s", "-c", script]
+
+
+def _sent(test: Test) -> bytes:
+    return json.dumps({"code": test.code, "names": test.names, "given": test.given}).encode()
 
 
 def _resident_mb(pid: int) -> float:
@@ -169,7 +204,7 @@ def _run(case: Case, backend: str) -> Result:
         ready = ended = False
         try:
             with suppress(BrokenPipeError):  # then it never began, and stderr says why, below
-                proc.stdin.write(b"".join(files.values()))
+                proc.stdin.write(b"".join(files.values()) + (b"" if case.test is None else _sent(case.test)))
                 proc.stdin.close()
             with selectors.DefaultSelector() as selector:
                 for source in (proc.stdout, proc.stderr, pidfd):
@@ -212,7 +247,10 @@ def _run(case: Case, backend: str) -> Result:
     if not ready:
         raise SandboxError(f"the sandbox ({backend}) did not start: {stderr.strip()[-500:] or stopped}")
     outcome, detail = stopped or _verdict(proc.returncode, stderr, limits)
-    return Result(outcome, detail, stdout[1:], stderr, seconds)
+    if outcome == "pass" and case.test is not None and stdout[1:] != PASSED:
+        outcome, detail = "fail", "ended before its tests did"
+    opaque = case.test is not None and proc.returncode == OPAQUE and stopped is None
+    return Result(outcome, detail, stdout[1:], stderr, seconds, opaque)
 
 
 @functools.cache

@@ -1,0 +1,195 @@
+"""A program and its test in two processes of one sandbox. `sandbox.py` sends this file's text behind `sandbox_child.py`'s; it is never imported.
+
+The tester forks the program before it has read the test, and alone holds standard output, where it says that the test has passed. The program gets
+calls, `[name, arguments]`, over one pipe, and answers over another. It can't read the tester's memory: system calls that could are refused, and the
+tester is not dumpable. Where the test names what it calls, it runs in the tester, on plain values of Python's own types that come out of the pipe: a
+result whose class says that it equals everything is no plain value. Elsewhere the test is sent to the program, when that has been loaded, and runs in
+its process, where a program can do with it what it likes: see `judges/sandbox.py`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+PASSED = b"passed\n"
+OPAQUE = 70
+"""The tester's exit code where an argument or a result is no plain value."""
+BUILTINS = __builtins__ if isinstance(__builtins__, dict) else vars(__builtins__)
+
+
+class OpaqueError(BaseException):
+    """Not a plain value; no `except Exception` of a test swallows it."""
+
+
+class Ended(BaseException):
+    """The program's process has ended."""
+
+
+def pack(value: Any) -> Any:
+    """A plain value as JSON that tells Python's types apart; subclasses come out as what they are based on."""
+    if value is None or isinstance(value, bool | str):
+        return value if value is None or isinstance(value, bool) else str.__str__(value)
+    for kind, into in (
+        (int, lambda v: hex(int(v))),
+        (float, lambda v: float.hex(float(v))),
+        (complex, lambda v: [float.hex(v.real), float.hex(v.imag)]),
+        (bytes, lambda v: bytes(v).hex()),
+        (bytearray, lambda v: bytes(v).hex()),
+        (tuple, lambda v: [pack(x) for x in tuple(v)]),
+        (list, lambda v: [pack(x) for x in list(v)]),
+        (frozenset, lambda v: [pack(x) for x in frozenset(v)]),
+        (set, lambda v: [pack(x) for x in set(v)]),
+        (dict, lambda v: [[pack(k), pack(x)] for k, x in dict(v).items()]),
+    ):
+        if isinstance(value, kind):
+            return {kind.__name__: into(value)}
+    raise OpaqueError(type(value).__name__)
+
+
+def unpack(value: Any) -> Any:
+    """The inverse; anything that isn't of `pack` is refused."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "int":
+        return int(inner, 16)
+    if kind == "float":
+        return float.fromhex(inner)
+    if kind == "complex":
+        return complex(*map(float.fromhex, inner))
+    if kind in ("bytes", "bytearray"):
+        return {"bytes": bytes, "bytearray": bytearray}[kind].fromhex(inner)
+    if kind == "dict":
+        return {unpack(k): unpack(x) for k, x in inner}
+    return {"tuple": tuple, "list": list, "set": set, "frozenset": frozenset}[kind](map(unpack, inner))
+
+
+def send(fd: int, message: Any) -> None:
+    content = json.dumps(message).encode()
+    content = len(content).to_bytes(8, "big") + content
+    while content:
+        content = content[os.write(fd, content) :]
+
+
+def receive(fd: int, size: int | None = None) -> Any:
+    """The next message, or so many bytes. Raises Ended where the other side has."""
+    wanted, found = 8 if size is None else size, b""
+    while len(found) < wanted:
+        part = os.read(fd, min(wanted - len(found), 1 << 16))
+        if not part:
+            raise Ended
+        found += part
+    if size is not None:
+        return found
+    return json.loads(receive(fd, int.from_bytes(found, "big")))
+
+
+def serve(program: bytes, asks: int, answers: int, before: dict[str, Any]) -> None:
+    """The program's process: load it, then do what is asked."""
+    module = type(sys)("program")
+    module.__file__ = "main.py"
+    sys.modules["__main__"] = module
+    space = module.__dict__
+    kept = {name: __import__(name) for name in before["imports"]}
+    kept = {name: getattr(kept[name.partition(".")[0]], name.partition(".")[2]) for name in before["keep"]}
+    if before["code"]:
+        exec(compile(before["code"], "before.py", "exec"), {"__name__": "before"})
+    for name in before["modules"]:
+        sys.modules[name] = module
+    exec(compile(program, "main.py", "exec"), space)
+    send(answers, ["loaded", sorted(name for name in space if not name.startswith("__"))])
+    while True:
+        kind, *what = receive(asks)
+        if kind == "test":
+            space["kept_"] = kept
+            exec(compile(what[0], "test.py", "exec"), space)
+            send(answers, ["done"])
+            continue
+        name, args, keywords = what[0], unpack(what[1]), unpack(what[2])
+        try:
+            value = space[name](*args, **keywords)
+            send(answers, ["return", pack(value), pack(args)])
+        except OpaqueError as error:
+            send(answers, ["opaque", str(error)])
+        except BaseException as error:
+            if isinstance(error, SystemExit):
+                raise
+            send(answers, ["raise", type(error).__name__, str(error)[:2000]])
+
+
+def refill(old: Any, new: Any) -> None:
+    """What a call has done to its arguments."""
+    if type(old) is not type(new):
+        return
+    if isinstance(old, list):
+        old[:] = new
+    elif isinstance(old, dict | set):
+        old.clear()
+        old.update(new)
+
+
+def proxy(name: str, asks: int, answers: int) -> Callable:
+    def call(*args: Any, **keywords: Any) -> Any:
+        send(asks, ["call", name, pack(args), pack(keywords)])
+        kind, *said = receive(answers)
+        if kind == "opaque":
+            raise OpaqueError(f"{name} returned a {said[0]}")
+        if kind == "raise":
+            known = BUILTINS.get(said[0])
+            is_error = isinstance(known, type) and issubclass(known, Exception)
+            raise known(said[1]) if is_error else Exception(f"{said[0]}: {said[1]}")
+        for old, new in zip(args, unpack(said[1]), strict=True):
+            refill(old, new)
+        return unpack(said[0])
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+def tested(program: bytes, size: int, source: int, before: dict[str, Any]) -> None:
+    """Run a program and its test; never returns. `source`: where the test's `size` bytes are read from."""
+    asks, answers = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        for fd in (source, asks[1], answers[0]):
+            os.close(fd)
+        os.dup2(2, 1)
+        try:
+            serve(program, asks[0], answers[1], before)
+        except Ended:
+            os._exit(0)
+    for fd in (asks[0], answers[1]):
+        os.close(fd)
+    sys.path[:] = [path for path in sys.path if path not in ("", "/tmp", "/tmp/work")]  # what the program has written isn't imported
+    libc("prctl", 4, 0, 0, 0, 0)  # noqa: F821  PR_SET_DUMPABLE
+    test = json.loads(receive(source, size))
+    try:
+        kind, defined = receive(answers[0])
+        if test["names"]:
+            space = {"__name__": "test"}
+            if test["given"]:
+                exec(compile(test["given"], "given.py", "exec"), space)
+            space.update({name: proxy(name, asks[1], answers[0]) for name in test["names"]})
+            exec(compile(test["code"], "test.py", "exec"), space)
+        else:
+            send(asks[1], ["test", test["code"]])
+            receive(answers[0])
+        os.write(1, PASSED)
+        os._exit(0)
+    except (Ended, BrokenPipeError):
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 0:
+            print("ended before its tests did", file=sys.stderr)
+        os._exit(code or 1 if code >= 0 else 128 - code)
+    except OpaqueError as error:
+        print(f"not a plain value: {error}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(OPAQUE)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
