@@ -127,6 +127,13 @@ def load(name: str | Path) -> Tokenizer:
     return Tokenizer(backend, eos_id, _leading_id(backend), _chat(directory, settings), specials)
 
 
+def compare(ours: Tokenizer, theirs: Tokenizer) -> tuple[tuple[int, str, str] | None, int, int]:
+    """Where two tokenizers differ: the first (id, our token, theirs) that isn't the same; how many tokens only we have, and only they have."""
+    a, b = ({index: token for token, index in each.backend.get_vocab().items()} for each in (ours, theirs))
+    unlike = next(((index, a[index], b[index]) for index in sorted(a.keys() & b.keys()) if a[index] != b[index]), None)
+    return unlike, len(a.keys() - b.keys()), len(b.keys() - a.keys())
+
+
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE tokenizer of at most `vocab_size` entries, learned from `texts`; deterministic."""
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())

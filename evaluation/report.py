@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from evaluation.benchmarks import json_lines
 from evaluation.measures import RESAMPLES, Estimate, Measure, by_cwe, by_task, difference, estimate, measures, state
 from foundation.errors import UserError
-from foundation.files import Json, replaced
+from foundation.files import Json, read_json, replaced
 from foundation.pages import environment
 from lpo_jax import report
 
@@ -86,7 +85,7 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
 def _load(path: Path) -> Run:
     file = path / "run.json"
     try:
-        info = json.loads(file.read_text())
+        info = read_json(file)
         file = path / "samples.jsonl"
         samples = list(json_lines(file.read_bytes()))
         if not samples:
@@ -251,7 +250,7 @@ def _training(path: Path, index: int) -> Json:
     from lpo_jax.report.training import contents  # imports JAX
 
     try:
-        config, summary, data = (json.loads((path / f"{name}.json").read_text()) for name in ("config", "summary", "data"))
+        config, summary, data = (read_json(path / f"{name}.json") for name in ("config", "summary", "data"))
     except OSError as error:
         raise ReportError(f"{error.filename}: {error.strerror}; is {path} a finished run of `lpo train`?") from None
     summary.pop("names")

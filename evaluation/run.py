@@ -17,7 +17,7 @@ from evaluation.benchmarks import Benchmark, Task
 from evaluation.completions import Completions, EvaluationError
 from evaluation.extract import extract
 from evaluation.measures import Estimate, by_cwe, by_task, estimate, measures
-from foundation.files import Json, claim, read_journal, write_json, write_text
+from foundation.files import Json, claim, read_journal, read_json, write_json, write_text
 from judges import TOOLS, judge
 from judges.sandbox import Case, Limits, Test, run_many
 from judges.sandbox import run as run_one
@@ -88,7 +88,7 @@ def _begin(benchmark: Benchmark, completions: Completions, options: Options, out
         raise EvaluationError(f"{out} holds other things than a run: give another -o")
 
     def refuse(names: list[str]) -> EvaluationError:
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(file)
         was = ", ".join(f"{name} {json.dumps(before.get(name))} (now {json.dumps(settings.get(name))})" for name in names)
         return EvaluationError(f"{out} was begun with another {was}: repeat it, or give another -o")
 

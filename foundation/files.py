@@ -57,11 +57,11 @@ def read_text(path: Path, remedy: str = "save it as UTF-8") -> str:
       DataError: it can't be read, or isn't UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); {remedy}") from None
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+        raise DataError(f"{path}: {error.strerror or error}") from None
 
 
 def read_json(path: Path, remedy: str = "copy or download it again") -> Any:
@@ -149,10 +149,18 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 def directory_of(name: str | Path, patterns: list[str]) -> Path | None:
     """The directory that a name stands for: itself, or a hub id's files that match `patterns`, downloaded once. None: it is neither."""
-    if Path(name).is_dir():
-        return Path(name)
+    here = Path(name).expanduser()
+    if here.is_dir():
+        return here
     if not HUB_ID.fullmatch(str(name)):
         return None
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(name), allow_patterns=patterns))
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=patterns))
+    except Exception as error:  # of the hub's own kinds, of its HTTP library's, of the disk's
+        said = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{name}: no such directory here, and the hub doesn't give it ({type(error).__name__}: {said}); correct the name, log in "
+            "(`hf auth login`), or give a directory"
+        ) from None

@@ -1,7 +1,6 @@
 """A run as a Hugging Face directory: weights or adapters, config, tokenizer, generation config and a model card."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,11 +37,11 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
     if merge and config.model.lora is None:
         raise ConfigError(f"{run_dir}: --merge is for LoRA runs; this one trained the weights themselves")
     model, params, frozen = restore_params(run_dir, config, best=best)
-    manifest = json.loads((source / "data.json").read_text())
+    manifest = read_json(source / "data.json")
     ids = {"bos_token_id": manifest["bos_id"], "eos_token_id": manifest["eos_id"]}
     tokenizer_dir = tokenizer_directory(config)
     if config.model.path is not None:
-        raw = json.loads((tokenizer_dir / "config.json").read_text())
+        raw = read_json(tokenizer_dir / "config.json")
         ids |= {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
     out.mkdir(parents=True, exist_ok=True)
     loader = f"transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"

@@ -3,7 +3,6 @@
 import ast
 import bisect
 import difflib
-import json
 import math
 import re
 import statistics
@@ -19,7 +18,7 @@ from data_pipeline.distill.knowledge import titles
 from data_pipeline.distill.prompts import TEMPLATES
 from data_pipeline.pairs import Drops
 from foundation.errors import DataError
-from foundation.files import Json
+from foundation.files import Json, read_json
 from foundation.pages import environment
 from judges.findings import same_family
 from judges.prepare import parse
@@ -68,7 +67,7 @@ def stats(path: Path) -> Stats:
       DataError: there are no pairs.
     """
     summary_file = path / "summary.json"
-    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
+    summary = read_json(summary_file) if summary_file.is_file() else {}
     rows, drops = _load(path)
     if not rows and not summary:
         raise DataError(f"{path}: holds no pairs")

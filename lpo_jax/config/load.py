@@ -205,6 +205,8 @@ def _message(keys: Keys, owner: Any, error: Mapping[str, Any]) -> str:
         return _unknown("value", f"{dotted}={value}", str(value), re.findall("'(.*?)'", error["ctx"]["expected"]))
     if kind == "value_error":  # said by the dataclass
         return f"{dotted}: {error['ctx']['error']}" if keys else str(error["ctx"]["error"])
+    if "should" in error["msg"] and not kind.endswith(("_type", "_parsing", "_from_float")):  # a bound
+        return f"{dotted}={value!r}: it {error['msg'].replace('Input should', 'must').replace('String should', 'must')}"
     wanted = _WORDS.get(kind.split("_")[0])
     return f"{dotted}: expected {wanted}, not {value!r}" if wanted else f"{dotted}: {error['msg']}"
 

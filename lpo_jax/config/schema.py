@@ -3,6 +3,7 @@
 A YAML file lists what differs from the defaults; `lpo config FILE` prints the whole of it with these explanations.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from functools import reduce
 from operator import or_
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from foundation.errors import ConfigError
-from foundation.settings import Settings
+from foundation.settings import LARGEST, Count, Decay, Positive, PositiveNumber, Settings, Share, Weight
 from lpo_jax import objectives
 
 ONCE_EVERYWHERE = {
@@ -42,6 +43,8 @@ else:
 
 Remat = Literal["none", "dots", "attention", "block"]
 
+Axis = Annotated[int, Field(ge=-1, le=LARGEST)]
+
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
@@ -54,13 +57,13 @@ class RopeScaling(Settings):
 
     kind: Literal["linear", "llama3"]
     """linear: all frequencies alike; llama3: the slow ones only"""
-    factor: float
+    factor: PositiveNumber
     """by how much"""
-    low_freq_factor: float = 1.0
+    low_freq_factor: PositiveNumber = 1.0
     """llama3: wavelengths above original_positions / low_freq_factor are stretched by the whole `factor`"""
-    high_freq_factor: float = 4.0
+    high_freq_factor: PositiveNumber = 4.0
     """llama3: wavelengths below original_positions / high_freq_factor are left alone; those in between are stretched in proportion"""
-    original_positions: int = 8192
+    original_positions: Positive = 8192
     """llama3: the length that the model was first trained on"""
 
 
@@ -68,39 +71,39 @@ class RopeScaling(Settings):
 class ModelConfig(Settings):
     """The shape of a decoder. Families differ in these values only."""
 
-    family: str
+    family: Literal["codegen", "gpt_bigcode", "llama", "mistral", "phi", "qwen2", "qwen3", "starcoder2"]
     """`model_type` of a Hugging Face config.json, see lpo_jax/model/families.py"""
-    vocab_size: int
+    vocab_size: Positive
     """rows of the embedding table"""
-    d_model: int
+    d_model: Positive
     """width of the residual stream"""
-    n_layers: int
+    n_layers: Annotated[int, Field(gt=0, le=10_000)]
     """blocks"""
-    n_heads: int
+    n_heads: Positive
     """query heads"""
-    n_kv_heads: int
+    n_kv_heads: Positive
     """key and value heads"""
-    head_dim: int
+    head_dim: Positive
     """width of a head"""
-    d_mlp: int
+    d_mlp: Positive
     """width inside an MLP"""
-    max_positions: int
+    max_positions: Positive
     """longest sequence the model was made for"""
     norm: Literal["rms", "layer"] = "rms"
     """layer norms have a bias"""
-    norm_eps: float = 1e-6
+    norm_eps: PositiveNumber = 1e-6
     """added to a norm's variance"""
     positions: Literal["rope", "learned"] = "rope"
     """rotary, or a table"""
-    rope_theta: float = 10000.0
+    rope_theta: PositiveNumber = 10000.0
     """base of the rotary frequencies"""
-    rope_dim: int | None = None
+    rope_dim: Positive | None = None
     """leading dims of a head that are rotated; null: all"""
     rope_interleaved: bool = False
     """rotate neighbouring dims (GPT-J), not the two halves (llama)"""
     rope_scaling: RopeScaling | None = None
     """how they are stretched; null: not at all"""
-    window: int | None = None
+    window: Positive | None = None
     """a token sees this many positions, itself included; null: all"""
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
     """of the MLP; gelu_tanh: gelu's usual approximation"""
@@ -137,18 +140,14 @@ class ModelConfig(Settings):
 class LoraConfig(Settings):
     """Low-rank adapters (Hu et al. 2021): W + alpha / rank * A B is trained through A and B; W stays as it is."""
 
-    rank: int
+    rank: Positive
     """columns of A"""
-    alpha: float
+    alpha: PositiveNumber
     """the adapters' product is scaled by alpha / rank"""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """of the adapters' inputs, one mask for all tokens of a step"""
     targets: str = r"blocks\.(q|k|v|o|gate|up|down)|head"
     """regular expression, matched against whole parameter paths"""
-
-    def __post_init__(self) -> None:
-        _check(self.rank > 0, f"lora.rank must be positive, not {self.rank}")
-        _check(0 <= self.dropout < 1, f"lora.dropout must lie in [0, 1), not {self.dropout}")
 
 
 @dataclass(frozen=True)
@@ -185,27 +184,22 @@ class ModelSource(Settings):
 class OptimConfig(Settings):
     """AdamW with linear warm-up, cosine decay and clipping by global norm."""
 
-    lr: float
+    lr: PositiveNumber
     """peak learning rate"""
-    warmup_ratio: float = 0.05
+    warmup_ratio: Share = 0.05
     """share of the stage's steps"""
-    final_lr_ratio: float = 0.0
+    final_lr_ratio: Share = 0.0
     """the cosine ends at this share of `lr`"""
-    weight_decay: float = 0.0
+    weight_decay: Weight = 0.0
     """on matrices only"""
-    b1: float = 0.9
+    b1: Decay = 0.9
     """decay of Adam's first moment"""
-    b2: float = 0.999
+    b2: Decay = 0.999
     """decay of Adam's second moment"""
-    eps: float = 1e-8
+    eps: PositiveNumber = 1e-8
     """added to the root of the second moment"""
-    clip_norm: float = 1.0
+    clip_norm: PositiveNumber = 1.0
     """gradients are scaled down to this global norm"""
-
-    def __post_init__(self) -> None:
-        _check(self.lr > 0, f"optim.lr must be positive, not {self.lr}")
-        _check(0 <= self.warmup_ratio <= 1, f"optim.warmup_ratio must lie in [0, 1], not {self.warmup_ratio}")
-        _check(self.clip_norm > 0, f"optim.clip_norm must be positive, not {self.clip_norm}")
 
 
 @dataclass(frozen=True)
@@ -216,18 +210,17 @@ class StageConfig(Settings):
     """what is optimised: its name, and the options of that objective"""
     optim: OptimConfig
     """the optimizer, fresh in each stage"""
-    batch_rows: int
+    batch_rows: Positive
     """packed rows in one optimizer step, over all devices"""
-    accumulate: int = 1
+    accumulate: Positive = 1
     """microbatches that a step is cut into"""
-    epochs: float | None = None
+    epochs: PositiveNumber | None = None
     """the length in passes over the train split"""
-    steps: int | None = None
+    steps: Positive | None = None
     """the length in optimizer steps"""
 
     def __post_init__(self) -> None:
         _check((self.epochs is None) != (self.steps is None), "stage: set exactly one of epochs and steps")
-        _check(self.batch_rows > 0 and self.accumulate > 0, "stage: batch_rows and accumulate must be positive")
         _check(
             self.batch_rows % self.accumulate == 0,
             f"stage: batch_rows ({self.batch_rows}) must be a multiple of accumulate ({self.accumulate})",
@@ -238,11 +231,11 @@ class StageConfig(Settings):
 class MeshConfig(Settings):
     """Devices along each axis; one of them may be -1, "all that are left"."""
 
-    data: int = 1
+    data: Axis = 1
     """replicas: whole copies of the model"""
-    fsdp: int = -1
+    fsdp: Axis = -1
     """the batch and every parameter are cut along this axis"""
-    tensor: int = 1
+    tensor: Axis = 1
     """heads, mlp and vocabulary are cut along this axis"""
     topology: str | None = None
     """the TPU slice in JAX's names, e.g. v5e:4x4: `lpo plan` compiles for it; a run checks its size"""
@@ -262,23 +255,19 @@ class DataConfig(Settings):
 class PlanConfig(Settings):
     """What `lpo plan` assumes of shards that aren't built yet; where data.path holds some, it reads their manifest."""
 
-    row_tokens: int = 4096
+    row_tokens: Positive = 4096
     """tokens in a packed row, T"""
-    scored_share: float = 0.75
+    scored_share: Annotated[float, Field(gt=0, le=1)] = 0.75
     """scored tokens of these, N / T"""
-    pair_tokens: int = 700
+    pair_tokens: Positive = 700
     """a pair's mean length as a tree, shared parts once"""
-
-    def __post_init__(self) -> None:
-        _check(self.row_tokens > 0 and self.pair_tokens > 0, "plan.row_tokens and plan.pair_tokens must be positive")
-        _check(0 < self.scored_share <= 1, f"plan.scored_share must lie in (0, 1], not {self.scored_share}")
 
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
     """A whole run: stages that follow one another on one model, e.g. sft, then lpo."""
 
-    run_dir: str
+    run_dir: Annotated[str, Field(min_length=1)]
     """where the run lives: checkpoints, metrics, report; a directory or a bucket (gs://...)"""
     data: DataConfig
     """what it is trained on"""
@@ -290,23 +279,23 @@ class RunConfig(Settings):
     """how devices share the work"""
     plan: PlanConfig = field(default_factory=PlanConfig)
     """what `lpo plan` assumes of data that isn't there"""
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """of weights, the order of rows and dropout"""
-    eval_rows: int = 8
+    eval_rows: Positive = 8
     """rows in one evaluation batch"""
-    eval_every_steps: int = 50
+    eval_every_steps: Count = 50
     """held-out metrics during training; 0: only before and after each stage"""
-    log_every_steps: int = 1
+    log_every_steps: Positive = 1
     """lines of metrics.jsonl"""
-    checkpoint_every_steps: int = 100
+    checkpoint_every_steps: Positive = 100
     """besides the one at each stage's end"""
-    keep_checkpoints: int = 3
+    keep_checkpoints: Positive = 3
     """so many of the newest stay, and besides them the best of those whose step was also evaluated"""
     best_metric: Literal["pair_accuracy", "margin", "changed_nll", "unchanged_nll"] = "pair_accuracy"
     """the held-out metric that says which checkpoint is the best"""
-    max_skipped_steps: int = 5
+    max_skipped_steps: Positive = 5
     """a step whose loss or gradient isn't finite changes nothing; this many in a row stop the run"""
-    report_pairs: int = 6
+    report_pairs: Count = 6
     """held-out pairs drawn in report.html"""
 
     def __post_init__(self) -> None:
@@ -317,5 +306,9 @@ class RunConfig(Settings):
                 f"stages.{name}: objective {stage.objective.name} trains adapters and compares them with the model beneath: set model.lora",
             )
         _check("init" not in self.stages, 'stages: "init" is the name of the model before training; choose another')
-        _check(self.keep_checkpoints > 0, f"keep_checkpoints must be positive, not {self.keep_checkpoints}")
-        _check(self.max_skipped_steps > 0, f"max_skipped_steps must be positive, not {self.max_skipped_steps}")
+        for name in self.stages:
+            _check(
+                re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) is not None and ".." not in name,
+                f"stages: {name!r} names files: write letters, digits, _, - and . (64 at most), the first a letter or digit",
+            )
+        _check("\0" not in self.run_dir, "run_dir: a path holds no NUL")

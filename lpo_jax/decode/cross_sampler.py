@@ -13,7 +13,7 @@ from data_pipeline.tokenizer import Tokenizer
 from lpo_jax.config import ConfigError
 from lpo_jax.decode.engine import programs
 from lpo_jax.decode.reader import Reader
-from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingConfig, resolve
+from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingConfig, check_finite, resolve
 from lpo_jax.decode.rules.crosec import CroSec, mix
 from lpo_jax.decode.rules.own_tokens import OwnTokens, boundary
 from lpo_jax.decode.rules.vocab_map import Alignment, spell
@@ -67,6 +67,7 @@ class CrossSampler:
         self._target = Reader("model", target, V, rows, max_len_tokens, 1)
         self._expert = Reader("expert", expert, E, rows, self._expert_len, _EXPERT_READS)
         self._vocab, self._rows, self._mesh = V, rows, target.mesh
+        self._params = {"model": target.params, "expert": expert.params}
         self.ends = tuple(sorted({tokenizer.eos_id, *target.eos_ids, *config.stop_tokens}))
         self._spelling = spell(tokenizer, self.ends)
         self._boundary = boundary(expert_tokenizer)
@@ -90,6 +91,7 @@ class CrossSampler:
                 return
             tokens, facts = self._next_tokens(work)
             for row, sample in list(work.items()):
+                check_finite({name: x[row] for name, x in facts.items()}, self._params, sample.request.id)
                 done = self._append(sample, int(tokens[row]), {name: float(x[row]) for name, x in facts.items()})
                 if done is not None:
                     del work[row]

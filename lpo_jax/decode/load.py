@@ -1,6 +1,5 @@
 """Opening what decodes: a model from a Hugging Face directory, a hub id or a run's directory, and all that `lpo generate` and `lpo serve` name."""
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from jax.sharding import Mesh
 
 from data_pipeline import tokenizer as tokenizers
 from data_pipeline.tokenizer import Tokenizer
+from foundation.files import read_json
 from lpo_jax.config import ConfigError, LoraConfig, MeshConfig, ModelConfig
 from lpo_jax.decode.cross_sampler import CrossSampler
 from lpo_jax.decode.request import LoadedModel, SamplingConfig, check_vocab
@@ -22,6 +22,8 @@ from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
 from lpo_jax.train.weights import open_run, restore_params, tokenizer_directory
+
+log = logging.getLogger(__name__)
 
 ROWS_PER_CUT = 16
 """Rows at work for each cut of the batch, by default."""
@@ -73,6 +75,7 @@ def find(models: Models) -> Found:
         _check_tokenizer(models.security, its)
     elif models.security is not None:
         readers.append(models.security)
+        _check_agree(models, found)
     limits = [_check_tokenizer(reader, found).max_positions for reader in readers]
     limits += [] if models.max_len_tokens is None else [models.max_len_tokens]
     dtype = models.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -112,6 +115,21 @@ def _tokenizer_of(path: str) -> str:
     return path if run is None else str(tokenizer_directory(run))
 
 
+def _check_agree(models: Models, ours: Tokenizer) -> None:
+    """Refuse two models to which an id means different tokens: what one proposes the other would read as something else."""
+    assert models.security is not None
+    theirs = tokenizers.load(_tokenizer_of(models.security))
+    unlike, more, fewer = tokenizers.compare(ours, theirs)
+    if unlike is not None:
+        index, mine, its = unlike
+        raise ConfigError(
+            f"--security {models.security}: its tokenizer has {its!r} as token {index}, {models.model}'s has {mine!r}: such models can't decode "
+            "token by token together; --preset crosec aligns two vocabularies"
+        )
+    if more or fewer:
+        log.info("%s's tokenizer has %d tokens that %s's hasn't, which has %d others", models.model, more, models.security, fewer)
+
+
 def _check_tokenizer(path: str, tokenizer: Tokenizer) -> ModelConfig:
     """The shape of `load_model`'s model, without its weights.
 
@@ -122,7 +140,7 @@ def _check_tokenizer(path: str, tokenizer: Tokenizer) -> ModelConfig:
     shape = hf.read_config(hf.locate(path)) if run is None else hf.model_config(run.model)
     check_vocab(shape, path, tokenizer.size)
     manifest = Path(path) / "data.json"
-    if manifest.is_file() and json.loads(manifest.read_text())["tokenizer_sha256"] != tokenizer.sha256:
+    if manifest.is_file() and read_json(manifest)["tokenizer_sha256"] != tokenizer.sha256:
         raise ConfigError(f"{path} was trained with another tokenizer: give the one of its shards with --tokenizer")
     return shape
 
@@ -168,6 +186,7 @@ def _eos_ids(directory: Path) -> tuple[int, ...]:
     """Every token that config.json and generation_config.json say ends a text."""
     ids: set[int] = set()
     for file in (directory / "config.json", directory / "generation_config.json"):
-        found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-        ids |= set(found if isinstance(found, list) else [] if found is None else [found])
+        raw = read_json(file) if file.is_file() else {}
+        found = raw.get("eos_token_id") if isinstance(raw, dict) else None
+        ids |= {token for token in (found if isinstance(found, list) else [found]) if isinstance(token, int)}
     return tuple(sorted(ids))

@@ -1,11 +1,15 @@
 """What is asked of a sampler, what it answers, and what it needs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from data_pipeline.tokenizer import Tokenizer
+from foundation.errors import UserError
 from lpo_jax.config import ConfigError, ModelConfig
 from lpo_jax.model.decoder import Model, Params
 
@@ -95,6 +99,32 @@ def resolve(
     if not all(0 <= token < vocab for token in prompt):
         raise ConfigError(f"request {request.id}: a token of the prompt isn't one of the tokenizer's {vocab}")
     return prompt, sampling
+
+
+class DecodingError(UserError):
+    """A model can't decode; the message says what is wrong with it."""
+
+
+def check_finite(facts: Mapping[str, np.ndarray], params: Mapping[str, Params], request_id: str) -> None:
+    """Refuse to go on with numbers that aren't: what would be drawn from them means nothing.
+
+    Args:
+      facts: of the latest tokens of a request.
+      params: by the models' names, to say which of their tensors are at fault.
+
+    Raises:
+      DecodingError: some fact isn't finite.
+    """
+    if all(np.isfinite(values).all() for values in facts.values()):
+        return
+    wrong = [
+        f"{path} of the {name}"
+        for name, tree in params.items()
+        for path, leaf in flatten_dict(tree, sep=".").items()
+        if not bool(jnp.isfinite(leaf).all())
+    ]
+    why = f"not finite are {', '.join(wrong[:6])}" if wrong else "its weights are finite; try --dtype float32"
+    raise DecodingError(f"request {request_id}: the model's logits aren't finite ({why})")
 
 
 def check_model(opened: LoadedModel, name: str, vocab: int, rows: int, length: int, asked: str) -> None:

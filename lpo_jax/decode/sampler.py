@@ -14,7 +14,7 @@ import numpy as np
 from data_pipeline.tokenizer import Tokenizer
 from lpo_jax.config import ConfigError
 from lpo_jax.decode.engine import DecodeState, Engine, bucket
-from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingConfig, check_model, resolve
+from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingConfig, check_finite, check_model, resolve
 from lpo_jax.decode.rules.codecode import CoDecoding
 from lpo_jax.decode.rules.warp import Warp
 from lpo_jax.decode.sample import Sample
@@ -59,7 +59,8 @@ class Sampler:
         models = {"model": model} | ({} if security is None else {"security model": replace(security, mesh=model.mesh)})
         self.tokenizer, self.config, self.max_len_tokens, self.vocab = tokenizer, config, max_len_tokens, tokenizer.size
         self.block, self.segment_steps = block, segment_steps
-        self.mesh, self.params = model.mesh, tuple(m.params for m in models.values())
+        self.mesh, self.by_name = model.mesh, {name: m.params for name, m in models.items()}
+        self.params = tuple(self.by_name.values())
         self.group = model.cuts  # prompts of a prefill: one for each cut of the batch
         for name, m in models.items():
             check_model(m, name, self.vocab, rows, max_len_tokens, f"max_len_tokens is {max_len_tokens}")
@@ -226,6 +227,8 @@ class Session:
         for row, sample in sorted(self._work.items()):
             start, end = len(sample.prompt), length[row]
             new = tokens[row, start:end].tolist()
+            latest = {name: x[row, start + sample.seen : end] for name, x in facts.items()}
+            check_finite(latest, self._sampler.by_name, sample.request.id)
             if self._engine.rule is not None:
                 accepted = facts["accepted"][row, start + sample.seen : end]
                 self._proposed, self._taken = self._proposed + len(accepted), self._taken + accepted.sum()

@@ -3,6 +3,7 @@
 A family is one `Family` record. Most tensors hold one parameter; a fused one (qkv) holds several.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from foundation.files import Json
-from lpo_jax.config import ConfigError, ModelConfig, RopeScaling
+from lpo_jax.config import ConfigError, ModelConfig, from_dict
 
 
 @dataclass(frozen=True)
@@ -167,15 +168,30 @@ def config_from_hf(raw: Json) -> ModelConfig:
     Raises:
       ConfigError: a family we don't have, an option we don't compute, or a missing key; named.
     """
-    name = raw.get("model_type")
-    if name not in FAMILIES:
+    name = raw.get("model_type") if isinstance(raw, dict) else None
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ConfigError(f"config.json: model_type {name!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[name]
+    try:
+        return from_dict(ModelConfig, _translated(raw, name, family))
+    except ConfigError as error:
+        said = str(error)
+        for ours, theirs in family.keys.items():
+            said = re.sub(rf"\b{ours}\b", theirs, said)
+        raise ConfigError(f"config.json: {said.removeprefix('config.json: ')}") from None
+    except (TypeError, ValueError, KeyError, ZeroDivisionError, OverflowError) as error:
+        raise ConfigError(
+            f"config.json: a value is of the wrong kind ({type(error).__name__}: {error}); copy or download it again"
+        ) from None
+
+
+def _translated(raw: Json, name: str, family: Family) -> Json:
+    """A config.json's values under our names, unchecked."""
     for key, value in family.only.items():
         if raw.get(key, value) != value:
             raise ConfigError(f"config.json: {key}={raw[key]!r} is not supported for {name}, only {value!r}")
     values: Json = {ours: raw.get(theirs) for ours, theirs in family.keys.items()} | dict(family.fixed)
-    if values["activation"] not in _ACTIVATIONS:
+    if not isinstance(values["activation"], str) or values["activation"] not in _ACTIVATIONS:
         raise ConfigError(f"config.json: {family.keys['activation']} {values['activation']!r} is not supported for {name}")
     values["activation"] = _ACTIVATIONS[values["activation"]]
     for key, fields in family.flags.items():
@@ -185,24 +201,23 @@ def config_from_hf(raw: Json) -> ModelConfig:
     if missing:
         raise ConfigError(f"config.json: missing {', '.join(missing)}")
     values["n_kv_heads"] = values.get("n_kv_heads") or values["n_heads"]
-    values["head_dim"] = values.get("head_dim") or values["d_model"] // values["n_heads"]
+    values["head_dim"] = values.get("head_dim") or values["d_model"] // max(values["n_heads"], 1)
     values["d_mlp"] = values["d_mlp"] or 4 * values["d_model"]
     if values.get("positions") != "learned":
         values |= _rope_from_hf(raw, values["head_dim"])
-    return ModelConfig(family=name, tied_head=raw.get("tie_word_embeddings", family.tied_head), **values)
+    return {"family": name, "tied_head": raw.get("tie_word_embeddings", family.tied_head)} | values
 
 
 def _rope_from_hf(raw: Json, head_dim: int) -> Json:
     rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
     kind = rope.get("rope_type", rope.get("type", "default")) or "default"
-    values: Json = {"rope_theta": float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)}
+    values: Json = {"rope_theta": float(next((v for v in (rope.get("rope_theta"), raw.get("rope_theta")) if v is not None), 10000.0))}
     if kind == "linear":
-        values["rope_scaling"] = RopeScaling("linear", float(rope["factor"]))
+        values["rope_scaling"] = {"kind": "linear", "factor": float(rope["factor"])}
     elif kind == "llama3":
         original = rope["original_max_position_embeddings"]
-        values["rope_scaling"] = RopeScaling(
-            "llama3", float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]), original
-        )
+        factors = {key: float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")}
+        values["rope_scaling"] = {"kind": "llama3", "original_positions": original} | factors
     elif kind != "default":
         raise ConfigError(f"config.json: rope type {kind!r} is not supported; supported: default, linear, llama3")
     share = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor"))

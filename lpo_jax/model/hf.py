@@ -13,11 +13,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from foundation.files import Json, directory_of, write_json
+from foundation.files import Json, directory_of, read_json, write_json
 from lpo_jax.config import ConfigError, ModelConfig, ModelSource
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor, config_from_hf, config_to_hf
@@ -31,7 +31,7 @@ def locate(path: str) -> Path:
     Raises:
       ConfigError: it is neither.
     """
-    found = directory_of(path, ["*.json", "*.safetensors", "tokenizer*"])
+    found = directory_of(path, ["*.json", "*.safetensors", "tokenizer*", "chat_template*"])
     if found is None:
         raise ConfigError(f"model.path: {path} is neither a directory nor a hub id")
     return found
@@ -49,7 +49,11 @@ def read_config(directory: str | Path) -> ModelConfig:
 def _parsed(file: Path, setting: str, remedy: str) -> ModelConfig:
     if not file.is_file():
         raise ConfigError(f"{setting}: {file} doesn't exist{remedy}")
-    return config_from_hf(json.loads(file.read_text()))
+    raw = read_json(file)
+    try:
+        return config_from_hf(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {file.parent}/{error}") from None
 
 
 def model_config(source: ModelSource) -> ModelConfig:
@@ -110,14 +114,14 @@ def read_params(directory: str | Path, model: Model, shardings: Params) -> Param
     files = _tensor_files(Path(directory))
     shapes, places = flatten_dict(model.shapes(), sep="."), flatten_dict(shardings, sep=".")
     if problems := _compare(_expected(model), files):
-        raise ConfigError(f"model.path: the tensors of {directory} don't fit its config.json:\n  " + "\n  ".join(problems))
+        raise ConfigError(f"model.path: the tensors of {directory} don't fit its config.json: {_some(problems)}")
+    _check_tie(model, files)
     tensors, placed = _table(model), dict[str, jax.Array]()
     total = sum(len(tensor.names(model.config.n_layers)) for tensor in tensors)
     with tqdm(total=total, desc="read weights", unit=" tensors", disable=jax.process_index() > 0) as bar:
         for tensor in tensors:
             for layer, name in enumerate(tensor.names(model.config.n_layers)):
-                with safe_open(files[name], framework="np") as opened:
-                    value = opened.get_tensor(name)
+                value = opened(files[name]).get_tensor(name)
                 for path, part in _split(tensor, value, shapes).items():
                     part, place = part.astype(shapes[path].dtype), places[path]
                     if tensor.stacked:
@@ -191,6 +195,24 @@ def _split(tensor: Tensor, value: np.ndarray, shapes: Mapping[str, jax.ShapeDtyp
 _TABLES = ("embed", "positions")  # they are looked up, not multiplied, and so stored as they are
 
 
+def _some(problems: list[str]) -> str:
+    """A few of many, on one line."""
+    return "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+
+
+def _check_tie(model: Model, files: Mapping[str, Path]) -> None:
+    """Refuse a head of its own where config.json says that the head is the embedding table."""
+    if not model.config.tied_head or "lm_head.weight" not in files:
+        return
+    table = next(tensor.name for tensor in _table(model) if tensor.paths == ("embed",))
+    head, embed = (opened(files[name]).get_tensor(name) for name in ("lm_head.weight", table))
+    if not np.array_equal(head, embed):
+        raise ConfigError(
+            f"model.path: {files['lm_head.weight'].parent}: config.json says tie_word_embeddings, but lm_head.weight isn't {table}: "
+            "set it to false, or take lm_head.weight out"
+        )
+
+
 def _expected(model: Model) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a model's tensors."""
     shapes, inputs, expected = flatten_dict(model.shapes(), sep="."), model.inputs(), dict[str, tuple[int, ...]]()
@@ -212,13 +234,35 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
         )
         raise ConfigError(f"model.path: no .safetensors file in {directory}: {remedy}")
     index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        return {name: directory / file for name, file in json.loads(index.read_text())["weight_map"].items()}
-    files: dict[str, Path] = {}
-    for file in found:
-        with safe_open(file, framework="np") as tensors:
-            files |= dict.fromkeys(tensors.keys(), file)
-    return files
+    if not index.is_file():
+        return {name: file for file in found for name in opened(file).keys()}  # noqa: SIM118
+    raw = read_json(index)
+    files = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(file, str) and Path(file).name == file for file in files.values()):
+        raise ConfigError(f"model.path: {index}: no weight_map of tensors to files beside it; copy or download it again")
+    return {name: directory / file for name, file in files.items()}
+
+
+def opened(file: Path) -> safe_open:
+    """A safetensors file, its header read and checked.
+
+    Raises:
+      ConfigError: it isn't there, or damaged.
+    """
+    remedy = "copy or download it again"
+    if not file.is_file():
+        raise ConfigError(f"model.path: {file} is missing or no file; {remedy}")
+    with file.open("rb") as stream:
+        if stream.read(len(_POINTER)) == _POINTER:
+            raise ConfigError(f"model.path: {file} is a pointer of Git LFS, not the weights; fetch them with `git lfs pull`")
+    try:
+        return safe_open(file, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"model.path: {file} is damaged ({error}); {remedy}") from None
+
+
+_POINTER = b"version https://git-lfs"
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def _compare(expected: Mapping[str, tuple[int, ...]], files: Mapping[str, Path]) -> list[str]:
@@ -230,7 +274,13 @@ def _compare(expected: Mapping[str, tuple[int, ...]], files: Mapping[str, Path])
         if not file.is_file():
             problems.append(f"missing file: {file.name}")
             continue
-        with safe_open(file, framework="np") as tensors:
-            shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys() if name in expected}  # noqa: SIM118
-        problems += [f"shape of {name}: {shapes[name]}, expected {expected[name]}" for name in shapes if shapes[name] != expected[name]]
+        tensors = opened(file)
+        there = set(tensors.keys())
+        problems += [f"missing in {file.name}: {name}" for name, its in files.items() if its == file and name not in there]
+        for name in there & expected.keys():
+            shape, dtype = tuple(tensors.get_slice(name).get_shape()), tensors.get_slice(name).get_dtype()
+            if shape != expected[name]:
+                problems.append(f"shape of {name}: {shape}, expected {expected[name]}")
+            if dtype not in _FLOATS:
+                problems.append(f"dtype of {name}: {dtype}, expected one of {', '.join(_FLOATS)}")
     return problems

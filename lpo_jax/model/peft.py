@@ -3,7 +3,6 @@
 Dims: L layers, R rank, in and out a matrix's input and output dims, flattened.
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from foundation.files import Json, write_json
+from foundation.files import Json, read_json, write_json
 from lpo_jax.config import ConfigError, LoraConfig
 from lpo_jax.model.adapters import split_dims
 from lpo_jax.model.decoder import Model, Params
@@ -159,7 +158,7 @@ def _settings(directory: Path) -> Json:
                 "PeftModel.from_pretrained(BASE, DIR).save_pretrained(NEW_DIR)"
             )
         raise ConfigError(f"{directory / file} doesn't exist; give a directory that PEFT's save_pretrained wrote")
-    settings: Json = json.loads((directory / _CONFIG).read_text())
+    settings: Json = read_json(directory / _CONFIG)
     wrong = [f"{key} {settings[key]!r}" for key in _REFUSED if settings.get(key)]
     wrong += [f"{key} {settings[key]!r}" for key, only in (("peft_type", "LORA"), ("bias", "none")) if settings.get(key, only) != only]
     if settings.get("init_lora_weights", True) not in _PLAIN_INITS:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from data_pipeline.shards import Manifest
 from foundation.errors import ConfigError
-from foundation.settings import Settings
+from foundation.settings import Settings, Weight
 from lpo_jax.batch import TreeBatch
 
 Terms = dict[str, tuple[jax.Array, jax.Array]]
@@ -96,14 +96,10 @@ class KlConfig(Settings):
 
     direction: Literal["reverse", "forward"]
     """reverse: KL(trained || frozen); forward: KL(frozen || trained)"""
-    weight: float
+    weight: Weight
     """kd: (1 - weight) * LM + weight * KL; security: CE + weight * KL"""
     teacher: str | None = None
     """kd: a Hugging Face directory, a hub id, or a directory that `lpo teacher` wrote"""
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ConfigError(f"kl.weight must be 0 or more, not {self.weight}")
 
 
 class FrozenOptions(Options):

@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from foundation.errors import ConfigError
+from foundation.settings import Finite, PositiveNumber, Share, Smoothing, Weight
 from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import Objective, Options, Terms, of_pair, pair_mean, pair_sum
 from lpo_jax.objectives.preference import Coefficients, answer_sides, preference_terms
@@ -31,11 +31,11 @@ class Lpo(Options):
     name: Literal["lpo"] = "lpo"
     mode: Literal["clean", "paper", "reference"] = "clean"
     """clean: means over changed tokens; paper: the paper's formula; reference: what the authors' code computes"""
-    beta: float
+    beta: PositiveNumber
     """scale of the preference term"""
-    gamma: float
+    gamma: Finite
     """target margin, absolute (SimPO's ratio is gamma / beta)"""
-    alpha: float
+    alpha: Weight
     """weight of the imitation term, on unchanged tokens"""
     empty_side: Literal["detach", "skip"] = "detach"
     """clean: a side without changed tokens is replaced by the detached other, or the pair's preference term is skipped"""
@@ -43,16 +43,10 @@ class Lpo(Options):
     """paper: does |y| count the code, or reasoning and code?"""
     imitation: Literal["sum", "mean"] = "sum"
     """paper: reduction of the imitation term"""
-    off_mask: float = 1e-6
+    off_mask: Share = 1e-6
     """reference: weight of unchanged tokens, the authors' 1 - loss_mask_val"""
-    label_smoothing: float = 0.0
+    label_smoothing: Smoothing = 0.0
     """share of pairs whose sides are taken for swapped"""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.off_mask <= 1:
-            raise ConfigError(f"objective.off_mask must lie in [0, 1], not {self.off_mask}")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError(f"objective.label_smoothing must lie in [0, 0.5), not {self.label_smoothing}")
 
 
 def coefficients(batch: TreeBatch, options: Lpo) -> Coefficients:

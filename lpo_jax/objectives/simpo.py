@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from foundation.errors import ConfigError
+from foundation.settings import Finite, PositiveNumber, Smoothing
 from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import Objective, Options, Terms, pair_mean
 from lpo_jax.objectives.preference import Coefficients, answer_sides, preference_terms
@@ -20,16 +20,12 @@ class Simpo(Options):
     """Options of `simpo`."""
 
     name: Literal["simpo"] = "simpo"
-    beta: float
+    beta: PositiveNumber
     """scale of the preference term"""
-    gamma: float
+    gamma: Finite
     """target margin, absolute (SimPO's ratio is gamma / beta)"""
-    label_smoothing: float = 0.0
+    label_smoothing: Smoothing = 0.0
     """share of pairs whose sides are taken for swapped"""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError(f"objective.label_smoothing must lie in [0, 0.5), not {self.label_smoothing}")
 
 
 def coefficients(batch: TreeBatch, options: Simpo) -> Coefficients:

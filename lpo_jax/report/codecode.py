@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from foundation.files import Json, read_journal, write_text
+from foundation.files import Json, read_journal, read_json, write_text
 from foundation.pages import CONTROLS, environment
 
 SHOWN = 100
@@ -20,7 +20,7 @@ def write(path: str | Path, out: str | Path, prompts: Mapping[str, str]) -> None
       out: the job's output, made with a trace; its settings lie beside it.
       prompts: each prompt's text, by id.
     """
-    settings = json.loads(Path(f"{out}.settings.json").read_text())
+    settings = read_json(Path(f"{out}.settings.json"))
     samples = [_sample(record, prompts) for record in read_journal(Path(out)) if record["id"] in prompts]
     order = {name: number for number, name in enumerate(prompts)}
     samples.sort(key=lambda sample: (order[sample["id"]], sample["sample"]))

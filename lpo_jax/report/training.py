@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import yaml
 
 from data_pipeline.row import CHOSEN, REJECTED, TRUNK
-from foundation.files import Json, read_journal, write_text
+from foundation.files import Json, read_journal, read_json, write_text
 from foundation.pages import CONTROLS, environment
 from lpo_jax.objectives import OBJECTIVES
 from lpo_jax.objectives.heldout import ENGLISH, HIGHER_IS_BETTER
@@ -157,7 +156,7 @@ def _svg(key: str, label: str, lines: list[Json], names: list[str], ends: dict[s
 
 def _pairs(run_dir: Path, names: list[str]) -> list[Json]:
     """The held-out pairs that every evaluation has drawn. A resumed run may draw more or fewer than it began with."""
-    evals = [json.loads((run_dir / "eval" / f"{name}.json").read_text())["pairs"] for name in names]
+    evals = [read_json(run_dir / "eval" / f"{name}.json")["pairs"] for name in names]
     return [_pair(drawn, names) for drawn in zip(*evals, strict=False) if drawn[0]["tokens"]]
 
 

@@ -53,16 +53,17 @@ def _check_teachers_tokenizer(key: str, path: str, ours: Tokenizer) -> None:
     if teacher.facts(path) is not None:  # computed before, and checked then
         return
     try:
-        theirs = tokenizer.load(path).backend
+        theirs = tokenizer.load(path)
     except DataError as error:
         log.warning("%s can't be compared with the shards' tokenizer: %s", key, error)
         return
-    for token, index in ours.backend.get_vocab().items():
-        if theirs.token_to_id(token) != index:
-            raise ConfigError(
-                f"{key}: the tokenizer of {path} has {theirs.id_to_token(index)!r} where the shards' has {token!r} (id {index}): "
-                "a teacher shares the student's tokenizer, or one that begins with it"
-            )
+    unlike, more, _ = tokenizer.compare(ours, theirs)
+    if unlike is not None or more:
+        index, mine, its = unlike or (theirs.size, "a token", None)
+        raise ConfigError(
+            f"{key}: the tokenizer of {path} has {its!r} where the shards' has {mine!r} (id {index}): "
+            "a teacher shares the student's tokenizer, or one that begins with it"
+        )
 
 
 def check_fit(config: RunConfig, manifest: Manifest, model: Model, mesh: Mesh) -> None:

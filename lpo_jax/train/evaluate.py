@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from data_pipeline.row import answer_tokens
-from foundation.files import Json, write_text
+from foundation.files import Json, read_json, write_text
 from lpo_jax.batch import TreeBatch
 from lpo_jax.config import RunConfig
 from lpo_jax.model.decoder import Params
@@ -55,7 +55,7 @@ def write_evaluation(run_dir: epath.Path, name: str, metrics: dict[str, float], 
 
 def read_summary(run_dir: epath.Path, config: RunConfig) -> dict[str, dict[str, float]]:
     """Held-out metrics before training ("init") and after each stage."""
-    return {name: json.loads((run_dir / "eval" / f"{name}.json").read_text())["metrics"] for name in ("init", *config.stages)}
+    return {name: read_json(run_dir / "eval" / f"{name}.json")["metrics"] for name in ("init", *config.stages)}
 
 
 def _draw(rows: TreeBatch, logps: jax.Array, data: "Feed", first_row: int, decode: Decode) -> list[Json]:

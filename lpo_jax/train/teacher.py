@@ -7,7 +7,6 @@ Dims: S scored tokens of all rows of a file, in the rows' order; K tokens kept o
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from data_pipeline.row import PackedRows
 from data_pipeline.shards import Manifest
 from foundation import files
-from foundation.files import Json
+from foundation.files import Json, read_json
 from lpo_jax import objectives
 from lpo_jax.batch import TeacherTop, TreeBatch
 from lpo_jax.config import ConfigError, ModelSource, RunConfig
@@ -183,7 +182,7 @@ def _file(directory: Path, row: int) -> Path:
 def facts(path: str | Path) -> Json | None:
     """What was computed before, and lies in `path`; None: the path is a model's."""
     file = Path(path) / _FACTS
-    return json.loads(file.read_text()) if file.is_file() else None
+    return read_json(file) if file.is_file() else None
 
 
 def _check(computed: Json, path: str, manifest: Manifest, objective: FrozenOptions) -> None:

@@ -1,6 +1,5 @@
 """A run's model, its tokenizer, and its weights: new, read from a directory, or from the run's own checkpoints."""
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from foundation.files import read_json
 from lpo_jax.config import ConfigError, MeshConfig, RunConfig, from_dict
 from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.model.decoder import Model, Params
@@ -20,8 +20,8 @@ from lpo_jax.train.state import TrainState, abstract_state, param_shardings, tra
 def open_run(path: str | Path) -> RunConfig | None:
     """The config of the run whose directory `path` is; None: it isn't one."""
     file = epath.Path(path) / "config.json"
-    raw = json.loads(file.read_text()) if file.is_file() else {}
-    return from_dict(RunConfig, raw, str(file)) if "stages" in raw else None
+    raw = read_json(file) if file.is_file() else {}
+    return from_dict(RunConfig, raw, str(file)) if isinstance(raw, dict) and "stages" in raw else None
 
 
 def tokenizer_directory(config: RunConfig) -> Path:
