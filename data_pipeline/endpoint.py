@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import openai
 
+from foundation.errors import masked
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Kept = TypeVar("Kept")
@@ -100,7 +102,7 @@ def is_hopeless(error: Exception) -> bool:
 def describe(error: Exception) -> str:
     """An error in few words: its kind, without anything that was sent."""
     if isinstance(error, openai.APIStatusError):
-        return f"{error.status_code} {error.code or type(error).__name__}"
+        return masked(f"{error.status_code} {' '.join(str(error.code or type(error).__name__).split())[:60]}")
     return {"APITimeoutError": "timeout", "APIConnectionError": "connection lost"}.get(type(error).__name__, "unreadable answer")
 
 

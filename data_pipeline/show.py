@@ -9,6 +9,7 @@ import numpy as np
 from data_pipeline import tokenizer
 from data_pipeline.row import CHOSEN, REJECTED, TRUNK, PackedRows, answer_tokens
 from data_pipeline.shards import Manifest, Records, parse
+from foundation.pages import visible
 
 _COLOURS = {CHOSEN: "\x1b[30;42m", REJECTED: "\x1b[97;41m"}
 
@@ -26,7 +27,7 @@ def render_pairs(directory: str | Path, split: str, count: int, colour: bool) ->
 
 def _render(pair_id: str, row: PackedRows, pair: int, tok: tokenizer.Tokenizer, colour: bool) -> str:
     def decode(ids: list[int]) -> str:
-        return tok.backend.decode(ids, skip_special_tokens=False)
+        return visible(tok.backend.decode(ids, skip_special_tokens=False))
 
     def side(value: int) -> str:
         mine = [(token, n is not None and bool(row.changed[0, n])) for token, s, n in answer if s == value]
@@ -44,7 +45,7 @@ def _render(pair_id: str, row: PackedRows, pair: int, tok: tokenizer.Tokenizer, 
     marked = {s: sum(n is not None and bool(row.changed[0, n]) for _, of, n in answer if of == s) for s in (CHOSEN, REJECTED)}
     return "\n".join(
         [
-            heading(f"=== {pair_id}: {marked[CHOSEN]} changed chosen tokens, {marked[REJECTED]} rejected ==="),
+            heading(f"=== {visible(pair_id)}: {marked[CHOSEN]} changed chosen tokens, {marked[REJECTED]} rejected ==="),
             decode(np.asarray(row.tokens[0, start:stop]).tolist()) + side(TRUNK),
             heading("--- chosen branch (secure)"),
             side(CHOSEN),

@@ -101,7 +101,9 @@ def _run(args: argparse.Namespace) -> int:
         low, high = found["interval"]
         print(f"  {key:20} {times * found['value']:6.1f}   [{times * low:.1f}, {times * high:.1f}]")
     if scores["gave_up"]:
-        print(f"an analyzer gave up on {scores['gave_up']} samples, which count as without its findings: see gave_up in samples.jsonl")
+        print(
+            f"an analyzer gave up on {scores['gave_up']} samples, which are unknown, not secure, unless others found something: see gave_up in samples.jsonl"
+        )
     return 0
 
 

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from data_pipeline import records
 from evaluation.benchmarks import Task
-from foundation.errors import UserError
+from foundation.errors import UserError, masked
 from foundation.files import Json, read_journal
 
 
@@ -57,15 +58,9 @@ def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Complet
       EvaluationError: a row can't be read, twice the same sample, another task, or a task without all its samples.
     """
     wanted, rows, count = {task.task_id for task in tasks}, {}, Counter[str]()
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{path} is no UTF-8 text: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for where, row in records.read(path, records.raising(EvaluationError)):
+        number = where.rpartition(":")[2]
         try:
-            row = json.loads(line)
             task_id, text = str(row["task_id"]), row["completion"]
             key = task_id, int(row.get("sample", count[task_id]))
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -103,6 +98,7 @@ def from_endpoint(
     def read(directory: Path) -> Iterator[tuple[str, int, str]]:
         import openai
 
+        from data_pipeline.distill.journal import read_completion
         from data_pipeline.endpoint import Endpoint, each
 
         key = os.environ.get("OPENAI_API_KEY", "")
@@ -118,10 +114,11 @@ def from_endpoint(
                 prompt = {"messages": [{"role": "user", "content": prompts[task_id]}]} if chat else {"prompt": prompts[task_id]}
                 body = options | prompt | {"seed": (sampling.seed + sample) % 2**31}
                 if chat:
-                    text = await endpoint.ask(lambda c: c.chat.completions.create(**body), lambda a: a.choices[0].message.content)
+                    read = lambda a: read_completion(a.to_dict())["text"]  # noqa: E731
+                    text = await endpoint.ask(lambda c: c.chat.completions.create(**body), read)
                 else:
                     text = await endpoint.ask(lambda c: c.completions.create(**body), lambda a: a.choices[0].text)
-                out.write(json.dumps({"id": task_id, "sample": sample, "text": text or ""}) + "\n")
+                out.write(json.dumps({"id": task_id, "sample": sample, "text": text if isinstance(text, str) else ""}) + "\n")
                 out.flush()
                 bar.update()
 
@@ -135,7 +132,7 @@ def from_endpoint(
             try:
                 asyncio.run(ask())
             except (openai.OpenAIError, ValueError) as error:
-                text = str(error).replace(key, "***") if key else str(error)
+                text = masked(" ".join(str(error).split()))
                 raise EvaluationError(
                     f"{_host(url)} gave no completion ({type(error).__name__}: {text[:300]}): run the same command again to go on"
                 ) from None

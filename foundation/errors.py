@@ -17,12 +17,20 @@ class DataError(UserError, ValueError):
     """Input data that can't be read."""
 
 
+def masked(text: str) -> str:
+    """A text without the keys that this process was given: servers repeat them in what they say."""
+    for name in ("OPENAI_API_KEY", "LPO_API_KEY", "HF_TOKEN"):
+        if len(key := os.environ.get(name, "").strip()) >= 4:
+            text = text.replace(key, "***")
+    return text
+
+
 def run_command(program: str, command: Callable[[], int]) -> int:
     """Run a command; returns its exit code. What a user can mend becomes one line on stderr and exit code 2."""
     try:
         return command()
     except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {masked(str(error))}", file=sys.stderr)
     except ModuleNotFoundError as error:
         remedy = "install what the project needs: pip install -e ."
         print(f"{program}: error: the package {error.name!r} is missing here; {remedy}", file=sys.stderr)

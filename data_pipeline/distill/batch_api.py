@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Final
 
 import openai
-from openai.types.chat import ChatCompletion
 
 from data_pipeline.distill.cost import Prices, bill
 from data_pipeline.distill.journal import Batch, Journal, content_key, read_completion
@@ -83,12 +82,12 @@ async def _collect(
     while (batch := await client.batches.retrieve(name)).status not in OVER:
         await asyncio.sleep(poll_s)
     for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-        for line in map(json.loads, (await client.files.content(file)).text.splitlines()):
+        for line in map(json.loads, filter(str.strip, (await client.files.content(file)).text.split("\n"))):
             key, response = line["custom_id"], line.get("response") or {}
             if key not in todo or key in journal.answers:
                 continue
-            if response.get("status_code") == 200:
-                journal.add(key, todo[key], read_completion(ChatCompletion.model_validate(response["body"])) | {"batch": True})
+            if response.get("status_code") == 200 and isinstance(response.get("body"), dict) and response["body"].get("choices"):
+                journal.add(key, todo[key], read_completion(response["body"]) | {"batch": True})
             else:
                 failed[key] = f"no answer: batch {response.get('status_code', 'error')}"
     return batch.status

@@ -7,8 +7,6 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from openai.types.chat import ChatCompletion
-
 from foundation.errors import DataError
 from foundation.files import Json, read_journal
 
@@ -18,22 +16,27 @@ def content_key(request: Json) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
-def read_completion(completion: ChatCompletion) -> Json:
-    """What is kept of a completion.
+def read_completion(body: Json) -> Json:
+    """What is kept of a completion. One whose message is odd is kept as an answer without text: it has been paid for.
 
     Raises:
       ValueError: it isn't one, whatever its status said.
     """
-    if not completion.choices:
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise ValueError("an answer without choices")
-    choice, usage = completion.choices[0], completion.usage
+    message, usage = choices[0].get("message"), body.get("usage")
+    message, usage = (found if isinstance(found, dict) else {} for found in (message, usage))
+    content, counts = message.get("content"), [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        content = "".join(part for part in parts if isinstance(part, str))
     return {
-        "text": choice.message.content,
-        "refusal": choice.message.refusal,
-        "finish_reason": choice.finish_reason,
-        "model": completion.model,
-        "tokens_in": usage.prompt_tokens if usage else 0,
-        "tokens_out": usage.completion_tokens if usage else 0,
+        "text": content if isinstance(content, str) else None,
+        "refusal": message.get("refusal"),
+        "finish_reason": choices[0].get("finish_reason"),
+        "model": " ".join(str(body.get("model") or "").split())[:100],
+        **{name: max(count, 0) if isinstance(count, int) else 0 for name, count in zip(("tokens_in", "tokens_out"), counts, strict=True)},
     }
 
 

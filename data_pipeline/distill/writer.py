@@ -78,7 +78,9 @@ class Writer:
             return "budget"
         self._committed += most
         try:
-            answer = await self.endpoint.ask(lambda client: client.chat.completions.create(**request), read_completion)
+            answer = await self.endpoint.ask(
+                lambda client: client.chat.completions.create(**request), lambda answer: read_completion(answer.to_dict())
+            )
         except (openai.APIError, ValueError) as error:
             if is_hopeless(error):
                 remedy = "check OPENAI_API_KEY, --base-url, --model and your quota"

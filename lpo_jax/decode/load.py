@@ -1,5 +1,6 @@
 """Opening what decodes: a model from a Hugging Face directory, a hub id or a run's directory, and all that `lpo generate` and `lpo serve` name."""
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from foundation.files import Json, read_journal, read_json, write_text
-from foundation.pages import CONTROLS, environment
+from foundation.pages import environment, visible
 
 SHOWN = 100
 """Samples on a page; of a larger job the first."""
@@ -42,11 +42,11 @@ def _sample(record: Json, prompts: Mapping[str, str]) -> Json:
         what = "kept" if accepted else f"replaced by {drawn}"
         pieces.append(
             {
-                "lines": token["token"].translate(CONTROLS).split("\n"),
+                "lines": visible(token["token"]).split("\n"),
                 "classes": "up" if accepted else "down changed",
                 "strength": f"{ratio if accepted else 1 - ratio:.2f}",
                 "title": f"proposed {draft}: p {p:.3g} by the model, q {q:.3g} by the security model, {what}",
             }
         )
-    shown = {"tokens": len(pieces), "kept": kept, "prompt": prompts[record["id"]].translate(CONTROLS), "pieces": pieces}
+    shown = {"tokens": len(pieces), "kept": kept, "prompt": visible(prompts[record["id"]]), "pieces": pieces}
     return {key: record[key] for key in ("id", "sample", "finish")} | shown

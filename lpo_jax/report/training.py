@@ -11,7 +11,7 @@ import yaml
 
 from data_pipeline.row import CHOSEN, REJECTED, TRUNK
 from foundation.files import Json, read_journal, read_json, write_text
-from foundation.pages import CONTROLS, environment
+from foundation.pages import environment, visible
 from lpo_jax.objectives import OBJECTIVES
 from lpo_jax.objectives.heldout import ENGLISH, HIGHER_IS_BETTER
 
@@ -172,7 +172,7 @@ def _pair(drawn: Sequence[Json], names: list[str]) -> Json:
         exact = ", ".join(f"{name} {_number(value)}" for name, value in zip(names, values, strict=True))
         blocks[s].append(
             {
-                "lines": text.translate(CONTROLS).split("\n"),
+                "lines": visible(text).split("\n"),
                 "classes": f"{'up' if delta > 0 else 'down'}{' changed' if mask else ''}",
                 "strength": f"{min(abs(delta) / CLIP, 1):.2f}" if scored else "0.00",
                 "title": f"{exact}; change {_number(delta, '+.3f')} nats" if scored else "carries no loss: not scored",
