@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greeting isn't ours
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # nothing here needs an accelerator
 
-from foundation.commands import Program
+from foundation.commands import Program, number, whole
 from foundation.errors import DataError  # noqa: E402
 from foundation.files import write_text  # noqa: E402
 
@@ -27,22 +27,26 @@ def main(argv: list[str] | None = None) -> int:
     build.add_argument("--out", required=True, help="directory of the shard set")
     which = build.add_mutually_exclusive_group(required=True)
     which.add_argument("--tokenizer", help="tokenizer.json, a directory that holds one, or a hub id")
-    which.add_argument("--train-tokenizer", type=int, metavar="SIZE", help="train a byte-level BPE of SIZE entries on the inputs")
+    which.add_argument("--train-tokenizer", type=whole(257), metavar="SIZE", help="train a byte-level BPE of SIZE entries on the inputs")
     build.add_argument("--template", metavar="NAME", help="how instructions are put: alpaca, chat (the tokenizer's own chat template), plain, or a Jinja file (default: chat if the tokenizer has a template for it, else alpaca)")  # fmt: skip
     build.add_argument(
         "--system", default="", metavar="TEXT", help="the system text of a chat (default: what its template says without one)"
     )
-    build.add_argument("--row-tokens", type=int, default=2048, help="tokens in a packed row; longer pairs are dropped (default: 2048)")
+    build.add_argument("--row-tokens", type=whole(1), default=2048, help="tokens in a packed row; longer pairs are dropped (default: 2048)")
     build.add_argument("--masks", choices=("clean", "lcs", "reference", "spans"), default="clean", help="how changed tokens are found: a diff of the code's tokens by longest common blocks (clean) or by longest common subsequence, which marks the fewest (lcs), the LPO authors' ndiff over at most 512 tokens (reference), recorded character spans (spans)")  # fmt: skip
-    build.add_argument("--hole", type=int, default=1, help="fill runs of up to so many unchanged tokens between changed ones (default: 1)")
+    build.add_argument(
+        "--hole", type=whole(0), default=1, help="fill runs of up to so many unchanged tokens between changed ones (default: 1)"
+    )
     build.add_argument("--untrimmed", action="store_true", help="keep and score the whole rejected branch: simpo and lpo's reference mode need it")  # fmt: skip
     build.add_argument("--score-prompt", action="store_true", help="score the prompt's tokens too, for sft on everything")
     build.add_argument("--heldout", type=float, default=0.05, help="share of the pairs to hold out, by CWE and commit (default: 0.05)")
-    build.add_argument("--near", type=float, default=0.85, help="Jaccard similarity from which pairs are alike, and never lie on both sides of the held-out split; above 1: none are (default: 0.85)")  # fmt: skip
+    build.add_argument("--near", type=number(), default=0.85, help="Jaccard similarity from which pairs are alike, and never lie on both sides of the held-out split; above 1: none are (default: 0.85)")  # fmt: skip
     build.add_argument("--drop-cosmetic", action="store_true", help="drop pairs whose sides differ in blanks and comments only (they are counted anyway)")  # fmt: skip
-    build.add_argument("--balance-cwe", type=int, default=0, metavar="N", help="top up a CWE of fewer than N train pairs to N, by seeded draws with replacement; all pairs stay (default: 0, none)")  # fmt: skip
-    build.add_argument("--seed", type=int, default=0, help="order of the rows, choice of the held-out pairs and of draws (default: 0)")
-    build.add_argument("--jobs", type=int, default=1, help="processes that tokenise (default: 1)")
+    build.add_argument("--balance-cwe", type=whole(0), default=0, metavar="N", help="top up a CWE of fewer than N train pairs to N, by seeded draws with replacement; all pairs stay (default: 0, none)")  # fmt: skip
+    build.add_argument(
+        "--seed", type=whole(0, 2**32 - 1), default=0, help="order of the rows, choice of the held-out pairs and of draws (default: 0)"
+    )
+    build.add_argument("--jobs", type=whole(1), default=1, help="processes that tokenise (default: 1)")
     build.add_argument("--force", action="store_true", help="replace a shard set of other inputs or options")
 
     rules = program.command("rules", "what a teacher can be asked about", _rules.__doc__, _rules)
@@ -53,18 +57,18 @@ def main(argv: list[str] | None = None) -> int:
     distill = program.command("distill", "rules -> teacher -> pairs", _distill.__doc__, _distill)
     distill.add_argument("--out", required=True, type=Path, help="directory of the job; the same command goes on with it")
     distill.add_argument("--model", required=True, help="the teacher's name at its endpoint")
-    distill.add_argument("-n", "--prompts", type=int, required=True, help="pairs to ask for")
+    distill.add_argument("-n", "--prompts", type=whole(1), required=True, help="pairs to ask for")
     _rule_filters(distill)
-    distill.add_argument("--seed", type=int, default=0, help="of the plan and the splits (default: 0)")
+    distill.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of the plan and the splits (default: 0)")
     distill.add_argument(
         "--answers",
         choices=("json", "sections"),
         default="sections",
         help="json: by schema, where the endpoint supports it; sections: labelled text (default)",
     )
-    distill.add_argument("--temperature", type=float, default=0.7, help="of the teacher (default: 0.7)")
-    distill.add_argument("--max-tokens", type=int, default=3000, help="of an answer (default: 3000)")
-    distill.add_argument("--rounds", type=int, default=1, help="of refinement by the judges' findings (default: 1)")
+    distill.add_argument("--temperature", type=number(), default=0.7, help="of the teacher (default: 0.7)")
+    distill.add_argument("--max-tokens", type=whole(1), default=3000, help="of an answer (default: 3000)")
+    distill.add_argument("--rounds", type=whole(0), default=1, help="of refinement by the judges' findings (default: 1)")
     distill.add_argument(
         "--judges",
         nargs="*",
@@ -74,18 +78,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     distill.add_argument("--split-by", choices=("rule", "cwe", "row"), default="rule", help="what no two splits share (default: rule)")
     distill.add_argument(
-        "--near", type=float, default=0.85, help="Jaccard similarity from which rows are near-duplicates; above 1: none are (default: 0.85)"
+        "--near",
+        type=number(),
+        default=0.85,
+        help="Jaccard similarity from which rows are near-duplicates; above 1: none are (default: 0.85)",
     )
     distill.add_argument("--base-url", help="of the endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
-    distill.add_argument("--concurrency", type=int, default=16, help="requests under way at once (default: 16)")
-    distill.add_argument("--timeout", type=float, default=180, help="seconds for an answer (default: 180)")
-    distill.add_argument("--tries", type=int, default=8, help="of a request in a run (default: 8)")
-    distill.add_argument("--backoff", type=float, default=1.0, help="seconds of the first wait after a failure; it doubles (default: 1)")
-    distill.add_argument("--price-in", type=float, default=0.0, help="dollars for a million tokens asked")
-    distill.add_argument("--price-out", type=float, default=0.0, help="dollars for a million tokens answered")
-    distill.add_argument("--budget", type=float, help="dollars for the job, all its runs together")
+    distill.add_argument("--concurrency", type=whole(1), default=16, help="requests under way at once (default: 16)")
+    distill.add_argument("--timeout", type=number(above=True), default=180, help="seconds for an answer (default: 180)")
+    distill.add_argument("--tries", type=whole(1), default=8, help="of a request in a run (default: 8)")
+    distill.add_argument("--backoff", type=number(), default=1.0, help="seconds of the first wait after a failure; it doubles (default: 1)")
+    distill.add_argument("--price-in", type=number(), default=0.0, help="dollars for a million tokens asked")
+    distill.add_argument("--price-out", type=number(), default=0.0, help="dollars for a million tokens answered")
+    distill.add_argument("--budget", type=number(), help="dollars for the job, all its runs together")
     distill.add_argument("--batch", action="store_true", help="use the Batch API: half the price, within a day")
-    distill.add_argument("--jobs", type=int, default=2, help="processes that judge (default: 2)")
+    distill.add_argument("--jobs", type=whole(1), default=2, help="processes that judge (default: 2)")
 
     stats = program.command("stats", "what a data set holds", _stats.__doc__, _stats)
     stats.add_argument("path", metavar="PATH", type=Path, help="a job of `lpo-data distill`, its data/, or a file of pairs")
@@ -94,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     show = program.command("show", "print pairs of a shard set", _show.__doc__, _show)
     show.add_argument("directory", metavar="DIR", help="a shard set")
     show.add_argument("--split", choices=("train", "heldout"), default="train")
-    show.add_argument("-n", type=int, default=3, help="how many pairs (default: 3)")
+    show.add_argument("-n", type=whole(0), default=3, help="how many pairs (default: 3)")
     show.add_argument("--color", choices=("auto", "always", "never"), default="auto")
     show.add_argument("--drops", action="store_true", help="list the rows that were dropped, and why, instead")
 
@@ -104,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         "--tests", metavar="DIR", type=Path, help="executable checks, run in the sandbox: one file a pair, named after its id with - as _"
     )
     check.add_argument("--verdicts", metavar="OUT", type=Path, help="record what Bandit and Semgrep find in each side")
-    check.add_argument("--workers", type=int, default=2, help="sandboxes at a time (default: 2)")
+    check.add_argument("--workers", type=whole(1), default=2, help="sandboxes at a time (default: 2)")
     return program.run(argv)
 
 

@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 from data_pipeline.distill.journal import content_key
 from data_pipeline.distill.prompts import PAIR_PARTS, REPAIR_PARTS, label
 from data_pipeline.pairs import Drops, Pair, read
+from foundation.commands import whole
 from foundation.files import Json, write_text
 
 FAULTS = ("429", "500", "reset", "timeout", "truncated", "refused")
@@ -149,7 +150,7 @@ def main() -> None:
     parser.add_argument("--faults", type=float, default=0.0, help="share of the requests that fail (default: 0)")
     parser.add_argument("--hang", type=float, default=30.0, help="seconds that a hanging request hangs (default: 30)")
     parser.add_argument("--ledger", type=Path, help="append a line for each completion delivered")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0)
     args = parser.parse_args()
 
     async def run() -> None:

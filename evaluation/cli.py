@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation.benchmarks import BENCHMARKS, Benchmark, load
 from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
-from foundation.commands import Program
+from foundation.commands import Program, number, whole
 from judges import TOOLS
 from judges.findings import NOISE
 
@@ -21,31 +21,31 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--any-data", action="store_true", help="take data whose hash isn't a known one")
     run.add_argument("--completions", required=True, metavar="SOURCE", help="canonical, insecure, a file, a URL or a model: see below")
     run.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the run's directory")
-    run.add_argument("-n", "--samples", type=int, metavar="N", help="of each task (default: 1; of a file: what it holds)")
-    run.add_argument("--limit", type=int, metavar="N", help="only the first N tasks")
+    run.add_argument("-n", "--samples", type=whole(1), metavar="N", help="of each task (default: 1; of a file: what it holds)")
+    run.add_argument("--limit", type=whole(1), metavar="N", help="only the first N tasks")
     run.add_argument("--form", choices=("completion", "instruction"), help="code to go on with, or a text that asks for a program (default: the benchmark's own)")  # fmt: skip
     draw = run.add_argument_group("drawing (endpoints and models)")
-    draw.add_argument("--temperature", type=float, default=0.4, help="0: greedy (default: 0.4)")
-    draw.add_argument("--top-p", type=float, default=0.95, metavar="P", help="draw among the fewest tokens that hold P of the probability (default: 0.95)")  # fmt: skip
-    draw.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="a completion's length at most (default: 512)")
-    draw.add_argument("--seed", type=int, default=0, help="of all samples (default: 0)")
+    draw.add_argument("--temperature", type=number(), default=0.4, help="0: greedy (default: 0.4)")
+    draw.add_argument("--top-p", type=number(most=1, above=True), default=0.95, metavar="P", help="draw among the fewest tokens that hold P of the probability (default: 0.95)")  # fmt: skip
+    draw.add_argument("--max-new-tokens", type=whole(1), default=512, metavar="N", help="a completion's length at most (default: 512)")
+    draw.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of all samples (default: 0)")
     draw.add_argument("--no-think", action="store_true", help="a model of ours: ask the response directly, without a security thought")
-    draw.add_argument("--rows", type=int, metavar="N", help="a model of ours: sequences at work at once")
+    draw.add_argument("--rows", type=whole(1), metavar="N", help="a model of ours: sequences at work at once")
     draw.add_argument("--dtype", choices=("float32", "bfloat16"), help="a model of ours: default float32 on CPUs, else bfloat16")
     draw.add_argument("--security", metavar="MODEL", help="a model of ours: co-decode with this security model, as `lpo generate` does")
     draw.add_argument(
         "--preset", choices=("aligned", "cosec_plus", "cosec_v1"), default="aligned", help="of co-decoding (default: aligned)"
     )
-    draw.add_argument("--threshold", type=float, default=0.3, metavar="TAU", help="of co-decoding (default: 0.3)")
+    draw.add_argument("--threshold", type=number(most=1), default=0.3, metavar="TAU", help="of co-decoding (default: 0.3)")
     draw.add_argument("--model", metavar="NAME", help="an endpoint: the name of its model")
-    draw.add_argument("--concurrency", type=int, default=8, metavar="N", help="an endpoint: requests at once (default: 8)")
+    draw.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="an endpoint: requests at once (default: 8)")
     how = run.add_argument_group("judging")
     how.add_argument("--judges", nargs="+", default=["bandit", "semgrep"], metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: bandit semgrep)")  # fmt: skip
     how.add_argument("--noise", action="store_true", help=f"count rules too that say little of security: {', '.join(NOISE)}; judges/findings.py says why")  # fmt: skip
     how.add_argument("--cache", type=Path, metavar="DIR", help="keep findings there, by the code's hash")
-    how.add_argument("--workers", type=int, metavar="N", help="programs at work at once (default: one a processor)")
-    how.add_argument("--time-s", type=float, default=10, metavar="S", help="a test's time at most (default: 10)")
-    how.add_argument("--memory-mb", type=int, default=512, metavar="MB", help="a test's memory at most (default: 512)")
+    how.add_argument("--workers", type=whole(1), metavar="N", help="programs at work at once (default: one a processor)")
+    how.add_argument("--time-s", type=number(above=True), default=10, metavar="S", help="a test's time at most (default: 10)")
+    how.add_argument("--memory-mb", type=whole(1), default=512, metavar="MB", help="a test's memory at most (default: 512)")
     how.add_argument("--unsafe-exec", action="store_true", help="where no sandbox works: run generated programs unprotected, as you")
 
     report = program.command("report", "runs on one page", _report.__doc__, _report)

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,37 @@ class Program:
         """The exit code; what a user can mend is told on stderr."""
         args = self._parser.parse_args(argv)
         return run_command(self._name, lambda: args.run(args))
+
+
+def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """A type of arguments: whole numbers from `least` to `most`."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} must lie in {least} .. {most}")
+        return value
+
+    return read
+
+
+def number(least: float = 0.0, most: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """A type of arguments: finite numbers from `least` (`above` it) to `most`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        if not math.isfinite(value) or not least <= value <= most or (above and value == least):
+            upper = "" if math.isinf(most) else f" and at most {most:g}"
+            raise argparse.ArgumentTypeError(f"{text} must be {'above' if above else 'at least'} {least:g}{upper}")
+        return value
+
+    return read
 
 
 def _help(about: str | None) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+from importlib.util import decode_source
 from pathlib import Path
 
-from foundation.errors import run_command
+from foundation.errors import UserError, run_command
 from judges import TOOLS, available, judge
 
 
@@ -18,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    sources = [file.read_text(encoding="utf-8") for file in args.files]
+    sources = [_read(file) for file in args.files]
     verdicts = judge(sources, args.tools or available(), noise=args.noise, progress=True)
     for file, verdict in zip(args.files, verdicts, strict=True):
         if not verdict.parses:
@@ -28,6 +29,16 @@ def _show(args: argparse.Namespace) -> int:
         for f in verdict.findings:
             print(f"{file}:{f.line}: {f.severity} {f.cwe or 'no CWE'} [{f.judge} {f.rule}] {f.message}")
     return int(any(v.findings for v in verdicts))
+
+
+def _read(file: Path) -> str:
+    """A program's text as Python reads it: with a byte order mark, or the encoding that it declares."""
+    try:
+        return decode_source(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; give files of Python code") from None
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: Python can't read it ({error}); save it as UTF-8, or declare its encoding") from None
 
 
 if __name__ == "__main__":

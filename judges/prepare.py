@@ -61,7 +61,7 @@ class Prepared:
 
 def prepare(source: str) -> Prepared | None:
     """The file to analyze, or None where `source` is no Python, however it is indented."""
-    source = source.replace("\r\n", "\n").replace("\r", "\n")
+    source = source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     for text, shift in ((source, 0), (textwrap.dedent(source), 0), ("if True:\n" + source, 1)):
         tree = parse(text)
         if tree is not None:

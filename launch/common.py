@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from foundation.commands import number, whole
 from foundation.errors import UserError
 from lpo_jax.config import RunConfig, load, to_dict
 
@@ -253,10 +254,10 @@ def cloud_parser(module: str, description: str | None, examples: str) -> argpars
     config = "a YAML file that git tracks, e.g. configs/lpo_hf.yaml"
     made = parser(module, description, examples, "of what is created", config, optional=True)
     made.add_argument("--tpu", metavar="SLICE", help="v5e:4x4, v6e:4x8, v5p:2x2x4, ... or v5litepod-16, v6e-32, v5p-32, ...")
-    made.add_argument("--restarts", type=int, default=20, help="restarts after preemption (default: 20)")
+    made.add_argument("--restarts", type=whole(0), default=20, help="restarts after preemption (default: 20)")
     made.add_argument("--delete", choices=("never", "success", "always"), default="never", help="delete what was created at the end: after a run that succeeded, or also after one that failed (default: never)")  # fmt: skip
     made.add_argument("--skip-plan", action="store_true", help="don't ask `lpo plan` first")
-    made.add_argument("--pause-s", type=float, default=30, help="seconds between looks at the cloud, before a first retry (default: 30)")
+    made.add_argument("--pause-s", type=number(), default=30, help="seconds between looks at the cloud, before a first retry (default: 30)")
     made.add_argument("--down", action="store_true", help="delete what an earlier run created, and do nothing else")
     return made
 

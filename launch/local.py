@@ -16,6 +16,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from foundation.commands import number, whole
 from foundation.errors import run_command
 from launch import common
 from launch.common import PREEMPTED, Shell, say
@@ -100,9 +101,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def main() -> int:
     parser = common.parser("local", __doc__, EXAMPLES, "of the log files", "a YAML file, e.g. configs/tiny_cpu.yaml")
-    parser.add_argument("--processes", type=int, default=2, help="(default: 2)")
-    parser.add_argument("--devices", type=int, default=4, help="fake CPU devices of each process (default: 4)")
-    parser.add_argument("--grace-s", type=float, default=60, help="seconds that the others have to end when one has failed (default: 60)")
+    parser.add_argument("--processes", type=whole(1), default=2, help="(default: 2)")
+    parser.add_argument("--devices", type=whole(1), default=4, help="fake CPU devices of each process (default: 4)")
+    parser.add_argument(
+        "--grace-s", type=number(), default=60, help="seconds that the others have to end when one has failed (default: 60)"
+    )
     args = common.parse(parser)
     return run_command("train-local-multihost", lambda: up(args))
 

@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from foundation.commands import number, whole
 from foundation.errors import run_command
 from launch import common
 from launch.common import Checks, LaunchError, Shell, say
@@ -87,10 +88,12 @@ def _state(shell: Shell, job: str) -> str:
 
 def main() -> int:
     parser = common.parser("slurm", __doc__, EXAMPLES, "of the job", "a YAML file, e.g. configs/lpo_hf.yaml")
-    parser.add_argument("--nodes", type=int, default=1, help="(default: 1)")
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs a node, each with a process of its own (default: 0, CPUs)")
-    parser.add_argument("--restarts", type=int, default=20, help="times that lpo train is queued again after it has saved (default: 20)")
-    parser.add_argument("--pause-s", type=float, default=10, help="seconds between looks at the queue (default: 10)")
+    parser.add_argument("--nodes", type=whole(1), default=1, help="(default: 1)")
+    parser.add_argument("--gpus", type=whole(0), default=0, help="GPUs a node, each with a process of its own (default: 0, CPUs)")
+    parser.add_argument(
+        "--restarts", type=whole(0), default=20, help="times that lpo train is queued again after it has saved (default: 20)"
+    )
+    parser.add_argument("--pause-s", type=number(), default=10, help="seconds between looks at the queue (default: 10)")
     args = common.parse(parser)
     return run_command("train-slurm", lambda: up(args))
 

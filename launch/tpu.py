@@ -27,6 +27,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from foundation.commands import whole
 from foundation.errors import run_command
 from launch import common, slices
 from launch.common import PREEMPTED, Checks, LaunchError, Shell, say
@@ -366,8 +367,8 @@ def main() -> int:
     parser = common.cloud_parser("tpu", __doc__, EXAMPLES)
     parser.add_argument("--spot", action="store_true", help="a cheap TPU that may be taken away, from the queue")
     parser.add_argument("--queued", action="store_true", help="wait in the queue for capacity")
-    parser.add_argument("--wait-min", type=int, default=360, help="minutes to wait in the queue (default: 360)")
-    parser.add_argument("--tries", type=int, default=5, help="tries for what may fail by chance: capacity, ssh (default: 5)")
+    parser.add_argument("--wait-min", type=whole(0), default=360, help="minutes to wait in the queue (default: 360)")
+    parser.add_argument("--tries", type=whole(1), default=5, help="tries for what may fail by chance: capacity, ssh (default: 5)")
     args = common.parse(parser)
     return run_command("train-tpu", lambda: down(args) if args.down else up(args))
 

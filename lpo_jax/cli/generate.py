@@ -21,6 +21,7 @@ examples:
 
 import argparse
 
+from foundation.commands import number, whole
 from lpo_jax.cli.models import add_asking, add_models, models_of
 
 
@@ -28,17 +29,25 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", metavar="PROMPTS.jsonl", help="the prompts, a line each")
     parser.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="where the completions go")
     add_models(parser, ("crosec", "crosec_published"))
-    parser.add_argument("--weight", type=float, metavar="W", help="crosec: the security model's share of the mixture (default: 0.3)")
-    parser.add_argument("--security-tokenizer", metavar="DIR", help="crosec: default: the security model's own")
-    parser.add_argument("--samples", type=int, default=1, metavar="N", help="of each prompt (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of all samples (default: 0)")
-    parser.add_argument("--temperature", type=float, default=0.4, help="divides the logits (default: 0.4)")
-    parser.add_argument("--greedy", action="store_true", help="always the most probable token, as --temperature 0")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw among the K most probable tokens; 0: among all (default)")
     parser.add_argument(
-        "--top-p", type=float, default=0.95, metavar="P", help="of these among the fewest that hold P of the probability (default: 0.95)"
+        "--weight", type=number(most=1), metavar="W", help="crosec: the security model's share of the mixture (default: 0.3)"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="a completion's length at most (default: 256)")
+    parser.add_argument("--security-tokenizer", metavar="DIR", help="crosec: default: the security model's own")
+    parser.add_argument("--samples", type=whole(1), default=1, metavar="N", help="of each prompt (default: 1)")
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of all samples (default: 0)")
+    parser.add_argument("--temperature", type=number(), default=0.4, help="divides the logits (default: 0.4)")
+    parser.add_argument("--greedy", action="store_true", help="always the most probable token, as --temperature 0")
+    parser.add_argument(
+        "--top-k", type=whole(0), default=0, metavar="K", help="draw among the K most probable tokens; 0: among all (default)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=number(most=1, above=True),
+        default=0.95,
+        metavar="P",
+        help="of these among the fewest that hold P of the probability (default: 0.95)",
+    )
+    parser.add_argument("--max-new-tokens", type=whole(1), default=256, metavar="N", help="a completion's length at most (default: 256)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a completion in front of this text; repeatable")
     add_asking(parser)
     parser.add_argument("--trace", action="store_true", help="write what each model thought of each token, too")

@@ -4,6 +4,8 @@ import argparse
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
+from foundation.commands import number, whole
+
 if TYPE_CHECKING:
     from lpo_jax.decode.load import Models
     from lpo_jax.decode.rules.codecode import CoDecoding
@@ -21,11 +23,21 @@ def add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = 
         rule += "; crosec: mix the two, the security model reading the text in its own tokens"
     parser.add_argument("--preset", choices=("aligned", "cosec_plus", "cosec_v1", *more_presets), default="aligned", help=rule)
     for flag, kind, metavar, text in (
-        ("--threshold", float, "TAU", "keep a proposed token if min(1, p / q) exceeds this: 0 keeps all, 1 none (default: 0.3)"),
-        ("--draft-temperature", float, "T", "of the proposals (default: cosec_v1: 0.4, else --temperature)"),
-        ("--block", int, "K", "propose K tokens before the model looks; the text is the same (default: by what is accepted, at most 8)"),
-        ("--rows", int, "N", "sequences at work at once (default: 16 for each device that cuts the batch)"),
-        ("--max-len-tokens", int, "N", "refuse what is longer, prompt and completion (default: the model's limit; serve: at most 4096)"),
+        ("--threshold", number(most=1), "TAU", "keep a proposed token if min(1, p / q) exceeds this: 0 keeps all, 1 none (default: 0.3)"),
+        ("--draft-temperature", number(), "T", "of the proposals (default: cosec_v1: 0.4, else --temperature)"),
+        (
+            "--block",
+            whole(1),
+            "K",
+            "propose K tokens before the model looks; the text is the same (default: by what is accepted, at most 8)",
+        ),
+        ("--rows", whole(1), "N", "sequences at work at once (default: 16 for each device that cuts the batch)"),
+        (
+            "--max-len-tokens",
+            whole(2),
+            "N",
+            "refuse what is longer, prompt and completion (default: the model's limit; serve: at most 4096)",
+        ),
     ):
         parser.add_argument(flag, type=kind, metavar=metavar, help=text)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and matmuls (default: float32 on CPUs, else bfloat16)")
@@ -35,7 +47,7 @@ def add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = 
         ("tensor", 1, "cut heads, mlp, vocabulary"),
     ):
         text = f"devices along the mesh's {axis} axis: {what} (default: {default})"
-        parser.add_argument(f"--{axis}", type=int, default=default, metavar="N", help=text)
+        parser.add_argument(f"--{axis}", type=whole(-1), default=default, metavar="N", help=text)
 
 
 def add_asking(parser: argparse.ArgumentParser) -> None:

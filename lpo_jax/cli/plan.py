@@ -21,6 +21,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+from foundation.commands import whole
 from foundation.files import write_json
 
 
@@ -29,7 +30,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("configs", nargs="+", metavar="CONFIG | KEY=VALUE", help=what)
     parser.add_argument("--stage", metavar="NAME", help="the stage to plan; default: the last")
     parser.add_argument("--search", action="store_true", help="try meshes, remat policies and batches, and print the fastest that fits")
-    parser.add_argument("--tries", type=int, default=12, metavar="N", help="with --search: compile so many at most (default: %(default)s)")
+    parser.add_argument(
+        "--tries", type=whole(1), default=12, metavar="N", help="with --search: compile so many at most (default: %(default)s)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write everything that was found; of several configs: a list")
     parser.add_argument("--table", metavar="FILE", help="write a page with a row for each config, in Markdown")
     made_before = "plans made before (default: lpo-jax in $XDG_CACHE_HOME or ~/.cache); made anew when code or versions change"

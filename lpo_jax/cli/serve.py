@@ -29,6 +29,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from foundation.commands import number, whole
 from lpo_jax.cli.models import add_asking, add_models, models_of
 
 log = logging.getLogger(__name__)
@@ -41,11 +42,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_models(parser)
     parser.add_argument("--name", help="what clients call the model (default: the last part of --model)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="the port; 0: any that is free (default: %(default)s)")
     parser.add_argument(
-        "--max-waiting", type=int, default=256, metavar="N", help="completions that may wait for a row; more: 429 (default: %(default)s)"
+        "--port", type=whole(0, 65535), default=8000, metavar="N", help="the port; 0: any that is free (default: %(default)s)"
     )
-    parser.add_argument("--grace", type=float, default=30, metavar="S", help="seconds to finish what is at work at the end (default: 30)")
+    parser.add_argument(
+        "--max-waiting",
+        type=whole(0),
+        default=256,
+        metavar="N",
+        help="completions that may wait for a row; more: 429 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--grace", type=number(), default=30, metavar="S", help="seconds to finish what is at work at the end (default: 30)"
+    )
     add_asking(parser)
     parser.set_defaults(weight=None, security_tokenizer=None)
 
@@ -62,8 +71,13 @@ def run(args: argparse.Namespace) -> int:
     from lpo_jax.serve.protocol import Served
 
     key = os.environ.get("LPO_API_KEY")
+    key = None if key is None else key.strip()
     if key == "":
         raise ConfigError("LPO_API_KEY is empty: give it a key, or unset it to serve without one")
+    if key is not None and not all("!" <= c <= "~" for c in key):
+        raise ConfigError(
+            "LPO_API_KEY holds what clients can't send in a header: write letters, digits and punctuation of ASCII, without blanks"
+        )
     if args.max_waiting < 0 or args.grace < 0:
         raise ConfigError("--max-waiting and --grace must be 0 or more")
     found = find(models_of(args))

@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import FrameType
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from foundation.files import Json
 from lpo_jax.config import ConfigError
@@ -30,10 +32,11 @@ _T = TypeVar("_T")
 SEGMENT_STEPS = 8  # tokens between looks: how often streams go on and who waits can begin
 MAX_BODY_BYTES = 2**20
 BODY_TIMEOUT_S = 30.0  # within which a body must have arrived
+HEAD_TIMEOUT_S = 10.0  # and in front of it a head
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that doesn't listen yet: whoever comes before the server is ready is refused.
+    """A socket that doesn't listen yet: whoever comes before the server is ready is refused. Another server of ours can't have its port, either.
 
     Raises:
       ConfigError: the address can't be had.
@@ -42,10 +45,26 @@ def bind(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        _claims.append(_claim(bound.getsockname()[1]))
     except (OSError, OverflowError) as error:
         bound.close()
         raise ConfigError(f"{host}:{port} can't be listened on: {error}; give another --host or --port") from None
     return bound
+
+
+_claims: list[socket.socket] = []  # as long as the process lives
+
+
+def _claim(port: int) -> socket.socket:
+    """A name that one process has. SO_REUSEADDR lets several bind a port, as long as none listens, and the second would fail when it is ready."""
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    if sys.platform.startswith("linux"):
+        try:
+            claim.bind(f"\0lpo-serve-{port}")
+        except OSError:
+            claim.close()
+            raise OSError("another `lpo serve` is starting there") from None
+    return claim
 
 
 def address(bound: socket.socket) -> str:
@@ -105,13 +124,45 @@ def application(driver: Driver, served: Served, key: str | None) -> Starlette:
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
+class _Impatient(H11Protocol):
+    """A connection is closed where a request's head doesn't arrive within `HEAD_TIMEOUT_S`: half a head would hold it for ever."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            if self._waiting is None:
+                self._wait()
+        else:
+            self._arrived()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._arrived()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._waiting = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+
+    def _arrived(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+
 class Server(uvicorn.Server):
     """Ends also when the driver fails; when it ends, gives what is at work so many seconds, or until a second signal."""
 
     def __init__(self, driver: Driver, served: Served, key: str | None, grace_s: float):
         app = application(driver, served, key)
         super().__init__(
-            uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=int(grace_s) + 5)
+            uvicorn.Config(
+                app, http=_Impatient, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=int(grace_s) + 5
+            )
         )
         self._driver, self._served, self._grace_s = driver, served, grace_s
 
