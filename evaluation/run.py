@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from evaluation.audit import reaches
 from evaluation.benchmarks import Benchmark, Task
 from evaluation.completions import Completions, EvaluationError
 from evaluation.extract import extract
@@ -113,6 +114,8 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) 
             "functional": None,
             "security": None,
         }
+        if reached := reaches(program.code):
+            record["reaches"] = reached  # for what it might misuse, see `evaluation.audit`
         records.append(record)
         for key, test in (("functional", task.functional_test), ("security", task.security_test)):
             if test is not None and (program.empty or not program.parses):

@@ -16,6 +16,7 @@ from typing import Any
 PASSED = b"passed\n"
 OPAQUE = 70
 """The tester's exit code where an argument or a result is no plain value."""
+compile_, exec_ = compile, exec  # as they were before the program
 BUILTINS = __builtins__ if isinstance(__builtins__, dict) else vars(__builtins__)
 
 
@@ -95,16 +96,16 @@ def serve(program: bytes, asks: int, answers: int, before: dict[str, Any]) -> No
     kept = {name: __import__(name) for name in before["imports"]}
     kept = {name: getattr(kept[name.partition(".")[0]], name.partition(".")[2]) for name in before["keep"]}
     if before["code"]:
-        exec(compile(before["code"], "before.py", "exec"), {"__name__": "before"})
+        exec_(compile_(before["code"], "before.py", "exec"), {"__name__": "before"})
     for name in before["modules"]:
         sys.modules[name] = module
-    exec(compile(program, "main.py", "exec"), space)
+    exec_(compile_(program, "main.py", "exec"), space)
     send(answers, ["loaded", sorted(name for name in space if not name.startswith("__"))])
     while True:
         kind, *what = receive(asks)
         if kind == "test":
             space["kept_"] = kept
-            exec(compile(what[0], "test.py", "exec"), space)
+            exec_(compile_(what[0], "test.py", "exec"), space)
             send(answers, ["done"])
             continue
         name, args, keywords = what[0], unpack(what[1]), unpack(what[2])
@@ -170,9 +171,9 @@ def tested(program: bytes, size: int, source: int, before: dict[str, Any]) -> No
         if test["names"]:
             space = {"__name__": "test"}
             if test["given"]:
-                exec(compile(test["given"], "given.py", "exec"), space)
+                exec_(compile_(test["given"], "given.py", "exec"), space)
             space.update({name: proxy(name, asks[1], answers[0]) for name in test["names"]})
-            exec(compile(test["code"], "test.py", "exec"), space)
+            exec_(compile_(test["code"], "test.py", "exec"), space)
         else:
             send(asks[1], ["test", test["code"]])
             receive(answers[0])
