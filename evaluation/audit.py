@@ -22,6 +22,8 @@ def reaches(code: str) -> list[str]:
     for node in ast.walk(tree) if tree else ():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in _METHODS:
             found.add(node.name)
+        elif isinstance(node, ast.Name) and node.id in _METHODS:  # __eq__ = lambda ...
+            found.add(node.id)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names = (
                 {alias.name.partition(".")[0] for alias in node.names}
