@@ -201,7 +201,7 @@ def _answer(template: Template, reasoning: str, language: str, code: bool) -> tu
 
 def _block(template: Template, name: str, given: Mapping[str, object]) -> str:
     found = chat.compiled(template.source, strict=True)
-    return chat.limited(lambda: "".join(found.blocks[name](found.new_context(given))))
+    return chat.limited(lambda: "".join(found.blocks[name](found.new_context(dict(given)))))
 
 
 @functools.lru_cache(maxsize=16)

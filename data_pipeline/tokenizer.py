@@ -36,7 +36,7 @@ class Tokenizer:
     eos_id: int
     bos_id: int | None  # set only if the tokenizer itself puts it in front of a text
     chat: str | None = None  # Jinja
-    specials: Mapping[str, str] = field(default_factory=dict)  # by the names that chat templates use: bos_token, eos_token, ...
+    specials: Mapping[str, str] = field(default_factory=dict, hash=False)  # by the names that chat templates use: bos_token, eos_token, ...
 
     def encode(self, text: str, goes_on: bool = False) -> tokenizers.Encoding:
         """A text's tokens. `goes_on`: it follows another text, so that no tokenizer puts a blank in front of it."""

@@ -121,14 +121,15 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) 
             if test is not None and (program.empty or not program.parses):
                 record[key] = {"outcome": "fail", "detail": "no code" if program.empty else "not Python", "seconds": 0.0}
             elif test is not None:
-                cases.append((record, key, task, _case(program.code, task, test, options)))
+                cases.append((record, key, task, case_of(program.code, task, test, options)))
     last = {id(record): key for record, key, _, _ in cases}
     bar.set_postfix_str("tests")
     results = run_many((case for *_, case in cases), options.workers, unsafe_exec=options.unsafe_exec)
     for (record, key, task, case), result in zip(cases, results, strict=True):
+        assert case.test is not None
         inside = result.opaque and _needs_objects(task, key, options)
         if inside:
-            case = _case(record["code"], replace(task, names=()), case.test.code, options)
+            case = replace(case, test=replace(case.test, names=()))
             result = run_one(case, unsafe_exec=options.unsafe_exec)
         found = {"outcome": result.outcome, "detail": result.detail, "seconds": round(result.seconds, 3)}
         record[key] = found | ({"inside": True} if inside or not task.names else {})
@@ -146,7 +147,7 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) 
     return records
 
 
-def _case(code: str, task: Task, test: str, options: Options) -> Case:
+def case_of(code: str, task: Task, test: str, options: Options) -> Case:
     limits = Limits(time_s=options.time_s, memory_mb=options.memory_mb)
     modules = (task.module,) if task.module else ()
     held = Test(test, task.names, task.given, keep=("pytest.main",) if task.module else (), modules=modules)
@@ -162,7 +163,7 @@ def _needs_objects(task: Task, key: str, options: Options) -> bool:
         test = task.functional_test if key == "functional" else task.security_test
         assert test is not None
         _objects[known] = run_one(
-            _case(task.prompt + task.canonical + task.suffix, task, test, options), unsafe_exec=options.unsafe_exec
+            case_of(task.prompt + task.canonical + task.suffix, task, test, options), unsafe_exec=options.unsafe_exec
         ).opaque
     return _objects[known]
 

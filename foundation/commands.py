@@ -4,9 +4,9 @@ import argparse
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from foundation.errors import run_command
+from foundation.errors import UserError, run_command
 
 
 class Program:
@@ -17,7 +17,7 @@ class Program:
 
     def __init__(self, name: str, about: str | None):
         self._name = name
-        self._parser = argparse.ArgumentParser(name, **_help(about))
+        self._parser = _Parser(name, **_help(about))
         self._commands = self._parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(self, name: str, short: str, about: str | None, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
@@ -34,8 +34,18 @@ class Program:
 
     def run(self, argv: Sequence[str] | None) -> int:
         """The exit code; what a user can mend is told on stderr."""
-        args = self._parser.parse_args(argv)
-        return run_command(self._name, lambda: args.run(args))
+
+        def parse_and_run() -> int:
+            args = self._parser.parse_args(argv)
+            return args.run(args)
+
+        return run_command(self._name, parse_and_run)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """What is wrong, without the usage of twenty arguments in front."""
+        raise UserError(f"{message}; `{self.prog} --help` explains")
 
 
 def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:

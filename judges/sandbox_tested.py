@@ -60,8 +60,10 @@ def unpack(value: Any) -> Any:
         return float.fromhex(inner)
     if kind == "complex":
         return complex(*map(float.fromhex, inner))
-    if kind in ("bytes", "bytearray"):
-        return {"bytes": bytes, "bytearray": bytearray}[kind].fromhex(inner)
+    if kind == "bytes":
+        return bytes.fromhex(inner)
+    if kind == "bytearray":
+        return bytearray.fromhex(inner)
     if kind == "dict":
         return {unpack(k): unpack(x) for k, x in inner}
     return {"tuple": tuple, "list": list, "set": set, "frozenset": frozenset}[kind](map(unpack, inner))
@@ -139,8 +141,9 @@ def proxy(name: str, asks: int, answers: int) -> Callable:
             raise OpaqueError(f"{name} returned a {said[0]}")
         if kind == "raise":
             known = BUILTINS.get(said[0])
-            is_error = isinstance(known, type) and issubclass(known, Exception)
-            raise known(said[1]) if is_error else Exception(f"{said[0]}: {said[1]}")
+            if isinstance(known, type) and issubclass(known, Exception):
+                raise known(said[1])
+            raise Exception(f"{said[0]}: {said[1]}")
         for old, new in zip(args, unpack(said[1]), strict=True):
             refill(old, new)
         return unpack(said[0])
@@ -164,7 +167,7 @@ def tested(program: bytes, size: int, source: int, before: dict[str, Any]) -> No
     for fd in (asks[0], answers[1]):
         os.close(fd)
     sys.path[:] = [path for path in sys.path if path not in ("", "/tmp", "/tmp/work")]  # what the program has written isn't imported
-    libc("prctl", 4, 0, 0, 0, 0)  # noqa: F821  PR_SET_DUMPABLE
+    libc("prctl", 4, 0, 0, 0, 0)  # type: ignore[name-defined]  # noqa: F821  (PR_SET_DUMPABLE)
     test = json.loads(receive(source, size))
     try:
         kind, defined = receive(answers[0])

@@ -6,17 +6,13 @@ import json
 import pytest
 
 from data_pipeline import pairs, template
-from data_pipeline.pairs import DataError, Drops, Pair
+from data_pipeline.pairs import DataError, Pair
 from data_pipeline.template import alpaca
+from tests.helpers.reading import read_pairs
 
 
 def render(pair):
     return template.render(pair, alpaca(), None)
-
-
-def read_all(path):
-    drops = Drops()
-    return list(pairs.read(path, drops)), drops
 
 
 def test_own_format_round_trip(tmp_path):
@@ -25,7 +21,7 @@ def test_own_format_round_trip(tmp_path):
         Pair("b", "x\n", "y\n", language="c"),
     ]
     pairs.write(written, tmp_path / "p.jsonl")
-    found, drops = read_all(tmp_path / "p.jsonl")
+    found, drops = read_pairs(tmp_path / "p.jsonl")
     assert found == written
     assert drops.rows == []
 
@@ -36,7 +32,7 @@ def test_disco_csv(tmp_path):
         writer.writerow(["", "Secure Code", "Vulnerable Code", "Instruction", "Reasoning"])
         writer.writerow([0, "safe(\n)", "unsafe(\n)", " Write, it. ", "R"])
         writer.writerow([1, "same", "same ", "I", "R"])
-    found, drops = read_all(tmp_path / "d.csv")
+    found, drops = read_pairs(tmp_path / "d.csv")
     assert found == [Pair("d.csv:1", "safe(\n)", "unsafe(\n)", "Write, it.", "R")]
     assert drops.rows == [("d.csv:2", "both sides are equal")]
 
@@ -47,7 +43,7 @@ def test_sven_jsonl(tmp_path):
         "char_changes": {"deleted": [{"char_start": 2, "char_end": 3, "chars": "b"}], "added": [{"char_start": 2, "char_end": 3, "chars": "c"}]},
     }  # fmt: skip
     (tmp_path / "s.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"description": "Do.", "char_changes": None}) + "\n")
-    found, _ = read_all(tmp_path / "s.jsonl")
+    found, _ = read_pairs(tmp_path / "s.jsonl")
     common = {"chosen": "a(c)", "rejected": "a(b)", "cwe": "CWE-79", "language": "javascript", "group": "l"}
     assert found == [
         Pair("s.jsonl:1", **common, chosen_spans=((2, 3),), rejected_spans=((2, 3),)),
@@ -67,7 +63,7 @@ def test_bad_rows_are_counted_by_reason(tmp_path):
         json.dumps(good | {"rejected": "a\n"}),
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
-    found, drops = read_all(tmp_path / "p.jsonl")
+    found, drops = read_pairs(tmp_path / "p.jsonl")
     assert [p.id for p in found] == ["p.jsonl:1"]
     assert [row for row, _ in drops.rows] == ["p.jsonl:2", "p.jsonl:3", "p.jsonl:4", "p.jsonl:5", "p.jsonl:7"]
     assert drops.counts()["both sides are equal"] == drops.counts()["empty code"] == drops.counts()["not a JSON object"] == 1
@@ -76,17 +72,17 @@ def test_bad_rows_are_counted_by_reason(tmp_path):
 def test_unknown_columns_missing_file_and_encoding(tmp_path):
     (tmp_path / "u.jsonl").write_text('{"before": 1}\n')
     with pytest.raises(DataError, match=r"u\.jsonl row 1: columns before fit no known format .*chosen, rejected"):
-        read_all(tmp_path / "u.jsonl")
+        read_pairs(tmp_path / "u.jsonl")
     with pytest.raises(DataError, match="no such file"):
-        read_all(tmp_path / "none.jsonl")
+        read_pairs(tmp_path / "none.jsonl")
     (tmp_path / "l.jsonl").write_bytes('{"chosen": "é"}'.encode("latin-1"))
-    with pytest.raises(DataError, match="not UTF-8"):
-        read_all(tmp_path / "l.jsonl")
+    with pytest.raises(DataError, match="neither UTF-8 nor UTF-16"):
+        read_pairs(tmp_path / "l.jsonl")
 
 
 def test_every_real_row_is_read(shared_data):
     for file, rows, dropped in (("safecoder/sec-new-desc.train.jsonl", 420, 1), ("sven/train.python.jsonl", 342, 0)):
-        found, drops = read_all(shared_data / file)
+        found, drops = read_pairs(shared_data / file)
         assert (len(found) + len(drops.rows), len(drops.rows)) == (rows, dropped)
     assert all(p.chosen_spans is not None for p in found)
 
@@ -124,7 +120,7 @@ def test_plain_rows(tmp_path):
         {"instruction": "Add.", "output": None},
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found, drops = read_all(tmp_path / "p.jsonl")
+    found, drops = read_pairs(tmp_path / "p.jsonl")
     assert [(p.instruction, p.chosen) for p in found] == [
         ("Add.", "a + b\n"), ("Add.\n\n### Input:\n1, 2", "3"), ("Add.", "a + b"), ("Add.", "a + b")
     ]  # fmt: skip

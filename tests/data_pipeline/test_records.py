@@ -12,19 +12,15 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import formats, pairs, records
-from data_pipeline.pairs import Drops, Pair
+from data_pipeline.pairs import Pair
 from foundation.errors import DataError
+from tests.helpers.reading import read_pairs
 
 ROWS = [
     {"id": str(n), "chosen": f"safe({n})\n", "rejected": f"bad({n})\n", "instruction": f"Zeile\u2028{n}\x85é", "cwe": "CWE-79"}
     for n in range(3)
 ]
 PAIRS = [Pair(**row) for row in ROWS]
-
-
-def read(path):
-    drops = Drops()
-    return list(pairs.read(path, drops)), drops
 
 
 def lines(rows=ROWS, end="\n"):
@@ -63,20 +59,20 @@ CONTENTS = {
 @pytest.mark.parametrize("name", CONTENTS)
 def test_whatever_it_comes_in_it_is_the_same(tmp_path, name):
     (tmp_path / name).write_bytes(CONTENTS[name])
-    found, drops = read(tmp_path / name)
+    found, drops = read_pairs(tmp_path / name)
     assert (found, drops.rows) == (PAIRS, [])
 
 
 def test_parquet_and_directories(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "p.parquet")
-    assert read(tmp_path / "p.parquet")[0] == PAIRS
+    assert read_pairs(tmp_path / "p.parquet")[0] == PAIRS
     import datasets
 
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-    assert read(tmp_path / "saved")[0] == PAIRS
+    assert read_pairs(tmp_path / "saved")[0] == PAIRS
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "train.jsonl").write_bytes(CONTENTS["plain.jsonl"])
-    assert read(tmp_path / "hub")[0] == PAIRS
+    assert read_pairs(tmp_path / "hub")[0] == PAIRS
     assert records.facts(tmp_path / "saved")["sha256"] != records.facts(tmp_path / "hub")["sha256"]
 
 
@@ -94,15 +90,15 @@ def test_parquet_and_directories(tmp_path):
 def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
-        read(tmp_path / name)
+        read_pairs(tmp_path / name)
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
 def test_no_file_no_hub(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no such file"):
-        read(tmp_path / "none.jsonl")
+        read_pairs(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="`datasets` can't open it .*give a file instead"):
-        read("somebody/nothing-of-the-kind")
+        read_pairs("somebody/nothing-of-the-kind")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +124,7 @@ def test_no_file_no_hub(tmp_path, monkeypatch):
 def test_fields_are_converted_or_named(tmp_path, given, expected):
     row = {"id": "x", "chosen": "a\n", "rejected": "b\n", "instruction": "Do."} | given
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(ROWS[0]))
-    found, drops = read(tmp_path / "p.jsonl")
+    found, drops = read_pairs(tmp_path / "p.jsonl")
     if isinstance(expected, str):
         assert (found, drops.rows) == ([PAIRS[0]], [("p.jsonl:1", expected)])
     else:
@@ -138,7 +134,7 @@ def test_fields_are_converted_or_named(tmp_path, given, expected):
 def test_spans_follow_line_breaks(tmp_path):
     row = {"chosen": "a\r\nxy\r\n", "rejected": "a\r\nz\r\n", "chosen_spans": [[3, 5]], "rejected_spans": [[3, 4]]}
     (tmp_path / "p.jsonl").write_text(json.dumps(row))
-    (pair,), _ = read(tmp_path / "p.jsonl")
+    (pair,), _ = read_pairs(tmp_path / "p.jsonl")
     assert [pair.chosen[slice(*span)] for span in pair.chosen_spans] == ["xy"]
     assert [pair.rejected[slice(*span)] for span in pair.rejected_spans] == ["z"]
 
@@ -179,7 +175,7 @@ SHAPES = {
 def test_preference_pairs_of_others(tmp_path, shape):
     row, expected = SHAPES[shape]
     (tmp_path / "p.jsonl").write_text(json.dumps(row))
-    (pair,), drops = read(tmp_path / "p.jsonl")
+    (pair,), drops = read_pairs(tmp_path / "p.jsonl")
     assert (pair.chosen, pair.rejected, pair.code, drops.unused["p.jsonl"]) == (GOOD, BAD, True, {})
     assert {name: getattr(pair, name) for name in expected} == expected
 
@@ -194,7 +190,7 @@ def test_preference_pairs_of_others(tmp_path, shape):
 )
 def test_plain_conversations(tmp_path, row):
     (tmp_path / "p.jsonl").write_text(json.dumps(row))
-    (pair,), _ = read(tmp_path / "p.jsonl")
+    (pair,), _ = read_pairs(tmp_path / "p.jsonl")
     assert pair.plain and (pair.instruction, pair.chosen, pair.code) == ("Do.", "Yes.", False)
 
 
@@ -205,7 +201,7 @@ def test_code_is_taken_out_of_fences_and_said_so(tmp_path):
         {"prompt": "Do.", "chosen": fenced[0], "rejected": f"Or so:\n{fenced[1]}"},
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (taken, whole), drops = read(tmp_path / "p.jsonl")
+    (taken, whole), drops = read_pairs(tmp_path / "p.jsonl")
     assert (taken.chosen + "\n", taken.reasoning, taken.language, taken.code) == (GOOD, "Quote it.", "py", True)
     assert (whole.chosen, whole.code) == (fenced[0], False)
     assert drops.notes == {formats.NOTE: 1}
@@ -213,7 +209,7 @@ def test_code_is_taken_out_of_fences_and_said_so(tmp_path):
 
 def test_columns_that_nothing_reads_are_named(tmp_path, caplog):
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row | {"reasonning": "Why.", "extra": None}) + "\n" for row in ROWS))
-    _, drops = read(tmp_path / "p.jsonl")
+    _, drops = read_pairs(tmp_path / "p.jsonl")
     assert drops.unused == {"p.jsonl": {"reasonning": 3}}
     assert "nothing reads the columns reasonning (3 rows; is reasoning meant?)" in caplog.text
 
@@ -255,12 +251,12 @@ def test_every_row_ends_as_a_pair_a_drop_or_an_error(tmp_path_factory, form, row
     path = tmp_path_factory.mktemp("rows") / "r.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     try:
-        found, drops = read(path)
+        found, drops = read_pairs(path)
     except DataError as error:
         event(str(error).partition(": ")[2][:30])
         return
     assert len(found) + len(drops.rows) == len(rows)
     for pair in found:
         pairs.write([pair], path)
-        again, _ = read(path)
+        again, _ = read_pairs(path)
         assert again == [pair]

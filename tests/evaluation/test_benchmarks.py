@@ -6,7 +6,8 @@ import json
 import pytest
 
 from evaluation import benchmarks
-from judges.sandbox import Case, run
+from evaluation.run import Options, case_of
+from judges.sandbox import run
 
 FILES = {
     "securityeval": ("securityeval/dataset.first81.jsonl", 81),
@@ -107,7 +108,7 @@ def test_cweval_form_runs_in_the_sandbox(tmp_path):
     assert (task.task_id, task.cwe) == ("cwe_022_0", "CWE-22")
     insecure = task.prompt + "    return os.path.normpath(os.path.join(base, name))\n"
     outcomes = {
-        (name, which): run(Case(code + test, packages=True)).outcome
+        (name, which): run(case_of(code, task, test, Options("completion"))).outcome
         for name, code in (("canonical", task.prompt + task.canonical), ("insecure", insecure))
         for which, test in (("functional", task.functional_test), ("security", task.security_test))
     }

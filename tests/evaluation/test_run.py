@@ -367,7 +367,7 @@ def test_command_line_says_what_is_wrong(tmp_path, capsys):
     args += ["--data", data]
     assert "--any-data" in fails(*args)
     args += ["--any-data", "--judges", "none"]
-    assert "leave -n out" in fails(*args, "-n", 2) and "positive" in fails(*args, "--limit", 0)
+    assert "leave -n out" in fails(*args, "-n", 2) and "--limit: 0 must lie in" in fails(*args, "--limit", 0)
     assert "--model" in fails(*args, "--completions", "http://localhost:1/v1")
     assert "no such file" in fails(*args, "--completions", tmp_path / "absent.jsonl")
     assert cli.main([*map(str, args)]) == 0

@@ -36,7 +36,7 @@ def test_overrides_and_types():
         ("seed", "write key.sub=value"),
         ("stages.lpo.accumulate=3", "batch_rows .* must be a multiple of accumulate"),
         ("stages.lpo.steps=3", "set exactly one of epochs and steps"),
-        ("stages.lpo.optim.lr=-1", "optim.lr must be positive"),
+        ("stages.lpo.optim.lr=-1", "optim.lr=-1: it must be greater than 0"),
         ("model.path=x", "exactly one of model.path .* and model.new"),
         ("model.new.n_kv_heads=3", "n_heads .* must be a multiple of n_kv_heads"),
     ],

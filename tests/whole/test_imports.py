@@ -30,15 +30,20 @@ def loaded(statement):
     ],
 )
 def test_the_trainer_pulls_in_neither_tensorflow_nor_torch(module):
-    assert set(loaded(f"import {module}")) <= {"jax", "lpo_jax", "data_pipeline", "foundation"}
+    assert set(loaded(f"import {module}")) <= {"jax", "lpo_jax", "data_pipeline", "judges", "foundation"}
 
 
 def test_pair_tools_need_no_framework():
-    assert loaded("import data_pipeline.build, data_pipeline.encode, data_pipeline.masks") == ["data_pipeline", "foundation", "numba"]
+    assert loaded("import data_pipeline.build, data_pipeline.encode, data_pipeline.masks") == [
+        "data_pipeline",
+        "foundation",
+        "judges",
+        "numba",
+    ]
 
 
 def test_a_pair_needs_no_compiler():
-    assert loaded("import data_pipeline.pairs") == ["data_pipeline", "foundation"]
+    assert loaded("import data_pipeline.pairs") == ["data_pipeline", "foundation", "judges"]
 
 
 def test_the_sandbox_and_the_foundation_need_nothing_above_them():

@@ -92,9 +92,9 @@ def test_a_chat_template_writes_as_transformers_does(tmp_path):
     [
         (["--threshold", "0.5"], None, "give --security as well"),
         ([], "", "LPO_API_KEY is empty"),
-        (["--max-waiting", "-1"], None, "--max-waiting and --grace"),
-        (["--port", "99999"], None, "give another --host or --port"),
-        (["--max-len-tokens", "1"], None, "2 tokens at least"),
+        (["--max-waiting", "-1"], None, "argument --max-waiting: -1 must lie in"),
+        (["--port", "99999"], None, "argument --port: 99999 must lie in"),
+        (["--max-len-tokens", "1"], None, "argument --max-len-tokens: 1 must lie in"),
     ],
 )
 def test_commands_that_cannot_be(tmp_path, monkeypatch, capsys, flags, key, message):

@@ -27,7 +27,7 @@ def test_what_it_prints_loads_to_the_same(name, tmp_path, capsys):
 
 def test_stages_of_any_name_are_printed_so_that_they_load(tmp_path):
     run = config.load(CONFIGS / "tiny_cpu.yaml")
-    run = dataclasses.replace(run, stages={"1e5": run.stages["sft"], "a: b #": run.stages["lpo"], "no": run.stages["lpo"]})
+    run = dataclasses.replace(run, stages={"1e5": run.stages["sft"], "0x1F": run.stages["lpo"], "on": run.stages["lpo"]})
     (tmp_path / "whole.yaml").write_text(explain(run))
     assert config.load(tmp_path / "whole.yaml") == run
 

@@ -161,8 +161,8 @@ def test_two_models_of_different_tokenizers(tmp_path, capsys):
     [
         ('{"id": "a", "prompt": "w1"}\n{"id": "b"}\n', 'prompts.jsonl:2: write {"id": ..., "prompt": TEXT}'),
         ('{"prompt": "w1", "instruction": "w2"}\n', "prompts.jsonl:1: write"),
-        ('{"prompt": 3}\n', "prompts.jsonl:1: write"),
-        ('{"prompt": "w1"\n', "prompts.jsonl:1: not JSON"),
+        ('{"prompt": 3}\n', "prompts.jsonl:1: prompt: a number, not text"),
+        ('{"prompt": "w1"\n', "prompts.jsonl:1: not valid JSON"),
         ('{"id": 1, "prompt": "w1"}\n\n{"id": "1", "prompt": "w2"}\n', "prompts.jsonl:3: id 1 stands at"),
         ("\n", "no prompt"),
         ('{"prompt": "w1"}\n{"id": "long", "prompt": "%s"}\n' % ("w1 " * 60), "prompts.jsonl:2: prompt long has 60 tokens; with 12 new ones it exceeds 64"),
@@ -178,7 +178,7 @@ def test_rows_that_cannot_be_used_are_named(model, tmp_path, capsys, text, messa
 def test_missing_files_and_alien_tokenizers(model, tmp_path, capsys):
     prompts = write(tmp_path / "prompts.jsonl", PROMPTS[:1])
     assert generate(model, tmp_path / "no.jsonl", tmp_path / "out.jsonl") == 2
-    assert "no.jsonl: No such file" in capsys.readouterr().err
+    assert "no.jsonl: no such file" in capsys.readouterr().err
     assert generate(tmp_path / "nowhere", prompts, tmp_path / "out.jsonl") == 2
     assert "nowhere" in capsys.readouterr().err
     tokenizer(VOCAB + 3).save(tmp_path / "bigger")

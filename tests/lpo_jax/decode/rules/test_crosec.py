@@ -15,7 +15,6 @@ from lpo_jax.config import ConfigError
 from lpo_jax.decode import Request, Sampler, SamplingConfig
 from lpo_jax.decode.cross_sampler import CrossSampler
 from lpo_jax.decode.reader import Reader
-from lpo_jax.decode.request import encode
 from lpo_jax.decode.rules import own_tokens
 from lpo_jax.decode.rules.crosec import CroSec, mix
 from lpo_jax.decode.rules.own_tokens import OwnTokens
@@ -102,7 +101,7 @@ def grown(tok, pieces):
     for piece in ["", *pieces]:
         own.add(piece)
         text += piece
-        assert own.ids == encode(tok, text)
+        assert own.ids == tok.document(text)
     return own
 
 
@@ -225,11 +224,11 @@ def test_cached_is_cache_free_and_the_expert_reads_the_text(pair, alone):
     within = 0
     for request in asked():
         ours, steps = alone[request.id, 0]
-        ids, raw = encode(tok, request.prompt), b""
+        ids, raw = tok.document(request.prompt), b""
         assert len(steps) == len(ours.tokens)
         for token, logp, (read, logits) in zip(ours.tokens, ours.logprobs, steps, strict=True):
             unfinished = begun(raw)
-            assert read == encode(its, request.prompt + raw[: len(raw) - unfinished].decode("utf-8", "replace"))
+            assert read == its.document(request.prompt + raw[: len(raw) - unfinished].decode("utf-8", "replace"))
             z_t, z_s = full_t(ids), full_s(read)
             np.testing.assert_allclose(logits[: its.size], z_s, atol=1e-9)
             assert draw_one(z_t, z_s, 0 if unfinished else 0.3, request, len(ids)) == token
@@ -294,7 +293,7 @@ def test_the_text_is_that_of_the_tokens(pair, alone):
     """As the target's tokenizer decodes them. (Sentencepiece's decoder gives up letters that stand beside half a character.)"""
     tok = pair[2]
     for request in asked():
-        ours, prompt = alone[request.id, 0][0], encode(tok, request.prompt)
+        ours, prompt = alone[request.id, 0][0], tok.document(request.prompt)
         text = tok.backend.decode([*prompt, *(token for token in ours.tokens if token != tok.eos_id)])[len(tok.backend.decode(prompt)) :]
         assert ours.text == text if tok is ONE else ours.text.startswith(text.split("\ufffd")[0])
 
@@ -336,7 +335,7 @@ def test_one_tokenizer_is_the_direct_mixture(twins):
     requests, compared, spelling = [Request(str(i), "x = ", seed=i) for i in range(16)], 0, spell(tok)
     for ours in CrossSampler(*twins, config, 4, 96, rule=CroSec(weight=0.6)).generate(requests):
         request = requests[int(ours.id)]
-        ids = encode(tok, request.prompt)
+        ids = tok.document(request.prompt)
         for token in ours.tokens:
             if spelling.get(ids[-1], b"\xff") >= b"\x80":
                 break  # not text: the expert reads a replacement, or waits
@@ -361,7 +360,7 @@ def test_published_moves_on_by_the_map_and_drops_what_it_lacks(twins):
     (ours,) = sampler.generate([Request("r", "x = ", seed=2)])
     lacking = np.flatnonzero(nearest < 0)
     assert not np.isin(ours.tokens, lacking).any()
-    assert seen[0] == [*encode(tok, "x = "), *(int(nearest[t]) for t in ours.tokens[:-1])]
+    assert seen[0] == [*tok.document("x = "), *(int(nearest[t]) for t in ours.tokens[:-1])]
 
 
 def test_what_ends_a_completion(twins):
@@ -379,7 +378,7 @@ def test_what_ends_a_completion(twins):
     assert (ours.tokens, ours.finish, len(ours.logprobs)) == (tokens[:6], "length", 6)
     (ours,) = sampler.generate([Request("r", "x" * 39, seed=5)])
     assert ours.finish == "length" and len(ours.tokens) < 24
-    assert len(encode(tok, "x" * 39 + ours.text)) > 40 >= len(encode(tok, "x" * 39 + ours.text[:-1]))
+    assert len(tok.document("x" * 39 + ours.text)) > 40 >= len(tok.document("x" * 39 + ours.text[:-1]))
     with pytest.raises(ConfigError, match="request r: its prompt has 41 tokens of the expert, which holds 40"):
         list(sampler.generate([Request("r", "x" * 41)]))
     sampler.ends = (*sampler.ends, tokens[2])
