@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from foundation.files import write_json
 from lpo_jax.config import ConfigError, RunConfig, to_dict
+from lpo_jax.model import hf
 from lpo_jax.model.decoder import Params
 from lpo_jax.objectives.heldout import ENGLISH
 from lpo_jax.report.training import write_report
@@ -23,7 +24,7 @@ from lpo_jax.train.step import make_eval_step
 from lpo_jax.train.step_log import StepLog
 from lpo_jax.train.stop import Preempted, StopRequest
 from lpo_jax.train.teacher import open_teacher
-from lpo_jax.train.weights import checkpoint_target, load_params, open_model
+from lpo_jax.train.weights import checkpoint_target, load_params
 
 
 def train(config: RunConfig) -> dict[str, dict[str, float]]:
@@ -41,7 +42,7 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
     # --- Check everything that can be known before the first step.
     with all_or_none():
         data, decode = open_data(config)
-        mesh, model = make_mesh(config.mesh), open_model(config)
+        mesh, model = make_mesh(config.mesh), hf.open_model(config.model)
         check_fit(config, data.manifest, model, mesh)
         taught = {name: open_teacher(config, name, data.manifest) for name in config.stages}
         target = checkpoint_target(config, model, mesh)
