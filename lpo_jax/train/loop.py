@@ -1,5 +1,6 @@
 """A whole training run, top to bottom: checks, resume, stages, report."""
 
+from contextlib import ExitStack, closing
 from functools import partial
 
 import jax
@@ -48,7 +49,7 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         target = checkpoint_target(config, model, mesh)
     directory = run_dir.claim(config, data.manifest, sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target)))
 
-    with jax.set_mesh(mesh), StopRequest() as stop:
+    with jax.set_mesh(mesh), StopRequest() as stop, ExitStack() as writers:
         # --- Resume: the newest checkpoint, else the model's own weights.
         done, state = checkpoint.restore(directory, target) or (None, None)
         if done and done.data_key != data.manifest.build_key:
@@ -57,7 +58,8 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
                 "choose a new run_dir, or delete the directory to start again"
             )
         resumed = done.total_step if done else -1
-        checkpoints, metrics = Checkpoints(directory, config, resumed), MetricLog(directory, max(resumed, 0))
+        checkpoints = writers.enter_context(Checkpoints(directory, config, resumed))
+        metrics = writers.enter_context(closing(MetricLog(directory, max(resumed, 0))))
         params, frozen = load_params(config, model, mesh) if done is None or model.lora else ({}, {})
         measure = partial(evaluate, make_eval_step(model, mesh), mesh, data, config, decode, frozen)
 
@@ -114,7 +116,6 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
 
         # --- Wind up.
         checkpoints.close()
-        metrics.close()
     summary = read_summary(directory, config)
     if jax.process_index() == 0:
         write_json(directory / "summary.json", summary | {"names": ENGLISH})
