@@ -112,7 +112,7 @@ plan: .venv/installed-dev ## compile every config of configs/pods/ for its TPU s
 test: .venv/installed-dev ## the default test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
 
-test-slow: .venv/installed-dev ## the tests that take minutes each
+test-slow: .venv/installed-dev ## the tests that take long, and further examples
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 lint: .venv/installed-dev ## ruff, mypy, who may import whom, and shellcheck

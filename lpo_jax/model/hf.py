@@ -97,6 +97,12 @@ def planned_config(source: ModelSource) -> ModelConfig:
         raise ConfigError(f"model.path: no config.json of {source.path} ({error}); set model.shape to a copy of it") from None
 
 
+def open_model(source: ModelSource, planned: bool = False) -> Model:
+    """The model that a run's config describes, without its weights; `planned`: they needn't be here."""
+    shape = planned_config(source) if planned else model_config(source)
+    return Model(shape, source.compute_dtype, source.param_dtype, source.remat, source.lora)
+
+
 def _table(model: Model) -> list[Tensor]:
     """The tensors that a model has."""
     present = flatten_dict(model.shapes(), sep=".").keys()

@@ -30,7 +30,6 @@ from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import check_rows
 from lpo_jax.train.teacher import open_teacher
-from lpo_jax.train.weights import open_model
 
 _COMPILERS = ("jax", "jaxlib", "libtpu")
 
@@ -42,7 +41,7 @@ def make(config: RunConfig, stage_name: str, row: PlannedRows) -> Plan:
       ConfigError: no topology, no compiler, or mesh and batch don't fit together.
     """
     chip, topology = chip_of(config), str(config.mesh.topology)
-    source, stage, model = config.model, config.stages[stage_name], open_model(config, planned=True)
+    source, stage, model = config.model, config.stages[stage_name], hf.open_model(config.model, planned=True)
     begin = time.perf_counter()
     with captured_stderr(f"compile for {topology}") as printed, tempfile.TemporaryDirectory() as dump:
         mesh = make_mesh(config.mesh, topology_devices(topology))

@@ -20,7 +20,6 @@ from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.teacher import open_teacher
-from lpo_jax.train.weights import open_model
 
 _REMAT: tuple[Remat, ...] = get_args(Remat)  # the first keeps most, the last least
 
@@ -95,7 +94,7 @@ def search(config: RunConfig, stage: str, row: PlannedRows, cache: Path, tries: 
 def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Candidate]:
     chip, devices, architecture = chip_of(config), topology_devices(str(config.mesh.topology)), hf.planned_config(config.model)
     rows, accumulate = config.stages[stage].batch_rows, config.stages[stage].accumulate
-    models = {remat: open_model(_replaced(config, config.mesh, remat, rows, accumulate), planned=True) for remat in _REMAT}
+    models = {remat: hf.open_model(_replaced(config, config.mesh, remat, rows, accumulate).model, planned=True) for remat in _REMAT}
     alone = make_mesh(MeshConfig(data=1), devices[:1])
     teacher = open_teacher(config, stage, None)
     traced = {remat: abstract.trace_step(model, config.stages[stage], row, alone, teacher) for remat, model in models.items()}

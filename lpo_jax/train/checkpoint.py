@@ -19,7 +19,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from foundation.files import Json
 from lpo_jax.config import RunConfig
 from lpo_jax.objectives.heldout import HIGHER_IS_BETTER
-from lpo_jax.train.distributed import first_problem
+from lpo_jax.train.distributed import first_problem, known_to_all
 from lpo_jax.train.placement import fetch
 from lpo_jax.train.run_dir import reason
 from lpo_jax.train.state import TrainState, fingerprint
@@ -49,6 +49,8 @@ class Checkpoints:
     """Writes the checkpoints of one run directory, and deletes all but the newest `keep_checkpoints` and the best one.
 
     The best is the one with the best `best_metric` among those that were saved where held-out pairs were evaluated.
+
+    Used as a context manager: after an error the checkpoint that is being written is waited for, so that the same process may start again.
     """
 
     def __init__(self, run_dir: epath.Path, config: RunConfig, resumed: int):
@@ -69,6 +71,16 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # what a killed run left
         )
         self._manager = _Manager(self._directory, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Exception) and known_to_all(error):  # else the others may not write their parts
+            try:
+                self._manager.wait_until_finished()
+            except Exception as second:  # noqa: BLE001 (the first error is what is told)
+                log.warning("the last checkpoint couldn't be written to %s: %s", self._directory, reason(second))
 
     def save(self, state: TrainState, progress: Progress, heldout: Mapping[str, float]) -> None:
         """Write a checkpoint in the background; waits for the one before. `heldout`: its held-out metrics, if they were computed.

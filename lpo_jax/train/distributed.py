@@ -86,13 +86,17 @@ def all_or_none() -> Iterator[None]:
         raise ConfigError(problem)
 
 
+def known_to_all(error: BaseException) -> bool:
+    """Whether every process of the run has got `error`, or one like it."""
+    return jax.process_count() == 1 or (isinstance(error, ConfigError | TrainingError) and not isinstance(error, CheckpointError))
+
+
 def leave_if_alone(error: BaseException) -> None:
     """End this process at once if the others may not know `error`, print it first.
 
     The others wait for this process in their next step, and an orderly exit of this one would wait for them. Once it is gone they notice.
     """
-    known_to_all = isinstance(error, ConfigError | TrainingError) and not isinstance(error, CheckpointError)
-    if jax.process_count() == 1 or known_to_all:
+    if known_to_all(error):
         return
     if isinstance(error, TrainingError):
         print(f"lpo: error: process {jax.process_index()}: {error}", file=sys.stderr)

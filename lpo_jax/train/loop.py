@@ -1,5 +1,6 @@
 """A whole training run, top to bottom: checks, resume, stages, report."""
 
+from contextlib import ExitStack, closing
 from functools import partial
 
 import jax
@@ -7,6 +8,7 @@ from tqdm import tqdm
 
 from foundation.files import write_json
 from lpo_jax.config import ConfigError, RunConfig, to_dict
+from lpo_jax.model import hf
 from lpo_jax.model.decoder import Params
 from lpo_jax.objectives.heldout import ENGLISH
 from lpo_jax.report.training import write_report
@@ -23,7 +25,7 @@ from lpo_jax.train.step import make_eval_step
 from lpo_jax.train.step_log import StepLog
 from lpo_jax.train.stop import Preempted, StopRequest
 from lpo_jax.train.teacher import open_teacher
-from lpo_jax.train.weights import checkpoint_target, load_params, open_model
+from lpo_jax.train.weights import checkpoint_target, load_params
 
 
 def train(config: RunConfig) -> dict[str, dict[str, float]]:
@@ -41,13 +43,13 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
     # --- Check everything that can be known before the first step.
     with all_or_none():
         data, decode = open_data(config)
-        mesh, model = make_mesh(config.mesh), open_model(config)
+        mesh, model = make_mesh(config.mesh), hf.open_model(config.model)
         check_fit(config, data.manifest, model, mesh)
         taught = {name: open_teacher(config, name, data.manifest) for name in config.stages}
         target = checkpoint_target(config, model, mesh)
     directory = run_dir.claim(config, data.manifest, sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target)))
 
-    with jax.set_mesh(mesh), StopRequest() as stop:
+    with jax.set_mesh(mesh), StopRequest() as stop, ExitStack() as writers:
         # --- Resume: the newest checkpoint, else the model's own weights.
         done, state = checkpoint.restore(directory, target) or (None, None)
         if done and done.data_key != data.manifest.build_key:
@@ -56,7 +58,8 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
                 "choose a new run_dir, or delete the directory to start again"
             )
         resumed = done.total_step if done else -1
-        checkpoints, metrics = Checkpoints(directory, config, resumed), MetricLog(directory, max(resumed, 0))
+        checkpoints = writers.enter_context(Checkpoints(directory, config, resumed))
+        metrics = writers.enter_context(closing(MetricLog(directory, max(resumed, 0))))
         params, frozen = load_params(config, model, mesh) if done is None or model.lora else ({}, {})
         measure = partial(evaluate, make_eval_step(model, mesh), mesh, data, config, decode, frozen)
 
@@ -113,7 +116,6 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
 
         # --- Wind up.
         checkpoints.close()
-        metrics.close()
     summary = read_summary(directory, config)
     if jax.process_index() == 0:
         write_json(directory / "summary.json", summary | {"names": ENGLISH})

@@ -29,13 +29,6 @@ def tokenizer_directory(config: RunConfig) -> Path:
     return Path(config.data.path) / "tokenizer" if config.model.path is None else hf.locate(config.model.path)
 
 
-def open_model(config: RunConfig, planned: bool = False) -> Model:
-    """The model that a run's config describes, without its weights; `planned`: they needn't be here."""
-    source = config.model
-    shape = hf.planned_config(source) if planned else hf.model_config(source)
-    return Model(shape, source.compute_dtype, source.param_dtype, source.remat, source.lora)
-
-
 def load_params(config: RunConfig, model: Model, mesh: Mesh) -> tuple[Params, Params]:
     """What is trained and what is frozen, sharded. Without LoRA: (`load_base`, {}); with it: (new adapters, `load_base`)."""
     base = load_base(config, model, mesh)
@@ -67,7 +60,7 @@ def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None
       ConfigError: the run has no checkpoint yet.
       TrainingError: none can be read.
     """
-    mesh, model = mesh or make_mesh(MeshConfig(data=1, fsdp=-1)), open_model(config)
+    mesh, model = mesh or make_mesh(MeshConfig(data=1, fsdp=-1)), hf.open_model(config.model)
     found = checkpoint.restore(epath.Path(path), checkpoint_target(config, model, mesh), config.best_metric if best else None)
     if found is None:
         raise ConfigError(f"{path}: no checkpoint; run `lpo train` first")

@@ -80,11 +80,12 @@ def compare(killed, straight):
         from etils import epath
         from lpo_jax.config import MeshConfig, RunConfig, from_dict
         from lpo_jax.sharding import make_mesh
+        from lpo_jax.model import hf
         from lpo_jax.train import checkpoint, weights
         states = []
         for path in map(epath.Path, ({str(killed)!r}, {str(straight)!r})):
             run = from_dict(RunConfig, json.loads((path / "config.json").read_text()))
-            target = weights.checkpoint_target(run, weights.open_model(run), make_mesh(MeshConfig()))
+            target = weights.checkpoint_target(run, hf.open_model(run.model), make_mesh(MeshConfig()))
             progress, state = checkpoint.restore(path, target)
             assert (progress.stage, progress.total_step) == ("lpo", {sum(STEPS)}), progress
             states.append(state)

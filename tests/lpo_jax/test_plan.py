@@ -21,7 +21,6 @@ from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh, topology_size
 from lpo_jax.train import state
-from lpo_jax.train.weights import open_model
 from tests.helpers.marks import needs_libtpu
 from tests.helpers.paths import REPO
 
@@ -233,7 +232,7 @@ def test_topologies_have_sizes():
 def test_pod_configs_are_the_published_models_on_whole_slices(path, monkeypatch):
     monkeypatch.chdir(REPO)
     run = config.load(path)
-    model = open_model(run, planned=True)
+    model = hf.open_model(run.model, planned=True)
     assert sum(x.size for x in jax.tree.leaves(model.shapes())) == PARAMETERS[run.model.shape.split("/")[-1].removesuffix(".json")]
     assert path.stem.startswith(run.model.shape.split("/")[-1].removesuffix(".json")) and path.stem == run.run_dir.removeprefix("runs/")
     mesh = dict(data=run.mesh.data, fsdp=run.mesh.fsdp, tensor=run.mesh.tensor)

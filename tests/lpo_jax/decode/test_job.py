@@ -16,12 +16,13 @@ from lpo_jax.decode import job as jobs
 from lpo_jax.decode import load
 from lpo_jax.decode.prompts import Asking
 from lpo_jax.export import export
+from lpo_jax.model import hf
 from lpo_jax.objectives.sft import Sft
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
 from lpo_jax.train.checkpoint import Checkpoints, Progress
 from lpo_jax.train.optimizer import optimizer
-from lpo_jax.train.weights import load_params, open_model
+from lpo_jax.train.weights import load_params
 from tests.helpers.sampling import VOCAB, tokenizer, torch_model
 from tests.helpers.vocabularies import byte_level, sentencepiece
 
@@ -221,7 +222,7 @@ def make_run(directory, source):
     """A run directory as `lpo train` leaves it, one step in; the weights are new."""
     stage = StageConfig(Sft(), OptimConfig(lr=1e-3), batch_rows=8, steps=1)
     config = RunConfig(str(directory), DataConfig(str(directory / "shards")), source, {"sft": stage})
-    mesh, built = make_mesh(config.mesh), open_model(config)
+    mesh, built = make_mesh(config.mesh), hf.open_model(config.model)
     with jax.set_mesh(mesh):
         params, _ = load_params(config, built, mesh)
         if built.lora:  # born 0: make them count

@@ -10,6 +10,7 @@ from tests.helpers.training import tiny_args
 def test_too_many_of_them_stop_the_run_and_are_listed(seed_shards, tmp_path, capsys):
     args = tiny_args(seed_shards["trimmed"], tmp_path, "stages.sft.optim.lr=1e30", "max_skipped_steps=3", "checkpoint_every_steps=1")
     assert cli.main(args) == 2
+    assert not list((tmp_path / "checkpoints").glob("*tmp")), "nothing is written any more when the error is told"
     said = [
         line for line in capsys.readouterr().err.splitlines() if line.startswith("lpo: error: stage sft: loss or gradient of the last 3")
     ]

@@ -21,7 +21,6 @@ from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import stop, teacher
 from lpo_jax.train.step import Teacher
-from lpo_jax.train.weights import open_model
 from tests.helpers.paths import REPO, SEED_PAIRS
 from tests.helpers.training import tiny_args
 
@@ -146,7 +145,7 @@ def test_plans_count_the_teacher(plain, tmp_path):
     """The step that would run on a TPU: the teacher lies among its arguments, and its products are counted once."""
     run = load(kd_args(plain, tmp_path / "run", "mesh.topology=v5e:2x4"))
     mesh, row = make_mesh(run.mesh, chips.topology_devices("v5e:2x4")), PlannedRows.assumed(run.plan)
-    model, stage, taught = open_model(run, planned=True), run.stages["kd"], teacher.open_teacher(run, "kd", None)
+    model, stage, taught = hf.open_model(run.model, planned=True), run.stages["kd"], teacher.open_teacher(run, "kd", None)
     assert taught == Teacher(512, 0, TEACHER)
     arguments = abstract.arguments(model, stage, row, mesh, taught)
     assert jax.tree.map(lambda x: x.shape, arguments[1]["teacher"]) == jax.tree.map(lambda x: x.shape, TEACHER.shapes())
