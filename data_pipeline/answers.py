@@ -15,7 +15,11 @@ _END = re.compile(
     r"<\|(?:endoftext|im_end|im_start|eot_id|end_of_text|EOT|file_sep|fim_\w+|end|eom_id)\|>|<\uff5cend\u2581of\u2581sentence\uff5c>"
     r"|<(?:fim_\w+|file_sep|filename|end_of_turn|eos)>|</s>\s*\Z|\n### Instruction:"
 )
-_APOSTROPHE = re.compile(r"\w(?<!\b[rbfuRBFU])(?<!\b[rbfRBF]{2})\Z")  # a word in front, and no prefix of a string
+_LITERAL = re.compile(
+    r"#[^\n]*|(?:(?<!\w)|(?<=\b[rbfuRBFU])|(?<=\b[rbfRBF]{2}))"  # no apostrophe: a letter in front is a prefix
+    r"(?:(\'{3}|\"{3})(?:\\.|.)*?(?:\1|\Z)|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\")",
+    re.DOTALL,
+)
 _QUOTED = re.compile(r"^[ \t]*>[ \t]?(```|~~~)", re.MULTILINE)
 
 
@@ -49,25 +53,25 @@ def final(text: str, before: str = "") -> str:
 
 def _without_thoughts(text: str, before: str) -> str:
     """Without `<think>` and its kin, closed or not; what stands in front of a closing tag that nobody has opened is a thought as well."""
-    kept, at = "", 0
+    kept, at, start = "", 0, 0  # `start`: what stands there begins a program, or prose
     while at < len(text):
         found = (_OPEN.search(text, at), _CLOSE.search(text, at), _OURS.search(text, at), FENCE.search(text, at))
         event = min((match for match in found if match), key=lambda match: match.start(), default=None)
         if event is None:
             return kept + text[at:]
         opening, closing, ours, fence = (event is match for match in found)
-        context = before if at == 0 else ""
         if fence:
             stop = _fence_ends(text, event)
-            kept, at = kept + text[at:stop], stop
-        elif in_string(context + text[at:], len(context) + event.start() - at):
+            kept, at, start = kept + text[at:stop], stop, stop
+        elif in_string(text, event.start(), start, before):
             kept, at = kept + text[at : event.end()], event.end()
         elif opening:
             end = _CLOSE.search(text, event.end())
-            kept, at = kept + text[at : event.start()], end.end() if end else len(text)
+            kept += text[at : event.start()]
+            at = start = end.end() if end else len(text)
         else:
             assert closing or ours
-            kept, at = "", event.end()
+            kept, at, start = "", event.end(), event.end()
     return kept
 
 
@@ -77,9 +81,8 @@ def _without_end(text: str, before: str) -> str:
     for found in _END.finditer(text):
         begin = max((at for block in blocks for at in (block.start, block.stop) if at <= found.start()), default=0)
         if any(block.start == begin for block in blocks):
-            begin = text.index("\n", begin)
-        context = before if begin == 0 else ""
-        if not in_string(context + text[begin:], len(context) + found.start() - begin):
+            begin = min(begin + len(text[begin:].partition("\n")[0]), found.start())  # behind the fence's own line
+        if not in_string(text, found.start(), begin, before):
             return text[: found.start()]
     return text
 
@@ -97,28 +100,21 @@ def fences(text: str) -> list[Fence]:
     return found
 
 
-def in_string(code: str, at: int) -> bool:
-    """Whether a place of a program, or of prose with some, lies within a string literal, as far as quotes tell."""
-    i, quote = 0, ""
-    while i < at:
-        if quote:
-            if code[i] == "\\":
-                i += 1
-            elif code.startswith(quote, i):
-                i += len(quote) - 1
-                quote = ""
-            elif code[i] == "\n" and len(quote) == 1:
-                quote = ""  # a slip, or no quote at all
-        elif code[i] in "\"'" and not _APOSTROPHE.search(code[max(i - 3, 0) : i]):
-            quote = code[i] * 3 if code.startswith(code[i] * 3, i) else code[i]
-            i += len(quote) - 1
-        elif code[i] == "#":
-            end = code.find("\n", i)
-            if end < 0 or end >= at:
-                return False
-            i = end
-        i += 1
-    return bool(quote) and (len(quote) == 3 or quote in code[at:].partition("\n")[0])
+def in_string(text: str, at: int, start: int = 0, before: str = "") -> bool:
+    """Whether a place of a program, or of prose with some, lies within a string literal, as far as quotes tell.
+
+    Args:
+      start: where the program begins.
+      before: code in front of it, if it begins with the text.
+    """
+    if start == 0 and before:
+        text, at = before + text, len(before) + at
+    for literal in _LITERAL.finditer(text, start):
+        if literal.start() >= at:
+            break
+        if at < literal.end():
+            return not literal[0].startswith("#")
+    return False
 
 
 def _fence_ends(text: str, opening: re.Match[str]) -> int:

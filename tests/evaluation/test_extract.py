@@ -1,6 +1,7 @@
 """From what models write to programs: real shapes of answers, and what must not become code."""
 
 import ast
+import json
 import textwrap
 
 import pytest
@@ -14,6 +15,7 @@ BODY = "    with open(name) as file:\n        return file.read()\n"
 WHOLE = OPEN + BODY
 TOP = "import os\n\n# a function that reads a file\n"
 SENTENCE = '"""\nWrite a function that reads a file.\n"""\n'
+DRAFT = "```python\ndef load(name):\n    return open(name).read()\n```\n"
 FUNCTION = "def load(name):\n    with open(name) as file:\n        return file.read()\n"
 
 
@@ -44,6 +46,17 @@ def code(prompt, completion, form="completion", suffix=""):
         f"<think>\nMaybe ```python\nload = 1\n```?\n</think>\n```python\n{WHOLE}```",
         f"\n### Response:\n```python\n{WHOLE}\n```\n\n### Instruction:\nWrite another ```python\nx = 1\n```",
         WHOLE.replace("\n", "\r\n"),
+        f"<think>a</think>\nSo <think>\n{DRAFT}</think>\n```python\n{WHOLE}```",
+        f"<thinking>\n{DRAFT}</thinking>\n\n```python\n{WHOLE}```<|im_end|>",
+        f"{DRAFT}No, it must close.\n</think>```python\n{WHOLE}```",  # the template had opened the thought
+        f"[THINK]{DRAFT}[/THINK]{WHOLE}",
+        f"```python\n\ufeff{WHOLE}```",
+        "> " + f"```python\n{WHOLE}```".replace("\n", "\n> "),
+        f"Here:\n```python\n{WHOLE}\nThis works, because `with` closes the file.",  # no closing fence, but prose
+        f"~~~python\n{WHOLE}~~~\nAs `load` reads, it's done.",
+        f"```python title='load.py'\n{WHOLE}```",
+        f"```{{.python .numberLines}}\n{WHOLE}```",
+        f"```python\n{WHOLE}```<|endoftext|>{DRAFT}",
     ],
 )
 @pytest.mark.parametrize("form", ["completion", "instruction"])
@@ -51,6 +64,52 @@ def test_every_shape_of_the_same_answer_is_the_same_program(completion, form):
     program = extract(OPEN, completion, form)
     assert ast.unparse(ast.parse(program.code)) == ast.unparse(ast.parse(WHOLE))
     assert program.parses and not program.empty
+
+
+@pytest.mark.parametrize("line", ["END = '<|endoftext|>'", "TAG = re.compile('<think>.*</think>')", "MARK = '### Response:'", "FORM = \'\'\'\n### Instruction:\n%s\'\'\'", "STOP = '</s>'"])  # fmt: skip
+def test_what_code_spells_is_no_mark(line):
+    program = f"{line}\n\n{FUNCTION}"
+    assert code(OPEN, f"<think>{DRAFT}</think>```python\n{program}```<|im_end|>").endswith(program)
+    assert code("", f"```python\n{program}```", "instruction") == program
+    assert code(OPEN, f"{BODY}    {line}\n<|endoftext|>x").strip() == f"{OPEN}{BODY}    {line}".strip()
+
+
+def test_a_thought_that_never_ends_is_no_program():
+    for form in ("completion", "instruction"):
+        assert extract(OPEN, f"<think>\nPerhaps\n{DRAFT}but then", form).empty
+
+
+def test_a_helper_may_stand_in_a_block_of_its_own():
+    helper, own = "def opened(x):\n    return open(x)\n", "def load(name):\n    return opened(name).read()\n"
+    for first, second in ((helper, own), (own, helper)):
+        found = code(OPEN, f"Two parts.\n```python\n{first}```\nand\n```python\n{second}```\nUse:\n```python\nprint(load('a'))\n```")
+        assert found.endswith(f"{first}\n{second}")
+
+
+def test_tabs_become_the_blanks_of_the_prompt():
+    assert code(OPEN, BODY.replace("    ", "\t")) == OPEN + BODY
+
+
+def test_shapes_that_others_have_collected(shared_data):
+    """Each gives the program that is expected of it: right or wrong by the task's own test."""
+    folder = shared_data.parent / "cases" / "e01_extract"
+    if not folder.is_dir():
+        pytest.skip("no shapes beside this checkout")
+    expected, wrong = json.loads((folder / "expected.json").read_text()), []
+    for form in ("instruction", "completion"):
+        tasks, shapes = (
+            {row["task_id"]: row for row in map(json.loads, (folder / f"{form}.{kind}.jsonl").read_text().splitlines())}
+            for kind in ("bench", "answers")
+        )
+        for name, shape in shapes.items():
+            program = extract(tasks[name]["prompt"], shape["completion"], form)
+            try:
+                exec(f"{program.code}\n{tasks[name]['test']}\ncheck(double_all)", {"__name__": "answer"})
+                passed = True
+            except (Exception, SystemExit):
+                passed = False
+            wrong += [name] if expected[name] is not None and bool(expected[name]) != passed else []
+    assert len(expected) > 40 and wrong == []
 
 
 def test_a_string_at_the_margin_does_not_end_a_function():
