@@ -4,7 +4,15 @@ Only the final answer counts. A draft within a thought is no answer, nor is what
 """
 
 import re
+import textwrap
 from dataclasses import dataclass
+from itertools import islice
+
+from judges.prepare import parse
+
+PYTHON = ("", "python", "python3", "py", "py3", "python2")
+"""What fences call it."""
+_ENDS = 16  # places where a block may end that are tried
 
 FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*\{?\.?([\w+#-]*)[^\n`]*$", re.MULTILINE)
 _NAMES = "think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis"
@@ -61,7 +69,7 @@ def _without_thoughts(text: str, before: str) -> str:
             return kept + text[at:]
         opening, closing, ours, fence = (event is match for match in found)
         if fence:
-            stop = _fence_ends(text, event)
+            stop, _ = _fence_ends(text, event)
             kept, at, start = kept + text[at:stop], stop, stop
         elif in_string(text, event.start(), start, before):
             kept, at = kept + text[at : event.end()], event.end()
@@ -88,14 +96,14 @@ def _without_end(text: str, before: str) -> str:
 
 
 def fences(text: str) -> list[Fence]:
-    """The fenced blocks of a text, each up to the first closing fence of its kind."""
+    """The fenced blocks of a text. A fence may stand in the code itself (a docstring's example): a block ends at the first where it is Python."""
     found, at = [], 0
     while opening := FENCE.search(text, at):
-        stop = _fence_ends(text, opening)
-        body = text[opening.end() + 1 : stop]
-        closed = bool(re.search(rf"^[ \t]*{re.escape(opening[1])}[ \t]*$", body, re.MULTILINE))
-        code = re.sub(rf"^[ \t]*{re.escape(opening[1])}[ \t]*\Z", "", body, flags=re.MULTILINE) if closed else body
-        found.append(Fence(opening.start(), stop, opening[2].lower(), code, closed))
+        stop, closing = _fence_ends(text, opening)
+        code = text[opening.end() + 1 : closing]
+        if opening[0][:1].isspace():  # in a list
+            code = textwrap.dedent(code)
+        found.append(Fence(opening.start(), stop, opening[2].lower(), code, closing < stop))
         at = stop
     return found
 
@@ -117,6 +125,11 @@ def in_string(text: str, at: int, start: int = 0, before: str = "") -> bool:
     return False
 
 
-def _fence_ends(text: str, opening: re.Match[str]) -> int:
-    closing = re.compile(rf"^[ \t]*{re.escape(opening[1])}[ \t]*$", re.MULTILINE).search(text, min(opening.end() + 1, len(text)))
-    return closing.end() if closing else len(text)
+def _fence_ends(text: str, opening: re.Match[str]) -> tuple[int, int]:
+    """Where a block ends with its closing fence, and where that fence begins; both the text's end if nothing closes it."""
+    body, mark = min(opening.end() + 1, len(text)), opening[1]
+    pattern = re.compile(rf"^[ \t]*{re.escape(mark)}{mark[0]}*[ \t]*$", re.MULTILINE)
+    ends = list(islice(pattern.finditer(text, body), _ENDS))
+    python = opening[2].lower() in PYTHON
+    closing = next((end for end in ends if python and parse(textwrap.dedent(text[body : end.start()])) is not None), next(iter(ends), None))
+    return (closing.end(), closing.start()) if closing else (len(text), len(text))

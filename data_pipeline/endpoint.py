@@ -52,7 +52,10 @@ class Endpoint:
             if wait > 0:
                 await asyncio.sleep(wait + self._draw.uniform(0, 0.1) * wait)
             try:
-                answer = await send(self.client)
+                try:
+                    answer = await send(self.client)
+                except RecursionError:
+                    raise ValueError("the answer is JSON nested without end") from None
                 try:
                     return read(answer)
                 except (AttributeError, LookupError, TypeError):

@@ -114,7 +114,7 @@ def from_endpoint(
                 prompt = {"messages": [{"role": "user", "content": prompts[task_id]}]} if chat else {"prompt": prompts[task_id]}
                 body = options | prompt | {"seed": (sampling.seed + sample) % 2**31}
                 if chat:
-                    read = lambda a: read_completion(a.to_dict())["text"]  # noqa: E731
+                    read = lambda a: read_completion(a.to_dict(warnings=False))["text"]  # noqa: E731
                     text = await endpoint.ask(lambda c: c.chat.completions.create(**body), read)
                 else:
                     text = await endpoint.ask(lambda c: c.completions.create(**body), lambda a: a.choices[0].text)

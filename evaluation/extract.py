@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from data_pipeline import answers
 from judges.prepare import parse
 
-_PYTHON = ("", "python", "python3", "py", "py3", "python2")
 _TOP = re.compile(r"(?:def|class|async def|import|from)\s|@|#|if __name__")
 _CODE = re.compile(r"^(?:(?:def|class|async def|import|from)\s+\w|@\w|#!|\w+\s*=\s*\S)", re.MULTILINE)
 _NAMED = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -217,29 +216,18 @@ class _Block:
 
 
 def _blocks(text: str) -> list[_Block]:
-    """Fenced blocks. A fence may stand in the code itself (a docstring's example): a block ends at the first fence where it is Python."""
-    fences = list(answers.FENCE.finditer(text))
-    blocks, at = [], 0
-    while at < len(fences):
-        opening = fences[at]
-        ends = [i for i in range(at + 1, len(fences)) if fences[i][1] == opening[1] and not fences[i][2]]
-        bodies = [text[opening.end() + 1 : fences[i].start()] for i in ends]
-        if opening[0][:1].isspace():  # in a list
-            bodies = [textwrap.dedent(body) for body in bodies]
-        python = opening[2].lower() in _PYTHON
-        best = next((n for n, body in enumerate(bodies) if python and parse(textwrap.dedent(body)) is not None), 0)
-        code = bodies[best] if bodies else _without_prose(text[opening.end() + 1 :])
-        blocks.append(_Block(opening.start(), opening[2].lower(), code))
-        at = ends[best] + 1 if ends else len(fences)
+    """Fenced blocks; what nothing closes goes as far as it is code."""
+    found = answers.fences(text)
+    blocks = [_Block(each.start, each.language, each.code if each.closed else _without_prose(each.code)) for each in found]
     before = text[: blocks[0].start] if blocks else ""
-    if len(blocks) == 1 and not fences[0][2] and not blocks[0].code.strip() and before.strip():
+    if len(blocks) == 1 and not blocks[0].language and not blocks[0].code.strip() and before.strip():
         return [_Block(0, "python", before)]  # the opening fence was the prompt's
     return blocks
 
 
 def _choose(blocks: list[_Block], name: str | None) -> str:
     """The block that defines what was asked for, else the first one of Python, else the first; with the blocks whose functions it uses."""
-    python = [b for b in blocks if b.language in _PYTHON and b.code.strip()]
+    python = [b for b in blocks if b.language in answers.PYTHON and b.code.strip()]
     chosen = next(iter([*(b for b in python if _defines(b.code, name)), *python, *blocks]))
     parts, tree = [chosen], parse(chosen.code)
     others = [

@@ -82,14 +82,19 @@ async def _collect(
     while (batch := await client.batches.retrieve(name)).status not in OVER:
         await asyncio.sleep(poll_s)
     for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-        for line in map(json.loads, filter(str.strip, (await client.files.content(file)).text.split("\n"))):
-            key, response = line["custom_id"], line.get("response") or {}
-            if key not in todo or key in journal.answers:
-                continue
-            if response.get("status_code") == 200 and isinstance(response.get("body"), dict) and response["body"].get("choices"):
-                journal.add(key, todo[key], read_completion(response["body"]) | {"batch": True})
-            else:
-                failed[key] = f"no answer: batch {response.get('status_code', 'error')}"
+        for text in filter(str.strip, (await client.files.content(file)).text.split("\n")):
+            try:
+                line = json.loads(text)
+                key, response = line["custom_id"], line.get("response") or {}
+                if key not in todo or key in journal.answers:
+                    continue
+                if response.get("status_code") != 200:
+                    failed[key] = f"no answer: batch {response.get('status_code', 'error')}"
+                    continue
+                answer = read_completion(response["body"])
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                continue  # no line of a batch's: its request counts as one without an answer
+            journal.add(key, todo[key], answer | {"batch": True})
     return batch.status
 
 

@@ -35,9 +35,14 @@ def read_completion(body: Json) -> Json:
         "text": content if isinstance(content, str) else None,
         "refusal": message.get("refusal"),
         "finish_reason": choices[0].get("finish_reason"),
-        "model": " ".join(str(body.get("model") or "").split())[:100],
-        **{name: max(count, 0) if isinstance(count, int) else 0 for name, count in zip(("tokens_in", "tokens_out"), counts, strict=True)},
+        "model": " ".join(str(body.get("model") or "").encode(errors="replace").decode().split())[:100],
+        **{name: _count(count) for name, count in zip(("tokens_in", "tokens_out"), counts, strict=True)},
     }
+
+
+def _count(value: object) -> int:
+    """Tokens of an answer, as far as a number of them is credible."""
+    return value if isinstance(value, int) and 0 <= value < 2**31 else 0
 
 
 @dataclass(frozen=True)

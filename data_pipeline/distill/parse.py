@@ -8,6 +8,7 @@ import re
 import tokenize
 from collections.abc import Sequence
 
+from data_pipeline import answers
 from data_pipeline.distill.prompts import label
 from foundation.files import Json
 from judges.prepare import parse
@@ -16,7 +17,6 @@ MIN_LINES, MAX_LINES = 3, 120
 MAX_CHARS = 8000
 MIN_WORDS, MAX_WORDS = 4, 120
 MIN_SIMILARITY = 0.5
-_FENCE = re.compile(r"^\s{0,3}(```+|~~~+)")
 _GIVEAWAY = re.compile(r"\b(in)?secur|vulnerab|\bexploit|\bmalicious|\battack|\bCWE\b", re.IGNORECASE)
 
 
@@ -34,8 +34,9 @@ def read_answer(answer: Json, parts: Sequence[str]) -> dict[str, str]:
         raise RejectedError("refused")
     if answer.get("finish_reason") == "length":
         raise RejectedError("cut off at the token limit")
-    text = answer.get("text") or ""
-    found = _from_json(text, parts) or _from_sections(text, parts)
+    text = answers.normalised(answer.get("text") or "")
+    final = answers.final(text)
+    found = _from_json(text, parts) or _from_json(final, parts) or _from_sections(final, parts)
     for part in parts:
         if part not in found:
             raise RejectedError(f"no {label(part)[:-1].lower()} part")
@@ -111,15 +112,9 @@ def without_comments(code: str) -> str:
 
 
 def unfenced(text: str) -> str:
-    """The inside of the first fence, or all of a text without one; an unclosed fence ends with the text."""
-    lines = text.strip("\n").splitlines()
-    for start, line in enumerate(lines):
-        opening = _FENCE.match(line)
-        if opening:
-            inside = lines[start + 1 :]
-            closing = (n for n, other in enumerate(inside) if other.strip().startswith(opening[1]) and not other.strip(" `~"))
-            return "\n".join(inside[: next(closing, len(inside))])
-    return "\n".join(lines)
+    """The inside of the first fence, or all of a text without one around it; an unclosed fence ends with the text."""
+    found = [] if parse(text) is not None else answers.fences(text)  # a program may hold a fence in a string
+    return found[0].code.removesuffix("\n") if found else text.strip("\n")
 
 
 def _from_json(text: str, parts: Sequence[str]) -> dict[str, str]:
@@ -137,19 +132,14 @@ def _from_sections(text: str, parts: Sequence[str]) -> dict[str, str]:
     """Labelled sections. A label may wear Markdown (`## SECURE:`, `**Secure:**`) and have text behind it; inside of a fence it is code."""
     labels = {label(part)[:-1]: part for part in parts}
     sections: dict[str, list[str]] = {}
-    fence, part = "", ""
-    for line in text.splitlines():
-        mark = _FENCE.match(line)
-        if fence:
-            if mark and mark[1].startswith(fence) and not line.strip(" `~"):
-                fence = ""
-        elif mark:
-            fence = mark[1]
-        else:
-            head, colon, rest = line.partition(":")
-            name = labels.get(" ".join(re.sub(r"[#*_]|^\s*\d+\.", " ", head).split()).upper()) if colon else None
+    fences, part, at = answers.fences(text), "", 0
+    for line in text.split("\n"):
+        head, colon, rest = line.partition(":")
+        if colon and not any(fence.start <= at < fence.stop for fence in fences):
+            name = labels.get(" ".join(re.sub(r"[#*_]|^\s*\d+\.", " ", head).split()).upper())
             if name and name not in sections:
                 part, line = name, rest.lstrip("*_ ")
         if part:
             sections.setdefault(part, []).append(line)
+        at += len(head) + len(colon) + len(rest) + 1
     return {name: "\n".join(lines) for name, lines in sections.items()}

@@ -79,7 +79,7 @@ class Writer:
         self._committed += most
         try:
             answer = await self.endpoint.ask(
-                lambda client: client.chat.completions.create(**request), lambda answer: read_completion(answer.to_dict())
+                lambda client: client.chat.completions.create(**request), lambda answer: read_completion(answer.to_dict(warnings=False))
             )
         except (openai.APIError, ValueError) as error:
             if is_hopeless(error):

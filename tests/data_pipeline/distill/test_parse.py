@@ -32,6 +32,30 @@ def test_labels_in_fences_are_code_and_labels_may_wear_markdown():
     assert (found["instruction"], found["why_vulnerable"], found["secure"], found["why_secure"]) == ("Do it", "so", "y", "ok")
 
 
+FENCED = 'def doc():\n    """Use it:\n\n```python\ndoc()\n```\n"""\n    return {}'
+
+
+@pytest.mark.parametrize("form", ["json", "sections"])
+def test_only_the_final_answer_counts_and_code_may_hold_a_fence(form):
+    sides = {"vulnerable": FENCED.format("find(eval('<think>'))"), "secure": FENCED.format("find('<|im_end|>')")}
+    found = {"instruction": "Find a doc.", "why_vulnerable": "It's evaluated.", "why_secure": "It isn't."} | sides
+    parts = prompts.PAIR_PARTS
+    answer = json.dumps(found) if form == "json" else "\n".join(f"{prompts.label(p)}\n" + (f"```python\n{found[p]}\n```" if p in sides else found[p]) for p in parts)  # fmt: skip
+    draft = answer.replace("find(", "lose(")
+    for text in (answer, f"<think>\n{draft}\n</think>\n{answer}", f"{draft}</think>{answer}<|im_end|>\nINSTRUCTION: x", "\ufeff" + answer):
+        for ending in ("\n", "\r\n"):
+            assert parse.read_answer({"text": text.replace("\n", ending)}, parts) == found
+    with pytest.raises(parse.RejectedError, match="no instruction part"):
+        parse.read_answer({"text": f"<think>{answer}"}, parts)
+
+
+def test_only_line_breaks_part_lines():
+    code = "x = 'a\u2028b\x0cc\x85d'\n\x0c\ny = 1"
+    text = f"INSTRUCTION: Do\nVULNERABLE:\n```\n{code}\n```\nWHY VULNERABLE: so\nSECURE:\n{code}\nWHY SECURE: ok"
+    found = parse.read_answer({"text": text}, prompts.PAIR_PARTS)
+    assert found["vulnerable"] == found["secure"] == code
+
+
 def test_comments_go_and_strings_stay():
     code = "x = '# no'  # yes\n# whole line\ny = '''\n# no\n'''\nz = (1,  # yes\n     2)"
     assert parse.without_comments(code) == "x = '# no'\ny = '''\n# no\n'''\nz = (1,\n     2)"
