@@ -146,6 +146,15 @@ def prompt(template: Template, instruction: str, tokenizer: Tokenizer | None, th
     return Prompt(_marked(text, tokenizer), used)
 
 
+def as_it_stands(text: str) -> Prompt:
+    """A user's text as a prompt, without a template; it holds no control tokens.
+
+    Raises:
+      chat.TemplateError: it holds what no text holds.
+    """
+    return Prompt(_guarded(text, None))
+
+
 def conversation(messages: list[dict[str, str]], tokenizer: Tokenizer) -> Prompt:
     """Messages (role, content) in the tokenizer's chat template, up to where the assistant goes on.
 

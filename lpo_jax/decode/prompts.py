@@ -111,7 +111,7 @@ def read(path: str, tokenizer: Tokenizer, asking: Asking) -> list[Prompt]:
             raise ConfigError(f'{where}: write {{"id": ..., "prompt": TEXT}} or {{"id": ..., "instruction": TEXT}}')
         try:
             text, name = text_of(row[key], key), str(row.get("id", where.rpartition(":")[2]))
-            shown = asking.prompt(text, tokenizer) if key == "instruction" else templates.Prompt(text)
+            shown = asking.prompt(text, tokenizer) if key == "instruction" else templates.as_it_stands(text)
         except (RowError, TemplateError) as error:
             raise ConfigError(f"{where}: {error}") from None
         if name in found:

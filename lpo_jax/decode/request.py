@@ -8,6 +8,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from data_pipeline.chat import TemplateError
+from data_pipeline.template import as_it_stands
 from data_pipeline.tokenizer import Tokenizer
 from foundation.errors import UserError
 from lpo_jax.config import ConfigError, ModelConfig
@@ -83,10 +85,13 @@ def resolve(
     """A request's prompt as tokens, and its sampling; `config` where it has none.
 
     Raises:
-      ConfigError: the prompt is empty or too long or has a token that isn't there, or the seed is out of range; the request's id is named.
+      ConfigError: the prompt is empty or too long, no text, or has a token that isn't there, or the seed is out of range; the request's id is named.
     """
     sampling = request.sampling or config
-    prompt = tuple(tokenizer.document(request.prompt) if isinstance(request.prompt, str) else request.prompt)
+    try:
+        prompt = tuple(as_it_stands(request.prompt).ids(tokenizer) if isinstance(request.prompt, str) else request.prompt)
+    except TemplateError as error:
+        raise ConfigError(f"request {request.id}: {error}") from None
     if not prompt:
         raise ConfigError(f"request {request.id}: the prompt has no token")
     if len(prompt) + sampling.max_new_tokens > max_len_tokens:

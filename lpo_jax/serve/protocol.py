@@ -15,6 +15,7 @@ from typing import Annotated, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from tokenizers.decoders import DecodeStream
 
+from data_pipeline.template import as_it_stands
 from data_pipeline.tokenizer import Tokenizer
 from foundation.files import Json
 from lpo_jax.decode.request import Completion, Request, SamplingConfig
@@ -212,7 +213,10 @@ def _refusal(error: ValidationError) -> Refusal:
 def _tokens(prompt: str | list[str] | list[int] | list[list[int]], tokenizer: Tokenizer) -> list[list[int]]:
     one = isinstance(prompt, str) or all(isinstance(item, int) for item in prompt)
     several = cast("list[str | list[int]]", [prompt] if one else prompt)
-    return [tokenizer.document(each) if isinstance(each, str) else each for each in several]
+    try:
+        return [as_it_stands(each).ids(tokenizer) if isinstance(each, str) else each for each in several]
+    except ValueError as error:
+        raise Refusal(400, f"prompt: {error}", "prompt") from None
 
 
 def _length(prompt: list[int], new: int | None, served: Served, param: str) -> int:
