@@ -98,7 +98,7 @@ def limited(write: Callable[[], str]) -> str:
         raise TemplateError(f"it hasn't written its text within {LIMIT_S:g} s")
     (said,) = found
     if isinstance(said, Exception):
-        raise TemplateError(str(said) or type(said).__name__) from None
+        raise TemplateError(" ".join(str(said).split()) or type(said).__name__) from None
     return said
 
 

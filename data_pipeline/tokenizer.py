@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 import tokenizers
 
 from foundation.errors import DataError
-from foundation.files import Json, directory_of, read_json, read_text, write_json, write_text
+from foundation.files import Json, directory_of, read_object, read_text, write_json, write_text
 
 EOS_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 """End-of-text tokens to look for where a tokenizer doesn't say which one is its own."""
@@ -114,17 +115,27 @@ def load(name: str | Path) -> Tokenizer:
         raise DataError(f"{name}: no tokenizer.json; {remedy}")
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
+        backend.no_truncation()
+        backend.no_padding()
+        bos_id = _leading_id(backend)
     except Exception as error:  # its own class is Exception
-        raise DataError(f"{file}: no tokenizer that can be read ({str(error)[:200]}); copy or download it again") from None
-    backend.no_truncation()
-    backend.no_padding()
+        raise _unreadable(file, error) from None
     settings = _settings(directory)
     specials = {key: text for key, value in settings.items() if key.endswith("_token") and (text := _content(value))}
     ids = (backend.token_to_id(name) for name in (specials.get("eos_token"), *EOS_NAMES) if name)
     eos_id = next((found for found in ids if found is not None), None)
     if eos_id is None:
         raise DataError(f"{name}: no end-of-text token; name it as `eos_token` in {directory}/tokenizer_config.json")
-    return Tokenizer(backend, eos_id, _leading_id(backend), _chat(directory, settings), specials)
+    found = Tokenizer(backend, eos_id, bos_id, _chat(directory, settings), specials)
+    try:
+        found.document("x")
+    except Exception as error:
+        raise _unreadable(file, error) from None
+    return found
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    return DataError(f"{file}: no tokenizer that can be read ({str(error)[:200]}); copy or download it again")
 
 
 def compare(ours: Tokenizer, theirs: Tokenizer) -> tuple[tuple[int, str, str] | None, int, int]:
@@ -161,9 +172,7 @@ def _local(name: str | Path) -> Path:
 def _settings(directory: Path) -> Json:
     found: Json = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (directory / file).is_file():
-            raw = read_json(directory / file)
-            found |= raw if isinstance(raw, dict) else {}
+        found |= read_object(directory / file)
     return found
 
 
@@ -174,12 +183,9 @@ def _content(token: Any) -> str | None:
 
 def _chat(directory: Path, settings: Json) -> str | None:
     """The chat template that a tokenizer came with; of several the one called default."""
-    if (directory / CHAT_FILE).is_file():
+    if os.path.lexists(directory / CHAT_FILE):
         return read_text(directory / CHAT_FILE)
-    found = settings.get("chat_template")
-    if (directory / "chat_template.json").is_file():
-        raw = read_json(directory / "chat_template.json")
-        found = raw.get("chat_template", found) if isinstance(raw, dict) else found
+    found = read_object(directory / "chat_template.json").get("chat_template", settings.get("chat_template"))
     if isinstance(found, list):
         found = next((each.get("template") for each in found if isinstance(each, dict) and each.get("name") == "default"), None)
     return found if isinstance(found, str) else None

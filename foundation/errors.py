@@ -30,7 +30,9 @@ def run_command(program: str, command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:
-        print(f"{program}: error: {masked(str(error))}", file=sys.stderr)
+        from foundation.pages import visible  # here: jinja2 takes its time
+
+        print(f"{program}: error: {visible(masked(str(error)))}", file=sys.stderr)
     except ModuleNotFoundError as error:
         remedy = "install what the project needs: pip install -e ."
         print(f"{program}: error: the package {error.name!r} is missing here; {remedy}", file=sys.stderr)

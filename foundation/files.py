@@ -56,8 +56,11 @@ def read_text(path: Path, remedy: str = "save it as UTF-8") -> str:
     Raises:
       DataError: it can't be read, or isn't UTF-8.
     """
+    here = path if is_bucket(path) else Path(path)
+    if here.exists() and not here.is_file():
+        raise DataError(f"{path}: a directory, or no file with an end")  # a pipe would be waited for
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return here.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); {remedy}") from None
     except OSError as error:
@@ -77,6 +80,20 @@ def read_json(path: Path, remedy: str = "copy or download it again") -> Any:
         raise DataError(f"{path}:{error.lineno}: damaged JSON ({error.msg}); {remedy}") from None
     except (RecursionError, ValueError) as error:  # nested without end; a number of 5,000 digits
         raise DataError(f"{path}: damaged JSON ({error}); {remedy}") from None
+
+
+def read_object(path: Path, remedy: str = "copy or download it again") -> Json:
+    """What a JSON file holds, if it is an object; {}: there is no such file.
+
+    Raises:
+      DataError: it can't be read, is damaged, or holds something else.
+    """
+    if not (path.exists() if is_bucket(path) else os.path.lexists(path)):  # a dead link is damage
+        return {}
+    found = read_json(path, remedy)
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: damaged JSON (no object); {remedy}")
+    return found
 
 
 def sha256(path: str | Path) -> str:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from data_pipeline import tokenizer as tokenizers
 from data_pipeline.tokenizer import Tokenizer
-from foundation.files import read_json
+from foundation.files import read_json, read_object
 from lpo_jax.config import ConfigError, LoraConfig, MeshConfig, ModelConfig
 from lpo_jax.decode.cross_sampler import CrossSampler
 from lpo_jax.decode.request import LoadedModel, SamplingConfig, check_vocab
@@ -187,7 +187,11 @@ def _eos_ids(directory: Path) -> tuple[int, ...]:
     """Every token that config.json and generation_config.json say ends a text."""
     ids: set[int] = set()
     for file in (directory / "config.json", directory / "generation_config.json"):
-        raw = read_json(file) if file.is_file() else {}
-        found = raw.get("eos_token_id") if isinstance(raw, dict) else None
-        ids |= {token for token in (found if isinstance(found, list) else [found]) if isinstance(token, int)}
+        found = read_object(file).get("eos_token_id")
+        tokens = [] if found is None else found if isinstance(found, list) else [found]
+        if not all(type(token) is int and 0 <= token < 2**31 for token in tokens):
+            raise ConfigError(
+                f"{file}: eos_token_id {str(found)[:80]!r} is no token, nor a list of some; correct it, or copy or download the file again"
+            )
+        ids |= set(tokens)
     return tuple(sorted(ids))

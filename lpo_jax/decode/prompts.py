@@ -12,6 +12,7 @@ from data_pipeline.chat import TemplateError
 from data_pipeline.formats import RowError, text_of
 from data_pipeline.template import Template
 from data_pipeline.tokenizer import Tokenizer
+from foundation.errors import DataError
 from foundation.files import read_json
 from lpo_jax.config import ConfigError
 from lpo_jax.model import hf
@@ -67,7 +68,10 @@ def asking(
     elif own is not None:
         chosen = own
     else:
-        chosen, _ = templates.load("chat" if tokenizer.chat else "plain", tokenizer, system)
+        try:
+            chosen, _ = templates.load("chat" if tokenizer.chat else "plain", tokenizer, system)
+        except DataError as error:
+            raise DataError(f"{model}, its chat template: {error}; correct it, or choose another way to ask with --template") from None
     if system and chosen.system != system:
         log.warning("%s was trained with the system text %r and is asked with %r", adapter or model, chosen.system, system)
         chosen = Template(chosen.name, chosen.source, system, chosen.thinks)

@@ -176,7 +176,8 @@ def config_from_hf(raw: Json) -> ModelConfig:
         return from_dict(ModelConfig, _translated(raw, name, family))
     except ConfigError as error:
         said = str(error)
-        for ours, theirs in family.keys.items():
+        flags = {field: key for key, fields in family.flags.items() for field in fields}
+        for ours, theirs in {**family.keys, **flags, "tied_head": "tie_word_embeddings"}.items():
             said = re.sub(rf"\b{ours}\b", theirs, said)
         raise ConfigError(f"config.json: {said.removeprefix('config.json: ')}") from None
     except (TypeError, ValueError, KeyError, ZeroDivisionError, OverflowError) as error:
@@ -200,16 +201,19 @@ def _translated(raw: Json, name: str, family: Family) -> Json:
     missing = [family.keys[ours] for ours, value in values.items() if value is None and ours not in optional]
     if missing:
         raise ConfigError(f"config.json: missing {', '.join(missing)}")
-    values["n_kv_heads"] = values.get("n_kv_heads") or values["n_heads"]
-    values["head_dim"] = values.get("head_dim") or values["d_model"] // max(values["n_heads"], 1)
-    values["d_mlp"] = values["d_mlp"] or 4 * values["d_model"]
+    given = {key: value for key, value in values.items() if value is not None}
+    defaults = {"n_kv_heads": values["n_heads"], "head_dim": values["d_model"] // max(values["n_heads"], 1), "d_mlp": 4 * values["d_model"]}
+    values |= {key: given.get(key, default) for key, default in defaults.items()}
     if values.get("positions") != "learned":
         values |= _rope_from_hf(raw, values["head_dim"])
     return {"family": name, "tied_head": raw.get("tie_word_embeddings", family.tied_head)} | values
 
 
 def _rope_from_hf(raw: Json, head_dim: int) -> Json:
-    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    found = [raw.get(key) for key in ("rope_parameters", "rope_scaling")]
+    if not all(isinstance(value, dict | None) for value in found):
+        raise ConfigError("config.json: rope_parameters and rope_scaling must be objects or null")
+    rope: Json = found[0] or found[1] or {}
     kind = rope.get("rope_type", rope.get("type", "default")) or "default"
     values: Json = {"rope_theta": float(next((v for v in (rope.get("rope_theta"), raw.get("rope_theta")) if v is not None), 10000.0))}
     if kind == "linear":

@@ -5,8 +5,8 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -134,11 +134,15 @@ def read_params(directory: str | Path, model: Model, shardings: Params) -> Param
                         place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec(*place.spec[1:]))
                     on_devices = jax.make_array_from_callback(part.shape, place, part.__getitem__)
                     if tensor.stacked and layer == 0:
-                        zeros = partial(jax.numpy.zeros, shapes[path].shape, shapes[path].dtype)
-                        placed[path] = jax.jit(zeros, out_shardings=places[path])()
+                        placed[path] = _zeros(shapes[path].shape, shapes[path].dtype, places[path])()
                     placed[path] = _set_layer(placed[path], on_devices, layer) if tensor.stacked else on_devices
                 bar.update()
     return unflatten_dict(placed, sep=".")
+
+
+@cache  # the next model of this shape compiles nothing
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, place: jax.sharding.NamedSharding) -> Callable[[], jax.Array]:
+    return jax.jit(partial(jax.numpy.zeros, shape, dtype), out_shardings=place)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -203,7 +207,9 @@ _TABLES = ("embed", "positions")  # they are looked up, not multiplied, and so s
 
 def _some(problems: list[str]) -> str:
     """A few of many, on one line."""
-    return "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+    return "; ".join(" ".join(problem.split()) for problem in problems[:8]) + (
+        f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+    )
 
 
 def _check_tie(model: Model, files: Mapping[str, Path]) -> None:
