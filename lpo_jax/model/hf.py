@@ -255,26 +255,26 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
     return {name: directory / file for name, file in files.items()}
 
 
-def opened(file: Path) -> safe_open:
-    """A safetensors file, its header read and checked.
+def opened(file: Path, setting: str = "model.path") -> safe_open:
+    """A safetensors file, its header read and checked. `setting` names it, for errors.
 
     Raises:
       ConfigError: it isn't there, or damaged.
     """
     remedy = "copy or download it again"
     if not file.is_file():
-        raise ConfigError(f"model.path: {file} is missing or no file; {remedy}")
+        raise ConfigError(f"{setting}: {file} is missing or no file; {remedy}")
     with file.open("rb") as stream:
         if stream.read(len(_POINTER)) == _POINTER:
-            raise ConfigError(f"model.path: {file} is a pointer of Git LFS, not the weights; fetch them with `git lfs pull`")
+            raise ConfigError(f"{setting}: {file} is a pointer of Git LFS, not the weights; fetch them with `git lfs pull`")
     try:
         return safe_open(file, framework="np")
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"model.path: {file} is damaged ({error}); {remedy}") from None
+        raise ConfigError(f"{setting}: {file} is damaged ({error}); {remedy}") from None
 
 
 _POINTER = b"version https://git-lfs"
-_FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def _compare(expected: Mapping[str, tuple[int, ...]], files: Mapping[str, Path]) -> list[str]:
@@ -293,6 +293,6 @@ def _compare(expected: Mapping[str, tuple[int, ...]], files: Mapping[str, Path])
             shape, dtype = tuple(tensors.get_slice(name).get_shape()), tensors.get_slice(name).get_dtype()
             if shape != expected[name]:
                 problems.append(f"shape of {name}: {shape}, expected {expected[name]}")
-            if dtype not in _FLOATS:
-                problems.append(f"dtype of {name}: {dtype}, expected one of {', '.join(_FLOATS)}")
+            if dtype not in FLOATS:
+                problems.append(f"dtype of {name}: {dtype}, expected one of {', '.join(FLOATS)}")
     return problems

@@ -11,13 +11,15 @@ from typing import TypeVar
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from foundation.files import Json, read_json, write_json
+from foundation.files import Json, read_object, write_json
+from foundation.settings import LARGEST
 from lpo_jax.config import ConfigError, LoraConfig
 from lpo_jax.model.adapters import split_dims
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor
+from lpo_jax.model.hf import FLOATS, opened
 
 X = TypeVar("X")
 
@@ -127,7 +129,9 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
             del found[name]
     if found:
         tied = "; this model's lm_head is its embedding table" if model.config.tied_head and "lm_head" in found else ""
-        raise ConfigError(f"{directory}: these modules are no matrices of {model.config.family}: {', '.join(sorted(found))}{tied}")
+        raise ConfigError(
+            f"{directory}: these modules are no matrices of {model.config.family}: {', '.join(' '.join(name.split()) for name in sorted(found)[:8])}{tied}"
+        )
     targets = "|".join(map(re.escape, adapters))
     return unflatten_dict(adapters, sep="."), LoraConfig(rank=rank, alpha=alpha, dropout=settings.get("lora_dropout", 0.0), targets=targets)
 
@@ -158,7 +162,8 @@ def _settings(directory: Path) -> Json:
                 "PeftModel.from_pretrained(BASE, DIR).save_pretrained(NEW_DIR)"
             )
         raise ConfigError(f"{directory / file} doesn't exist; give a directory that PEFT's save_pretrained wrote")
-    settings: Json = read_json(directory / _CONFIG)
+    settings = read_object(directory / _CONFIG)
+    _check_numbers(settings, directory / _CONFIG)
     wrong = [f"{key} {settings[key]!r}" for key in _REFUSED if settings.get(key)]
     wrong += [f"{key} {settings[key]!r}" for key, only in (("peft_type", "LORA"), ("bias", "none")) if settings.get(key, only) != only]
     if settings.get("init_lora_weights", True) not in _PLAIN_INITS:
@@ -168,19 +173,53 @@ def _settings(directory: Path) -> Json:
     return settings
 
 
+def _check_numbers(settings: Json, file: Path) -> None:
+    """Refuse ranks, scales and patterns that no adapter has."""
+    ranks, alphas = ({key: settings.get(key), **_object(settings, pattern, file)} for key, pattern in _PATTERNS.items())
+    wrong = [f"{key} {value!r}" for key, value in ranks.items() if type(value) is not int or not 0 < value <= LARGEST]
+    wrong += [f"{key} {value!r}" for key, value in alphas.items() if type(value) not in (int, float) or not 0 < value <= LARGEST]
+    dropout = settings.get("lora_dropout", 0.0)
+    wrong += [f"lora_dropout {dropout!r}"] if type(dropout) not in (int, float) or not 0 <= dropout < 1 else []
+    for pattern in {**ranks, **alphas}:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError):
+            wrong.append(f"the pattern {pattern!r}")
+        if re.search(r"\)[*+{]", pattern):  # such a one can take for ever
+            wrong.append(f"the pattern {pattern!r}, which repeats a group")
+    if wrong:
+        raise ConfigError(f"{file}: can't be: {', '.join(wrong)[:300]}; copy or download it again")
+
+
+_PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
+
+
+def _object(settings: Json, key: str, file: Path) -> Json:
+    found = settings.get(key) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: {key} must map modules to numbers; copy or download it again")
+    return found
+
+
 def _pairs(file: Path) -> dict[str, dict[str, np.ndarray]]:
     """The tensors of an adapter: {module: {"A": [R, in], "B": [out, R]}}."""
     pairs: dict[str, dict[str, np.ndarray]] = {}
     others = []
-    for name, tensor in load_file(file).items():
-        if match := _KEY.fullmatch(name):
+    tensors = opened(file, "adapter")
+    for name in tensors.keys():  # noqa: SIM118
+        tensor = tensors.get_tensor(name) if tensors.get_slice(name).get_dtype() in FLOATS else None
+        if tensor is None or tensor.ndim != 2:
+            others.append(f"{name} (no matrix of floating-point numbers)")
+        elif match := _KEY.fullmatch(name):
             pairs.setdefault(match[1], {})[match[2]] = tensor
         else:
             others.append(name)
     others += [f"{module} without its lora_{'B' if 'A' in sides else 'A'}" for module, sides in pairs.items() if len(sides) == 1]
+    if not pairs and not others:
+        raise ConfigError(f"{file} holds no tensor: it would change nothing; copy or download it again")
     if others:
         raise ConfigError(
-            f"{file}: not the A and B of a linear layer: {', '.join(sorted(others))}. If PEFT copied the base model's embeddings here, "
+            f"{file}: not the A and B of a linear layer: {', '.join(' '.join(name.split()) for name in sorted(others)[:8])}. If PEFT copied the base model's embeddings here, "
             "save again with save_pretrained(DIR, save_embedding_layers=False)"
         )
     return pairs

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 POINTER = (
     "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 9\n"
 )
@@ -67,16 +67,16 @@ def flip(file: str, seed: int, header: bool = False) -> Damage:
     return damage
 
 
-def head(change: Callable[[dict, list[str]], Any], **more: Any) -> Damage:
+def _head(file: str, change: Callable[[dict, list[str]], Any], **more: Any) -> Damage:
     """Change the header of the safetensors; `change` gets it, and the names of its tensors."""
 
     def damage(directory: Path) -> None:
-        raw = (directory / WEIGHTS).read_bytes()
+        raw = (directory / file).read_bytes()
         (size,) = struct.unpack("<Q", raw[:8])
         header, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
         found = change(header, [name for name in header if name != "__metadata__"])
         text = found if isinstance(found, bytes) else json.dumps(header).encode()
-        (directory / WEIGHTS).write_bytes(struct.pack("<Q", more.get("length", len(text))) + text + data + more.get("behind", b""))
+        (directory / file).write_bytes(struct.pack("<Q", more.get("length", len(text))) + text + data + more.get("behind", b""))
 
     return damage
 
@@ -128,11 +128,14 @@ def places() -> Iterator[tuple[str, Damage]]:
         yield from ((f"{file}: {what}", put(file, content)) for what, content in ODD_JSON.items())
 
 
-def weights() -> Iterator[tuple[str, Damage]]:
+def weights(file: str = WEIGHTS) -> Iterator[tuple[str, Damage]]:
+    def head(change: Callable[[dict, list[str]], Any], **more: Any) -> Damage:
+        return _head(file, change, **more)
+
     for what, content in (("empty", b""), ("Git LFS", POINTER.encode()), ("text", b"hello"), ("zeros", bytes(64)), ("ones", b"\xff" * 64)):
-        yield f"weights: {what}", put(WEIGHTS, content)
+        yield f"weights: {what}", put(file, content)
     for seed in range(30):
-        yield f"weights: byte {seed} of the header flipped", flip(WEIGHTS, seed, header=True)
+        yield f"weights: byte {seed} of the header flipped", flip(file, seed, header=True)
     for length in (0, 1, 10, 2**31, 2**63 - 1, 2**64 - 1):
         yield f"weights: header length {length}", head(lambda h, k: None, length=length)
     for what, text in (("a list", b"[]"), ("deep", b"[" * 100_000), ("no UTF-8", b'{"\xff": 1}'), ("no JSON", b"x" * 99), ("empty", b"{}")):
@@ -248,6 +251,31 @@ def words() -> Iterator[tuple[str, Damage]]:
     for text in ("{% for", "{{ x.y.z }}", "{{ messages[9].content }}", "{{ raise_exception('no\nno') }}", "{{ 'x' * 999999999999 }}", "{% include 'x' %}", "{{ 1 / 0 }}", "{{ ''.__class__.__mro__ }}", ""):  # fmt: skip
         yield f"chat: {text}", put("chat_template.jinja", text.encode())
     yield "chat: no UTF-8", put("chat_template.jinja", b"\xff{{ messages }}")
+
+
+def adapters() -> Iterator[tuple[str, Damage]]:
+    """Of a PEFT directory."""
+    for file in ("adapter_config.json", ADAPTER):
+        yield from ((f"{file}: {what}", instead(file, make)) for what, make in ODD_PLACES.items())
+        yield from ((f"{file}: cut at {share}", cut(file, share)) for share in (0.1, 0.6, 0.99))
+    yield from ((f"adapter_config.json: {what}", put("adapter_config.json", content)) for what, content in ODD_JSON.items())
+    yield from ((f"adapter_config.json: byte {seed} flipped", flip("adapter_config.json", seed)) for seed in range(12))
+    yield from ((f"adapter: {name}", harm) for name, harm in weights(ADAPTER))
+    for key in ("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "bias", "peft_type", "init_lora_weights"):
+        for value in ABSURD:
+            yield f"adapter: {key} is {str(value)[:20]}", edit_json("adapter_config.json", set_to(key, value))
+    for pattern in (
+        {"(": 2},
+        {"(a+)+$": 2},
+        {"((s+)|(e+)|(l+)|(f+)|.)*!": 2},
+        {"q_proj": "2"},
+        {"q_proj": 0},
+        {"q_proj": None},
+        {"a" * 10**6: 2},
+    ):
+        for key in ("rank_pattern", "alpha_pattern"):
+            yield f"adapter: {key} is {str(pattern)[:30]}", edit_json("adapter_config.json", set_to(key, pattern))
+    yield "adapter: no tensor", put(ADAPTER, struct.pack("<Q", 2) + b"{}")
 
 
 def all_of_one_file() -> list[tuple[str, Damage]]:
