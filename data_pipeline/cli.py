@@ -12,15 +12,13 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greeting isn't ours
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # nothing here needs an accelerator
-
 from foundation.commands import Program, new_directory, new_file, number, whole
-from foundation.errors import DataError  # noqa: E402
-from foundation.files import write_text  # noqa: E402
+from foundation.errors import DataError
+from foundation.files import write_text
 
 
 def main(argv: list[str] | None = None) -> int:
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # nothing here needs an accelerator
     program = Program("lpo-data", __doc__)
     build = program.command("build", "pairs -> shards", _build.__doc__, _build)
     build.add_argument("inputs", nargs="+", metavar="INPUT", help="files, directories or hub ids (OWNER/NAME:SPLIT) of pairs")

@@ -1,7 +1,6 @@
 """`lpo-eval`: run benchmarks on models, and show what came out."""
 
 import argparse
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +122,6 @@ def _source(args: argparse.Namespace, benchmark: Benchmark, form: str) -> Comple
         return from_file(Path(what), tasks, args.samples)
     if what.endswith((".jsonl", ".json")):
         raise EvaluationError(f"--completions {what}: no such file")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     pair = {"security": args.security, "preset": args.preset, "threshold": args.threshold}
     return from_model(what, tasks, form, args.samples or 1, sampling, think=not args.no_think, dtype=args.dtype, rows=args.rows, **pair)
 

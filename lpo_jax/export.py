@@ -57,7 +57,9 @@ def _earlier(out: Path) -> list[Path]:
     """
     if not (out / template.FILE).is_file() and (other := foreign(out)):
         raise ConfigError(f"{out}: holds {other[0]}, and no earlier export; give an empty directory to export to")
-    return sorted({file for pattern in _WRITTEN for file in out.glob(pattern) if file.is_file()}, key=lambda file: file.name == template.FILE)
+    return sorted(
+        {file for pattern in _WRITTEN for file in out.glob(pattern) if file.is_file()}, key=lambda file: file.name == template.FILE
+    )
 
 
 def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best: bool) -> str:

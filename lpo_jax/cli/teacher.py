@@ -12,7 +12,6 @@ examples:
 """
 
 import argparse
-import os
 
 from foundation.commands import new_directory, whole
 from lpo_jax.cli.train import add_config
@@ -29,7 +28,6 @@ def run(args: argparse.Namespace) -> int:
     from lpo_jax.config import ConfigError, load
 
     config = load(args.config, args.overrides)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from lpo_jax.train import teacher
     from lpo_jax.train.data import open_data
 

@@ -6,18 +6,22 @@ Dims: L layers, R rank, in and out a matrix's input and output dims, flattened.
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pydantic
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from foundation.files import Json, read_json, write_json
+from foundation.settings import Decay, Positive, PositiveNumber
 from lpo_jax.config import ConfigError, LoraConfig
 from lpo_jax.model.adapters import split_dims
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor
+from lpo_jax.model.hf import opened
 
 X = TypeVar("X")
 
@@ -147,6 +151,20 @@ def _module(tensor: Tensor) -> str:
     return tensor.name.removesuffix(".weight")
 
 
+@dataclass
+class _Numbers:
+    """Those of an adapter_config.json. The patterns are regular expressions of modules."""
+
+    r: Positive
+    lora_alpha: PositiveNumber
+    rank_pattern: dict[re.Pattern[str], Positive] | None = None
+    alpha_pattern: dict[re.Pattern[str], PositiveNumber] | None = None
+    lora_dropout: Decay = 0.0
+
+
+_check_numbers = pydantic.TypeAdapter(_Numbers).validate_python
+
+
 def _settings(directory: Path) -> Json:
     """A PEFT directory's adapter_config.json, if we can compute what it says."""
     for file in (_CONFIG, _WEIGHTS):
@@ -159,6 +177,11 @@ def _settings(directory: Path) -> Json:
             )
         raise ConfigError(f"{directory / file} doesn't exist; give a directory that PEFT's save_pretrained wrote")
     settings: Json = read_json(directory / _CONFIG)
+    try:
+        _check_numbers(settings)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"{directory / _CONFIG}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from None
     wrong = [f"{key} {settings[key]!r}" for key in _REFUSED if settings.get(key)]
     wrong += [f"{key} {settings[key]!r}" for key, only in (("peft_type", "LORA"), ("bias", "none")) if settings.get(key, only) != only]
     if settings.get("init_lora_weights", True) not in _PLAIN_INITS:
@@ -172,12 +195,16 @@ def _pairs(file: Path) -> dict[str, dict[str, np.ndarray]]:
     """The tensors of an adapter: {module: {"A": [R, in], "B": [out, R]}}."""
     pairs: dict[str, dict[str, np.ndarray]] = {}
     others = []
-    for name, tensor in load_file(file).items():
+    tensors = opened(file)
+    for name in tensors.keys():  # noqa: SIM118 (it isn't a mapping)
+        tensor = tensors.get_tensor(name)
         if match := _KEY.fullmatch(name):
             pairs.setdefault(match[1], {})[match[2]] = tensor
         else:
             others.append(name)
     others += [f"{module} without its lora_{'B' if 'A' in sides else 'A'}" for module, sides in pairs.items() if len(sides) == 1]
+    if not pairs and not others:
+        raise ConfigError(f"{file}: no tensor is in it: nothing was trained, or saving went wrong; save the adapter again")
     if others:
         raise ConfigError(
             f"{file}: not the A and B of a linear layer: {', '.join(sorted(others))}. If PEFT copied the base model's embeddings here, "
