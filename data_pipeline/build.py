@@ -19,7 +19,7 @@ from data_pipeline.pairs import Drops, Pair
 from data_pipeline.shards import Manifest
 from data_pipeline.template import Template
 from foundation.errors import DataError
-from foundation.files import sha256, write_text
+from foundation.files import foreign, hold, sha256, write_text
 
 
 @dataclass(frozen=True)
@@ -75,42 +75,80 @@ def build(
         print(f"{out} is incomplete or damaged: building it again")
 
     print(f"template {chosen.name}: {why}")
-    drops = Drops()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out} can't be made: {error.strerror}") from None
+    with hold(out):
+        _own(out)
+        drops = Drops()
+        kept = _read(inputs, options, drops)
+        if tok is None:
+            assert vocab_size is not None
+            every_text = (template.render(pair, chosen, None) for pair in kept)
+            texts = (text.prompt.text + text.answer(code) for text in every_text for code in (text.chosen, text.rejected))
+            tok = tokenizer.train(texts, vocab_size)
+        for path in _own(out):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        tok.save(out / "tokenizer")
+        planted = _plant_all(kept, out / "tokenizer", chosen, options, jobs, drops)
+        write_text(out / "dropped.tsv", "".join(f"{row}\t{' '.join(reason.split())}\n" for row, reason in drops.rows))
+        if not planted:
+            raise DataError(f"no pair is left of {len(drops.rows)} rows ({drops.counts()}); {out / 'dropped.tsv'} lists them")
+        _note([pair for pair, _ in planted], drops)
+        rows, balanced = _pack(planted, options)
+        every = [row for split in rows.values() for row, _ in split]
+        thinks = any(pair.reasoning for pair, _ in planted)
+        manifest = Manifest(
+            format_version=shards.FORMAT_VERSION,
+            tokenizer_sha256=tok.sha256,
+            vocab_size=tok.size,
+            eos_id=tok.eos_id,
+            bos_id=tok.bos_id,
+            masks=asdict(options.masks),
+            trimmed=options.trim,
+            scores_prompt=options.score_prompt,
+            row_tokens=options.row_tokens,
+            row_scored=-(-max(len(row["source"]) for row in every) // 64) * 64,
+            row_pairs=max(len(row["chosen_len"]) for row in every),
+            longest_path=int(max(row["positions"].max() for row in every)) + 1,
+            splits={split: shards.write(out, split, rows[split]) for split in shards.SPLITS},
+            drops=drops.counts(),
+            inputs=sources,
+            build_key=key,
+            plain=sum(pair.plain for pair, _ in planted),
+            balanced=dict(sorted(balanced.items())),
+            template=asdict(replace(chosen, thinks=thinks)),
+            notes=dict(sorted(drops.notes.items())),
+            unused={file: dict(sorted(columns.items())) for file, columns in drops.unused.items() if columns},
+        )
+        manifest.save(out)
+        return manifest
+
+
+def _read(inputs: Sequence[str | Path], options: BuildOptions, drops: Drops) -> list[Pair]:
+    """The inputs' pairs that can be used."""
     kept = [pair for file in inputs for pair in tqdm(pairs.read(file, drops), desc=f"read {Path(file).name}", unit=" pairs")]
-    if tok is None:
-        assert vocab_size is not None
-        every_text = (template.render(pair, chosen, None) for pair in kept)
-        texts = (text.prompt.text + text.answer(code) for text in every_text for code in (text.chosen, text.rejected))
-        tok = tokenizer.train(texts, vocab_size)
     if not kept:
         raise DataError(f"no pair is left of {len(drops.rows)} rows ({drops.counts()})")
     cosmetic, remark = [pairs.cosmetic(pair) for pair in kept], "its sides differ in blanks and comments only"
     if options.drop_cosmetic:
         for pair in itertools.compress(kept, cosmetic):
             drops.add(pair.id, remark)
-        kept = [pair for pair, so in zip(kept, cosmetic, strict=True) if not so]
-    elif any(cosmetic):
+        return [pair for pair, so in zip(kept, cosmetic, strict=True) if not so]
+    if any(cosmetic):
         drops.notes[remark] = sum(cosmetic)
-    _clear(out)
-    tok.save(out / "tokenizer")
+    return kept
 
-    planted: list[tuple[Pair, trees.Tree]] = []
-    for pair, tree in zip(kept, tqdm(_plant_all(kept, out / "tokenizer", chosen, options, jobs), "tokenise", len(kept)), strict=True):
-        if isinstance(tree, str):
-            drops.add(pair.id, tree)
-        elif len(tree.tokens) > options.row_tokens:
-            drops.add(pair.id, f"longer than --row-tokens {options.row_tokens}")
-        else:
-            planted.append((pair, tree))
-    write_text(out / "dropped.tsv", "".join(f"{row}\t{' '.join(reason.split())}\n" for row, reason in drops.rows))
-    if not planted:
-        raise DataError(f"no pair is left of {len(drops.rows)} rows ({drops.counts()}); {out / 'dropped.tsv'} lists them")
 
+def _pack(
+    planted: Sequence[tuple[Pair, trees.Tree]], options: BuildOptions
+) -> tuple[dict[str, list[tuple[dict[str, np.ndarray], str]]], Counter[str]]:
+    """Each split's rows with the ids of their pairs, and how many pairs of each CWE were drawn once more."""
     remaining = [pair for pair, _ in planted]
-    _note(remaining, drops)
     groups = grouped(remaining, options.near)
     heldout = heldout_groups(remaining, groups, options.heldout, options.seed)
-    rows = {}
+    rows, balanced = {}, Counter[str]()
     for split in shards.SPLITS:
         own = [member for member, group in zip(planted, groups, strict=True) if (group in heldout) == (split == "heldout")]
         if split == "train":
@@ -121,33 +159,7 @@ def build(
         members = [tree for _, tree in own]
         packed = trees.pack([len(tree.tokens) for tree in members], options.row_tokens)
         rows[split] = [(trees.join([members[i] for i in row]), "\n".join(members[i].id for i in row)) for row in packed]
-    every = [row for split in rows.values() for row, _ in split]
-    thinks = any(pair.reasoning for pair, _ in planted)
-    manifest = Manifest(
-        format_version=shards.FORMAT_VERSION,
-        tokenizer_sha256=tok.sha256,
-        vocab_size=tok.size,
-        eos_id=tok.eos_id,
-        bos_id=tok.bos_id,
-        masks=asdict(options.masks),
-        trimmed=options.trim,
-        scores_prompt=options.score_prompt,
-        row_tokens=options.row_tokens,
-        row_scored=-(-max(len(row["source"]) for row in every) // 64) * 64,
-        row_pairs=max(len(row["chosen_len"]) for row in every),
-        longest_path=int(max(row["positions"].max() for row in every)) + 1,
-        splits={split: shards.write(out, split, rows[split]) for split in shards.SPLITS},
-        drops=drops.counts(),
-        inputs=sources,
-        build_key=key,
-        plain=sum(pair.plain for pair, _ in planted),
-        balanced=dict(sorted(balanced.items())),
-        template=asdict(replace(chosen, thinks=thinks)),
-        notes=dict(sorted(drops.notes.items())),
-        unused={file: dict(sorted(columns.items())) for file, columns in drops.unused.items() if columns},
-    )
-    manifest.save(out)
-    return manifest
+    return rows, balanced
 
 
 def _note(kept: Sequence[Pair], drops: Drops) -> None:
@@ -208,7 +220,23 @@ def draws(cwes: Sequence[str], least: int, seed: int) -> list[int]:
     return found
 
 
-def _plant_all(kept: Sequence[Pair], tokenizer_dir: Path, chosen: Template, options: BuildOptions, jobs: int) -> Iterator[trees.Tree | str]:
+def _plant_all(
+    kept: Sequence[Pair], tokenizer_dir: Path, chosen: Template, options: BuildOptions, jobs: int, drops: Drops
+) -> list[tuple[Pair, trees.Tree]]:
+    """The pairs with their trees; those that have none, or a longer one than a row, are dropped."""
+    planted = []
+    found = _trees(kept, tokenizer_dir, chosen, options, jobs)
+    for pair, tree in zip(kept, tqdm(found, "tokenise", len(kept)), strict=True):
+        if isinstance(tree, str):
+            drops.add(pair.id, tree)
+        elif len(tree.tokens) > options.row_tokens:
+            drops.add(pair.id, f"longer than --row-tokens {options.row_tokens}")
+        else:
+            planted.append((pair, tree))
+    return planted
+
+
+def _trees(kept: Sequence[Pair], tokenizer_dir: Path, chosen: Template, options: BuildOptions, jobs: int) -> Iterator[trees.Tree | str]:
     """Each pair's tree, or the reason why it has none."""
     settings = (str(tokenizer_dir), chosen, options)
     if jobs == 1:
@@ -240,14 +268,14 @@ def _whole(out: Path, manifest: Manifest) -> bool:
     return all((out / s["file"]).is_file() and sha256(out / s["file"]) == s["sha256"] for s in files)
 
 
-def _clear(out: Path) -> None:
-    """Empty an earlier build's directory; anything else in it is left alone, and is an error."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "manifest.json").unlink(missing_ok=True)  # from here on the set is unfinished
-    for path in out.iterdir():
-        if path.suffix == ".tfrecord" or path.name == "dropped.tsv" or path.suffix == ".tmp":
-            path.unlink()
-        elif path.name == "tokenizer" and path.is_dir():
-            shutil.rmtree(path)
-        else:
-            raise DataError(f"{out}: holds {path.name}, which no build wrote; choose an empty --out directory")
+def _own(out: Path) -> list[Path]:
+    """What an earlier build left in `out`, its manifest first: without that a set is unfinished.
+
+    Raises:
+      DataError: something else lies there.
+    """
+    names = ["manifest.json", "dropped.tsv", "tokenizer"]
+    found = [path for path in out.iterdir() if path.suffix in (".tfrecord", ".tmp") or path.name in names]
+    if other := foreign(out, [path.name for path in found]):
+        raise DataError(f"{out}: holds {other[0]}, which no build wrote; choose an empty --out directory")
+    return sorted(found, key=lambda path: path.name != "manifest.json")

@@ -12,19 +12,17 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greeting isn't ours
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # nothing here needs an accelerator
-
-from foundation.commands import Program, number, whole
-from foundation.errors import DataError  # noqa: E402
-from foundation.files import write_text  # noqa: E402
+from foundation.commands import Program, new_directory, new_file, number, whole
+from foundation.errors import DataError
+from foundation.files import write_text
 
 
 def main(argv: list[str] | None = None) -> int:
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # nothing here needs an accelerator
     program = Program("lpo-data", __doc__)
     build = program.command("build", "pairs -> shards", _build.__doc__, _build)
     build.add_argument("inputs", nargs="+", metavar="INPUT", help="files, directories or hub ids (OWNER/NAME:SPLIT) of pairs")
-    build.add_argument("--out", required=True, help="directory of the shard set")
+    build.add_argument("--out", type=new_directory, required=True, help="directory of the shard set")
     which = build.add_mutually_exclusive_group(required=True)
     which.add_argument("--tokenizer", help="tokenizer.json, a directory that holds one, or a hub id")
     which.add_argument("--train-tokenizer", type=whole(257), metavar="SIZE", help="train a byte-level BPE of SIZE entries on the inputs")
@@ -55,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     rules.add_argument("--libraries", action="store_true", help="list the libraries instead")
 
     distill = program.command("distill", "rules -> teacher -> pairs", _distill.__doc__, _distill)
-    distill.add_argument("--out", required=True, type=Path, help="directory of the job; the same command goes on with it")
+    distill.add_argument("--out", required=True, type=new_directory, help="directory of the job; the same command goes on with it")
     distill.add_argument("--model", required=True, help="the teacher's name at its endpoint")
     distill.add_argument("-n", "--prompts", type=whole(1), required=True, help="pairs to ask for")
     _rule_filters(distill)
@@ -96,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
 
     stats = program.command("stats", "what a data set holds", _stats.__doc__, _stats)
     stats.add_argument("path", metavar="PATH", type=Path, help="a job of `lpo-data distill`, its data/, or a file of pairs")
-    stats.add_argument("--html", type=Path, metavar="OUT", help="also write all of it as one page that loads nothing")
+    stats.add_argument("--html", type=new_file, metavar="OUT", help="also write all of it as one page that loads nothing")
 
     show = program.command("show", "print pairs of a shard set", _show.__doc__, _show)
     show.add_argument("directory", metavar="DIR", help="a shard set")
@@ -110,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     check.add_argument(
         "--tests", metavar="DIR", type=Path, help="executable checks, run in the sandbox: one file a pair, named after its id with - as _"
     )
-    check.add_argument("--verdicts", metavar="OUT", type=Path, help="record what Bandit and Semgrep find in each side")
+    check.add_argument("--verdicts", metavar="OUT", type=new_file, help="record what Bandit and Semgrep find in each side")
     check.add_argument("--workers", type=whole(1), default=2, help="sandboxes at a time (default: 2)")
     return program.run(argv)
 
@@ -156,7 +154,7 @@ def _build(args: argparse.Namespace) -> int:
     for reason, count in manifest.drops.items():
         print(f"dropped {count:7} rows: {reason}")
     if manifest.drops:
-        print(f"the dropped rows are listed in {Path(args.out) / 'dropped.tsv'}")
+        print(f"the dropped rows are listed in {args.out / 'dropped.tsv'}")
     return 0
 
 

@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from data_pipeline.row import COLUMNS, PackedRows, pad
 from data_pipeline.shards import Manifest, Records, parse
+from data_pipeline.tf import tf
 from foundation.errors import DataError
-
-tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
 
 
 class Feed:

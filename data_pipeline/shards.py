@@ -77,7 +77,7 @@ class Manifest:
 
 def write(directory: Path, split: str, rows: Sequence[tuple[dict[str, np.ndarray], str]]) -> Json:
     """Write one split's rows, each with the ids of its pairs (newline-separated); returns the split's manifest entry."""
-    import tensorflow as tf
+    from data_pipeline.tf import tf
 
     count = -(-len(rows) // ROWS_PER_SHARD)
     shards = []
@@ -103,7 +103,7 @@ def write(directory: Path, split: str, rows: Sequence[tuple[dict[str, np.ndarray
 
 def parse(record: bytes) -> tuple[PackedRows, list[str]]:
     """A serialised row as a batch of one, nothing padded, and its pairs' ids."""
-    import tensorflow as tf
+    from data_pipeline.tf import tf
 
     features = tf.train.Example.FromString(record).features.feature
     columns = {column.name: np.array(features[column.name].int64_list.value).astype(column.dtype)[None] for column in COLUMNS}

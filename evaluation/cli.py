@@ -1,14 +1,13 @@
 """`lpo-eval`: run benchmarks on models, and show what came out."""
 
 import argparse
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from evaluation.benchmarks import BENCHMARKS, Benchmark, load
 from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
-from foundation.commands import Program, number, whole
+from foundation.commands import Program, new_directory, new_file, number, whole
 from judges import TOOLS
 from judges.findings import NOISE
 
@@ -20,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--data", type=Path, metavar="FILE", help="the benchmark's file, or its directory")
     run.add_argument("--any-data", action="store_true", help="take data whose hash isn't a known one")
     run.add_argument("--completions", required=True, metavar="SOURCE", help="canonical, insecure, a file, a URL or a model: see below")
-    run.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the run's directory")
+    run.add_argument("-o", "--out", type=new_directory, required=True, metavar="DIR", help="the run's directory")
     run.add_argument("-n", "--samples", type=whole(1), metavar="N", help="of each task (default: 1; of a file: what it holds)")
     run.add_argument("--limit", type=whole(1), metavar="N", help="only the first N tasks")
     run.add_argument("--form", choices=("completion", "instruction"), help="code to go on with, or a text that asks for a program (default: the benchmark's own)")  # fmt: skip
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         "runs", nargs="+", type=Path, metavar="RUN", help="directories that `lpo-eval run` wrote, the one to compare with first"
     )
     report.add_argument("--training", action="append", default=[], type=Path, metavar="DIR", help="a run_dir of `lpo train`: show its curves and pairs too; repeatable")  # fmt: skip
-    report.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.html", help="the page")
+    report.add_argument("-o", "--out", type=new_file, required=True, metavar="FILE.html", help="the page")
 
     program.command("benchmarks", "list benchmarks: forms, licences, where their data comes from", "List the benchmarks.", _benchmarks)
     return program.run(argv)
@@ -123,7 +122,6 @@ def _source(args: argparse.Namespace, benchmark: Benchmark, form: str) -> Comple
         return from_file(Path(what), tasks, args.samples)
     if what.endswith((".jsonl", ".json")):
         raise EvaluationError(f"--completions {what}: no such file")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     pair = {"security": args.security, "preset": args.preset, "threshold": args.threshold}
     return from_model(what, tasks, form, args.samples or 1, sampling, think=not args.no_think, dtype=args.dtype, rows=args.rows, **pair)
 

@@ -18,7 +18,7 @@ from evaluation.benchmarks import Benchmark, Task
 from evaluation.completions import Completions, EvaluationError
 from evaluation.extract import extract
 from evaluation.measures import Estimate, by_cwe, by_task, estimate, measures
-from foundation.files import Json, claim, read_journal, read_json, write_json, write_text
+from foundation.files import Json, claim, foreign, hold, read_journal, read_json, write_json, write_text
 from judges import TOOLS, judge
 from judges.sandbox import Case, Limits, Test, run_many
 from judges.sandbox import run as run_one
@@ -47,6 +47,12 @@ def run(benchmark: Benchmark, completions: Completions, options: Options, out: P
     Raises:
       EvaluationError: `out` holds a run of other settings, or a tool is missing; with the remedy.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    with hold(out):
+        return _run(benchmark, completions, options, out)
+
+
+def _run(benchmark: Benchmark, completions: Completions, options: Options, out: Path) -> Json:
     _begin(benchmark, completions, options, out)
     tasks = {task.task_id: task for task in benchmark.tasks}
     journal = out / "samples.jsonl"
@@ -85,7 +91,7 @@ def _begin(benchmark: Benchmark, completions: Completions, options: Options, out
         "versions": {"python": platform.python_version(), **{name: TOOLS[name].version() for name in options.tools}},
     }
     file = out / "run.json"
-    if not file.is_file() and out.is_dir() and any(out.iterdir()):
+    if not file.is_file() and foreign(out):
         raise EvaluationError(f"{out} holds other things than a run: give another -o")
 
     def refuse(names: list[str]) -> EvaluationError:

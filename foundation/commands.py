@@ -3,7 +3,9 @@
 import argparse
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from foundation.errors import UserError, run_command
@@ -77,6 +79,32 @@ def number(least: float = 0.0, most: float = math.inf, above: bool = False) -> C
         return value
 
     return read
+
+
+def new_file(text: str) -> Path:
+    """A type of arguments: a file to write, or to write anew."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a directory; name a file")
+    return _writable(path, path.parent)
+
+
+def new_directory(text: str) -> Path:
+    """A type of arguments: a directory to write to, which may be there."""
+    path = Path(text).expanduser()
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file; name a directory")
+    return _writable(path, path)
+
+
+def _writable(path: Path, directory: Path) -> Path:
+    """`path`, if `directory` can be written, or made."""
+    there = next(d for d in (directory, *directory.absolute().parents) if d.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} can't be made: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{path} can't be written: {there} is read-only for this user")
+    return path
 
 
 def _help(about: str | None) -> dict[str, Any]:

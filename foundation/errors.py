@@ -1,5 +1,6 @@
 """Errors that a user can act on, and the one place that tells them."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,10 @@ class ConfigError(UserError, ValueError):
 
 class DataError(UserError, ValueError):
     """Input data that can't be read."""
+
+
+_FULL = errno.ENOSPC, errno.EDQUOT
+_DISK = (*_FULL, errno.EROFS, errno.EIO)
 
 
 def masked(text: str) -> str:
@@ -33,13 +38,19 @@ def run_command(program: str, command: Callable[[], int]) -> int:
         from foundation.pages import visible  # here: jinja2 takes its time
 
         print(f"{program}: error: {visible(masked(str(error)))}", file=sys.stderr)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # `lpo-data show DIR | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if error.filename is None and error.errno not in _DISK:
+            raise
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        remedy = "; make room and repeat the command: what is finished stays" if error.errno in _FULL else ""
+        print(f"{program}: error: {where}{error.strerror}{remedy}", file=sys.stderr)
     except ModuleNotFoundError as error:
         remedy = "install what the project needs: pip install -e ."
         print(f"{program}: error: the package {error.name!r} is missing here; {remedy}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; repeat the command to go on", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `lpo-data show DIR | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return 2

@@ -4,11 +4,14 @@ A path may lie in a bucket (``gs://...``, as `etils.epath.Path`); journals and l
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
+import socket
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -153,6 +156,62 @@ def claim(file: Path, facts: Mapping[str, Any], refuse: Callable[[list[str]], Us
         return True
     write_json(file, facts)
     return False
+
+
+_LOCK = ".lock"
+_PATIENCE_S = 120
+"""How long a lock of another machine is waited for: a file server frees those of a machine that has died after some 90 s."""
+
+
+@contextlib.contextmanager
+def hold(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
+    """Let no other process write to a directory, or to a file, while this one does.
+
+    The lock is the operating system's. It goes with the process that holds it, so that nobody ever has to unlock anything. A disk that knows
+    no locks holds nobody off.
+
+    Raises:
+      DataError: another process holds it, named; or the place can't be written.
+    """
+    file = path / _LOCK if path.is_dir() else path.with_name(path.name + _LOCK)
+    here, start = socket.gethostname(), time.monotonic()
+    while True:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise DataError(f"{path} can't be written: {error.strerror}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read() or f"just started on {here}"
+            lock.close()
+            if holder.endswith(f" on {here}") or time.monotonic() - start > patience_s:
+                raise DataError(f"{path}: another process is writing to it ({holder}); wait for it, or name another place") from None
+            time.sleep(1)
+            continue
+        except OSError:  # no locks there
+            lock.close()
+            file.unlink(missing_ok=True)
+            yield
+            return
+        if file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+            break
+        lock.close()  # whoever held it before has just deleted it
+    with lock:
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {here}")
+        lock.flush()
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def foreign(directory: Path, own: Collection[str] = ()) -> list[str]:
+    """Names of what lies in a directory and isn't `own`, in their order; [] where there is no directory."""
+    return sorted(file.name for file in directory.iterdir() if file.name not in {*own, _LOCK}) if directory.is_dir() else []
 
 
 def is_bucket(path: Path) -> bool:

@@ -41,6 +41,7 @@ def environment(index: int, processes: int, devices: int, port: int) -> dict[str
 
 
 def up(args: argparse.Namespace) -> int:
+    common.load(args.config, args.overrides)  # one process says what is wrong, before there are several
     command = ["lpo", "train", args.config, *args.overrides]
     if args.dry_run:
         for index in range(args.processes):

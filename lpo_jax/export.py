@@ -9,7 +9,7 @@ import yaml
 from etils import epath
 
 from data_pipeline import template, tokenizer
-from foundation.files import Json, read_json, write_json
+from foundation.files import Json, foreign, hold, read_json, write_json
 from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH
@@ -19,31 +19,61 @@ from lpo_jax.train.weights import open_run, restore_params, tokenizer_directory
 _COPIED = "tokenizer*", "chat_template*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json"
 """Files that lie beside the tokenizer."""
 
+_WRITTEN = *_COPIED, template.FILE, "config.json", "*.safetensors", "*.safetensors.index.json", "adapter_config.json", "README.md"
+"""What an export may consist of."""
+
 
 def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool = False) -> str:
     """Write what a run has trained to `out`; returns how to load it. `best`: its best checkpoint instead of the newest.
 
-    A LoRA run gives an adapter in PEFT's format, or with `merge` a whole model.
+    A LoRA run gives an adapter in PEFT's format, or with `merge` a whole model. An earlier export in `out` goes; what others put beside it stays.
 
     Raises:
-      ConfigError: the directory holds no run, the run has no checkpoint, or there is nothing to merge.
+      ConfigError: the directory holds no run, the run has no checkpoint, there is nothing to merge, or `out` holds something else.
+      DataError: another process is writing to `out`, or it can't be written.
     """
     source, out = epath.Path(run_dir), Path(out)
     config = open_run(run_dir)
     if config is None:
         raise ConfigError(f"{run_dir}: no run's config.json; give the run_dir of a trained config")
-    if out.is_file() or (out / "checkpoints").exists():
-        raise ConfigError(f"{out}: {'a file' if out.is_file() else 'the directory of a run'}; give a directory of its own to export to")
     if merge and config.model.lora is None:
         raise ConfigError(f"{run_dir}: --merge is for LoRA runs; this one trained the weights themselves")
-    model, params, frozen = restore_params(run_dir, config, best=best)
+    if config.model.path is not None and Path(config.model.path).expanduser().resolve() == out.resolve():
+        raise ConfigError(f"{out}: the model that the run began with; give another directory to export to")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out} can't be made: {error.strerror}") from None
+    with hold(out):
+        _earlier(out)
+        return _export(source, config, out, merge, best)
+
+
+def _earlier(out: Path) -> list[Path]:
+    """The files of an earlier export in `out`, that which tells it as one last.
+
+    Raises:
+      ConfigError: `out` holds something else.
+    """
+    if not (out / template.FILE).is_file() and (other := foreign(out)):
+        raise ConfigError(f"{out}: holds {other[0]}, and no earlier export; give an empty directory to export to")
+    return sorted(
+        {file for pattern in _WRITTEN for file in out.glob(pattern) if file.is_file()}, key=lambda file: file.name == template.FILE
+    )
+
+
+def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best: bool) -> str:
+    model, params, frozen = restore_params(source, config, best=best)
     manifest = read_json(source / "data.json")
     ids = {"bos_token_id": manifest["bos_id"], "eos_token_id": manifest["eos_id"]}
     tokenizer_dir = tokenizer_directory(config)
     if config.model.path is not None:
         raw = read_json(tokenizer_dir / "config.json")
         ids |= {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
-    out.mkdir(parents=True, exist_ok=True)
+    asked = template.of_facts(manifest.get("template", {}))
+    for file in _earlier(out):
+        file.unlink()
+    write_json(out / template.FILE, dataclasses.asdict(asked))  # first: it tells an export, also one that was stopped
     loader = f"transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
     if model.lora is None:
         hf.write_params(out, model, params, ids)
@@ -55,8 +85,6 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
     for pattern in _COPIED:
         for file in tokenizer_dir.glob(pattern):
             shutil.copyfile(file, out / file.name)
-    asked = template.of_facts(manifest.get("template", {}))
-    write_json(out / template.FILE, dataclasses.asdict(asked))
     generation = out / "generation_config.json"
     settings = read_json(generation) if generation.is_file() else ids
     eos = settings.get("eos_token_id")

@@ -1,13 +1,11 @@
 """An append-only file of what was paid for: one line an answer, found again by the hash of its request."""
 
-import fcntl
 import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from foundation.errors import DataError
 from foundation.files import Json, read_journal
 
 
@@ -58,15 +56,11 @@ class Journal:
     """Records {key, request, answer} of a job, on disk before `add` returns. A killed writer may leave half a line: it is cut off.
 
     Raises:
-      DataError: another process holds the journal, or a line in its midst is damaged.
+      DataError: a line in its midst is damaged.
     """
 
     def __init__(self, path: Path):
         self._file = open(path, "ab")  # noqa: SIM115
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{path}: another process is writing to it; wait for it, or choose another --out") from None
         records = read_journal(path)
         self.answers: dict[str, Json] = {record["key"]: record["answer"] for record in records if "key" in record}
         self.batches = {  # by the mark that each was submitted under

@@ -24,7 +24,7 @@ from data_pipeline.distill.prompts import Job, Task
 from data_pipeline.distill.refine import Candidate, Judge, judge_all, refine
 from data_pipeline.distill.writer import Writer, WriterOptions
 from foundation.errors import DataError, UserError
-from foundation.files import Json, claim, write_json, write_lines
+from foundation.files import Json, claim, hold, write_json, write_lines
 
 
 def distill(job: Job, rules: Sequence[Rule], libraries: Sequence[str], out: Path, options: WriterOptions, judge: Judge | None) -> Json:
@@ -34,13 +34,16 @@ def distill(job: Job, rules: Sequence[Rule], libraries: Sequence[str], out: Path
       DataError: `out` holds another job, or the endpoint can't be asked.
     """
     tasks = prompts.plan(rules, libraries, job.prompts, job.seed)
-    claim(
-        out / "job.json",
-        asdict(job) | {"plan": content_key({"tasks": [asdict(task) for task in tasks]})},
-        lambda other: DataError(f"{out}: holds a job with another {', '.join(other)}; choose another --out, or repeat its options"),
-    )
-    with contextlib.closing(Journal(out / "journal.jsonl")) as journal:
-        return asyncio.run(_distill(job, tasks, out, journal, options, judge))
+    facts = asdict(job) | {"plan": content_key({"tasks": [asdict(task) for task in tasks]})}
+
+    def refuse(other: list[str]) -> DataError:
+        return DataError(f"{out}: holds a job with another {', '.join(other)}; choose another --out, or repeat its options")
+
+    out.mkdir(parents=True, exist_ok=True)
+    with hold(out):
+        claim(out / "job.json", facts, refuse)
+        with contextlib.closing(Journal(out / "journal.jsonl")) as journal:
+            return asyncio.run(_distill(job, tasks, out, journal, options, judge))
 
 
 async def _distill(job: Job, tasks: list[Task], out: Path, journal: Journal, options: WriterOptions, judge: Judge | None) -> Json:

@@ -57,6 +57,8 @@ def spans(offsets: tuple[np.ndarray, np.ndarray], changes: tuple[Sequence[Span],
     """
     import tensorflow_text as tf_text
 
+    import data_pipeline.tf  # noqa: F401  (it imports TensorFlow quietly)
+
     masks = []
     for tokens, changed in zip(offsets, changes, strict=True):
         ranges = np.array([span for span in changed if span[0] < span[1]], np.int64).reshape(-1, 2)

@@ -6,10 +6,12 @@ the adapter), the tokenizer's files, generation_config.json and a model card wit
 
 import argparse
 
+from foundation.commands import new_directory
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", help="the run_dir of a trained config")
-    parser.add_argument("out", metavar="DIR", help="where to write")
+    parser.add_argument("out", type=new_directory, metavar="DIR", help="where to write; an earlier export there is replaced")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the best held-out `best_metric`, instead of the newest")
     parser.add_argument("--merge", action="store_true", help="a LoRA run: fold the adapters into the weights and write a whole model")
 

@@ -21,13 +21,13 @@ examples:
 
 import argparse
 
-from foundation.commands import number, whole
+from foundation.commands import new_file, number, whole
 from lpo_jax.cli.models import add_asking, add_models, models_of
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", metavar="PROMPTS.jsonl", help="the prompts, a line each")
-    parser.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="where the completions go")
+    parser.add_argument("-o", "--out", type=new_file, required=True, metavar="OUT.jsonl", help="where the completions go")
     add_models(parser, ("crosec", "crosec_published"))
     parser.add_argument(
         "--weight", type=number(most=1), metavar="W", help="crosec: the security model's share of the mixture (default: 0.3)"
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     temperature = 0.0 if args.greedy else args.temperature
     asked = job.Job(
         prompts=args.prompts,
-        out=args.out,
+        out=str(args.out),
         models=models_of(args),
         trace=args.trace or args.html is not None,
         samples=args.samples,

@@ -21,7 +21,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from foundation.commands import whole
+from foundation.commands import new_file, whole
 from foundation.files import write_json
 
 
@@ -33,7 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tries", type=whole(1), default=12, metavar="N", help="with --search: compile so many at most (default: %(default)s)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write everything that was found; of several configs: a list")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found; of several configs: a list")
     parser.add_argument("--table", metavar="FILE", help="write a page with a row for each config, in Markdown")
     made_before = "plans made before (default: lpo-jax in $XDG_CACHE_HOME or ~/.cache); made anew when code or versions change"
     parser.add_argument("--cache", metavar="DIR", help=made_before)
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             print(text.describe(found), end="\n\n")
     if args.json and plans:
         facts = [found.facts() for _, found in plans]
-        write_json(Path(args.json), facts if len(files) > 1 else facts[0])
+        write_json(args.json, facts if len(files) > 1 else facts[0])
     if args.table and plans:
         Path(args.table).write_text(text.page(plans))
     return 0 if len(plans) == len(files) and all(found.fits for _, found in plans) else 1

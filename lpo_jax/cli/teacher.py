@@ -12,15 +12,14 @@ examples:
 """
 
 import argparse
-import os
 
-from foundation.commands import whole
+from foundation.commands import new_directory, whole
 from lpo_jax.cli.train import add_config
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_config(parser, "a YAML file with a stage of objective kd")
-    parser.add_argument("-o", "--out", required=True, metavar="OUT", help="the directory to write")
+    parser.add_argument("-o", "--out", type=new_directory, required=True, metavar="OUT", help="the directory to write")
     parser.add_argument("--stage", metavar="NAME", help="default: the only one of objective kd")
     parser.add_argument("--top-k", type=whole(1), default=64, metavar="K", help="tokens to keep (default: %(default)s)")
 
@@ -29,7 +28,6 @@ def run(args: argparse.Namespace) -> int:
     from lpo_jax.config import ConfigError, load
 
     config = load(args.config, args.overrides)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from lpo_jax.train import teacher
     from lpo_jax.train.data import open_data
 

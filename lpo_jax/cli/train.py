@@ -15,7 +15,6 @@ examples:
 import argparse
 import errno
 import logging
-import os
 import sys
 
 
@@ -33,7 +32,6 @@ def run(args: argparse.Namespace) -> int:
     from lpo_jax.config import load
 
     config = load(args.config, args.overrides)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
     from lpo_jax.train import distributed

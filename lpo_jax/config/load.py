@@ -22,6 +22,8 @@ from lpo_jax.objectives import OBJECTIVES
 Keys = tuple[str, ...]
 """The keys that lead to a value: ("stages", "sft", "optim", "lr")."""
 
+_OVERRIDE = "override "
+
 _WORDS = {"int": "int", "float": "float", "bool": "bool", "string": "str", **dict.fromkeys(("dict", "dataclass", "model"), "a mapping")}
 """pydantic's names of types begin with the left word; we say the right one."""
 
@@ -78,7 +80,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         keys = _apply(raw, override)
         given = {k: place for k, place in places.items() if k[: len(keys)] != keys}
-        places = {keys[:n]: f"override {override}" for n in range(1, len(keys) + 1)} | given
+        places = {keys[:n]: f"{_OVERRIDE}{_short(override)}" for n in range(1, len(keys) + 1)} | given
     return _build(RunConfig, raw, places)
 
 
@@ -122,7 +124,7 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Keys, str]]:
     try:
         return plain(loader.get_single_node(), ()), places
     except RecursionError:
-        raise ComposerError(None, None, "an anchor contains itself") from None
+        raise ComposerError(None, None, "an anchor contains itself, or it is nested too deeply") from None
 
 
 def _problem(error: yaml.YAMLError) -> tuple[str, Any]:
@@ -147,8 +149,12 @@ def _apply(raw: dict[str, Any], override: str) -> Keys:
     try:
         node[keys[-1]], _ = _parse(text, "")
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {dotted}: {text!r} isn't valid YAML: {_problem(error)[1]}") from None
+        raise ConfigError(f"override {dotted}: {_short(text)!r} isn't valid YAML: {_problem(error)[1]}") from None
     return keys
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + " ..."
 
 
 _adapter = cache(pydantic.TypeAdapter)
@@ -165,6 +171,9 @@ def _build(cls: type, raw: Mapping[str, Any], places: Mapping[Keys, str]) -> Any
     keys, owner = _located(cls, first["loc"])
     message = _message(keys, owner, first)
     place = next((places[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in places), None)
+    if first["type"] == "value_error":  # about several keys at once, of which an override may have given one
+        below = [p for k, p in places.items() if k[: len(keys)] == keys and p.startswith(_OVERRIDE) and p != place]
+        place = " with ".join(dict.fromkeys(p for p in (place, *below) if p)) or None
     raise ConfigError(f"{place}: {message}" if place else message)
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data_pipeline import template as templates
 from data_pipeline.tokenizer import Tokenizer
-from foundation.files import Json, differing, read_journal, write_json
+from foundation.files import Json, differing, hold, read_journal, write_json
 from lpo_jax.config import ConfigError
 from lpo_jax.decode import prompts as asked
 from lpo_jax.decode.load import Found, Models, find, open_sampler
@@ -44,6 +44,11 @@ def run(job: Job) -> int:
     Raises:
       ConfigError: a row, the output file or the model can't be used; with the remedy.
     """
+    with hold(Path(job.out)):
+        return _run(job)
+
+
+def _run(job: Job) -> int:
     found = find(job.models)
     how = _asking(job, found)
     prompts = asked.read(job.prompts, found.tokenizer, how)

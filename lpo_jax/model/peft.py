@@ -6,10 +6,12 @@ Dims: L layers, R rank, in and out a matrix's input and output dims, flattened.
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
+import pydantic
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
@@ -151,6 +153,34 @@ def _module(tensor: Tensor) -> str:
     return tensor.name.removesuffix(".weight")
 
 
+def _regex(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{pattern[:80]!r} is no regular expression ({error})") from None
+    return pattern
+
+
+_Pattern = Annotated[str, pydantic.AfterValidator(_regex)]
+_Rank = Annotated[int, pydantic.Field(strict=True, gt=0, le=LARGEST)]
+_Scale = Annotated[float, pydantic.Field(strict=True, gt=0, le=LARGEST)]
+_Share = Annotated[float, pydantic.Field(strict=True, ge=0, lt=1)]
+
+
+@dataclass
+class _Numbers:
+    """Those of an adapter_config.json. The patterns are regular expressions of modules."""
+
+    r: _Rank
+    lora_alpha: _Scale
+    rank_pattern: dict[_Pattern, _Rank] | None = None
+    alpha_pattern: dict[_Pattern, _Scale] | None = None
+    lora_dropout: _Share = 0.0
+
+
+_check_numbers = pydantic.TypeAdapter(_Numbers).validate_python
+
+
 def _settings(directory: Path) -> Json:
     """A PEFT directory's adapter_config.json, if we can compute what it says."""
     for file in (_CONFIG, _WEIGHTS):
@@ -163,7 +193,16 @@ def _settings(directory: Path) -> Json:
             )
         raise ConfigError(f"{directory / file} doesn't exist; give a directory that PEFT's save_pretrained wrote")
     settings = read_object(directory / _CONFIG)
-    _check_numbers(settings, directory / _CONFIG)
+    try:
+        numbers = _check_numbers(settings)
+    except (pydantic.ValidationError, OverflowError) as error:
+        said = str(error)
+        if isinstance(error, pydantic.ValidationError):
+            first = error.errors(include_url=False)[0]
+            said = f"{'.'.join(map(str, first['loc']))[:80] or 'the file'}: {first['msg']}"
+        raise ConfigError(f"{directory / _CONFIG}: {said}") from None
+    if slow := [pattern for pattern in {**(numbers.rank_pattern or {}), **(numbers.alpha_pattern or {})} if re.search(r"\)[*+{]", pattern)]:
+        raise ConfigError(f"{directory / _CONFIG}: the pattern {slow[0]!r} repeats a group, which can take for ever")
     wrong = [f"{key} {settings[key]!r}" for key in _REFUSED if settings.get(key)]
     wrong += [f"{key} {settings[key]!r}" for key, only in (("peft_type", "LORA"), ("bias", "none")) if settings.get(key, only) != only]
     if settings.get("init_lora_weights", True) not in _PLAIN_INITS:
@@ -171,34 +210,6 @@ def _settings(directory: Path) -> Json:
     if wrong:
         raise ConfigError(f"{directory / _CONFIG}: not supported: {', '.join(wrong)}; plain LoRA on linear layers is")
     return settings
-
-
-def _check_numbers(settings: Json, file: Path) -> None:
-    """Refuse ranks, scales and patterns that no adapter has."""
-    ranks, alphas = ({key: settings.get(key), **_object(settings, pattern, file)} for key, pattern in _PATTERNS.items())
-    wrong = [f"{key} {value!r}" for key, value in ranks.items() if type(value) is not int or not 0 < value <= LARGEST]
-    wrong += [f"{key} {value!r}" for key, value in alphas.items() if type(value) not in (int, float) or not 0 < value <= LARGEST]
-    dropout = settings.get("lora_dropout", 0.0)
-    wrong += [f"lora_dropout {dropout!r}"] if type(dropout) not in (int, float) or not 0 <= dropout < 1 else []
-    for pattern in {**ranks, **alphas}:
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError):
-            wrong.append(f"the pattern {pattern!r}")
-        if re.search(r"\)[*+{]", pattern):  # such a one can take for ever
-            wrong.append(f"the pattern {pattern!r}, which repeats a group")
-    if wrong:
-        raise ConfigError(f"{file}: can't be: {', '.join(wrong)[:300]}; copy or download it again")
-
-
-_PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
-
-
-def _object(settings: Json, key: str, file: Path) -> Json:
-    found = settings.get(key) or {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"{file}: {key} must map modules to numbers; copy or download it again")
-    return found
 
 
 def _pairs(file: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -216,7 +227,7 @@ def _pairs(file: Path) -> dict[str, dict[str, np.ndarray]]:
             others.append(name)
     others += [f"{module} without its lora_{'B' if 'A' in sides else 'A'}" for module, sides in pairs.items() if len(sides) == 1]
     if not pairs and not others:
-        raise ConfigError(f"{file} holds no tensor: it would change nothing; copy or download it again")
+        raise ConfigError(f"{file}: no tensor is in it: nothing was trained, or saving went wrong; save the adapter again")
     if others:
         raise ConfigError(
             f"{file}: not the A and B of a linear layer: {', '.join(' '.join(name.split()) for name in sorted(others)[:8])}. If PEFT copied the base model's embeddings here, "

@@ -47,9 +47,10 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         check_fit(config, data.manifest, model, mesh)
         taught = {name: open_teacher(config, name, data.manifest) for name in config.stages}
         target = checkpoint_target(config, model, mesh)
-    directory = run_dir.claim(config, data.manifest, sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target)))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target))
 
-    with jax.set_mesh(mesh), StopRequest() as stop, ExitStack() as writers:
+    with run_dir.claimed(config, data.manifest, size) as claim, jax.set_mesh(mesh), StopRequest() as stop, ExitStack() as writers:
+        directory = claim.directory
         # --- Resume: the newest checkpoint, else the model's own weights.
         done, state = checkpoint.restore(directory, target) or (None, None)
         if done and done.data_key != data.manifest.build_key:
@@ -64,11 +65,13 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         measure = partial(evaluate, make_eval_step(model, mesh), mesh, data, config, decode, frozen)
 
         def measure_and_draw(name: str, params: Params) -> dict[str, float]:
+            claim.check()
             measured, pairs = measure(params, draw=config.report_pairs)
             write_evaluation(directory, name, measured, pairs)
             return measured
 
         def save(stage: Stage, step: int, state: TrainState, measured: dict[str, float]) -> None:
+            claim.check()
             metrics.sync()
             progress = Progress(stage.name, step, stage.before + step, data.manifest.build_key, to_dict(config))
             checkpoints.save(state, progress, measured)
@@ -116,8 +119,8 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
 
         # --- Wind up.
         checkpoints.close()
-    summary = read_summary(directory, config)
-    if jax.process_index() == 0:
-        write_json(directory / "summary.json", summary | {"names": ENGLISH})
-        write_report(directory, to_dict(config), summary)
+        summary = read_summary(directory, config)
+        if jax.process_index() == 0:
+            write_json(directory / "summary.json", summary | {"names": ENGLISH})
+            write_report(directory, to_dict(config), summary)
     return summary

@@ -1,13 +1,18 @@
 """A run's directory: whose it is, and whether a run can live there. It may be a bucket (gs://...).
 
-config.json  data.json  metrics.jsonl  tensorboard/  eval/  checkpoints/  summary.json  report.html
+config.json  data.json  owner.json  metrics.jsonl  tensorboard/  eval/  checkpoints/  summary.json  report.html
 """
 
 import dataclasses
+import json
 import os
 import re
 import secrets
 import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
@@ -17,9 +22,13 @@ from jax.experimental import multihost_utils
 
 from data_pipeline.shards import Manifest
 from foundation import files
+from foundation.errors import DataError
 from foundation.files import Json, is_bucket
 from lpo_jax.config import ConfigError, RunConfig, from_dict, to_dict
-from lpo_jax.train.distributed import all_or_none
+from lpo_jax.train.distributed import all_or_none, first_problem
+from lpo_jax.train.stop import TrainingError
+
+_OWNER = "owner.json"
 
 # What may change without changing the parameters; the shards are compared by their content.
 _FREE = {
@@ -28,7 +37,38 @@ _FREE = {
 }  # fmt: skip
 
 
-def claim(config: RunConfig, manifest: Manifest, checkpoint_bytes: int) -> epath.Path:
+class Claim:
+    """A run's directory, while this job writes to it.
+
+    On a disk a lock keeps other jobs out. Buckets have none: there the job that was started last owns the directory, as after a
+    preemption, and the one before notices it when it saves.
+    """
+
+    def __init__(self, directory: epath.Path):
+        self.directory = directory
+        self._start = {
+            "token": secrets.token_hex(8),
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "time": time.strftime("%F %T%z"),
+        }
+        if jax.process_index() == 0:
+            files.write_json(directory / _OWNER, self._start)
+
+    def check(self) -> None:
+        """Raise TrainingError if the directory is another job's now. All processes call it together."""
+        problem = None
+        if jax.process_index() == 0 and (file := self.directory / _OWNER).exists() and (now := json.loads(file.read_text())) != self._start:
+            problem = (
+                f"{self.directory}: the run was started again at {now['time']} by process {now['process']} on {now['host']}, and goes on there; "
+                "this job stops"
+            )
+        if problem := first_problem(problem):
+            raise TrainingError(problem)
+
+
+@contextmanager
+def claimed(config: RunConfig, manifest: Manifest, checkpoint_bytes: int) -> Iterator[Claim]:
     """Make `config.run_dir` this config's, or check that it is, and that checkpoints can be written there. All processes call it together.
 
     Args:
@@ -36,23 +76,29 @@ def claim(config: RunConfig, manifest: Manifest, checkpoint_bytes: int) -> epath
 
     Raises:
       ConfigError: it is another config's, can't be written, isn't seen by all processes, or has too little space.
+      DataError: another job is writing to it.
     """
     run_dir = epath.Path(config.run_dir)
-    with all_or_none():
-        if jax.process_index() == 0:
-            try:
-                (run_dir / "eval").mkdir(parents=True, exist_ok=True)
-                _probe(run_dir)
-            except Exception as error:  # noqa: BLE001 (a bucket's errors are its library's)
-                raise ConfigError(f"run_dir {run_dir} can't be written: {reason(error)}") from None
-            _check_owner(run_dir, config)
-            _check_space(run_dir, config, checkpoint_bytes)
-    if jax.process_count() > 1:
-        _check_shared(run_dir)
-    if jax.process_index() == 0 and not (run_dir / "config.json").exists():
-        files.write_json(run_dir / "data.json", dataclasses.asdict(manifest))
-        files.write_json(run_dir / "config.json", to_dict(config))
-    return run_dir
+    with ExitStack() as held:
+        with all_or_none():
+            if jax.process_index() == 0:
+                try:
+                    (run_dir / "eval").mkdir(parents=True, exist_ok=True)
+                    if not is_bucket(run_dir):
+                        held.enter_context(files.hold(Path(run_dir)))
+                    _probe(run_dir)
+                except DataError:
+                    raise
+                except Exception as error:  # noqa: BLE001 (a bucket's errors are its library's)
+                    raise ConfigError(f"run_dir {run_dir} can't be written: {reason(error)}") from None
+                _check_owner(run_dir, config)
+                _check_space(run_dir, config, checkpoint_bytes)
+        if jax.process_count() > 1:
+            _check_shared(run_dir)
+        if jax.process_index() == 0 and not (run_dir / "config.json").exists():
+            files.write_json(run_dir / "data.json", dataclasses.asdict(manifest))
+            files.write_json(run_dir / "config.json", to_dict(config))
+        yield Claim(run_dir)
 
 
 def _check_owner(run_dir: epath.Path, config: RunConfig) -> None:

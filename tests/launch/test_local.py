@@ -31,13 +31,13 @@ def logs():
 
 def test_what_each_process_is_told(fakes, logs):
     fakes.answer("lpo train", "training\n")
-    done = fakes.run("local", "--name=lpo-test-local", CONFIG, "a={b: c}", env={"XLA_FLAGS": "--xla_mine=1"})
+    done = fakes.run("local", "--name=lpo-test-local", CONFIG, "mesh={data: 1}", env={"XLA_FLAGS": "--xla_mine=1"})
     assert done.returncode == 0, done.stderr
     assert "exit codes: 0, 0" in done.stdout
     assert done.stdout.count("training") == 1  # process 0's; the other's is in its file
     assert (logs / "lpo-test-local-1.log").read_text() == "training\n"
     told = sorted((call["env"] for call in fakes.calls), key=lambda env: env["JAX_PROCESS_ID"])
-    assert [call["argv"] for call in fakes.calls] == [["lpo", "train", CONFIG, "a={b: c}"]] * 2
+    assert [call["argv"] for call in fakes.calls] == [["lpo", "train", CONFIG, "mesh={data: 1}"]] * 2
     assert [env["JAX_PROCESS_ID"] for env in told] == ["0", "1"]
     (address,) = {env["JAX_COORDINATOR_ADDRESS"] for env in told}
     assert address.startswith("127.0.0.1:")
@@ -98,3 +98,5 @@ def test_a_dry_run_runs_nothing(fakes):
     done = fakes.run("local", "--dry-run", CONFIG)
     assert done.stdout.count("+ env JAX_COORDINATOR_ADDRESS=127.0.0.1:") == 2
     assert fakes.calls == []
+    done = fakes.run("local", "--dry-run", "configs/none.yaml")
+    assert done.returncode == 2 and "configs/none.yaml: no such config" in done.stderr

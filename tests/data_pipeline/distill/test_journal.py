@@ -11,8 +11,6 @@ def test_a_torn_last_line_is_cut_off_and_another_damaged_one_named(tmp_path):
     journal = Journal(path)
     for name in "ab":
         journal.add(name, {"q": name}, {"text": name})
-    with pytest.raises(DataError, match="another process"):
-        Journal(path)
     journal.close()
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])

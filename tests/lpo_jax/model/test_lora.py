@@ -262,6 +262,9 @@ def test_a_tied_head_is_no_target():
         ({"fan_in_fan_out": True}, "fan_in_fan_out True"),
         ({"peft_type": "IA3"}, "peft_type 'IA3'"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
+        ({"r": 0}, "adapter_config.json: r: Input should be greater than 0"),
+        ({"lora_alpha": "x"}, "adapter_config.json: lora_alpha: Input should be a valid number"),
+        ({"alpha_pattern": {"[": 3}}, "adapter_config.json: alpha_pattern"),
         ({"r": 4}, r"model\.layers\.0\.\S+: lora_A \(3, \d+\) and lora_B \(\d+, 3\), expected \(4, \d+\)"),
     ],
 )
@@ -284,6 +287,12 @@ def test_tensors_that_do_not_fit_are_refused_by_name(llama, tmp_path):
     tensors = load_file(file)
     save_file({name.replace("q_proj", "qq_proj"): tensor for name, tensor in tensors.items()}, file)
     with pytest.raises(ConfigError, match=r"no matrices of llama: model\.layers\.0\.self_attn\.qq_proj, model\.layers\.1"):
+        load_peft(tmp_path, model)
+    save_file({}, file)
+    with pytest.raises(ConfigError, match="no tensor is in it"):
+        load_peft(tmp_path, model)
+    file.write_bytes(b"\xff" * 100)
+    with pytest.raises(ConfigError, match=r"adapter_model\.safetensors is damaged"):
         load_peft(tmp_path, model)
     save_file({name: tensor for name, tensor in tensors.items() if "1.self_attn.q_proj.lora_B" not in name}, file)
     with pytest.raises(ConfigError, match=r"model\.layers\.1\.self_attn\.q_proj without its lora_B"):

@@ -162,8 +162,13 @@ def test_run_resume_export_and_refusals(seed_shards, tmp_path, capsys):
     import transformers
 
     assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "run")]) == 2
-    assert "the directory of a run; give a directory of its own to export to" in capsys.readouterr().err
+    assert "and no earlier export; give an empty directory to export to" in capsys.readouterr().err
     assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
+    files = {file.name: file.read_bytes() for file in (tmp_path / "hf").iterdir()}
+    (tmp_path / "hf" / "model-00002-of-00002.safetensors").touch()  # as a larger export would leave it
+    (tmp_path / "hf" / "notes.txt").write_text("mine")
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
+    assert {file.name: file.read_bytes() for file in (tmp_path / "hf").iterdir()} == files | {"notes.txt": b"mine"}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     import torch

@@ -1,0 +1,69 @@
+"""Directories and files have one writer, and a writer that is killed leaves nothing to unlock."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from foundation.errors import DataError
+from foundation.files import foreign, hold
+from tests.helpers.paths import REPO
+
+HOLD = "import sys\nfrom pathlib import Path\nfrom foundation.files import hold\nwith hold(Path(sys.argv[1])):\n    print('held', flush=True)\n    input()\n"
+
+
+@pytest.fixture
+def start():
+    """Starts a process that holds a path."""
+    started = []
+
+    def other(path):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPO
+        )
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield other
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("name", ["directory", "directory/file.jsonl", "new/file.jsonl"])
+@pytest.mark.parametrize("end", ["killed", "done"])
+def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path, start, name, end):
+    (tmp_path / "directory").mkdir()
+    path = tmp_path / name
+    first = start(path)
+    with pytest.raises(DataError, match=rf"{path}: another process is writing to it \(process {first.pid} on ") as error, hold(path):
+        pass
+    assert "\n" not in str(error.value)
+    if end == "killed":
+        first.send_signal(signal.SIGKILL)
+    else:
+        first.stdin.write("\n")
+        first.stdin.flush()
+    first.wait()
+    with hold(path), pytest.raises(DataError, match="another process"), hold(path):
+        pass
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_the_lock_of_another_machine_is_waited_for(tmp_path, start):
+    start(tmp_path)
+    (tmp_path / ".lock").write_text("process 1 on elsewhere")
+    with pytest.raises(DataError, match="process 1 on elsewhere"), hold(tmp_path, patience_s=0.5):
+        pass
+    assert foreign(tmp_path) == []
+    (tmp_path / "b").touch()
+    (tmp_path / "a").touch()
+    assert foreign(tmp_path) == ["a", "b"] and foreign(tmp_path, ["a"]) == ["b"] and foreign(tmp_path / "none") == []
+
+
+def test_what_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="can't be written"), hold(tmp_path / "file" / "x"):
+        pass
