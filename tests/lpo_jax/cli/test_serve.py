@@ -34,7 +34,7 @@ def test_the_command_serves_what_lpo_generate_writes(tmp_path, monkeypatch, capl
     torch_model("llama untied").save_pretrained(directory)
     tokenizer().save(directory)
     monkeypatch.setattr(load, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-    monkeypatch.setenv("LPO_API_KEY", "sesame")
+    monkeypatch.setenv("LPO_API_KEY", " sesame\n")  # blanks around it, as files and shells leave them
     caplog.set_level(logging.INFO)
     found, ended = [], threading.Event()
 
@@ -92,6 +92,13 @@ def test_a_chat_template_writes_as_transformers_does(tmp_path):
     [
         (["--threshold", "0.5"], None, "give --security as well"),
         ([], "", "LPO_API_KEY is empty"),
+        ([], " \n", "LPO_API_KEY is empty"),
+        ([], "ses ame", "LPO_API_KEY holds what clients can't send"),
+        ([], "sésame", "LPO_API_KEY holds what clients can't send"),
+        ([], "ses\udcffame", "LPO_API_KEY holds what clients can't send"),
+        (["--rows", "0"], None, "argument --rows: 0 must lie in"),
+        (["--grace", "nan"], None, "argument --grace: nan must be"),
+        (["--host", "no.such.host.invalid"], None, "no.such.host.invalid:8000 can't be listened on"),
         (["--max-waiting", "-1"], None, "argument --max-waiting: -1 must lie in"),
         (["--port", "99999"], None, "argument --port: 99999 must lie in"),
         (["--max-len-tokens", "1"], None, "argument --max-len-tokens: 1 must lie in"),

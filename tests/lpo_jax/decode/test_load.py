@@ -1,10 +1,13 @@
 """How `lpo generate` and `lpo serve` find their models before weights are read, and a journal with any text in it."""
 
 import json
+import logging
+import shutil
 
 import pytest
 
 from lpo_jax import cli
+from lpo_jax.config import ConfigError
 from lpo_jax.decode.load import Models, find
 from lpo_jax.decode.rules.crosec import CroSec
 from tests.helpers.sampling import tokenizer, torch_model
@@ -37,6 +40,26 @@ def test_what_is_found_without_weights(models):
     assert find(Models(other, tokenizer=str(models / "bytes"))).tokenizer.sha256 == byte_level().sha256
     for file in models.rglob("*.away"):
         file.rename(file.with_suffix(".safetensors"))
+
+
+def test_two_models_of_other_tokens_do_not_decode_together(models, tmp_path, caplog):
+    """Each id must mean the same to both; entries that one side adds are told of."""
+    target, other = str(models / "target"), str(models / "other")
+    with pytest.raises(ConfigError, match=r"its tokenizer has .* as token 0, .* --preset crosec aligns two vocabularies"):
+        find(Models(target, security=other))
+    swapped = json.loads((models / "target" / "tokenizer.json").read_text())
+    names = swapped["model"]["vocab"]
+    names["w95"], names["w96"] = names["w96"], names["w95"]
+    for name, tok, size in (("swapped", tokenizer(), 97), ("more", tokenizer(99), 99)):
+        shutil.copytree(models / "short", tmp_path / name)
+        torch_model("llama untied", vocab_size=size).save_pretrained(tmp_path / name)
+        tok.save(tmp_path / name)
+    (tmp_path / "swapped" / "tokenizer.json").write_text(json.dumps(swapped))
+    with pytest.raises(ConfigError, match="'w96' as token 95, .* has 'w95'"):
+        find(Models(target, security=str(tmp_path / "swapped")))
+    with caplog.at_level(logging.INFO):
+        assert find(Models(target, security=str(tmp_path / "more"))).tokenizer.size == 97
+    assert "tokenizer has 0 tokens that" in caplog.text and "which has 2 others" in caplog.text
 
 
 def test_a_server_longer_than_its_models_is_refused(models, monkeypatch, capsys):

@@ -9,9 +9,11 @@ import pytest
 import scipy.stats
 import torch
 import transformers
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.decode import Request, Sampler, SamplingConfig
+from lpo_jax.decode.request import DecodingError
 from lpo_jax.decode.rules.warp import Site, Warp, draw, only, warp
 from tests.helpers.sampling import PROMPTS, VOCAB, load, requests, run, same, tokenizer, torch_model
 
@@ -226,6 +228,25 @@ def test_padding_of_the_head_is_never_drawn(llama):
 def test_requests_that_cannot_be(llama, request_, message):
     with pytest.raises(ConfigError, match=message):
         list(Sampler(load(llama), tokenizer(), DRAWN, 1, 64).generate([request_]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("path", ["embed", "head", "final_norm", "blocks.up", "blocks.k"])
+def test_weights_that_are_not_finite_end_it_by_their_name(llama, ruined, path, value):
+    """One number is enough, where the text depends on it."""
+    opened = load(llama)
+    flat = flatten_dict(opened.params, sep=".")
+    at = (7, 0) if path == "embed" else (0,) * flat[path].ndim  # token 7 is in the prompt
+    params = unflatten_dict(flat | {path: flat[path].at[at].set(value)}, sep=".")
+    ruined.params, ruined.by_name = (params,), {"model": params}
+    with pytest.raises(DecodingError, match=rf"request a: the model's logits aren't finite \(not finite are {path} of the model\)"):
+        list(ruined.generate([Request("a", [7, 8, 9])]))
+
+
+@pytest.fixture(scope="module")
+def ruined(llama):
+    """Its weights are other ones in each test; the programs stay."""
+    return Sampler(load(llama), tokenizer(), GREEDY, 1, 64)
 
 
 def test_samplers_that_cannot_be(llama):

@@ -1,0 +1,44 @@
+"""Commands: their numbers have bounds, and an error is one line that steers no terminal and shows no key."""
+
+import argparse
+
+import pytest
+
+from foundation.commands import Program, number, whole
+from foundation.errors import DataError, run_command
+
+
+@pytest.mark.parametrize(
+    ("kind", "fine", "wrong"),
+    [
+        (whole(1), ["1", "2147483647", " 7 "], ["0", "-1", "1.5", "x", "", "1e3", "2147483648", "9" * 5000]),
+        (whole(0, 10), ["0", "10"], ["11", "-1", "nan"]),
+        (number(), ["0", "1e9", "0.5"], ["-1", "nan", "inf", "-inf", "1e999", "x", ""]),
+        (number(most=1, above=True), ["1", "0.001"], ["0", "1.001", "-0"]),
+    ],
+)
+def test_numbers_have_bounds(kind, fine, wrong):
+    assert all(kind(text) == float(text) for text in fine)
+    for text in wrong:
+        with pytest.raises(argparse.ArgumentTypeError):
+            kind(text)
+
+
+def test_an_argument_that_cannot_be_is_one_line(capsys):
+    program = Program("lpo-test", "A test.")
+    program.command("go", "go", "Go.", lambda args: 0).add_argument("--times", type=whole(1))
+    for words, said in ((["go", "--times", "0"], "argument --times: 0 must lie in"), (["stop"], "invalid choice"), ([], "required")):
+        assert program.run(words) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and said in lines[0] and "--help` explains" in lines[0]
+    assert program.run(["go", "--times", "3"]) == 0
+
+
+def test_an_error_steers_no_terminal_and_shows_no_key(monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-secret \n")
+
+    def fail():
+        raise DataError("a\x1b[31m\u202eb: key sk-secret is wrong")
+
+    assert run_command("lpo-test", fail) == 2
+    assert capsys.readouterr().err == "lpo-test: error: a\u241b[31m\\u202eb: key *** is wrong\n"
