@@ -44,7 +44,7 @@ def text_faults(pair: Pair, names: Mapping[str, set[str]]) -> Iterator[str]:
     for side, code in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         try:
             ast.parse(code)
-        except SyntaxError as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
             yield f"{side} doesn't parse: {error}"
         if not 5 <= len(code.splitlines()) <= 50:
             yield f"{side} has {len(code.splitlines())} lines; 5 to 50 are wanted"
@@ -138,6 +138,8 @@ def check(paths: Sequence[Path], tests: Path | None, *, workers: int = 2, progre
     """(pair id, fault) of everything that is wrong with the pairs of all files, the number of pairs and of those with an executable check."""
     drops = Drops()
     rows = [pair for path in paths for pair in pairs.read(path, drops)]
+    if not rows and not drops.rows:
+        raise DataError(f"{', '.join(map(str, paths))}: no row in it; give our own JSONL, a pair a line")
     faults = list(drops.rows)
     names = titles()
     for pair in tqdm(rows, desc="pairs", unit="pair", disable=not progress):

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from foundation.commands import Program, new_directory, new_file, number, whole
 from foundation.errors import DataError
-from foundation.files import write_text
+from foundation.files import read_text, write_text
+from foundation.pages import visible
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -260,7 +261,8 @@ def _show(args: argparse.Namespace) -> int:
       lpo-data show data/disco --drops                          (rows that the build left out, and why)
     """
     if args.drops:
-        print((Path(args.directory) / "dropped.tsv").read_text(), end="")
+        dropped = Path(args.directory) / "dropped.tsv"
+        print(visible(read_text(dropped, "build the set again with `lpo-data build`")), end="")
         return 0
     from data_pipeline.show import render_pairs
 
@@ -280,7 +282,7 @@ def _check(args: argparse.Namespace) -> int:
 
     faults, count, executed = check(args.pairs, args.tests, workers=args.workers)
     for name, fault in faults:
-        print(f"{name:44} {fault}")
+        print(visible(f"{name:44} {' '.join(fault.split())}"))
     print(f"{'pairs':44} {count:5}\n{'with an executable check':44} {executed:5}\n{'faults':44} {len(faults):5}")
     if args.verdicts:
         write_verdicts([pair for path in args.pairs for pair in pairs.read(path, pairs.Drops())], args.verdicts, args.workers)

@@ -5,17 +5,20 @@ verified when the set is opened, so a truncated or damaged file can't reach trai
 """
 
 import dataclasses
-import json
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from data_pipeline.row import COLUMNS, PackedRows, RowShape
+from data_pipeline.template import of_facts
 from foundation.errors import DataError
-from foundation.files import Json, sha256, write_json
+from foundation.files import Json, read_json, sha256, write_json
+from foundation.settings import Count, Positive, Settings
 
 FORMAT_VERSION = 1
 ROWS_PER_SHARD = 1024
@@ -23,22 +26,22 @@ SPLITS = ("train", "heldout")
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Settings):
     """What a shard set holds."""
 
     format_version: int
     tokenizer_sha256: str
-    vocab_size: int
+    vocab_size: Positive
     eos_id: int
     bos_id: int | None
     masks: Json  # MaskOptions
     trimmed: bool  # the rejected branches end at their last changed token
     scores_prompt: bool
-    row_tokens: int  # T
-    row_scored: int  # N, the most in any row, rounded up
-    row_pairs: int  # P
-    longest_path: int  # tokens that a model reads in one sequence, at most
-    splits: dict[str, Json]  # name -> rows, pairs, tokens, shards: [{file, rows, sha256}]
+    row_tokens: Positive  # T
+    row_scored: Count  # N, the most in any row, rounded up
+    row_pairs: Count  # P
+    longest_path: Count  # tokens that a model reads in one sequence, at most
+    splits: dict[str, Json]  # name -> _Split
     drops: dict[str, int]  # reason -> count; dropped.tsv lists the rows
     inputs: list[Json]  # [{file, sha256}]
     build_key: str  # hash of inputs and options: the same key, the same shards
@@ -66,13 +69,46 @@ class Manifest:
         remedy = "build the set with `lpo-data build`"
         if not file.is_file():
             raise DataError(f"{file}: no such file; {remedy}")
+        return Manifest.read(file, f"{remedy} again")
+
+    @staticmethod
+    def read(file: Path, remedy: str = "copy it again from where the run was trained") -> "Manifest":
+        """Read a manifest, or its copy in a run's directory.
+
+        Raises:
+          DataError: it is damaged, or of another format version.
+        """
+        raw = read_json(file, remedy)
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if isinstance(version, int) and version != FORMAT_VERSION:
+            raise DataError(f"{file}: format version {version}, this program reads {FORMAT_VERSION}; {remedy}")
         try:
-            raw = json.loads(file.read_text())
-            if raw["format_version"] == FORMAT_VERSION:
-                return Manifest(**raw)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}: damaged ({error!r}); {remedy} again") from None
-        raise DataError(f"{file}: format version {raw['format_version']}, this program reads {FORMAT_VERSION}; {remedy} again")
+            found = TypeAdapter(Manifest).validate_python(raw)
+            _SPLITS.validate_python(found.splits)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = " ".join(".".join(map(str, first["loc"])).split())[:80]
+            raise DataError(f"{file}: damaged ({where or 'all of it'}: {first['msg']}); {remedy}") from None
+        of_facts(found.template, str(file), remedy)
+        return found
+
+
+@dataclass
+class _Shard:
+    file: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # beside the manifest
+    rows: Count
+    sha256: str
+
+
+@dataclass
+class _Split:
+    rows: Count
+    pairs: Count
+    tokens: Annotated[int, Field(ge=0)]
+    shards: list[_Shard]
+
+
+_SPLITS = TypeAdapter(Annotated[dict[Literal["train", "heldout"], _Split], Field(min_length=2)])
 
 
 def write(directory: Path, split: str, rows: Sequence[tuple[dict[str, np.ndarray], str]]) -> Json:

@@ -9,6 +9,7 @@ import numpy as np
 from data_pipeline import tokenizer
 from data_pipeline.row import CHOSEN, REJECTED, TRUNK, PackedRows, answer_tokens
 from data_pipeline.shards import Manifest, Records, parse
+from foundation.errors import DataError
 from foundation.pages import visible
 
 _COLOURS = {CHOSEN: "\x1b[30;42m", REJECTED: "\x1b[97;41m"}
@@ -19,6 +20,8 @@ def render_pairs(directory: str | Path, split: str, count: int, colour: bool) ->
     manifest = Manifest.load(directory)
     records = Records(directory, manifest.splits[split])
     tok = tokenizer.load(Path(directory) / "tokenizer")
+    if tok.sha256 != manifest.tokenizer_sha256:
+        raise DataError(f"{directory}/manifest.json: the tokenizer beside it is another; build the set with `lpo-data build` again")
     rows = (parse(records.read(row)) for row in range(len(records)))
     pairs = ((ids[pair], row, pair) for row, ids in rows for pair in range(len(ids)))
     for pair_id, row, pair in itertools.islice(pairs, count):

@@ -14,6 +14,7 @@ A pair without an instruction is a completion task, which no template touches: i
 A template may write control tokens (`<|im_end|>`): they become tokens. In what users give they are text.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,9 +111,22 @@ def alpaca() -> Template:
     return Template("alpaca", read_text(SHIPPED / "alpaca.j2"))
 
 
-def of_facts(facts: Json) -> Template:
-    """A template as manifests and exports hold it; {}: they were written before there was more than Alpaca's."""
-    return Template(**facts) if facts else alpaca()
+def of_facts(facts: Json, where: str = "", remedy: str = "copy it again, or choose one with --template") -> Template:
+    """A template as manifests and exports hold it; {}: they were written before there was more than Alpaca's.
+
+    Raises:
+      DataError: it is none; `where` it stands is named.
+    """
+    if not facts:
+        return alpaca()
+    types = {each.name: bool if each.name == "thinks" else str for each in dataclasses.fields(Template)}
+    if (
+        not facts.keys() <= types.keys()
+        or not {"name", "source"} <= facts.keys()
+        or any(type(facts[key]) is not types[key] for key in facts)
+    ):
+        raise DataError(f"{where}: damaged (template: none of ours); {remedy}")
+    return Template(**facts)
 
 
 def prompt(template: Template, instruction: str, tokenizer: Tokenizer | None, think: bool = True, history: History = ()) -> Prompt:

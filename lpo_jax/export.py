@@ -9,6 +9,7 @@ import yaml
 from etils import epath
 
 from data_pipeline import template, tokenizer
+from data_pipeline.shards import Manifest
 from foundation.files import Json, foreign, hold, read_json, write_json
 from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import hf, lora, peft
@@ -64,13 +65,13 @@ def _earlier(out: Path) -> list[Path]:
 
 def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best: bool) -> str:
     model, params, frozen = restore_params(source, config, best=best)
-    manifest = read_json(source / "data.json")
+    manifest = dataclasses.asdict(Manifest.read(source / "data.json"))
     ids = {"bos_token_id": manifest["bos_id"], "eos_token_id": manifest["eos_id"]}
     tokenizer_dir = tokenizer_directory(config)
     if config.model.path is not None:
         raw = read_json(tokenizer_dir / "config.json")
         ids |= {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
-    asked = template.of_facts(manifest.get("template", {}))
+    asked = template.of_facts(manifest["template"])
     for file in _earlier(out):
         file.unlink()
     write_json(out / template.FILE, dataclasses.asdict(asked))  # first: it tells an export, also one that was stopped

@@ -136,6 +136,12 @@ def _load(path: Path) -> tuple[list[Json], Drops]:
         files = [(name, data / f"{name}.jsonl") for name in SPLITS if (data / f"{name}.jsonl").is_file()]
         if not files and not (path / "summary.json").is_file():
             wanted = ", ".join(f"{name}.jsonl" for name in SPLITS)
+            if (path / "manifest.json").exists():
+                raise DataError(f"{path}: a shard set: `lpo-data show` prints it; its inputs have statistics")
+            if (path / "metrics.jsonl").exists() or (path / "data.json").exists():
+                raise DataError(
+                    f"{path}: a run of `lpo train`: its report.html has its numbers; name a job of `lpo-data distill` or a file of pairs"
+                )
             raise DataError(f"{path}: no {wanted}; name a job of `lpo-data distill` or a file of pairs")
     else:
         files = [("", path)]

@@ -135,7 +135,7 @@ def _open_journal(job: Job, dtype: str, prompts: list[Prompt]) -> set[tuple[str,
     """The (id, sample)s that the output holds already."""
     out, settings_file = Path(job.out), Path(job.out + ".settings.json")
     settings = {key: value for key, value in (asdict(job.models) | asdict(job)).items() if key not in _FREE | {"models"}} | {"dtype": dtype}
-    if not out.is_file():
+    if not out.is_file() or out.stat().st_size == 0:  # nothing was written yet
         try:
             write_json(settings_file, settings)
             out.touch()

@@ -9,8 +9,9 @@ import jax
 from jax.sharding import Mesh
 
 from data_pipeline import tokenizer as tokenizers
+from data_pipeline.shards import Manifest
 from data_pipeline.tokenizer import Tokenizer
-from foundation.files import read_json, read_object
+from foundation.files import read_object
 from lpo_jax.config import ConfigError, LoraConfig, MeshConfig, ModelConfig
 from lpo_jax.decode.cross_sampler import CrossSampler
 from lpo_jax.decode.request import LoadedModel, SamplingConfig, check_vocab
@@ -141,7 +142,7 @@ def _check_tokenizer(path: str, tokenizer: Tokenizer) -> ModelConfig:
     shape = hf.read_config(hf.locate(path)) if run is None else hf.model_config(run.model)
     check_vocab(shape, path, tokenizer.size)
     manifest = Path(path) / "data.json"
-    if manifest.is_file() and read_json(manifest)["tokenizer_sha256"] != tokenizer.sha256:
+    if run is not None and manifest.is_file() and Manifest.read(manifest).tokenizer_sha256 != tokenizer.sha256:
         raise ConfigError(f"{path} was trained with another tokenizer: give the one of its shards with --tokenizer")
     return shape
 

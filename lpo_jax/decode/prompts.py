@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from data_pipeline import records
 from data_pipeline import template as templates
 from data_pipeline.chat import TemplateError
 from data_pipeline.formats import RowError, text_of
+from data_pipeline.shards import Manifest
 from data_pipeline.template import Template
 from data_pipeline.tokenizer import Tokenizer
 from foundation.errors import DataError
-from foundation.files import read_json
+from foundation.files import read_object
 from lpo_jax.config import ConfigError
 from lpo_jax.model import hf
 from lpo_jax.train.weights import open_run
@@ -81,9 +83,10 @@ def asking(
 def _own(path: str) -> Template | None:
     """The template that a run, or an export of one, was trained with."""
     if open_run(path) is not None:
-        return templates.of_facts(read_json(Path(path) / "data.json").get("template", {}))
+        file = Path(path) / "data.json"
+        return templates.of_facts(Manifest.read(file).template, str(file))
     file = hf.locate(path) / templates.FILE
-    return templates.of_facts(read_json(file)) if file.is_file() else None
+    return templates.of_facts(read_object(file), str(file)) if os.path.lexists(file) else None
 
 
 @dataclass(frozen=True)

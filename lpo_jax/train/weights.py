@@ -7,7 +7,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from foundation.files import read_json
+from foundation.files import read_object
 from lpo_jax.config import ConfigError, MeshConfig, RunConfig, from_dict
 from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.model.decoder import Model, Params
@@ -20,8 +20,8 @@ from lpo_jax.train.state import TrainState, abstract_state, param_shardings, tra
 def open_run(path: str | Path) -> RunConfig | None:
     """The config of the run whose directory `path` is; None: it isn't one."""
     file = epath.Path(path) / "config.json"
-    raw = read_json(file) if file.is_file() else {}
-    return from_dict(RunConfig, raw, str(file)) if isinstance(raw, dict) and "stages" in raw else None
+    raw = read_object(file)
+    return from_dict(RunConfig, raw, str(file)) if "stages" in raw else None
 
 
 def tokenizer_directory(config: RunConfig) -> Path:

@@ -6,7 +6,7 @@ from lpo_jax import config
 from lpo_jax.config import ConfigError
 from tests.helpers.paths import REPO
 
-TINY = REPO / "configs" / "tiny_cpu.yaml"
+CONFIG = REPO / "configs" / "tiny_cpu.yaml"
 STAGE = "{objective: {name: sft}, optim: {lr: 1e-3}, batch_rows: 1, steps: 1}"
 
 
@@ -33,7 +33,7 @@ STAGE = "{objective: {name: sft}, optim: {lr: 1e-3}, batch_rows: 1, steps: 1}"
 def test_a_number_out_of_bounds_is_refused_by_its_key(override):
     key = override.partition("=")[0]
     with pytest.raises(ConfigError) as error:
-        config.load(TINY, [override])
+        config.load(CONFIG, [override])
     assert key in str(error.value) and "\n" not in str(error.value)
 
 
@@ -42,7 +42,7 @@ def test_a_number_out_of_bounds_is_refused_by_its_key(override):
 )
 def test_a_stage_that_cannot_name_files_is_refused_before_it_trains(tmp_path, name):
     """The name stands in paths, in logs and on the page."""
-    found = config.to_dict(config.load(TINY))
+    found = config.to_dict(config.load(CONFIG))
     found["stages"] = {name: found["stages"]["sft"]}
     with pytest.raises(ConfigError, match="stages: "):
         config.from_dict(config.RunConfig, found)

@@ -1,5 +1,6 @@
 """`lpo generate`: prompts as training reads them, models from either kind of directory, and a job that was killed."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,6 +9,7 @@ import tokenizers
 from etils import epath
 
 from data_pipeline.pairs import Pair
+from data_pipeline.shards import FORMAT_VERSION, Manifest
 from data_pipeline.template import alpaca
 from data_pipeline.tokenizer import Tokenizer
 from lpo_jax import cli
@@ -151,7 +153,7 @@ def test_two_models_of_different_tokenizers(tmp_path, capsys):
         ((*pair, "--threshold", "0.5"), "--threshold: not for --preset crosec"),
         (("--security", str(tmp_path / "expert"), "--weight", "0.5"), "--weight: not for --preset aligned"),
         (("--preset", "crosec"), "--preset crosec are for co-decoding: give --security as well"),
-        ((*pair, "--weight", "2"), "weight must lie in 0 .. 1, not 2.0"),
+        ((*pair, "--weight", "2"), "argument --weight: 2 must be at least 0 and at most 1"),
     ):
         assert generate(tmp_path / "target", prompts, tmp_path / "no.jsonl", *wrong) == 2
         assert message in capsys.readouterr().err
@@ -232,8 +234,26 @@ def make_run(directory, source):
     checkpoints.close()
     tokenizer().save(directory / "shards" / "tokenizer")
     (directory / "config.json").write_text(json.dumps(to_dict(config)))
-    facts = {"tokenizer_sha256": tokenizer().sha256, "bos_id": None, "eos_id": 0, "splits": {}, "inputs": [], "masks": {"mode": "clean"}}
-    (directory / "data.json").write_text(json.dumps(facts))
+    split = {"rows": 1, "pairs": 1, "tokens": 9, "shards": []}
+    facts = Manifest(
+        FORMAT_VERSION,
+        tokenizer().sha256,
+        VOCAB,
+        0,
+        None,
+        {"mode": "clean"},
+        True,
+        False,
+        64,
+        64,
+        1,
+        64,
+        {"train": split, "heldout": split},
+        {},
+        [],
+        "key",  # fmt: skip
+    )
+    (directory / "data.json").write_text(json.dumps(dataclasses.asdict(facts)))
     (directory / "eval").mkdir()
     for name in ("init", "sft"):
         (directory / "eval" / f"{name}.json").write_text(json.dumps({"metrics": {}}))
