@@ -174,7 +174,7 @@ def hold(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
       DataError: another process holds it, named; or the place can't be written.
     """
     file = path / _LOCK if path.is_dir() else path.with_name(path.name + _LOCK)
-    here, start = socket.gethostname(), time.monotonic()
+    here, start = _machine(), time.monotonic()
     while True:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -185,10 +185,10 @@ def hold(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            holder = lock.read() or f"just started on {here}"
+            holder, _, machine = lock.read().partition("\n")
             lock.close()
-            if holder.endswith(f" on {here}") or time.monotonic() - start > patience_s:
-                raise DataError(f"{path}: another process is writing to it ({holder}); wait for it, or name another place") from None
+            if machine in ("", here) or time.monotonic() - start > patience_s:
+                raise DataError(f"{path}: another process is writing to it ({holder or 'just started'}); wait for it, or name another place") from None
             time.sleep(1)
             continue
         except OSError:  # no locks there
@@ -201,12 +201,18 @@ def hold(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
         lock.close()  # whoever held it before has just deleted it
     with lock:
         lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {here}")
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n{here}")
         lock.flush()
         try:
             yield
         finally:
             file.unlink(missing_ok=True)
+
+
+def _machine() -> str:
+    """This machine, until it is started anew: containers may share a name, and have it again elsewhere."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.is_file() else socket.gethostname()
 
 
 def foreign(directory: Path, own: Collection[str] = ()) -> list[str]:

@@ -54,7 +54,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path, start, nam
 
 def test_the_lock_of_another_machine_is_waited_for(tmp_path, start):
     start(tmp_path)
-    (tmp_path / ".lock").write_text("process 1 on elsewhere")
+    (tmp_path / ".lock").write_text("process 1 on elsewhere\nanother")
     with pytest.raises(DataError, match="process 1 on elsewhere"), hold(tmp_path, patience_s=0.5):
         pass
     assert foreign(tmp_path) == []
