@@ -174,15 +174,15 @@ def _content(token: Any) -> str | None:
 
 def _chat(directory: Path, settings: Json) -> str | None:
     """The chat template that a tokenizer came with; of several the one called default."""
-    if (directory / CHAT_FILE).is_file():
-        return read_text(directory / CHAT_FILE)
     found = settings.get("chat_template")
-    if (directory / "chat_template.json").is_file():
+    if (directory / CHAT_FILE).is_file():
+        found = read_text(directory / CHAT_FILE)
+    elif (directory / "chat_template.json").is_file():
         raw = read_json(directory / "chat_template.json")
         found = raw.get("chat_template", found) if isinstance(raw, dict) else found
     if isinstance(found, list):
         found = next((each.get("template") for each in found if isinstance(each, dict) and each.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) and found.strip() else None
 
 
 def _control(content: Json) -> list[str]:

@@ -9,7 +9,7 @@ import yaml
 from etils import epath
 
 from data_pipeline import template, tokenizer
-from foundation.files import Json, read_json, write_json
+from foundation.files import Json, read_json, write_json, write_text
 from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH
@@ -55,13 +55,15 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
     for pattern in _COPIED:
         for file in tokenizer_dir.glob(pattern):
             shutil.copyfile(file, out / file.name)
-    asked = template.of_facts(manifest.get("template", {}))
+    asked, found = template.of_facts(manifest.get("template", {}), source / "data.json"), tokenizer.load(tokenizer_dir)
     write_json(out / template.FILE, dataclasses.asdict(asked))
+    if asked.chat is not None and asked.chat != found.chat:
+        write_text(out / tokenizer.CHAT_FILE, asked.chat)  # it was trained with that of its shards
     generation = out / "generation_config.json"
     settings = read_json(generation) if generation.is_file() else ids
     eos = settings.get("eos_token_id")
     eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if more := set(template.ends(asked, tokenizer.load(tokenizer_dir))) - set(eos):
+    if more := set(template.ends(asked, found)) - set(eos):
         settings |= {"eos_token_id": [*eos, *sorted(more)]}
     write_json(generation, settings)
     (out / "README.md").write_text(_card(config, manifest, read_summary(source, config), loader), encoding="utf-8")

@@ -151,7 +151,7 @@ def test_two_models_of_different_tokenizers(tmp_path, capsys):
         ((*pair, "--threshold", "0.5"), "--threshold: not for --preset crosec"),
         (("--security", str(tmp_path / "expert"), "--weight", "0.5"), "--weight: not for --preset aligned"),
         (("--preset", "crosec"), "--preset crosec are for co-decoding: give --security as well"),
-        ((*pair, "--weight", "2"), "weight must lie in 0 .. 1, not 2.0"),
+        ((*pair, "--weight", "2"), "--weight: 2 must be at least 0 and at most 1"),
     ):
         assert generate(tmp_path / "target", prompts, tmp_path / "no.jsonl", *wrong) == 2
         assert message in capsys.readouterr().err
