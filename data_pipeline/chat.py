@@ -91,9 +91,13 @@ def limited(template: jinja2.Template, given: Mapping[str, Any], block: str | No
     found: list[str | Exception] = []
 
     def work() -> None:
-        parts = template.root_render_func if block is None else template.blocks[block]
+        context, parts = template.new_context(dict(given)), template.root_render_func
         try:
-            found.append("".join(parts(template.new_context(dict(given)))))
+            if block is not None:  # what the template sets beside its blocks, they see: that comes first, without them
+                context.blocks = dict.fromkeys(context.blocks, [lambda _: iter(())])
+                "".join(parts(context))
+                parts = template.blocks[block]
+            found.append("".join(parts(context)))
         except Exception as error:  # a stranger's code may raise anything
             found.append(error)
 

@@ -1,6 +1,6 @@
 """A pair as text: what a model reads (the prompt), and what it is to write (the answer).
 
-A template is a Jinja file with two blocks, `prompt` and `answer`; those in `data_pipeline/templates/` come with us. One is chosen when shards are
+A template is a Jinja file with two blocks, `prompt` and `answer` (what it sets beside them, both see); those in `data_pipeline/templates/` come with us. One is chosen when shards are
 built, and goes with them: into the run, into its exports, and from there to whoever asks the model anything.
 
 | block | may use |
@@ -98,20 +98,29 @@ def load(name: str | None, tokenizer: Tokenizer | None, system: str = "") -> tup
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.j2")))
         raise DataError(f"template {name}: no such file, and none of ours ({known})")
-    template = Template(name if file == shipped else file.name, read_text(file))
-    try:
-        blocks = chat.compiled(template.source, strict=True).blocks
-        if missing := {"prompt", "answer"} - blocks.keys():
-            raise chat.TemplateError(f"it lacks the block {', '.join(sorted(missing))}")
-        whole = prompt(template, "instruction", tokenizer).whole
-        _answer(template, "thought", "python", code=True)
-    except chat.TemplateError as error:
-        raise DataError(f"template {name}: {error}; mend it, or give another --template") from None
-    if whole and tokenizer is not None and tokenizer.chat is not None:
+    template = checked(Template(name if file == shipped else file.name, read_text(file)), tokenizer, f"template {name}")
+    if tokenizer is not None and tokenizer.chat is not None and prompt(template, "instruction", tokenizer).whole:
         template = replace(template, chat=tokenizer.chat)
         if begins := _turn(template, tokenizer)[0]:
             log.warning("the chat template ignores add_generation_prompt: answers begin without its %r", begins)
     return with_system(template, system, tokenizer) if system else template, why
+
+
+def checked(template: Template, tokenizer: Tokenizer | None, where: str) -> Template:
+    """The template, which has shown that it writes.
+
+    Raises:
+      DataError: it is no Jinja, lacks a block, or fails; `where` it stands is named.
+    """
+    try:
+        blocks = chat.compiled(template.source, strict=True).blocks
+        if missing := {"prompt", "answer"} - blocks.keys():
+            raise chat.TemplateError(f"it lacks the block {', '.join(sorted(missing))}")
+        prompt(template, "instruction", tokenizer)
+        _answer(template, "thought", "python", code=True)
+    except chat.TemplateError as error:
+        raise DataError(f"{where}: {error}; mend it, or give another --template") from None
+    return template
 
 
 def with_system(template: Template, system: str, tokenizer: Tokenizer | None) -> Template:

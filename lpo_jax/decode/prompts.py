@@ -75,7 +75,7 @@ def asking(
     Raises:
       DataError: there is no such template, or it has no place for the system text.
     """
-    own, who, remarks = (adapter and _own(adapter)) or _own(model), adapter or model, []
+    own, who, remarks = (adapter and _own(adapter, tokenizer)) or _own(model, tokenizer), adapter or model, []
     if name is not None:
         chosen, _ = templates.load(name, tokenizer)
         if own is not None and own.source == chosen.source:
@@ -96,13 +96,14 @@ def asking(
     return Asking(chosen, think and chosen.thinks, tuple(remarks))
 
 
-def _own(path: str) -> Template | None:
+def _own(path: str, tokenizer: Tokenizer) -> Template | None:
     """The template that a run, or an export of one, was trained with."""
-    if open_run(path) is not None:
-        manifest = Path(path) / "data.json"
-        return templates.of_facts(read_json(manifest).get("template", {}), manifest)
-    file = hf.locate(path) / templates.FILE
-    return templates.of_facts(read_json(file), file) if file.is_file() else None
+    run = open_run(path) is not None
+    file = Path(path) / "data.json" if run else hf.locate(path) / templates.FILE
+    if not run and not file.is_file():
+        return None
+    facts = read_json(file)
+    return templates.checked(templates.of_facts(facts.get("template", {}) if run else facts, file), tokenizer, f"{file}: its template")
 
 
 @dataclass(frozen=True)

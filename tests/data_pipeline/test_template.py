@@ -164,7 +164,13 @@ def test_a_template_of_ones_own(chatty, tmp_path):
     text = template.render(Pair("a", "x", "y", "Do.", "R"), chosen, chatty)
     assert (chosen.name, why, text.answer("x")) == ("mine.j2", "as asked for", "<think>R</think>x")
     assert names(chatty, text.prompt.ids(chatty))[0] == "<|im_start|>"
+    file.write_text(
+        "{% set word = 'Do' %}{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}"
+        "{% block prompt %}{{ word }}: {{ twice(instruction) }}{% endblock %}{% block answer %}{{ twice('') }}{{ code }}{% endblock %}"
+    )
+    assert template.prompt(template.load(str(file), chatty)[0], "it", chatty).text == "Do: itit"
     for wrong, message in (
+        ("{% extends 'x' %}{% block prompt %}{% endblock %}{% block answer %}{{ code }}{% endblock %}", "no loader"),
         ("{% block prompt %}{% endblock %}", "lacks the block answer"),
         ("{% block prompt %}{{ instrution }}{% endblock %}{% block answer %}{{ code }}{% endblock %}", "line 1: 'instrution' is undefined"),
         ("{% block prompt %}{% endblock %}{% block answer %}{% endblock %}", "holds the code 0 times"),

@@ -48,6 +48,13 @@ def test_what_was_trained_here_is_asked_as_it_was_trained(tok, tmp_path, caplog)
     assert asking(model, tok, adapter=adapter).template == template.alpaca()
 
 
+def test_a_damaged_template_of_a_model_is_named(tok, tmp_path):
+    for number, (source, message) in enumerate((("{% block x %}{% endblock %}", "lacks the block answer, prompt"), ("\n{{", "line 2"))):
+        model = exported(tmp_path / str(number), template.Template("mine", source))
+        with pytest.raises(DataError, match=f"{number}/{template.FILE}: its template: .*{message}"):
+            asking(model, tok)
+
+
 def test_others_are_asked_in_their_chat_template_or_plainly(tok, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert asking(str(tmp_path), tok).template.name == "chat"
