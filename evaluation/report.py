@@ -265,6 +265,7 @@ def _training(path: Path, index: int) -> Json:
         "build key": data["build_key"],
         "tokenizer": data["tokenizer_sha256"],
         "inputs": [item["sha256"] for item in data["inputs"]],
+        "template": data.get("template", {}).get("name", "alpaca"),
         "seed": config.get("seed"),
     }
     return contents(path, config, summary, key=f"training{index}-") | {"facts": facts}

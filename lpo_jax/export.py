@@ -66,12 +66,12 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
     if more := set(template.ends(asked, found)) - set(eos):
         settings |= {"eos_token_id": [*eos, *sorted(more)]}
     write_json(generation, settings)
-    (out / "README.md").write_text(_card(config, manifest, read_summary(source, config), loader), encoding="utf-8")
+    (out / "README.md").write_text(_card(config, manifest, read_summary(source, config), loader, asked.name), encoding="utf-8")
     return loader
 
 
-def _card(config: RunConfig, manifest: Json, summary: Mapping[str, Mapping[str, float]], loader: str) -> str:
-    """The model card: what it is, its held-out numbers, the data and the settings."""
+def _card(config: RunConfig, manifest: Json, summary: Mapping[str, Mapping[str, float]], loader: str, asked: str) -> str:
+    """The model card: what it is, its held-out numbers, the data and the settings. `asked`: the template's name."""
     front = {"library_name": "transformers", "tags": ["code", "security", "lpo"]}
     if config.model.path is not None:
         front["base_model"] = config.model.path
@@ -91,7 +91,7 @@ def _card(config: RunConfig, manifest: Json, summary: Mapping[str, Mapping[str, 
             *rows,
             "",
             *(f"- `{name}`: {text}" for name, text in ENGLISH.items()),
-            f"\n## Data\n\n{splits}; masks `{manifest['masks']['mode']}`; tokenizer sha256 `{manifest['tokenizer_sha256']}`.\n\n{inputs}\n",
+            f"\n## Data\n\n{splits}; masks `{manifest['masks']['mode']}`; template `{asked}`; tokenizer sha256 `{manifest['tokenizer_sha256']}`.\n\n{inputs}\n",
             "## Settings\n",
             "```yaml\n" + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True) + "```\n",
         ]

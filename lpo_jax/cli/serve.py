@@ -101,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     rule, tok = found.models.rule, found.tokenizer
     settings = {k: getattr(args, k) for k in ("model", "adapter", "security", "security_adapter", "block", "data", "fsdp", "tensor")}
     settings |= {"rule": rule and asdict(rule), "dtype": found.dtype, "rows": driver.rows, "tokenizer": tok.sha256, "jax": version("jax")}
+    settings |= how.facts
     fingerprint = f"fp_{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
     log.info("a chat is put in the template %s", how.template.name)
 
