@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline import alike, pairs, records, shards, template, tokenizer, trees
+from data_pipeline.chat import TemplateError
 from data_pipeline.encode import MaskOptions, UnusableError, encode
 from data_pipeline.pairs import Drops, Pair
 from data_pipeline.shards import Manifest
@@ -79,9 +80,7 @@ def build(
     kept = [pair for file in inputs for pair in tqdm(pairs.read(file, drops), desc=f"read {Path(file).name}", unit=" pairs")]
     if tok is None:
         assert vocab_size is not None
-        every_text = (template.render(pair, chosen, None) for pair in kept)
-        texts = (text.prompt.text + text.answer(code) for text in every_text for code in (text.chosen, text.rejected))
-        tok = tokenizer.train(texts, vocab_size)
+        tok = tokenizer.train(_texts(kept, chosen), vocab_size)
     if not kept:
         raise DataError(f"no pair is left of {len(drops.rows)} rows ({drops.counts()})")
     cosmetic, remark = [pairs.cosmetic(pair) for pair in kept], "its sides differ in blanks and comments only"
@@ -148,6 +147,16 @@ def build(
     )
     manifest.save(out)
     return manifest
+
+
+def _texts(kept: Sequence[Pair], chosen: Template) -> Iterator[str]:
+    """What a tokenizer learns from. A pair that the template refuses is dropped when it is encoded."""
+    for pair in kept:
+        try:
+            text = template.render(pair, chosen, None)
+        except TemplateError:
+            continue
+        yield from (text.prompt.text + text.answer(code) for code in (text.chosen, text.rejected))
 
 
 def _note(kept: Sequence[Pair], drops: Drops) -> None:

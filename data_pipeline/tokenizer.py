@@ -43,9 +43,10 @@ class Tokenizer:
         return self._backends[goes_on].encode(text, add_special_tokens=False)
 
     def document(self, text: str) -> list[int]:
-        """A text that stands alone: BOS in front where the tokenizer asks for it; an empty one is at least an end-of-text."""
-        first = [] if self.bos_id is None else [self.bos_id]
-        return [*first, *self.encode(text).ids] or [self.eos_id]
+        """A text that stands alone: BOS in front where the tokenizer asks for it, and no template has; an empty one is at least an end-of-text."""
+        ids = self.encode(text).ids
+        first = [] if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id]
+        return [*first, *ids] or [self.eos_id]
 
     @cached_property
     def control(self) -> re.Pattern[str] | None:

@@ -144,12 +144,14 @@ def test_benchmarks_are_asked_with_the_ids_of_training(shared_data, tmp_path, na
     assert compared == 7 * len(tasks) + len(code) and len(tasks) >= 7 * 8
 
 
-def test_a_bos_is_never_doubled(shared_data):
+def test_a_bos_is_never_doubled(shared_data, tmp_path):
     tok = tokenizer.load(shared_data / "tokenizers" / "codellama")
     tok = dataclasses.replace(
         tok, chat="{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}", specials={"bos_token": "<s>"}
     )
-    for form in ("alpaca", "chat", "plain"):
+    mine = tmp_path / "mine.j2"
+    mine.write_text("{% block prompt %}<s>[INST] {{ instruction }} [/INST]{% endblock %}{% block answer %} {{ code }}{% endblock %}")
+    for form in ("alpaca", "chat", "plain", str(mine)):
         ids = template.prompt(template.load(form, tok)[0], "<s> Do.", tok).ids(tok)
         assert ids[0] == tok.bos_id and ids.count(tok.bos_id) == 1
 
