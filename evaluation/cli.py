@@ -30,7 +30,6 @@ def main(argv: list[str] | None = None) -> int:
     draw.add_argument("--top-p", type=number(most=1, above=True), default=0.95, metavar="P", help="draw among the fewest tokens that hold P of the probability (default: 0.95)")  # fmt: skip
     draw.add_argument("--max-new-tokens", type=whole(1), default=512, metavar="N", help="a completion's length at most (default: 512)")
     draw.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of all samples (default: 0)")
-    add_asking(draw)
     draw.add_argument("--rows", type=whole(1), metavar="N", help="a model of ours: sequences at work at once")
     draw.add_argument("--dtype", choices=("float32", "bfloat16"), help="a model of ours: default float32 on CPUs, else bfloat16")
     draw.add_argument("--security", metavar="MODEL", help="a model of ours: co-decode with this security model, as `lpo generate` does")
@@ -40,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     draw.add_argument("--threshold", type=number(most=1), default=0.3, metavar="TAU", help="of co-decoding (default: 0.3)")
     draw.add_argument("--model", metavar="NAME", help="an endpoint: the name of its model")
     draw.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="an endpoint: requests at once (default: 8)")
+    add_asking(run.add_argument_group("asking (a model of ours, with --form instruction)"))
     how = run.add_argument_group("judging")
     how.add_argument("--judges", nargs="+", default=["bandit", "semgrep"], metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: bandit semgrep)")  # fmt: skip
     how.add_argument("--noise", action="store_true", help=f"count rules too that say little of security: {', '.join(NOISE)}; judges/findings.py says why")  # fmt: skip

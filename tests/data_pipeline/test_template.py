@@ -207,6 +207,23 @@ def test_a_chat_template_is_kept_as_it_was(chatty):
     assert template.load("alpaca", chatty)[0].chat is None
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (CHATML, CHATML),
+        ([{"name": "tool_use", "template": "tools"}, {"name": "default", "template": CHATML}], CHATML),  # as older tokenizers have several
+        ([{"name": "tool_use", "template": "tools"}], None),
+        ("  ", None),
+        (5, None),
+    ],
+)
+def test_chat_templates_in_a_tokenizers_settings(chatty, tmp_path, given, expected):
+    dataclasses.replace(chatty, chat=None).save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": given}))
+    assert tokenizer.load(tmp_path).chat == expected
+
+
 def test_a_chat_template_that_begins_no_answer_is_told_of(chatty, caplog):
     headless = CHATML.partition("{% if add_generation_prompt %}")[0]
     brackets = "{% for m in messages %}{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else ' ' + m.content }}{% endfor %}"
