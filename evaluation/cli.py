@@ -64,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
     """Draw completions for a benchmark's tasks, make programs of them, and judge these: analyzers read them, and the benchmark's tests run them in a
     sandbox (bubblewrap, or namespaces of util-linux). Writes into the run's directory
 
-      run.json       what was run: model, data, form, sampling, judges and their versions
+      run.json       what was run: model, data, form, sampling, template, judges and their versions
       samples.jsonl  a line for each sample: the program, its findings, its tests
       scores.json    shares, pass@k and their 95 % intervals (bootstrap over tasks)
 
