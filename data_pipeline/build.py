@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline import alike, pairs, records, shards, template, tokenizer, trees
+from data_pipeline.chat import TemplateError
 from data_pipeline.encode import MaskOptions, UnusableError, encode
 from data_pipeline.pairs import Drops, Pair
 from data_pipeline.shards import Manifest
@@ -85,9 +86,7 @@ def build(
         kept = _read(inputs, options, drops)
         if tok is None:
             assert vocab_size is not None
-            every_text = (template.render(pair, chosen, None) for pair in kept)
-            texts = (text.prompt.text + text.answer(code) for text in every_text for code in (text.chosen, text.rejected))
-            tok = tokenizer.train(texts, vocab_size)
+            tok = tokenizer.train(_texts(kept, chosen), vocab_size)
         for path in _own(out):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         tok.save(out / "tokenizer")
@@ -160,6 +159,16 @@ def _pack(
         packed = trees.pack([len(tree.tokens) for tree in members], options.row_tokens)
         rows[split] = [(trees.join([members[i] for i in row]), "\n".join(members[i].id for i in row)) for row in packed]
     return rows, balanced
+
+
+def _texts(kept: Sequence[Pair], chosen: Template) -> Iterator[str]:
+    """What a tokenizer learns from. A pair that the template refuses is dropped when it is encoded."""
+    for pair in kept:
+        try:
+            text = template.render(pair, chosen, None)
+        except TemplateError:
+            continue
+        yield from (text.prompt.text + text.answer(code) for code in (text.chosen, text.rejected))
 
 
 def _note(kept: Sequence[Pair], drops: Drops) -> None:

@@ -8,7 +8,8 @@ import ctypes
 import functools
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +19,8 @@ import jinja2.sandbox
 
 LIMIT_S = 5.0
 """Within which a template must have written its text."""
+COMPILED = "<template>"
+"""Where Python believes a template's code to stand."""
 MAX_CHARS = 16 * 2**20
 """What a text multiplied by a number may come to."""
 
@@ -40,8 +43,12 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
+class _Refused(jinja2.TemplateError):
+    """What a template itself says is wrong with what it is given."""
+
+
 def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    raise _Refused(message)
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
@@ -75,35 +82,47 @@ def compiled(source: str, strict: bool = False) -> jinja2.Template:
         raise TemplateError(f"line {error.lineno}: {error.message}") from None
 
 
-def limited(write: Callable[[], str]) -> str:
-    """What a template writes.
+def limited(template: jinja2.Template, given: Mapping[str, Any], block: str | None = None) -> str:
+    """What a template, or a block of it, writes.
 
     Raises:
-      TemplateError: it refuses, fails, or isn't done within `LIMIT_S`.
+      TemplateError: it refuses, fails, or isn't done within `LIMIT_S`; with the line.
     """
     found: list[str | Exception] = []
 
     def work() -> None:
+        context, parts = template.new_context(dict(given)), template.root_render_func
         try:
-            found.append(write())
+            if block is not None:  # what the template sets beside its blocks, they see: that comes first, without them
+                context.blocks = dict.fromkeys(context.blocks, [lambda _: iter(())])
+                "".join(parts(context))
+                parts = template.blocks[block]
+            found.append("".join(parts(context)))
         except Exception as error:  # a stranger's code may raise anything
             found.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(LIMIT_S)
+    thread.join(LIMIT_S if block is None else 1.2 * LIMIT_S)  # a block may hold a chat template, which ends first, and is named
     if thread.is_alive():
         # A thread can't be killed, but the loops of a template are Python's: what is raised in it ends them.
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TooLong))
         raise TemplateError(f"it hasn't written its text within {LIMIT_S:g} s")
     (said,) = found
     if isinstance(said, Exception):
-        raise TemplateError(" ".join(str(said).split()) or type(said).__name__) from None
+        raise TemplateError(_where(template, said) + (" ".join(str(said).split()) or type(said).__name__)) from None
     return said
+
+
+def _where(template: jinja2.Template, error: Exception) -> str:
+    """The template's line that failed."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == COMPILED]
+    if isinstance(error, _Refused | TemplateError) or not frames:
+        return ""
+    return f"line {template.get_corresponding_lineno(frames[-1].lineno or 1)}: "
 
 
 def write(source: str, messages: Sequence[Mapping[str, str]], specials: Mapping[str, Any], goes_on: bool = True) -> str:
     """Messages (role, content) as a tokenizer's chat template writes them; `goes_on`: up to where the assistant's answer begins."""
-    template = compiled(source)
     given = {"messages": list(messages), "add_generation_prompt": goes_on, "tools": None, "documents": None}
-    return limited(lambda: template.render(**(dict(specials) | given)))
+    return limited(compiled(source), dict(specials) | given)

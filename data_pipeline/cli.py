@@ -117,11 +117,11 @@ def main(argv: list[str] | None = None) -> int:
 def _build(args: argparse.Namespace) -> int:
     """Turn pairs into a shard set for training: tokenise, mark what differs, lay each pair out as a tree, pack, write.
 
-    Inputs are JSON lines, a JSON array, CSV or Parquet, also gzipped, or what `datasets` opens. Their columns say what they are: our own rows
+    Inputs are JSON lines, a JSON array, CSV, TSV or Parquet, also gzipped, or what `datasets` opens. Their columns say what they are: our own rows
     (chosen, rejected, instruction, reasoning, ...), the DiSCo CSV (Instruction, Reasoning, Secure Code, Vulnerable Code), SVEN and SafeCoder,
     SecCodePLT, preference pairs as TRL, Orca, LLaMA-Factory and ShareGPT have them, and plain rows without a second side (instruction or prompt;
-    output or response; messages), which serve the objectives sft and kd. data_pipeline/formats.py lists all columns. Whatever isn't used, rows
-    or columns, is named.
+    output or response; messages), which serve the objectives sft and kd. docs/data.md lists all columns. Whatever isn't used, rows or columns, is
+    named.
 
     The same inputs and options always give the same bytes; a finished build is not repeated. The template goes with the shards into runs and
     their exports: `lpo generate`, `lpo serve` and `lpo-eval` ask a model as it was trained. data_pipeline/templates/ has ours, to begin with.
@@ -131,7 +131,8 @@ def _build(args: argparse.Namespace) -> int:
       lpo-data build disco_train.csv --tokenizer Qwen/Qwen2.5-Coder-7B --row-tokens 4096 --jobs 8 --out data/disco
       lpo-data build sven.jsonl --tokenizer my/tokenizer --masks spans --out data/sven
       lpo-data build sven.jsonl --tokenizer DIR --masks spans --hole 0 --score-prompt --balance-cwe 80 --out data/sven_security
-      lpo-data build disco_train.csv --tokenizer DIR --masks reference --untrimmed --out data/paper    (to repeat the authors' runs)
+      lpo-data build pairs.parquet --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct --template chat --system "You write secure code." --out data/chat
+      lpo-data build disco_train.csv --tokenizer DIR --template alpaca --masks reference --untrimmed --out data/paper    (to repeat the authors' runs)
     """
     from data_pipeline.build import BuildOptions, build
     from data_pipeline.encode import MaskOptions

@@ -275,4 +275,4 @@ def of(row: Json) -> Format | None:
         return _IMPLICIT
     turns = row.get("history")
     theirs = isinstance(turns, list) and any(isinstance(turn, list) for turn in turns)
-    return _FACTORY if "instruction" in row and (theirs or row.get("input") or row.get("system")) else found
+    return _FACTORY if "instruction" in row and (theirs or {"input", "system"} & row.keys()) else found

@@ -1,6 +1,6 @@
 """A pair as text: what a model reads (the prompt), and what it is to write (the answer).
 
-A template is a Jinja file with two blocks, `prompt` and `answer`; those in `data_pipeline/templates/` come with us. One is chosen when shards are
+A template is a Jinja file with two blocks, `prompt` and `answer` (what it sets beside them, both see); those in `data_pipeline/templates/` come with us. One is chosen when shards are
 built, and goes with them: into the run, into its exports, and from there to whoever asks the model anything.
 
 | block | may use |
@@ -14,17 +14,20 @@ A pair without an instruction is a completion task, which no template touches: i
 A template may write control tokens (`<|im_end|>`): they become tokens. In what users give they are text.
 """
 
-import dataclasses
 import functools
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_type_hints
 
 from data_pipeline import chat
 from data_pipeline.pairs import Pair
 from data_pipeline.tokenizer import CLOSE, OPEN, Tokenizer
 from foundation.errors import DataError
 from foundation.files import Json, read_text
+
+log = logging.getLogger(__name__)
 
 _SPLIT, _HERE = "\ufdd2", "\ufdd3"
 """Noncharacters too. `_SPLIT` stands within a control token that a user has written; `_HERE` stands for what isn't known yet."""
@@ -40,12 +43,13 @@ FILE = "prompt_template.json"
 
 @dataclass(frozen=True)
 class Template:
-    """How instructions are put. Manifests, runs and exports hold these four."""
+    """How instructions are put. Manifests, runs and exports hold these five."""
 
     name: str  # for messages: "alpaca", or a file's name
     source: str  # Jinja
     system: str = ""  # what `chat` puts in front as the system's
     thinks: bool = True  # pairs with reasoning were seen: a thought is asked for
+    chat: str | None = None  # the tokenizer's chat template as it was then, if this one writes with it; tokenizers change theirs
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,20 @@ def load(name: str | None, tokenizer: Tokenizer | None, system: str = "") -> tup
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.j2")))
         raise DataError(f"template {name}: no such file, and none of ours ({known})")
-    template = Template(name if file == shipped else file.name, read_text(file), system)
+    template = checked(Template(name if file == shipped else file.name, read_text(file)), tokenizer, f"template {name}")
+    if tokenizer is not None and tokenizer.chat is not None and prompt(template, "instruction", tokenizer).whole:
+        template = replace(template, chat=tokenizer.chat)
+        if begins := _turn(template, tokenizer)[0]:
+            log.warning("the chat template ignores add_generation_prompt: answers begin without its %r", begins)
+    return with_system(template, system, tokenizer) if system else template, why
+
+
+def checked(template: Template, tokenizer: Tokenizer | None, where: str) -> Template:
+    """The template, which has shown that it writes.
+
+    Raises:
+      DataError: it is no Jinja, lacks a block, or fails; `where` it stands is named.
+    """
     try:
         blocks = chat.compiled(template.source, strict=True).blocks
         if missing := {"prompt", "answer"} - blocks.keys():
@@ -102,8 +119,24 @@ def load(name: str | None, tokenizer: Tokenizer | None, system: str = "") -> tup
         prompt(template, "instruction", tokenizer)
         _answer(template, "thought", "python", code=True)
     except chat.TemplateError as error:
-        raise DataError(f"template {name}: {error}") from None
-    return template, why
+        raise DataError(f"{where}: {error}; mend it, or give another --template") from None
+    return template
+
+
+def with_system(template: Template, system: str, tokenizer: Tokenizer | None) -> Template:
+    """A template with another system text.
+
+    Raises:
+      DataError: it refuses a system text, or has no place for it.
+    """
+    found = replace(template, system=system)
+    try:
+        asked = prompt(found, "instruction", tokenizer)
+        if asked == prompt(template, "instruction", tokenizer) and system.strip() not in asked.shown:
+            raise chat.TemplateError("it has no place for a system text: leave --system out, or give another --template")
+    except chat.TemplateError as error:
+        raise DataError(f"template {template.name} with --system: {error}") from None
+    return found
 
 
 def alpaca() -> Template:
@@ -111,20 +144,17 @@ def alpaca() -> Template:
     return Template("alpaca", read_text(SHIPPED / "alpaca.j2"))
 
 
-def of_facts(facts: Json, where: str = "", remedy: str = "copy it again, or choose one with --template") -> Template:
+def of_facts(facts: Json, where: str | Path = "", remedy: str = "copy it again, or choose one with --template") -> Template:
     """A template as manifests and exports hold it; {}: they were written before there was more than Alpaca's.
 
     Raises:
       DataError: it is none; `where` it stands is named.
     """
-    if not facts:
+    if facts == {}:
         return alpaca()
-    types = {each.name: bool if each.name == "thinks" else str for each in dataclasses.fields(Template)}
-    if (
-        not facts.keys() <= types.keys()
-        or not {"name", "source"} <= facts.keys()
-        or any(type(facts[key]) is not types[key] for key in facts)
-    ):
+    kinds, needed = get_type_hints(Template), {"name", "source"}
+    known = isinstance(facts, dict) and needed <= facts.keys() <= kinds.keys()
+    if not known or not all(isinstance(value, kinds[name]) for name, value in facts.items()):
         raise DataError(f"{where}: damaged (template: none of ours); {remedy}")
     return Template(**facts)
 
@@ -142,11 +172,7 @@ def prompt(template: Template, instruction: str, tokenizer: Tokenizer | None, th
     def write(user: str, system: str = "") -> str:
         nonlocal used
         used = True
-        if tokenizer is None or tokenizer.chat is None:
-            raise chat.TemplateError("the tokenizer has no chat template: give one that has, or another --template")
-        first = [("system", system)] if system and not any(role == "system" for role, _ in said) else []
-        messages = [{"role": role, "content": text} for role, text in (*first, *said, ("user", user))]
-        return chat.write(tokenizer.chat, messages, tokenizer.specials)
+        return _chat(template, [*said, ("user", user)], system, tokenizer)
 
     said = [(role, _guarded(text, tokenizer)) for role, text in history]
     given = {
@@ -169,15 +195,14 @@ def as_it_stands(text: str) -> Prompt:
     return Prompt(_guarded(text, None))
 
 
-def conversation(messages: list[dict[str, str]], tokenizer: Tokenizer) -> Prompt:
-    """Messages (role, content) in the tokenizer's chat template, up to where the assistant goes on.
+def conversation(template: Template, messages: History, tokenizer: Tokenizer) -> Prompt:
+    """Messages as the tokenizer's chat template writes them, up to where the assistant goes on, whoever spoke last.
 
     Raises:
       chat.TemplateError: the template refuses them.
     """
-    assert tokenizer.chat is not None
-    guarded = [message | {"content": _guarded(message["content"], tokenizer)} for message in messages]
-    return Prompt(_marked(chat.write(tokenizer.chat, guarded, tokenizer.specials), tokenizer), whole=True)
+    said = [(role, _guarded(text, tokenizer)) for role, text in messages]
+    return Prompt(_marked(_chat(template, said, _guarded(template.system, tokenizer), tokenizer), tokenizer), whole=True)
 
 
 def render(pair: Pair, template: Template, tokenizer: Tokenizer | None) -> Text:
@@ -194,13 +219,13 @@ def render(pair: Pair, template: Template, tokenizer: Tokenizer | None) -> Text:
     asked = prompt(template, pair.instruction, tokenizer, bool(pair.reasoning), pair.history)
     answer = _answer(template, _guarded(pair.reasoning, tokenizer), pair.language, pair.code)
     before, after = (_marked(part, tokenizer) for part in answer)
-    end = _end_of_turn(tokenizer) if asked.whole and tokenizer is not None else None
+    end = _end_of_turn(template, tokenizer) if asked.whole and tokenizer is not None else None
     return Text(asked, before, pair.chosen, pair.rejected, after, end)
 
 
 def ends(template: Template, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens besides end-of-text that end an answer in this template."""
-    end = _end_of_turn(tokenizer) if prompt(template, "x", tokenizer).whole else None
+    end = _end_of_turn(template, tokenizer) if prompt(template, "x", tokenizer).whole else None
     return () if end is None else (end,)
 
 
@@ -210,6 +235,18 @@ def first_changed_line(rejected: str, chosen: str) -> int:
     while same < min(len(rejected), len(chosen)) and rejected[same] == chosen[same]:
         same += 1
     return chosen.rfind("\n", 0, same) + 1
+
+
+def _chat(template: Template, said: History, system: str, tokenizer: Tokenizer | None) -> str:
+    """What was said in the tokenizer's chat template; `system` goes first, unless a system text was said."""
+    source = template.chat if template.chat is not None or tokenizer is None else tokenizer.chat
+    if tokenizer is None or source is None:
+        raise chat.TemplateError("the tokenizer has no chat template")
+    first = [("system", system)] if system and not any(role == "system" for role, _ in said) else []
+    try:
+        return chat.write(source, [{"role": role, "content": text} for role, text in (*first, *said)], tokenizer.specials)
+    except chat.TemplateError as error:
+        raise chat.TemplateError(f"the tokenizer's chat template: {error}") from None
 
 
 def _answer(template: Template, reasoning: str, language: str, code: bool) -> tuple[str, str]:
@@ -223,25 +260,31 @@ def _answer(template: Template, reasoning: str, language: str, code: bool) -> tu
 
 
 def _block(template: Template, name: str, given: Mapping[str, object]) -> str:
-    found = chat.compiled(template.source, strict=True)
-    return chat.limited(lambda: "".join(found.blocks[name](found.new_context(dict(given)))))
+    return chat.limited(chat.compiled(template.source, strict=True), given, name)
+
+
+def _turn(template: Template, tokenizer: Tokenizer) -> tuple[str, str]:
+    """What a chat template writes in front of the assistant's words that no prompt has, even if it is to end where they begin; and behind them."""
+    source = template.chat or tokenizer.chat
+    return ("", "") if source is None else _turn_of(source, tuple(sorted(tokenizer.specials.items())))
 
 
 @functools.lru_cache(maxsize=16)
-def _turn_ends_with(source: str, specials: tuple[tuple[str, str], ...]) -> str:
-    """What a chat template writes behind the assistant's words."""
-    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _HERE}]
+def _turn_of(source: str, specials: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+    asked = [{"role": "user", "content": "x"}]
     try:
-        return chat.write(source, messages, dict(specials), goes_on=False).rpartition(_HERE)[2]
+        prompt, bare = (chat.write(source, asked, dict(specials), goes_on) for goes_on in (True, False))
+        before, _, after = chat.write(source, [*asked, {"role": "assistant", "content": _HERE}], dict(specials), False).partition(_HERE)
     except chat.TemplateError:
-        return ""
+        return "", ""
+    return before.removeprefix(prompt).strip() if prompt == bare and before.startswith(prompt) else "", after
 
 
-def _end_of_turn(tokenizer: Tokenizer) -> int | None:
+def _end_of_turn(template: Template, tokenizer: Tokenizer) -> int | None:
     """The control token by which a chat template ends what the assistant says."""
-    if tokenizer.chat is None or tokenizer.control is None:
+    if tokenizer.control is None:
         return None
-    found = tokenizer.control.search(_turn_ends_with(tokenizer.chat, tuple(sorted(tokenizer.specials.items()))))
+    found = tokenizer.control.search(_turn(template, tokenizer)[1])
     return tokenizer.backend.token_to_id(found[0]) if found else None
 
 

@@ -44,9 +44,10 @@ class Tokenizer:
         return self._backends[goes_on].encode(text, add_special_tokens=False)
 
     def document(self, text: str) -> list[int]:
-        """A text that stands alone: BOS in front where the tokenizer asks for it; an empty one is at least an end-of-text."""
-        first = [] if self.bos_id is None else [self.bos_id]
-        return [*first, *self.encode(text).ids] or [self.eos_id]
+        """A text that stands alone: BOS in front where the tokenizer asks for it, and no template has; an empty one is at least an end-of-text."""
+        ids = self.encode(text).ids
+        first = [] if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id]
+        return [*first, *ids] or [self.eos_id]
 
     @cached_property
     def control(self) -> re.Pattern[str] | None:
@@ -184,11 +185,12 @@ def _content(token: Any) -> str | None:
 def _chat(directory: Path, settings: Json) -> str | None:
     """The chat template that a tokenizer came with; of several the one called default."""
     if os.path.lexists(directory / CHAT_FILE):
-        return read_text(directory / CHAT_FILE)
-    found = read_object(directory / "chat_template.json").get("chat_template", settings.get("chat_template"))
+        found: Any = read_text(directory / CHAT_FILE)
+    else:
+        found = read_object(directory / "chat_template.json").get("chat_template", settings.get("chat_template"))
     if isinstance(found, list):
         found = next((each.get("template") for each in found if isinstance(each, dict) and each.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) and found.strip() else None
 
 
 def _control(content: Json) -> list[str]:

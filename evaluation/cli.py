@@ -10,6 +10,7 @@ from evaluation.completions import Completions, EvaluationError, Sampling, from_
 from foundation.commands import Program, new_directory, new_file, number, whole
 from judges import TOOLS
 from judges.findings import NOISE
+from lpo_jax.cli.models import add_asking
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +29,6 @@ def main(argv: list[str] | None = None) -> int:
     draw.add_argument("--top-p", type=number(most=1, above=True), default=0.95, metavar="P", help="draw among the fewest tokens that hold P of the probability (default: 0.95)")  # fmt: skip
     draw.add_argument("--max-new-tokens", type=whole(1), default=512, metavar="N", help="a completion's length at most (default: 512)")
     draw.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of all samples (default: 0)")
-    draw.add_argument("--no-think", action="store_true", help="a model of ours: ask the response directly, without a security thought")
     draw.add_argument("--rows", type=whole(1), metavar="N", help="a model of ours: sequences at work at once")
     draw.add_argument("--dtype", choices=("float32", "bfloat16"), help="a model of ours: default float32 on CPUs, else bfloat16")
     draw.add_argument("--security", metavar="MODEL", help="a model of ours: co-decode with this security model, as `lpo generate` does")
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     draw.add_argument("--threshold", type=number(most=1), default=0.3, metavar="TAU", help="of co-decoding (default: 0.3)")
     draw.add_argument("--model", metavar="NAME", help="an endpoint: the name of its model")
     draw.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="an endpoint: requests at once (default: 8)")
+    add_asking(run.add_argument_group("asking (a model of ours, with --form instruction)"))
     how = run.add_argument_group("judging")
     how.add_argument("--judges", nargs="+", default=["bandit", "semgrep"], metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: bandit semgrep)")  # fmt: skip
     how.add_argument("--noise", action="store_true", help=f"count rules too that say little of security: {', '.join(NOISE)}; judges/findings.py says why")  # fmt: skip
@@ -62,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
     """Draw completions for a benchmark's tasks, make programs of them, and judge these: analyzers read them, and the benchmark's tests run them in a
     sandbox (bubblewrap, or namespaces of util-linux). Writes into the run's directory
 
-      run.json       what was run: model, data, form, sampling, judges and their versions
+      run.json       what was run: model, data, form, sampling, template, judges and their versions
       samples.jsonl  a line for each sample: the program, its findings, its tests
       scores.json    shares, pass@k and their 95 % intervals (bootstrap over tasks)
 
@@ -81,13 +82,11 @@ def _run(args: argparse.Namespace) -> int:
       FILE.jsonl   lines {"task_id": ..., "completion": TEXT}, with "sample": NUMBER where a task has several
       URL          an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; "openai" reads OPENAI_BASE_URL. The key comes from OPENAI_API_KEY.
                    It is asked at /completions, with --form instruction at /chat/completions
-      MODEL        a Hugging Face directory, a hub id, or the run_dir of a trained config: our own sampler
+      MODEL        a Hugging Face directory, a hub id, or the run_dir of a trained config: our own sampler. With --form instruction it is asked as it
+                   was trained (--template): run.json and the report say how
     """
     from evaluation.run import Options, run
 
-    for name in ("samples", "limit", "concurrency", "workers", "time_s", "memory_mb", "max_new_tokens"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            raise EvaluationError(f"--{name.replace('_', '-')} must be positive, not {getattr(args, name)}")
     benchmark = load(args.benchmark, args.data, args.any_data)
     benchmark = replace(benchmark, tasks=benchmark.tasks[: args.limit])
     form = args.form or benchmark.form
@@ -108,6 +107,11 @@ def _run(args: argparse.Namespace) -> int:
 
 def _source(args: argparse.Namespace, benchmark: Benchmark, form: str) -> Completions:
     what, tasks = args.completions, benchmark.tasks
+    ours = not (what in ("canonical", "insecure", "openai") or what.startswith(("http://", "https://")) or Path(what).is_file())
+    given = [flag for flag, value in (("--template", args.template), ("--system", args.system), ("--no-think", args.no_think)) if value]
+    if given and not (ours and form == "instruction"):
+        why = "a prompt of the completion form is given as it is: ask with --form instruction" if ours else f"{what} isn't one"
+        raise EvaluationError(f"{', '.join(given)}: for instructions to a model that runs here; {why}, or leave it out")
     sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed)
     if what in ("canonical", "insecure"):
         if (args.samples or 1) > 1:
@@ -123,7 +127,8 @@ def _source(args: argparse.Namespace, benchmark: Benchmark, form: str) -> Comple
     if what.endswith((".jsonl", ".json")):
         raise EvaluationError(f"--completions {what}: no such file")
     pair = {"security": args.security, "preset": args.preset, "threshold": args.threshold}
-    return from_model(what, tasks, form, args.samples or 1, sampling, think=not args.no_think, dtype=args.dtype, rows=args.rows, **pair)
+    asked = {"template": args.template, "system": args.system, "think": not args.no_think}
+    return from_model(what, tasks, form, args.samples or 1, sampling, dtype=args.dtype, rows=args.rows, **asked, **pair)
 
 
 def _report(args: argparse.Namespace) -> int:

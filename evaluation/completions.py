@@ -148,43 +148,31 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
     A prompt is given as it is, an instruction as the model was trained to read it: see `lpo_jax.decode.prompts.asking`.
 
     Args:
-      template, system: instead of the model's own.
+      think, template, system: instead of the model's own.
       security: a second model that co-decodes by `preset` and `threshold`, see `lpo_jax.decode.rules.codecode`.
+
+    Raises:
+      ConfigError, DataError: the model, its tokenizer or the template can't be used; with the remedy.
     """
+    from lpo_jax.decode import PRESETS, SamplingConfig, job
+    from lpo_jax.decode.load import Models
+
+    key = "prompt" if form == "completion" else "instruction"
+    config = SamplingConfig(temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens)
+    rule = None if security is None else replace(PRESETS[preset], threshold=threshold)
+    models = Models(model=path, security=security, rule=rule, rows=rows, dtype=dtype)
+    what = job.Job("", "", models, samples=samples, seed=sampling.seed, think=think, template=template, system=system, sampling=config)
 
     def read(directory: Path) -> Iterator[tuple[str, int, str]]:
-        from lpo_jax.decode import PRESETS, SamplingConfig, job
-        from lpo_jax.decode.load import Models
-
         prompts, out = directory / "prompts.jsonl", directory / "completions.jsonl"
-        key = "prompt" if form == "completion" else "instruction"
         lines = [json.dumps({"id": task.task_id, key: getattr(task, key)}) + "\n" for task in tasks]
         prompts.write_text("".join(lines), encoding="utf-8")
-        config = SamplingConfig(temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens)
-        rule = None if security is None else replace(PRESETS[preset], threshold=threshold)
-        models = Models(model=path, security=security, rule=rule, rows=rows, dtype=dtype)
-        job.run(
-            job.Job(
-                str(prompts),
-                str(out),
-                models,
-                samples=samples,
-                seed=sampling.seed,
-                think=think,
-                template=template,
-                system=system,
-                sampling=config,
-            )
-        )
+        job.run(replace(what, prompts=str(prompts), out=str(out)))
         yield from _kept(out)
 
     pair = {} if security is None else {"security": security, "preset": preset, "threshold": threshold}
-    return Completions(
-        path,
-        samples,
-        read,
-        vars(sampling) | ({"think": think, "template": template, "system": system} if form == "instruction" else {}) | pair,
-    )
+    asked = job.asking_of(what).facts if form == "instruction" else {}
+    return Completions(path, samples, read, vars(sampling) | asked | pair)
 
 
 def _kept(journal: Path) -> Iterator[tuple[str, int, str]]:

@@ -176,7 +176,13 @@ def _cautions(name: str, runs: list[Run]) -> list[str]:
     first = runs[0]
     texts = []
     for run in runs[1:]:
-        differ = [key for key in ("form", "samples_per_task", "sampling", "tools") if run.info.get(key) != first.info.get(key)]
+        mine, theirs = (
+            {key: each.info.get(key) for key in ("form", "samples_per_task", "tools")} | (each.info.get("sampling") or {})
+            for each in (run, first)
+        )
+        differ = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
+        if "template" in differ and "template_sha256" in differ:
+            differ.remove("template_sha256")
         missing = len(first.tasks.keys() ^ run.tasks.keys())
         differ += [f"{missing} task{'s'[: missing != 1]} that only one of them has"] if missing else []
         if differ:
@@ -259,6 +265,7 @@ def _training(path: Path, index: int) -> Json:
         "build key": data["build_key"],
         "tokenizer": data["tokenizer_sha256"],
         "inputs": [item["sha256"] for item in data["inputs"]],
+        "template": data.get("template", {}).get("name", "alpaca"),
         "seed": config.get("seed"),
     }
     return contents(path, config, summary, key=f"training{index}-") | {"facts": facts}

@@ -94,9 +94,14 @@ def _begin(benchmark: Benchmark, completions: Completions, options: Options, out
     if not file.is_file() and foreign(out):
         raise EvaluationError(f"{out} holds other things than a run: give another -o")
 
+    def flat(facts: Json) -> Json:
+        return facts | (facts.get("sampling") or {})
+
     def refuse(names: list[str]) -> EvaluationError:
-        before = read_json(file)
-        was = ", ".join(f"{name} {json.dumps(before.get(name))} (now {json.dumps(settings.get(name))})" for name in names)
+        before, now = flat(read_json(file)), flat(settings)
+        names = [name for name in names if name != "sampling"]
+        names += [name for name in before | now if name not in settings and before.get(name) != now.get(name)]
+        was = ", ".join(f"{name} {json.dumps(before.get(name))} (now {json.dumps(now.get(name))})" for name in names)
         return EvaluationError(f"{out} was begun with another {was}: repeat it, or give another -o")
 
     claim(file, settings, refuse, free=["name"])

@@ -10,7 +10,7 @@ from etils import epath
 
 from data_pipeline import template, tokenizer
 from data_pipeline.shards import Manifest
-from foundation.files import Json, foreign, hold, read_json, write_json
+from foundation.files import Json, foreign, hold, read_json, write_json, write_text
 from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH
@@ -71,7 +71,7 @@ def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best:
     if config.model.path is not None:
         raw = read_json(tokenizer_dir / "config.json")
         ids |= {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
-    asked = template.of_facts(manifest["template"])
+    asked, found = template.of_facts(manifest["template"], source / "data.json"), tokenizer.load(tokenizer_dir)
     for file in _earlier(out):
         file.unlink()
     write_json(out / template.FILE, dataclasses.asdict(asked))  # first: it tells an export, also one that was stopped
@@ -86,19 +86,21 @@ def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best:
     for pattern in _COPIED:
         for file in tokenizer_dir.glob(pattern):
             shutil.copyfile(file, out / file.name)
+    if asked.chat is not None and asked.chat != found.chat:
+        write_text(out / tokenizer.CHAT_FILE, asked.chat)  # it was trained with that of its shards
     generation = out / "generation_config.json"
     settings = read_json(generation) if generation.is_file() else ids
     eos = settings.get("eos_token_id")
     eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if more := set(template.ends(asked, tokenizer.load(tokenizer_dir))) - set(eos):
+    if more := set(template.ends(asked, found)) - set(eos):
         settings |= {"eos_token_id": [*eos, *sorted(more)]}
     write_json(generation, settings)
-    (out / "README.md").write_text(_card(config, manifest, read_summary(source, config), loader), encoding="utf-8")
+    (out / "README.md").write_text(_card(config, manifest, read_summary(source, config), loader, asked.name), encoding="utf-8")
     return loader
 
 
-def _card(config: RunConfig, manifest: Json, summary: Mapping[str, Mapping[str, float]], loader: str) -> str:
-    """The model card: what it is, its held-out numbers, the data and the settings."""
+def _card(config: RunConfig, manifest: Json, summary: Mapping[str, Mapping[str, float]], loader: str, asked: str) -> str:
+    """The model card: what it is, its held-out numbers, the data and the settings. `asked`: the template's name."""
     front = {"library_name": "transformers", "tags": ["code", "security", "lpo"]}
     if config.model.path is not None:
         front["base_model"] = config.model.path
@@ -118,7 +120,7 @@ def _card(config: RunConfig, manifest: Json, summary: Mapping[str, Mapping[str, 
             *rows,
             "",
             *(f"- `{name}`: {text}" for name, text in ENGLISH.items()),
-            f"\n## Data\n\n{splits}; masks `{manifest['masks']['mode']}`; tokenizer sha256 `{manifest['tokenizer_sha256']}`.\n\n{inputs}\n",
+            f"\n## Data\n\n{splits}; masks `{manifest['masks']['mode']}`; template `{asked}`; tokenizer sha256 `{manifest['tokenizer_sha256']}`.\n\n{inputs}\n",
             "## Settings\n",
             "```yaml\n" + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True) + "```\n",
         ]

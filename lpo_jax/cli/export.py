@@ -1,7 +1,8 @@
 """`lpo export`: a run as a Hugging Face directory.
 
 Write what a run has trained, from its newest (or best) checkpoint, as transformers, PEFT and vLLM load it: config.json and safetensors (a LoRA run:
-the adapter), the tokenizer's files, generation_config.json and a model card with the run's settings, data and held-out numbers.
+the adapter), the tokenizer's files, generation_config.json, how it was asked in training (prompt_template.json), and a model card with the run's
+settings, data and held-out numbers.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The flags by which `lpo generate` and `lpo serve` say which models decode, how two of them do it together, and where."""
+"""The flags by which `lpo generate`, `lpo serve` and `lpo-eval` say which models decode, how two of them do it together, and where."""
 
 import argparse
 from dataclasses import fields, replace
@@ -50,7 +50,8 @@ def add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = 
         parser.add_argument(f"--{axis}", type=whole(-1), default=default, metavar="N", help=text)
 
 
-def add_asking(parser: argparse.ArgumentParser) -> None:
+def add_asking(parser: argparse._ActionsContainer) -> None:
+    """The flags by which `lpo generate`, `lpo serve` and `lpo-eval` say how a model's instructions are put."""
     parser.add_argument("--template", metavar="NAME", help="how instructions are put: alpaca, chat, plain, or a Jinja file (default: as the model was trained here; another's: chat if its tokenizer has a template for it, else plain)")  # fmt: skip
     parser.add_argument("--system", default="", metavar="TEXT", help="the system text of a chat (default: the model's own)")
     parser.add_argument("--no-think", action="store_true", help="ask for the response directly, without a security thought")

@@ -5,8 +5,8 @@ pair that co-decodes. Requests share the rows: whoever comes gets the next free 
 
 A request may set temperature, top_p (OpenAI's defaults: 1), top_k, max_tokens, stop, seed, n, logprobs of the chosen tokens, stream. What would
 change the result and isn't computed here is refused by name. An answer tells its seed; the same seed gives the same text again, and is that of
-`lpo generate`'s sampler. A chat is put as the model was trained here; another's in its own chat template. A template that isn't of chats takes the
-last message alone, as an instruction.
+`lpo generate`'s sampler. A chat is put as the model was trained here (--template); another's in its own chat template. Its last message is the
+instruction, those before it are the history, as in pairs with a history.
 
 At the start everything is compiled that requests can need. SIGTERM or Ctrl-C lets what is at work finish, for --grace seconds. The exit code is 1
 if decoding has failed.
@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
     bound = serve.bind(args.host, args.port)
     log.info("%s: loading %s", serve.address(bound), " and ".join(filter(None, (args.model, args.security))))
     how = asking(args.model, found.tokenizer, args.template, args.system, not args.no_think, args.adapter)
+    how.warn()
     sampling = SamplingConfig(stop_tokens=template.ends(how.template, found.tokenizer))
     sampler = open_sampler(found, sampling, longest, segment_steps=serve.SEGMENT_STEPS)
     assert isinstance(sampler, Sampler)  # no preset of CroSec is offered here
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     rule, tok = found.models.rule, found.tokenizer
     settings = {k: getattr(args, k) for k in ("model", "adapter", "security", "security_adapter", "block", "data", "fsdp", "tensor")}
     settings |= {"rule": rule and asdict(rule), "dtype": found.dtype, "rows": driver.rows, "tokenizer": tok.sha256, "jax": version("jax")}
+    settings |= how.facts
     fingerprint = f"fp_{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
     log.info("a chat is put in the template %s", how.template.name)
 

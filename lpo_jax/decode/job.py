@@ -51,6 +51,7 @@ def run(job: Job) -> int:
 def _run(job: Job) -> int:
     found = find(job.models)
     how = _asking(job, found)
+    how.warn()
     prompts = asked.read(job.prompts, found.tokenizer, how)
     new, limit = job.sampling.max_new_tokens, found.max_len_tokens
     for prompt in prompts:
@@ -65,7 +66,7 @@ def _run(job: Job) -> int:
     if not missing:
         return 0
     longest = max(len(request.prompt) for request in missing) + new
-    ends = templates.ends(how.template, found.tokenizer) if any(prompt.instruction for prompt in prompts) else ()
+    ends = templates.ends(how.template, found.tokenizer)
     sampling = replace(job.sampling, stop_tokens=(*job.sampling.stop_tokens, *ends))
     sampler = open_sampler(found, sampling, longest, alignments=Path(job.out).parent)
     by_id = {prompt.id: prompt for prompt in prompts}
@@ -93,6 +94,11 @@ def _run(job: Job) -> int:
             bar.set_postfix({"tok/s": f"{tokens / (time.perf_counter() - start):.0f}"}, refresh=False)
             bar.update()
     return len(missing)
+
+
+def asking_of(job: Job) -> Asking:
+    """How a job's model is asked for instructions."""
+    return _asking(job, find(job.models))
 
 
 def read_prompts(job: Job) -> list[Prompt]:

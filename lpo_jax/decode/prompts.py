@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline import records
@@ -15,7 +15,7 @@ from data_pipeline.shards import Manifest
 from data_pipeline.template import Template
 from data_pipeline.tokenizer import Tokenizer
 from foundation.errors import DataError
-from foundation.files import read_object
+from foundation.files import Json, read_object
 from lpo_jax.config import ConfigError
 from lpo_jax.model import hf
 from lpo_jax.train.weights import open_run
@@ -29,23 +29,38 @@ class Asking:
 
     template: Template
     think: bool  # a thought is asked for
+    remarks: tuple[str, ...] = ()  # what the user should know of it
 
-    def prompt(self, instruction: str, tokenizer: Tokenizer) -> templates.Prompt:
-        return templates.prompt(self.template, instruction, tokenizer, self.think)
+    def prompt(self, instruction: str, tokenizer: Tokenizer, history: templates.History = ()) -> templates.Prompt:
+        return templates.prompt(self.template, instruction, tokenizer, self.think, history)
 
     def conversation(self, messages: list[dict[str, str]], tokenizer: Tokenizer) -> templates.Prompt:
-        """Messages (role, content) as a prompt: in the tokenizer's chat template if the model knows it, else the last one as an instruction.
+        """Messages (role, content) as a prompt: the last is the instruction, the others are its history.
 
         Raises:
           ValueError: they can't be a prompt.
         """
+        *before, (role, text) = said = [(message["role"], message["content"]) for message in messages]
+        if role == "user":
+            return self.prompt(text, tokenizer, before)
         if not self.prompt("x", tokenizer).whole:
-            if messages[-1]["role"] != "user":
-                raise ValueError("the last one must be the user's")
-            return self.prompt(messages[-1]["content"], tokenizer)
-        if self.template.system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.template.system}, *messages]
-        return templates.conversation(messages, tokenizer)
+            raise ValueError("the last one must be the user's")
+        return templates.conversation(self.template, said, tokenizer)
+
+    def warn(self) -> None:
+        for remark in self.remarks:
+            log.warning("%s", remark)
+
+    @property
+    def facts(self) -> Json:
+        """What tells one way of asking from another, for records."""
+        content = self.template.source + (self.template.chat or "")
+        return {
+            "template": self.template.name,
+            "template_sha256": hashlib.sha256(content.encode()).hexdigest()[:16],
+            "system": self.template.system,
+            "think": self.think,
+        }
 
 
 def asking(
@@ -55,38 +70,53 @@ def asking(
 
     Args:
       model: a Hugging Face directory, a hub id, or a run_dir.
-      name: a template instead, see `data_pipeline.template.load`; one that isn't the model's own is warned of.
+      name: a template instead, see `data_pipeline.template.load`; one that isn't the model's own is remarked on.
       system: the system text of a chat, instead of the model's own.
       think: ask for a thought, if the model has learned to have one.
       adapter: a PEFT directory; what it was trained with counts.
+
+    Raises:
+      DataError: there is no such template, or it has no place for the system text.
     """
-    own = (adapter and _own(adapter)) or _own(model)
+    own, who, remarks = (adapter and _own(adapter, tokenizer)) or _own(model, tokenizer), adapter or model, []
     if name is not None:
-        chosen, _ = templates.load(name, tokenizer, system)
-        if own is not None and own.source != chosen.source:
-            log.warning("%s was trained with the template %s and is asked in %s", adapter or model, own.name, chosen.name)
-        if own is not None:
-            think &= own.thinks
-    elif own is not None:
-        chosen = own
+        chosen, _ = templates.load(name, tokenizer)
+        if own is not None and own.source == chosen.source:
+            chosen = own  # with its system text, and the chat template as it was then
+        elif own is not None:
+            remarks.append(f"{who} was trained with the template {own.name} and is asked in {chosen.name}")
+            chosen = replace(chosen, thinks=own.thinks)
     else:
-        try:
-            chosen, _ = templates.load("chat" if tokenizer.chat else "plain", tokenizer, system)
-        except DataError as error:
-            raise DataError(f"{model}, its chat template: {error}; correct it, or choose another way to ask with --template") from None
-    if system and chosen.system != system:
-        log.warning("%s was trained with the system text %r and is asked with %r", adapter or model, chosen.system, system)
-        chosen = Template(chosen.name, chosen.source, system, chosen.thinks)
-    return Asking(chosen, think and chosen.thinks)
+        chosen = own or _default(model, tokenizer)
+    if system and system != chosen.system:
+        if own is not None:
+            remarks.append(f"{who} was trained with the system text {own.system!r} and is asked with {system!r}")
+        chosen = templates.with_system(chosen, system, tokenizer)
+    if not think and chosen.thinks:
+        thinking, direct = (templates.prompt(chosen, "x", tokenizer, each) for each in (True, False))
+        if thinking == direct:
+            remarks.append(f"--no-think changes nothing: the template {chosen.name} asks for a thought and for none alike")
+    return Asking(chosen, think and chosen.thinks, tuple(remarks))
 
 
-def _own(path: str) -> Template | None:
+def _default(model: str, tokenizer: Tokenizer) -> Template:
+    """A foreign model's template: its chat template, or none at all."""
+    try:
+        return templates.load("chat" if tokenizer.chat else "plain", tokenizer)[0]
+    except DataError as error:
+        raise DataError(f"{model}, its chat template: {error}; correct it, or choose another way to ask with --template") from None
+
+
+def _own(path: str, tokenizer: Tokenizer) -> Template | None:
     """The template that a run, or an export of one, was trained with."""
     if open_run(path) is not None:
         file = Path(path) / "data.json"
-        return templates.of_facts(Manifest.read(file).template, str(file))
-    file = hf.locate(path) / templates.FILE
-    return templates.of_facts(read_object(file), str(file)) if os.path.lexists(file) else None
+        found = templates.of_facts(Manifest.read(file).template, file)
+    elif os.path.lexists(file := hf.locate(path) / templates.FILE):
+        found = templates.of_facts(read_object(file), file)
+    else:
+        return None
+    return templates.checked(found, tokenizer, f"{file}: its template")
 
 
 @dataclass(frozen=True)
@@ -97,7 +127,6 @@ class Prompt:
     where: str  # file and line, for errors
     text: str  # for people
     ids: tuple[int, ...]  # as the model reads it
-    instruction: bool  # a template wrote it
 
     @property
     def sha256(self) -> str:
@@ -123,7 +152,7 @@ def read(path: str, tokenizer: Tokenizer, asking: Asking) -> list[Prompt]:
             raise ConfigError(f"{where}: {error}") from None
         if name in found:
             raise ConfigError(f"{where}: id {name} stands at {found[name].where} already")
-        found[name] = Prompt(name, where, shown.shown, tuple(shown.ids(tokenizer)), key == "instruction")
+        found[name] = Prompt(name, where, shown.shown, tuple(shown.ids(tokenizer)))
     if not found:
         raise ConfigError(f"{path}: no prompt")
     return list(found.values())

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from dataclasses import replace
 
 import pyarrow
 import pyarrow.parquet
@@ -199,12 +200,14 @@ def test_code_is_taken_out_of_fences_and_said_so(tmp_path):
     rows = [
         {"prompt": "Do.", "chosen": fenced[0], "rejected": fenced[1]},
         {"prompt": "Do.", "chosen": fenced[0], "rejected": f"Or so:\n{fenced[1]}"},
+        {"instruction": "Do.", "input": "", "chosen": fenced[0], "rejected": fenced[1]},
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (taken, whole), drops = read_pairs(tmp_path / "p.jsonl")
+    (taken, whole, factory), drops = read_pairs(tmp_path / "p.jsonl")
+    assert replace(factory, id=taken.id) == taken
     assert (taken.chosen + "\n", taken.reasoning, taken.language, taken.code) == (GOOD, "Quote it.", "py", True)
     assert (whole.chosen, whole.code) == (fenced[0], False)
-    assert drops.notes == {formats.NOTE: 1}
+    assert drops.notes == {formats.NOTE: 2}
 
 
 def test_columns_that_nothing_reads_are_named(tmp_path, caplog):

@@ -182,6 +182,27 @@ def test_too_long_and_equal_pairs_are_counted_drops(tmp_path):
         build([tmp_path / "in.jsonl"], tmp_path / "none", None, BuildOptions(row_tokens=8), vocab_size=400)
 
 
+def test_templates_are_part_of_a_build(tmp_path):
+    """What one refuses is dropped, also where a tokenizer is trained first; and another chat template is another build."""
+    rows = list(pairs.read(SEED_PAIRS, Drops()))[:4]
+    pairs.write([dataclasses.replace(rows[0], instruction="No thanks."), *rows[1:]], tmp_path / "in.jsonl")
+    (tmp_path / "picky.j2").write_text(
+        "{% block prompt %}{% if 'No' in instruction %}{{ raise_exception('never') }}{% endif %}{{ instruction }}{% endblock %}"
+        "{% block answer %}{{ code }}{% endblock %}"
+    )
+    options = BuildOptions(row_tokens=1024, template=str(tmp_path / "picky.j2"))
+    manifest = build([tmp_path / "in.jsonl"], tmp_path / "out", None, options, vocab_size=400)
+    assert manifest.drops == {"template picky.j2: never": 1} and manifest.template["name"] == "picky.j2"
+    tokenizer = tmp_path / "out" / "tokenizer"
+    for word in ("Ask", "Beg"):
+        (tokenizer / "chat_template.jinja").write_text(word + " {{ messages[-1].content }}")
+        found = build([tmp_path / "in.jsonl"], tmp_path / word, str(tokenizer), BuildOptions(row_tokens=1024))
+        assert (found.template["name"], found.template["chat"][:3]) == ("chat", word)
+        if word == "Beg":
+            with pytest.raises(DataError, match="of other inputs or options"):
+                build([tmp_path / "in.jsonl"], tmp_path / "Ask", str(tokenizer), BuildOptions(row_tokens=1024))
+
+
 def test_show_marks_the_changed_tokens(seed_shards, capsys):
     assert main(["show", str(seed_shards["trimmed"]), "-n", "2"]) == 0
     plain = capsys.readouterr().out

@@ -168,6 +168,18 @@ def test_faults_name_the_file_and_the_remedy(tmp_path: Path) -> None:
         write([a, b], tmp_path / "x.html")
 
 
+def test_models_that_were_asked_otherwise_are_told_of(tmp_path: Path) -> None:
+    runs = [make(tmp_path / name, name, 0.5, tasks=3) for name in ("a", "b")]
+    for path, name, sha in zip(runs, ("chat", "alpaca"), ("1a", "2b"), strict=True):
+        info = json.loads((path / "run.json").read_text())
+        info["sampling"] |= {"template": name, "template_sha256": sha, "system": "", "think": True}
+        (path / "run.json").write_text(json.dumps(info))
+    write(runs, tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text()
+    assert "b and a differ in template, not only in the model." in text
+    assert "; template chat; template_sha256 1a; think True<" in text and "; template alpaca" in text
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Any:
     api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from data_pipeline import tokenizer
 from evaluation import cli
 from evaluation import run as evaluation_run
 from evaluation.benchmarks import BENCHMARKS, Benchmark, Task
-from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file
+from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
 from evaluation.run import Options, run
 from judges.sandbox import backends
 from tests.helpers.paths import REPO
@@ -275,6 +276,20 @@ def tiny_model(tmp_path_factory):
 FUNCTIONS = "".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(8))
 
 
+def test_how_a_model_is_asked_is_part_of_the_run(tiny_model, tmp_path):
+    def asked(form="instruction", **how):
+        return from_model(str(tiny_model), [ADD], form, 1, Sampling(), **how).sampling
+
+    assert "template" not in asked("completion")
+    plain, alpaca = asked(), asked(template="alpaca", think=False)
+    assert (plain["template"], plain["think"], alpaca["template"], alpaca["think"]) == ("plain", True, "alpaca", False)
+    answer = Completions("m", 1, lambda _: iter([("add", 0, ADD.canonical)]), plain)
+    run(benchmark(ADD, form="instruction"), answer, Options("instruction", tools=()), tmp_path / "run")
+    again = replace(answer, sampling=alpaca)
+    with pytest.raises(EvaluationError, match='another template "plain" .now "alpaca".*think true .now false'):
+        run(benchmark(ADD, form="instruction"), again, Options("instruction", tools=()), tmp_path / "run")
+
+
 def recompute(out):
     """What a reader would do with samples.jsonl."""
     tasks = {}
@@ -370,6 +385,8 @@ def test_command_line_says_what_is_wrong(tmp_path, capsys):
     assert "leave -n out" in fails(*args, "-n", 2) and "--limit: 0 must lie in" in fails(*args, "--limit", 0)
     assert "--model" in fails(*args, "--completions", "http://localhost:1/v1")
     assert "no such file" in fails(*args, "--completions", tmp_path / "absent.jsonl")
+    assert "--template, --no-think: for instructions to a model that runs here; canonical isn't one" in fails(*args, "--template", "chat", "--no-think")  # fmt: skip
+    assert "given as it is: ask with --form instruction" in fails(*args, "--completions", "some/model", "--system", "x")
     assert cli.main([*map(str, args)]) == 0
     assert "pass@1" in capsys.readouterr().out
     (tmp_path / "run/scores.json").unlink()

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from dataclasses import asdict, replace
 
 import jax
 import pytest
 import tokenizers
 from etils import epath
 
+from data_pipeline import template
 from data_pipeline.pairs import Pair
 from data_pipeline.shards import FORMAT_VERSION, Manifest
 from data_pipeline.template import alpaca
@@ -16,7 +18,7 @@ from lpo_jax import cli
 from lpo_jax.config import DataConfig, LoraConfig, ModelSource, OptimConfig, RunConfig, StageConfig, to_dict
 from lpo_jax.decode import job as jobs
 from lpo_jax.decode import load
-from lpo_jax.decode.prompts import Asking
+from lpo_jax.decode.prompts import Asking, asking
 from lpo_jax.export import export
 from lpo_jax.model import hf
 from lpo_jax.objectives.sft import Sft
@@ -264,7 +266,12 @@ def make_run(directory, source):
 @pytest.mark.parametrize("lora", [pytest.param(None, id="full"), pytest.param(LoraConfig(rank=2, alpha=4.0), id="lora")])
 def test_a_run_generates_as_its_export(model, tmp_path, lora, capsys):
     run = make_run(tmp_path / "run", ModelSource(path=str(model), lora=lora))
+    facts, then = json.loads((run / "data.json").read_text()), "{% for m in messages %} w3 {{ m.content }} <end>{% endfor %} w4"
+    trained = replace(template.load("chat", replace(tokenizer(), chat=then))[0], system="w7")
+    (run / "data.json").write_text(json.dumps(facts | {"template": asdict(trained)}))
     export(run, tmp_path / "exported", merge=lora is not None)
+    assert (tmp_path / "exported" / "chat_template.jinja").read_text() == then  # the model's own tokenizer has none
+    assert asking(str(tmp_path / "exported"), tokenizer()) == asking(str(run), tokenizer()) == Asking(trained, True)
     prompts = write(tmp_path / "prompts.jsonl", PROMPTS[:3])
     for source, out in ((run, "run.jsonl"), (tmp_path / "exported", "exported.jsonl"), (model, "base.jsonl")):
         assert generate(source, prompts, tmp_path / out, "--temperature", "1") == 0
