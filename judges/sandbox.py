@@ -33,10 +33,11 @@ from foundation.errors import UserError
 
 PASSED, OPAQUE = "passed\n", 70  # what `sandbox_tested.py` says
 READY = b"\x06"  # the child's first byte: the sandbox stands, the program begins
+SOCKETS, MAPPINGS_BYTES = 256, 1 << 19  # of all processes; of a process's list in /proc: some 5,000 to 10,000 lines
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
 DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
 # What a program gets to see when the sandbox said no, by errno (negative: name resolution).
-DENIED = dict.fromkeys((-3, -2, 101, 111), "network")
+DENIED = dict.fromkeys((-3, -2, 97, 101, 111), "network")
 DENIED |= {1: "not permitted", 13: "no access", 27: "file too large", 28: "disk full", 30: "read-only"}
 # The program's environment is ours alone: nothing is inherited. A fixed hash seed makes the order of sets repeatable.
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "USER": "sandbox", "LANG": "C.UTF-8"}
@@ -107,8 +108,11 @@ class Result:
 
 def _command(backend: str, case: Case, files: Mapping[str, bytes]) -> list[str]:
     prefixes = {sys.base_prefix} | ({sys.prefix} if case.packages else set())
-    binds = [p for p in SYSTEM if os.path.exists(p)]
-    binds += sorted(p for p in prefixes if not any(Path(p).is_relative_to(b) for b in binds))
+    prefixes |= set(map(os.path.realpath, prefixes))  # a .venv may be a link
+    links = {p: os.readlink(p) for p in SYSTEM if os.path.islink(p)}  # /lib, of usr/lib
+    system = [p for p in SYSTEM if os.path.exists(p)]
+    binds = [p for p in system if p not in links]
+    binds += sorted(p for p in prefixes if not any(Path(p).is_relative_to(b) for b in system))
     root = os.geteuid() == 0
     config = {
         "backend": backend,
@@ -122,20 +126,25 @@ def _command(backend: str, case: Case, files: Mapping[str, bytes]) -> list[str]:
     if backend == "bwrap":
         apart = [f"--unshare-{kind}" for kind in ("pid", "net", "ipc", "uts")]
         command = ["bwrap", "--die-with-parent", "--new-session", *apart, "--cap-drop", "ALL"]
-        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user"]
+        # The child gives these up before the program begins.
+        for capability in ("SETUID", "SETGID", "SYS_ADMIN", "NET_ADMIN") if root else ("SYS_ADMIN", "NET_ADMIN"):
+            command += ["--cap-add", f"CAP_{capability}"]
+        command += [] if root else ["--unshare-user"]
         # In front of the binds: our Python may lie in there.
-        command += ["--perms", "1777", "--size", str(case.limits.file_mb << 20), "--tmpfs", "/tmp"]
+        command += ["--perms", "1777", "--tmpfs", "/tmp", "--bind-try", "/proc/sys/net", "/tmp/net"]
         # Directories on the way to a bind are its owner's alone unless they are made first.
         for parent in sorted({str(d) for p in [*binds, *DEVICES] for d in Path(p).parents} - {"/", "/tmp"}):
             command += [] if any(Path(parent).is_relative_to(b) for b in binds) else ["--perms", "0755", "--dir", parent]
         for path in binds:
-            command += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
+            command += ["--ro-bind", path, path]
+        for path, target in links.items():
+            command += ["--symlink", target, path]
         for path in DEVICES:
             command += ["--dev-bind", path, path]
         command += ["--symlink", "/tmp", "/dev/shm", "--remount-ro", "/", "--"]
     elif backend == "unshare":
         covers = [d for d in ("/tmp", "/mnt", "/var", "/run") if os.path.isdir(d) and not any(Path(p).is_relative_to(d) for p in binds)]
-        config["root"] = {"base": covers[0], "binds": binds, "devices": DEVICES}
+        config["root"] = {"base": covers[0], "binds": binds, "links": links, "devices": DEVICES}
         command = ["unshare", *([] if root else ["--user", "--map-root-user"])]
         command += ["--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts", "--"]
     here, parts = Path(__file__), ["sandbox_child.py"]
@@ -153,19 +162,39 @@ def _sent(test: Test) -> bytes:
     return json.dumps({"code": test.code, "names": test.names, "given": test.given}).encode()
 
 
-def _resident_mb(pid: int) -> float:
-    """Resident memory of a process and its descendants; shared pages count once (by Pss) where the kernel tells us."""
-    total, todo = 0, [pid]
+def _held(pid: int, apart: bool) -> tuple[float, int, int]:
+    """(MB of memory and page tables, bytes of the longest list of mappings, sockets) of a process and its descendants.
+
+    Shared pages count once (by Pss) where the kernel tells us. `apart`: the descendants have a network namespace of their own, whose sockets count,
+    closed ones that hold data too.
+    """
+    total, longest, sockets, todo = 0, 0, 0, [pid]
     while todo:
-        process = Path(f"/proc/{todo.pop()}")
+        number = todo.pop()
+        process = Path(f"/proc/{number}")
         try:
             for task in (process / "task").iterdir():
                 todo += map(int, (task / "children").read_text().split())
-            rollup = re.search(r"^Pss:\s+(\d+)", (process / "smaps_rollup").read_text(), re.M)
-            total += int(rollup[1]) if rollup else 0
+            if apart and number != pid:
+                used = re.search(r"^sockets: used (\d+)", (process / "net/sockstat").read_text())
+                sockets = max(sockets, int(used[1]) if used else 0)
+            with (process / "maps").open("rb") as file:  # bubblewrap's and unshare's own are short
+                longest = max(longest, len(file.read(MAPPINGS_BYTES + 1)))
+            sizes = (process / "smaps_rollup").read_text() + (process / "status").read_text()
+            total += sum(map(int, re.findall(r"^(?:Pss|VmPTE):\s+(\d+)", sizes, re.M)))
         except OSError:  # it has ended, or the kernel keeps this to itself
             continue
-    return total / 1024
+    return total / 1024, longest, sockets
+
+
+def _too_much(pid: int, apart: bool, limits: Limits) -> str:
+    """Why a case has to stop, or ""."""
+    memory, mappings, sockets = _held(pid, apart)
+    if memory > limits.memory_mb:
+        return f"out of memory ({limits.memory_mb} MB together)"
+    if mappings > MAPPINGS_BYTES:
+        return "too many memory mappings"
+    return f"more than {SOCKETS} sockets" if sockets > SOCKETS else ""
 
 
 def _verdict(code: int, stderr: str, limits: Limits) -> tuple[str, str]:
@@ -223,7 +252,7 @@ def _run(case: Case, backend: str) -> Result:
                             buffer = output[key.fileobj]  # type: ignore[index]
                             buffer += data
                             if not ready and output[proc.stdout].startswith(READY):
-                                ready, started, deadline = True, now, now + limits.time_s
+                                ready, started, deadline, watch = True, now, now + limits.time_s, now + 0.05
                             if len(buffer) > cap + 1 and ready:
                                 stopped = stopped or ("crash", f"more than {limits.output_kb} KB of output")
                         else:
@@ -232,8 +261,8 @@ def _run(case: Case, backend: str) -> Result:
                         stopped = ("timeout", f"more than {limits.time_s:g} s")
                     if stopped is None and now >= watch:
                         watch = now + 0.05
-                        if not ended and _resident_mb(proc.pid) > limits.memory_mb:
-                            stopped = ("crash", f"out of memory ({limits.memory_mb} MB together)")
+                        if not ended and (why := _too_much(proc.pid, backend != "none", limits)):
+                            stopped = ("crash", why)
                     if stopped or (ended and now >= deadline):
                         break
         finally:
