@@ -224,6 +224,7 @@ def main(
     """Reads the files (main.py first) from standard input, enters the sandbox, says so with one byte, and runs main.py as a program, or with the
     test of so many bytes that stands behind the files: see `sandbox_tested.py`."""
     contents = [(name, read_exactly(0, size)) for name, size in files]
+    code = contents[0][1].decode().removeprefix("\ufeff")  # a text, as it was judged: whatever encoding it declares
     source = os.dup(0)
     disk = f"size={limits['file_mb'] << 20},nr_inodes={INODES}"
     if backend == "unshare":
@@ -263,6 +264,6 @@ def main(
     sys.argv = ["main.py"]
     os.write(1, b"\x06")
     if test is not None:
-        tested(contents[0][1], test, source, before)  # type: ignore[name-defined]  # noqa: F821
+        tested(code, test, source, before)  # type: ignore[name-defined]  # noqa: F821
     os.close(source)
-    exec(compile(contents[0][1], "main.py", "exec"), program.__dict__)
+    exec(compile(code, "main.py", "exec"), program.__dict__)
