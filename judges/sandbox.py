@@ -2,12 +2,32 @@
 
 Each program runs in namespaces of its own (process, mount, network, IPC, host name; and user, unless we are root: then it becomes a user id that owns
 nothing), made by bubblewrap where it is installed, else by util-linux' `unshare`. It sees a read-only /usr and Python, a small private /tmp, no
-network but its own loopback, no /proc, nothing of the user's files or environment. A system call filter refuses further namespaces, mounts, tracing and memory
-that limits don't count. Where neither back end works, `run` refuses unless told to go unprotected.
+network but its own loopback, no /proc, nothing of the user's files or environment. A system call filter (x86_64, aarch64) refuses further namespaces, mounts,
+tracing, sockets that aren't Unix, TCP, UDP or route netlink, and calls that hold memory which no limit counts: vmsplice, splice, tee, sendfile, System V IPC, memfd,
+io_uring, aio, inotify, landlock, keys, larger pipes and socket buffers. Both back ends hold the same limits. Where neither works, `run` refuses unless told to go unprotected.
 
-Not contained: faults of the kernel itself, its caches and buffers (a few tens of MB), processor time of the machine while a case runs (each process has `cpu_s`, all
-have `time_s`). Several processes' memory is watched twenty times a second, so it may pass `memory_mb` for that long. Hostile models deserve a virtual machine around it all.
-A program can make its own verdict look bad, and it can exit with 0: a caller who wants to know that it came to its end has it print a secret last.
+What the kernel holds for a program is bounded, not counted in `memory_mb`; for 32 processes:
+
+- 4,096 files and names in /tmp: 4 MB, beside `file_mb`. 64 descriptors a process: 64 MB in pipes.
+- 256 sockets, open or not: 128 MB (256 KB each way of TCP's; Unix and UDP sockets have the machine's net.core.{r,w}mem_default, mostly 208 KB). Where
+  TCP's buffers can't be made small (/proc/sys is read-only), there are no Internet sockets at all.
+- some 10,000 mappings a process: 85 MB. Page tables count as memory.
+- file locks, 0.2 KB each: as many as the processor time allows, since each looks through all others of its file; 180,000 in 8 s on two cores, 35 MB.
+
+Sockets, mappings and the memory of all processes together are watched twenty times a second: they may pass their limits for that long.
+
+Not contained: faults of the kernel itself; its caches, which it gives up when it needs memory (names that were looked up: 30 MB a second); processor time of the
+machine while a case runs (each process has `cpu_s`, all have `time_s`). Hostile models deserve a virtual machine around it all.
+
+A program can make its own verdict look bad, and without a test it can exit with 0. With a test whose `names` it calls, nothing is known by which it could pass
+unless it is right (tests/whole/test_forged_passes.py tries). Where the test runs in the program's process (no `names`: tests of objects, `lpo-data check`), these are left, each in
+the same file under `LEFT`:
+
+- a result whose class equals everything (`__eq__`; also a subclass of str, list or float), or that gives itself out for another class (`__class__`);
+- to go through the frames of its callers (`sys._getframe`; likewise gc or ctypes) to the word that says "done", and to answer with it;
+- to change the test's tools, such as pytest's way to run a function, or what the test's code is made of.
+
+`evaluation.audit` marks programs that reach for these. `unsafe_exec` contains nothing: a program can read and say what it likes.
 """
 
 import functools

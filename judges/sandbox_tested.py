@@ -3,8 +3,8 @@
 The tester forks the program before it has read the test, and alone holds standard output, where it says that the test has passed. The program gets
 calls, `[name, arguments]`, over one pipe, and answers over another. It can't read the tester's memory: system calls that could are refused, and the
 tester is not dumpable. Where the test names what it calls, it runs in the tester, on plain values of Python's own types that come out of the pipe: a
-result whose class says that it equals everything is no plain value. Elsewhere the test is sent to the program, when that has been loaded, and runs in
-its process, where a program can do with it what it likes: see `judges/sandbox.py`.
+result whose class says that it equals everything is no plain value. Elsewhere the test is sent to the program, when that has been loaded, with a word
+that has to come back behind it. There it runs in the program's process, where a program can do with it what it likes: `judges/sandbox.py` says how.
 """
 
 import json
@@ -202,7 +202,7 @@ def tested(program: str, size: int, source: int, before: dict[str, Any]) -> None
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code == 0:
             print("ended before its tests did", file=sys.stderr)
-        os._exit(code or 1 if code >= 0 else 128 - code)
+        os._exit(128 - code if code < 0 else 1 if code in (0, OPAQUE) else code)
     except OpaqueError as error:
         print(f"not a plain value: {error}", file=sys.stderr)
         sys.stderr.flush()

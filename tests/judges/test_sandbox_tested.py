@@ -85,6 +85,11 @@ def test_exceptions_are_what_they_are_based_on(raised, expected):
     assert result.outcome == "pass", result
 
 
+def test_leaving_with_the_testers_own_exit_code_says_nothing():
+    assert not run(Case("import os\nos._exit(70)", test=Test(TEST, ("halved",)))).opaque
+    assert run(Case("def halved(x): return object()", test=Test(TEST, ("halved",)))).opaque
+
+
 def test_large_answers_take_no_longer_than_their_size(backend):
     code = "def f(n):\n    return 'x' * n"
     result = run(Case(code, limits=Limits(time_s=20), test=Test("assert len(f(20 << 20)) == 20 << 20", ("f",))), backend=backend)
