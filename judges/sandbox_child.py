@@ -259,7 +259,7 @@ def main(
             file.write(content)
     site.setquit()  # -S leaves exit() out, which programs use
     program = type(sys)("__main__")
-    program.__file__ = "main.py"
+    program.__file__ = os.path.abspath("main.py")
     sys.modules["__main__"] = program
     sys.argv = ["main.py"]
     os.write(1, b"\x06")

@@ -94,7 +94,7 @@ def receive(fd: int, size: int | None = None) -> Any:
 def serve(program: str, asks: int, answers: int, before: dict[str, Any]) -> None:
     """The program's process: load it, then do what is asked."""
     module = type(sys)("program")
-    module.__file__ = "main.py"
+    module.__file__ = os.path.abspath("main.py")  # `before` may change the working directory
     sys.modules["__main__"] = module
     space = module.__dict__
     kept = {name: __import__(name) for name in before["imports"]}

@@ -90,6 +90,13 @@ def test_leaving_with_the_testers_own_exit_code_says_nothing():
     assert run(Case("def halved(x): return object()", test=Test(TEST, ("halved",)))).opaque
 
 
+def test_a_program_finds_its_own_file():
+    code = "import os\nos.chdir('/')\nassert open(__file__).read().startswith('import os')\n"
+    assert run(Case(code)).outcome == "pass"
+    test = Test("assert f() == '/tmp/work/main.py'", ("f",), before="import os\nos.chdir('/')")
+    assert run(Case("import os\ndef f(): return os.path.abspath(__file__)", test=test)).outcome == "pass"
+
+
 def test_large_answers_take_no_longer_than_their_size(backend):
     code = "def f(n):\n    return 'x' * n"
     result = run(Case(code, limits=Limits(time_s=20), test=Test("assert len(f(20 << 20)) == 20 << 20", ("f",))), backend=backend)
