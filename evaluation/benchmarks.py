@@ -207,15 +207,16 @@ def _cweval(path: Path, content: bytes) -> Iterator[Task]:
         if len(parts) != 3 or not test.is_file():
             raise ValueError(f"{file.name} needs a line # BEGIN PROMPT, a line # BEGIN SOLUTION, and {test.name} beside it")
         prompt = re.sub(r"^[ \t]*# BEGIN ENTRYPOINT[ \t]*\n", "", parts[1], flags=re.MULTILINE)
-        content = test.read_text(encoding="utf-8")
-        functional, security = (_pytest(content, mark) for mark in ("functionality", "security"))
+        source = test.read_text(encoding="utf-8")
+        functional, security = (_pytest(source, mark) for mark in ("functionality", "security"))
         tests = {"canonical": parts[2], "functional_test": functional, "security_test": security, "packages": True, "module": file.stem}
-        yield _code_task(file.stem.removesuffix("_task"), prompt, cwe=_cwe(file.stem), names=_imported(content, file.stem), **tests)
+        yield _code_task(file.stem.removesuffix("_task"), prompt, cwe=_cwe(file.stem), names=_imported(source, file.stem), **tests)
 
 
 def _imported(test: str, module: str) -> tuple[str, ...]:
     """What a test imports from a module."""
-    nodes = (node for node in ast.walk(ast.parse(test)) if isinstance(node, ast.ImportFrom) and node.module == module)
+    tree = parse(test)
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == module) if tree else ()
     return tuple(dict.fromkeys(alias.name for node in nodes for alias in node.names if alias.name != "*"))
 
 

@@ -321,7 +321,8 @@ def run(case: Case, *, backend: str | None = None, unsafe_exec: bool = False) ->
     """Runs one program. Raises SandboxError where no back end works, unless `unsafe_exec`: then it runs in a temporary directory with limits and no walls."""
     if backend is None and not backends() and not unsafe_exec:
         raise SandboxError(
-            "no sandbox on this machine: install bubblewrap (apt install bubblewrap) or allow unprivileged user namespaces on Linux 5.14 or newer; "
+            "no sandbox on this machine: install bubblewrap (apt install bubblewrap) or allow unprivileged user namespaces on Linux 5.14 or newer "
+            "(Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0); "
             "--unsafe-exec runs generated programs without protection, as you"
         )
     return _run(case, backend or (backends() or ("none",))[0])
