@@ -45,7 +45,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -252,10 +252,10 @@ def _run(case: Case, backend: str) -> Result:
         stopped: tuple[str, str] | None = None
         ready = ended = False
         try:
-            with suppress(BrokenPipeError):  # then it never began, and stderr says why, below
-                proc.stdin.write(b"".join(files.values()) + (b"" if case.test is None else _sent(case.test)))
-                proc.stdin.close()
+            os.set_blocking(proc.stdin.fileno(), False)  # a program may keep its tester from reading
+            unsent = memoryview(b"".join(files.values()) + (b"" if case.test is None else _sent(case.test)))
             with selectors.DefaultSelector() as selector:
+                selector.register(proc.stdin, selectors.EVENT_WRITE)
                 for source in (proc.stdout, proc.stderr, pidfd):
                     selector.register(source, selectors.EVENT_READ)
                 deadline, watch = started + 60, started + 0.2
@@ -267,7 +267,17 @@ def _run(case: Case, backend: str) -> Result:
                             ended = True
                             os.killpg(proc.pid, signal.SIGKILL)  # it isn't reaped yet, so the number is still its own
                             selector.unregister(pidfd)
+                            if proc.stdin in selector.get_map():
+                                selector.unregister(proc.stdin)
                             deadline = min(deadline, now + 5) if ready else deadline
+                        elif key.fileobj == proc.stdin:
+                            try:
+                                unsent = unsent[os.write(key.fd, unsent[: 1 << 16]) :]
+                            except BrokenPipeError:  # then it never began, and stderr says why, below
+                                unsent = unsent[:0]
+                            if not unsent and proc.stdin in selector.get_map():
+                                selector.unregister(proc.stdin)
+                                proc.stdin.close()
                         elif data := os.read(key.fd, 1 << 16):
                             buffer = output[key.fileobj]  # type: ignore[index]
                             buffer += data
@@ -289,6 +299,7 @@ def _run(case: Case, backend: str) -> Result:
             os.killpg(proc.pid, signal.SIGKILL)
             proc.wait()
             os.close(pidfd)
+            proc.stdin.close()
             proc.stdout.close()
             proc.stderr.close()
         seconds = time.monotonic() - started

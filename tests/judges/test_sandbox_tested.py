@@ -103,6 +103,13 @@ def test_large_answers_take_no_longer_than_their_size(backend):
     assert result.outcome == "pass" and result.seconds < 20
 
 
+def test_a_program_that_keeps_its_tester_from_reading_holds_nobody_up(backend):
+    """The test is larger than what a pipe holds."""
+    code = "import os, signal, time\nos.kill(os.getppid(), signal.SIGSTOP)\ntime.sleep(60)"
+    result = run(Case(code, limits=Limits(time_s=2), test=Test("#" * (4 << 20), ("f",))), backend=backend)
+    assert result.outcome == "timeout"
+
+
 def test_what_the_test_prints_is_no_verdict(backend):
     test = "print('y' * 20000, flush=True)\nassert f() == 1"
     assert run(Case("def f(): return 1", test=Test(test, ("f",))), backend=backend).outcome == "pass"
