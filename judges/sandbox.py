@@ -267,17 +267,13 @@ def _run(case: Case, backend: str) -> Result:
                             ended = True
                             os.killpg(proc.pid, signal.SIGKILL)  # it isn't reaped yet, so the number is still its own
                             selector.unregister(pidfd)
-                            if proc.stdin in selector.get_map():
-                                selector.unregister(proc.stdin)
+                            unsent = unsent[:0]
                             deadline = min(deadline, now + 5) if ready else deadline
                         elif key.fileobj == proc.stdin:
                             try:
                                 unsent = unsent[os.write(key.fd, unsent[: 1 << 16]) :]
                             except BrokenPipeError:  # then it never began, and stderr says why, below
                                 unsent = unsent[:0]
-                            if not unsent and proc.stdin in selector.get_map():
-                                selector.unregister(proc.stdin)
-                                proc.stdin.close()
                         elif data := os.read(key.fd, 1 << 16):
                             buffer = output[key.fileobj]  # type: ignore[index]
                             buffer += data
@@ -287,6 +283,9 @@ def _run(case: Case, backend: str) -> Result:
                                 stopped = stopped or ("crash", f"more than {limits.output_kb} KB of output")
                         else:
                             selector.unregister(key.fileobj)
+                    if not unsent and not proc.stdin.closed:
+                        selector.unregister(proc.stdin)
+                        proc.stdin.close()
                     if stopped is None and now >= deadline and not ended:
                         stopped = ("timeout", f"more than {limits.time_s:g} s")
                     if stopped is None and now >= watch:
