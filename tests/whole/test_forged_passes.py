@@ -100,6 +100,21 @@ FORGERIES = {
     "fills the disk": "try:\n    with open('f', 'wb') as f:\n        while True: f.write(bytes(1 << 20))\nexcept OSError: pass\n" + WRONG,
     "takes all processes": "import os, time\ntry:\n    while True:\n        if not os.fork(): time.sleep(9); os._exit(0)\nexcept OSError: pass\n"
     + WRONG,
+    "interrupts its parent": "import os, signal, time\ndef {name}(*a, **k):\n    os.kill(os.getppid(), signal.SIGINT)\n    time.sleep(1)\n",
+    "leaves as its parent does where a value isn't plain": "import os\nos._exit(70)\n",
+    "plants modules at home": (
+        "import os\nhome = '/tmp/.local/lib/python3.11/site-packages'\nos.makedirs(home)\n"
+        "for n in ('sitecustomize', 'pytest'): open(f'{home}/{n}.py', 'w').write('import os; os._exit(0)')\n" + WRONG
+    ),
+    "raises what ends its parent": (
+        "import os, json\ndef {name}(*a, **k):\n    c = json.dumps(['raise', ['SystemExit', 'BaseException'], '0']).encode()\n"
+        "    for fd in range(3, 32):\n        try: os.write(fd, len(c).to_bytes(8, 'big') + c)\n        except OSError: pass\n"
+    ),
+    "moves its folder away": "import os\nos.rename('/tmp/work', '/tmp/other')\nos.mkdir('/tmp/work')\n" + WRONG,
+    "outlives its parent and says it then": (
+        "import os, time\nif not os.fork():\n    os.setsid()\n    time.sleep(1)\n    for fd in range(64):\n        try: os.write(fd, b'passed\\n')\n"
+        "        except OSError: pass\n    os._exit(0)\n" + WRONG
+    ),
     "patches the pipes": "import os\nw = os.write\nos.write = lambda fd, b: w(fd, b.replace(b'null', b'true'))\n" + WRONG,
 }
 
