@@ -11,12 +11,13 @@ from evaluation.benchmarks import json_lines
 from evaluation.measures import RESAMPLES, Estimate, Measure, by_cwe, by_task, difference, estimate, measures, state
 from foundation.errors import UserError
 from foundation.files import Json, read_json, replaced
-from foundation.pages import environment
+from foundation.pages import environment, visible
 from lpo_jax import report
 
 HERE = Path(__file__).parent
 PARTS = Path(report.__file__).parent  # parts.html.j2, how `lpo train` reports a run
 BROWSER_CHARS = 8_000_000  # of code that the page carries; beyond, fewer samples a task
+MARKED_ROWS = 200  # samples to look at that the page lists; beyond, samples.jsonl has them
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -62,7 +63,7 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
                 raise ReportError(f"{group[0].path} and {other.path} ran {name} on different data (data_sha256): report them apart")
     script = (HERE / "report.js").read_text()
     env = environment(HERE, PARTS)
-    env.filters |= {"percent": _percent, "position": _position}
+    env.filters |= {"percent": _percent, "position": _position, "visible": visible}
     page = env.get_template("evaluation.html.j2").render(
         title=" against ".join(reversed(models)) if len(models) <= 2 else f"{len(models)} models",
         models=models,
@@ -71,10 +72,12 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
         cautions=[text for name, group in benchmarks.items() for text in _cautions(name, group)],
         scatter=_scatter(models, benchmarks),
         glossary={m.key: m for run in loaded for m in run.measures.values()}.values(),
+        marked=[_marked(run) for run in loaded],
         browser=_browser(benchmarks),
         training=[_training(path, index) for index, path in enumerate(training)],
         runs=loaded,
         resamples=RESAMPLES,
+        marked_rows=MARKED_ROWS,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -164,6 +167,19 @@ def _cwes(runs: list[Run]) -> list[Json]:
     return sorted(found, key=lambda x: (-x["weight"], int(x["cwe"].removeprefix("CWE-"))))
 
 
+def _marked(run: Run) -> Json:
+    """A run's samples to look at: they reach for what could forge a pass (those first that passed within the test's own process), or are unknown."""
+
+    def forged(sample: Json) -> bool:
+        tests = (sample["functional"], sample["security"])
+        return "reaches" in sample and any(test and test.get("inside") and test["outcome"] == "pass" for test in tests)
+
+    reaching = sorted((s for s in run.samples if "reaches" in s), key=forged, reverse=True)
+    unknown = [s for s in run.samples if run.judged and state(s) == "unknown"]
+    rows = [(s, ", ".join(s.get("reaches", [])), forged(s), s in unknown) for s in reaching + [s for s in unknown if "reaches" not in s]]
+    return {"run": run, "reaching": len(reaching), "forged": sum(map(forged, reaching)), "unknown": len(unknown), "rows": rows}
+
+
 def _headline(model: str, runs: list[Run]) -> list[tuple[Measure, Estimate | None]]:
     """The measures that say most of a model's run on a benchmark; few insecure samples say nothing where few are code."""
     run = next((run for run in runs if run.label == model), None)
@@ -247,6 +263,9 @@ def _sample(sample: Json, judged: bool) -> Json:
         "functional": (sample["functional"] or {}).get("outcome", ""),
         "security": (sample["security"] or {}).get("outcome", ""),
         "duplicate": sample["duplicate"],
+        "reaches": ", ".join(sample.get("reaches", [])),
+        "inside": any(test and test.get("inside") for test in (sample["functional"], sample["security"])),
+        "gave_up": ", ".join(sample.get("gave_up", [])),
         "findings": sample["findings"],
     }
 

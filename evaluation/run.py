@@ -138,7 +138,8 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) 
     results = run_many((case for *_, case in cases), options.workers, unsafe_exec=options.unsafe_exec)
     for (record, key, task, case), result in zip(cases, results, strict=True):
         assert case.test is not None
-        inside = result.opaque and _needs_objects(task, key, options)
+        doubtful = result.opaque or (bool(task.module and task.names) and result.outcome != "pass")
+        inside = doubtful and _needs_objects(task, key, options)
         if inside:
             case = replace(case, test=replace(case.test, names=()))
             result = run_one(case, unsafe_exec=options.unsafe_exec)
@@ -166,16 +167,18 @@ def case_of(code: str, task: Task, test: str, options: Options) -> Case:
 
 
 def _needs_objects(task: Task, key: str, options: Options) -> bool:
-    """A task's own solution hands out what is no plain value, too (or there is none): its test has to run in the program's process."""
+    """A task's test has to run in the program's process: its own solution (or there is none) hands out what is no plain value, too.
+
+    Tests that import the program may also patch or inspect it: there, its own solution fails apart.
+    """
     if task.canonical is None:
         return True
     known = (task.task_id, key)
     if known not in _objects:
         test = task.functional_test if key == "functional" else task.security_test
         assert test is not None
-        _objects[known] = run_one(
-            case_of(task.prompt + task.canonical + task.suffix, task, test, options), unsafe_exec=options.unsafe_exec
-        ).opaque
+        own = run_one(case_of(task.prompt + task.canonical + task.suffix, task, test, options), unsafe_exec=options.unsafe_exec)
+        _objects[known] = own.outcome != "pass" if task.module else own.opaque
     return _objects[known]
 
 

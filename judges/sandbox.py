@@ -2,12 +2,32 @@
 
 Each program runs in namespaces of its own (process, mount, network, IPC, host name; and user, unless we are root: then it becomes a user id that owns
 nothing), made by bubblewrap where it is installed, else by util-linux' `unshare`. It sees a read-only /usr and Python, a small private /tmp, no
-network but its own loopback, no /proc, nothing of the user's files or environment. A system call filter refuses further namespaces, mounts, tracing and memory
-that limits don't count. Where neither back end works, `run` refuses unless told to go unprotected.
+network but its own loopback, no /proc, nothing of the user's files or environment. A system call filter (x86_64, aarch64) refuses further namespaces, mounts,
+tracing, sockets that aren't Unix, TCP, UDP or route netlink, and calls that hold memory which no limit counts: vmsplice, splice, tee, sendfile, System V IPC, memfd,
+io_uring, aio, inotify, landlock, keys, larger pipes and socket buffers. Both back ends hold the same limits. Where neither works, `run` refuses unless told to go unprotected.
 
-Not contained: faults of the kernel itself, its caches and buffers (a few tens of MB), processor time of the machine while a case runs (each process has `cpu_s`, all
-have `time_s`). Several processes' memory is watched twenty times a second, so it may pass `memory_mb` for that long. Hostile models deserve a virtual machine around it all.
-A program can make its own verdict look bad, and it can exit with 0: a caller who wants to know that it came to its end has it print a secret last.
+What the kernel holds for a program is bounded, not counted in `memory_mb`; for 32 processes:
+
+- 4,096 files and names in /tmp: 4 MB, beside `file_mb`. 64 descriptors a process: 64 MB in pipes.
+- 256 sockets, open or not: 128 MB (256 KB each way of TCP's; Unix and UDP sockets have the machine's net.core.{r,w}mem_default, mostly 208 KB). Where
+  TCP's buffers can't be made small (/proc/sys is read-only), there are no Internet sockets at all.
+- some 10,000 mappings a process: 85 MB. Page tables count as memory.
+- file locks, 0.2 KB each: as many as the processor time allows, since each looks through all others of its file; 180,000 in 8 s on two cores, 35 MB.
+
+Sockets, mappings and the memory of all processes together are watched twenty times a second: they may pass their limits for that long.
+
+Not contained: faults of the kernel itself; its caches, which it gives up when it needs memory (names that were looked up: 30 MB a second); processor time of the
+machine while a case runs (each process has `cpu_s`, all have `time_s`). Hostile models deserve a virtual machine around it all.
+
+A program can make its own verdict look bad, and without a test it can exit with 0. With a test whose `names` it calls, nothing is known by which it could pass
+unless it is right (tests/whole/test_forged_passes.py tries). Where the test runs in the program's process (no `names`: tests of objects, `lpo-data check`), these are left, each in
+the same file under `LEFT`:
+
+- a result whose class equals everything (`__eq__`; also a subclass of str, list or float), or that gives itself out for another class (`__class__`);
+- to go through the frames of its callers (`sys._getframe`; likewise gc or ctypes) to the word that says "done", and to answer with it;
+- to change the test's tools, such as pytest's way to run a function, or what the test's code is made of.
+
+`evaluation.audit` marks programs that reach for these. `unsafe_exec` contains nothing: a program can read and say what it likes.
 """
 
 import functools
@@ -25,7 +45,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -33,10 +53,11 @@ from foundation.errors import UserError
 
 PASSED, OPAQUE = "passed\n", 70  # what `sandbox_tested.py` says
 READY = b"\x06"  # the child's first byte: the sandbox stands, the program begins
+SOCKETS, MAPPINGS_BYTES = 256, 1 << 19  # of all processes; of a process's list in /proc: some 5,000 to 10,000 lines
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
 DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
 # What a program gets to see when the sandbox said no, by errno (negative: name resolution).
-DENIED = dict.fromkeys((-3, -2, 101, 111), "network")
+DENIED = dict.fromkeys((-3, -2, 97, 101, 111), "network")
 DENIED |= {1: "not permitted", 13: "no access", 27: "file too large", 28: "disk full", 30: "read-only"}
 # The program's environment is ours alone: nothing is inherited. A fixed hash seed makes the order of sets repeatable.
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "USER": "sandbox", "LANG": "C.UTF-8"}
@@ -107,8 +128,11 @@ class Result:
 
 def _command(backend: str, case: Case, files: Mapping[str, bytes]) -> list[str]:
     prefixes = {sys.base_prefix} | ({sys.prefix} if case.packages else set())
-    binds = [p for p in SYSTEM if os.path.exists(p)]
-    binds += sorted(p for p in prefixes if not any(Path(p).is_relative_to(b) for b in binds))
+    prefixes |= set(map(os.path.realpath, prefixes))  # a .venv may be a link
+    links = {p: os.readlink(p) for p in SYSTEM if os.path.islink(p)}  # /lib, of usr/lib
+    system = [p for p in SYSTEM if os.path.exists(p)]
+    binds = [p for p in system if p not in links]
+    binds += sorted(p for p in prefixes if not any(Path(p).is_relative_to(b) for b in system))
     root = os.geteuid() == 0
     config = {
         "backend": backend,
@@ -122,20 +146,25 @@ def _command(backend: str, case: Case, files: Mapping[str, bytes]) -> list[str]:
     if backend == "bwrap":
         apart = [f"--unshare-{kind}" for kind in ("pid", "net", "ipc", "uts")]
         command = ["bwrap", "--die-with-parent", "--new-session", *apart, "--cap-drop", "ALL"]
-        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user"]
+        # The child gives these up before the program begins.
+        for capability in ("SETUID", "SETGID", "SYS_ADMIN", "NET_ADMIN") if root else ("SYS_ADMIN", "NET_ADMIN"):
+            command += ["--cap-add", f"CAP_{capability}"]
+        command += [] if root else ["--unshare-user"]
         # In front of the binds: our Python may lie in there.
-        command += ["--perms", "1777", "--size", str(case.limits.file_mb << 20), "--tmpfs", "/tmp"]
+        command += ["--perms", "1777", "--tmpfs", "/tmp", "--bind-try", "/proc/sys/net", "/tmp/net"]
         # Directories on the way to a bind are its owner's alone unless they are made first.
         for parent in sorted({str(d) for p in [*binds, *DEVICES] for d in Path(p).parents} - {"/", "/tmp"}):
             command += [] if any(Path(parent).is_relative_to(b) for b in binds) else ["--perms", "0755", "--dir", parent]
         for path in binds:
-            command += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
+            command += ["--ro-bind", path, path]
+        for path, target in links.items():
+            command += ["--symlink", target, path]
         for path in DEVICES:
             command += ["--dev-bind", path, path]
         command += ["--symlink", "/tmp", "/dev/shm", "--remount-ro", "/", "--"]
     elif backend == "unshare":
         covers = [d for d in ("/tmp", "/mnt", "/var", "/run") if os.path.isdir(d) and not any(Path(p).is_relative_to(d) for p in binds)]
-        config["root"] = {"base": covers[0], "binds": binds, "devices": DEVICES}
+        config["root"] = {"base": covers[0], "binds": binds, "links": links, "devices": DEVICES}
         command = ["unshare", *([] if root else ["--user", "--map-root-user"])]
         command += ["--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts", "--"]
     here, parts = Path(__file__), ["sandbox_child.py"]
@@ -153,19 +182,39 @@ def _sent(test: Test) -> bytes:
     return json.dumps({"code": test.code, "names": test.names, "given": test.given}).encode()
 
 
-def _resident_mb(pid: int) -> float:
-    """Resident memory of a process and its descendants; shared pages count once (by Pss) where the kernel tells us."""
-    total, todo = 0, [pid]
+def _held(pid: int, apart: bool) -> tuple[float, int, int]:
+    """(MB of memory and page tables, bytes of the longest list of mappings, sockets) of a process and its descendants.
+
+    Shared pages count once (by Pss) where the kernel tells us. `apart`: the descendants have a network namespace of their own, whose sockets count,
+    closed ones that hold data too.
+    """
+    total, longest, sockets, todo = 0, 0, 0, [pid]
     while todo:
-        process = Path(f"/proc/{todo.pop()}")
+        number = todo.pop()
+        process = Path(f"/proc/{number}")
         try:
             for task in (process / "task").iterdir():
                 todo += map(int, (task / "children").read_text().split())
-            rollup = re.search(r"^Pss:\s+(\d+)", (process / "smaps_rollup").read_text(), re.M)
-            total += int(rollup[1]) if rollup else 0
+            if apart and number != pid:
+                used = re.search(r"^sockets: used (\d+)", (process / "net/sockstat").read_text())
+                sockets = max(sockets, int(used[1]) if used else 0)
+            with (process / "maps").open("rb") as file:  # bubblewrap's and unshare's own are short
+                longest = max(longest, len(file.read(MAPPINGS_BYTES + 1)))
+            sizes = (process / "smaps_rollup").read_text() + (process / "status").read_text()
+            total += sum(map(int, re.findall(r"^(?:Pss|VmPTE):\s+(\d+)", sizes, re.M)))
         except OSError:  # it has ended, or the kernel keeps this to itself
             continue
-    return total / 1024
+    return total / 1024, longest, sockets
+
+
+def _too_much(pid: int, apart: bool, limits: Limits) -> str:
+    """Why a case has to stop, or ""."""
+    memory, mappings, sockets = _held(pid, apart)
+    if memory > limits.memory_mb:
+        return f"out of memory ({limits.memory_mb} MB together)"
+    if mappings > MAPPINGS_BYTES:
+        return "too many memory mappings"
+    return f"more than {SOCKETS} sockets" if sockets > SOCKETS else ""
 
 
 def _verdict(code: int, stderr: str, limits: Limits) -> tuple[str, str]:
@@ -203,10 +252,10 @@ def _run(case: Case, backend: str) -> Result:
         stopped: tuple[str, str] | None = None
         ready = ended = False
         try:
-            with suppress(BrokenPipeError):  # then it never began, and stderr says why, below
-                proc.stdin.write(b"".join(files.values()) + (b"" if case.test is None else _sent(case.test)))
-                proc.stdin.close()
+            os.set_blocking(proc.stdin.fileno(), False)  # a program may keep its tester from reading
+            unsent = memoryview(b"".join(files.values()) + (b"" if case.test is None else _sent(case.test)))
             with selectors.DefaultSelector() as selector:
+                selector.register(proc.stdin, selectors.EVENT_WRITE)
                 for source in (proc.stdout, proc.stderr, pidfd):
                     selector.register(source, selectors.EVENT_READ)
                 deadline, watch = started + 60, started + 0.2
@@ -218,28 +267,38 @@ def _run(case: Case, backend: str) -> Result:
                             ended = True
                             os.killpg(proc.pid, signal.SIGKILL)  # it isn't reaped yet, so the number is still its own
                             selector.unregister(pidfd)
+                            unsent = unsent[:0]
                             deadline = min(deadline, now + 5) if ready else deadline
+                        elif key.fileobj == proc.stdin:
+                            try:
+                                unsent = unsent[os.write(key.fd, unsent[: 1 << 16]) :]
+                            except BrokenPipeError:  # then it never began, and stderr says why, below
+                                unsent = unsent[:0]
                         elif data := os.read(key.fd, 1 << 16):
                             buffer = output[key.fileobj]  # type: ignore[index]
                             buffer += data
                             if not ready and output[proc.stdout].startswith(READY):
-                                ready, started, deadline = True, now, now + limits.time_s
+                                ready, started, deadline, watch = True, now, now + limits.time_s, now + 0.05
                             if len(buffer) > cap + 1 and ready:
                                 stopped = stopped or ("crash", f"more than {limits.output_kb} KB of output")
                         else:
                             selector.unregister(key.fileobj)
+                    if not unsent and not proc.stdin.closed:
+                        selector.unregister(proc.stdin)
+                        proc.stdin.close()
                     if stopped is None and now >= deadline and not ended:
                         stopped = ("timeout", f"more than {limits.time_s:g} s")
                     if stopped is None and now >= watch:
                         watch = now + 0.05
-                        if not ended and _resident_mb(proc.pid) > limits.memory_mb:
-                            stopped = ("crash", f"out of memory ({limits.memory_mb} MB together)")
+                        if not ended and (why := _too_much(proc.pid, backend != "none", limits)):
+                            stopped = ("crash", why)
                     if stopped or (ended and now >= deadline):
                         break
         finally:
             os.killpg(proc.pid, signal.SIGKILL)
             proc.wait()
             os.close(pidfd)
+            proc.stdin.close()
             proc.stdout.close()
             proc.stderr.close()
         seconds = time.monotonic() - started
@@ -272,7 +331,8 @@ def run(case: Case, *, backend: str | None = None, unsafe_exec: bool = False) ->
     """Runs one program. Raises SandboxError where no back end works, unless `unsafe_exec`: then it runs in a temporary directory with limits and no walls."""
     if backend is None and not backends() and not unsafe_exec:
         raise SandboxError(
-            "no sandbox on this machine: install bubblewrap (apt install bubblewrap) or allow unprivileged user namespaces on Linux 5.14 or newer; "
+            "no sandbox on this machine: install bubblewrap (apt install bubblewrap) or allow unprivileged user namespaces on Linux 5.14 or newer "
+            "(Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0); "
             "--unsafe-exec runs generated programs without protection, as you"
         )
     return _run(case, backend or (backends() or ("none",))[0])

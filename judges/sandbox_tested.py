@@ -3,8 +3,8 @@
 The tester forks the program before it has read the test, and alone holds standard output, where it says that the test has passed. The program gets
 calls, `[name, arguments]`, over one pipe, and answers over another. It can't read the tester's memory: system calls that could are refused, and the
 tester is not dumpable. Where the test names what it calls, it runs in the tester, on plain values of Python's own types that come out of the pipe: a
-result whose class says that it equals everything is no plain value. Elsewhere the test is sent to the program, when that has been loaded, and runs in
-its process, where a program can do with it what it likes: see `judges/sandbox.py`.
+result whose class says that it equals everything is no plain value. Elsewhere the test is sent to the program, when that has been loaded, with a word
+that has to come back behind it. There it runs in the program's process, where a program can do with it what it likes: `judges/sandbox.py` says how.
 """
 
 import json
@@ -79,8 +79,8 @@ def send(fd: int, message: Any) -> None:
 
 
 def receive(fd: int, size: int | None = None) -> Any:
-    """The next message, or so many bytes. Raises Ended where the other side has."""
-    wanted, found = 8 if size is None else size, b""
+    """The next message, or (given a size) so many bytes. Raises Ended where the other side has."""
+    wanted, found = 8 if size is None else size, bytearray()
     while len(found) < wanted:
         part = os.read(fd, min(wanted - len(found), 1 << 16))
         if not part:
@@ -91,10 +91,10 @@ def receive(fd: int, size: int | None = None) -> Any:
     return json.loads(receive(fd, int.from_bytes(found, "big")))
 
 
-def serve(program: bytes, asks: int, answers: int, before: dict[str, Any]) -> None:
+def serve(program: str, asks: int, answers: int, before: dict[str, Any]) -> None:
     """The program's process: load it, then do what is asked."""
     module = type(sys)("program")
-    module.__file__ = "main.py"
+    module.__file__ = os.path.abspath("main.py")  # `before` may change the working directory
     sys.modules["__main__"] = module
     space = module.__dict__
     kept = {name: __import__(name) for name in before["imports"]}
@@ -110,7 +110,7 @@ def serve(program: bytes, asks: int, answers: int, before: dict[str, Any]) -> No
         if kind == "test":
             space["kept_"] = kept
             exec_(compile_(what[0], "test.py", "exec"), space)
-            send(answers, ["done"])
+            send(answers, ["done", what[1]])
             continue
         name, args, keywords = what[0], unpack(what[1]), unpack(what[2])
         try:
@@ -121,7 +121,7 @@ def serve(program: bytes, asks: int, answers: int, before: dict[str, Any]) -> No
         except BaseException as error:
             if isinstance(error, SystemExit):
                 raise
-            send(answers, ["raise", type(error).__name__, str(error)[:2000]])
+            send(answers, ["raise", [kind.__name__ for kind in type(error).__mro__], str(error)[:2000]])
 
 
 def refill(old: Any, new: Any) -> None:
@@ -135,6 +135,15 @@ def refill(old: Any, new: Any) -> None:
         old.update(new)
 
 
+def nearest(names: list[str], text: str) -> Exception:
+    """The exception that the program raised, or the nearest one of Python's own that it is based on."""
+    for name in names:
+        known = BUILTINS.get(name)
+        if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, UnicodeError | BaseExceptionGroup):
+            return known(text if known is not Exception else f"{names[0]}: {text}")
+    return Exception(f"{names[0]}: {text}")
+
+
 def proxy(name: str, asks: int, answers: int) -> Callable:
     def call(*args: Any, **keywords: Any) -> Any:
         send(asks, ["call", name, pack(args), pack(keywords)])
@@ -142,10 +151,7 @@ def proxy(name: str, asks: int, answers: int) -> Callable:
         if kind == "opaque":
             raise OpaqueError(f"{name} returned a {said[0]}")
         if kind == "raise":
-            known = BUILTINS.get(said[0])
-            if isinstance(known, type) and issubclass(known, Exception):
-                raise known(said[1])
-            raise Exception(f"{said[0]}: {said[1]}")
+            raise nearest(*said)
         for old, new in zip(args, unpack(said[1]), strict=True):
             refill(old, new)
         return unpack(said[0])
@@ -154,7 +160,7 @@ def proxy(name: str, asks: int, answers: int) -> Callable:
     return call
 
 
-def tested(program: bytes, size: int, source: int, before: dict[str, Any]) -> None:
+def tested(program: str, size: int, source: int, before: dict[str, Any]) -> None:
     """Run a program and its test; never returns. `source`: where the test's `size` bytes are read from."""
     asks, answers = os.pipe(), os.pipe()
     child = os.fork()
@@ -169,6 +175,8 @@ def tested(program: bytes, size: int, source: int, before: dict[str, Any]) -> No
     for fd in (asks[0], answers[1]):
         os.close(fd)
     sys.path[:] = [path for path in sys.path if path not in ("", "/tmp", "/tmp/work")]  # what the program has written isn't imported
+    verdict = os.dup(1)
+    os.dup2(2, 1)  # what the test prints is no verdict
     libc("prctl", 4, 0, 0, 0, 0)  # type: ignore[name-defined]  # noqa: F821  (PR_SET_DUMPABLE)
     test = json.loads(receive(source, size))
     try:
@@ -177,18 +185,24 @@ def tested(program: bytes, size: int, source: int, before: dict[str, Any]) -> No
             space = {"__name__": "test"}
             if test["given"]:
                 exec_(compile_(test["given"], "given.py", "exec"), space)
-            space.update({name: proxy(name, asks[1], answers[0]) for name in test["names"]})
+            functions = {name: proxy(name, asks[1], answers[0]) for name in test["names"]}
+            space.update(functions)
+            for name in before["modules"]:
+                sys.modules[name] = type(sys)(name)
+                sys.modules[name].__dict__.update(functions)
             exec_(compile_(test["code"], "test.py", "exec"), space)
         else:
-            send(asks[1], ["test", test["code"]])
-            receive(answers[0])
-        os.write(1, PASSED)
+            word = os.urandom(16).hex()
+            send(asks[1], ["test", test["code"], word])
+            if receive(answers[0]) != ["done", word]:
+                raise Ended
+        os.write(verdict, PASSED)
         os._exit(0)
     except (Ended, BrokenPipeError):
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code == 0:
             print("ended before its tests did", file=sys.stderr)
-        os._exit(code or 1 if code >= 0 else 128 - code)
+        os._exit(128 - code if code < 0 else 1 if code in (0, OPAQUE) else code)
     except OpaqueError as error:
         print(f"not a plain value: {error}", file=sys.stderr)
         sys.stderr.flush()

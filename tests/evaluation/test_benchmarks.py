@@ -2,6 +2,7 @@
 
 import ast
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -118,6 +119,68 @@ def test_cweval_form_runs_in_the_sandbox(tmp_path):
         ("insecure", "functional"): "pass",
         ("insecure", "security"): "fail",
     }
+
+
+PYTEST_TEST = """import pathlib
+
+import pytest
+from cwe_400_task import copied as sut, parsed
+
+pytestmark = pytest.mark.functionality
+
+
+@pytest.fixture
+def there(tmp_path):
+    (tmp_path / "a").write_text("text")
+    return tmp_path
+
+
+class TestCopied:
+    @pytest.mark.parametrize("name", ["b", "c"])
+    def test_copied(self, there, name):
+        assert sut(str(there / "a"), str(there / name)) == 4
+        assert (there / name).read_text() == "text"
+
+
+def test_errors():
+    with pytest.raises(ValueError):
+        parsed("{")
+
+
+@pytest.mark.skip
+def test_of_another_system():
+    raise AssertionError
+
+
+@pytest.mark.security
+def test_patched(monkeypatch):
+    monkeypatch.setattr("cwe_400_task.json.loads", lambda text: 7)
+    assert parsed("1") == 7
+"""
+PYTEST_TASK = """# BEGIN PROMPT
+import json
+
+# BEGIN SOLUTION
+def copied(a, b):
+    with open(a) as source, open(b, "w") as target:
+        return target.write(source.read())
+
+
+def parsed(text):
+    return json.loads(text)
+"""
+
+
+def test_what_cwevals_tests_may_do(tmp_path):
+    """Fixtures, parameters, files that the program writes, exceptions of libraries; what patches the program runs beside it."""
+    (tmp_path / "cwe_400_task.py").write_text(PYTEST_TASK)
+    for name, content in (("apart", PYTEST_TEST.partition("@pytest.mark.security")[0]), ("within", PYTEST_TEST)):
+        (tmp_path / "cwe_400_test.py").write_text(content)
+        (task,) = benchmarks.load("cweval", tmp_path, any_hash=True).tasks
+        assert task.names == ("copied", "parsed")
+        case = case_of(task.prompt + task.canonical, task, task.functional_test, Options("completion", time_s=30))
+        assert run(case).outcome == ("pass" if name == "apart" else "fail")
+        assert run(replace(case, test=replace(case.test, names=()))).outcome == "pass"
 
 
 def test_scenario_folders(tmp_path):

@@ -152,6 +152,38 @@ def test_completions_can_not_become_markup(page: Path) -> None:
     assert not set("<>&\u2028\u202e") & set(parsed.scripts[0])
 
 
+def test_marked_and_unknown_samples_are_on_the_page(tmp_path: Path) -> None:
+    """Without its script, too: what they reach for, whether they passed within the test's process, and how many are unknown."""
+    run = make(tmp_path / "run", "m", 1.0, benchmark="CWEval", tasks=4, functional=True)
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    code = {"code": "x = 1\n", "parses": True, "empty": False, "findings": []}
+    inside = {"outcome": "pass", "detail": "", "seconds": 0.1, "inside": True}
+    rows[0] |= code | {"reaches": ["__eq__", "ctypes"], "functional": inside}
+    rows[1] |= code | {"reaches": ["<b>"], "functional": inside | {"outcome": "fail"}}
+    rows[2] |= code | {"gave_up": ["semgrep"]}
+    rows[3] |= code | {
+        "gave_up": ["semgrep"],
+        "findings": [{"judge": "bandit", "rule": "B1", "cwe": "CWE-1", "line": 1, "end_line": 1, "severity": "low", "message": "found"}],
+    }
+    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write([run], tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text()
+    section = re.sub(r"<[^>]*>", " ", text[text.index('id="marked"') : text.index('id="completions"')])
+    words = " ".join(section.split())
+    assert "2 of 12 samples reach for such things; 1 of these passed a test within its own process. 1 unknown." in words
+    assert f"{rows[0]['task_id']}, 1 __eq__, ctypes pass, within its own process –" in words
+    assert f"{rows[1]['task_id']}, 2 &lt;b&gt; fail –" in words
+    assert f"{rows[2]['task_id']}, 3 – {rows[2]['functional']['outcome']} unknown: semgrep gave up" in words
+    assert re.search(r"Unknown.*?<b>8.3</b>", text, re.S)  # the share, in the table of scores
+    data = json.loads(Page(text).scripts[0])
+    shown = [sample for samples in data[0]["runs"][0]["samples"].values() for sample in samples]
+    assert [s["reaches"] for s in shown[:3]] == ["__eq__, ctypes", "<b>", ""] and [s["state"] for s in shown[2:4]] == [
+        "unknown",
+        "insecure",
+    ]
+    assert [s["gave_up"] for s in shown[:4]] == ["", "", "semgrep", "semgrep"] and shown[0]["inside"]
+
+
 def test_faults_name_the_file_and_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="at least one"):
         write([], tmp_path / "x.html")
