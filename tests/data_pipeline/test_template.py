@@ -257,11 +257,6 @@ def test_noncharacters_are_refused(chatty):
 def test_a_manifest_without_a_template_is_alpacas():
     assert template.of_facts({}, "m") == alpaca()
     assert template.of_facts(json.loads(json.dumps(dataclasses.asdict(alpaca()))), "m") == alpaca()
-    for damaged, message in (
-        ([], "no template that is known here"),
-        ({"name": "x"}, "no template"),
-        ({"name": "x", "source": 1}, "source of the template"),
-        ({"name": "x", "source": "", "more": 1}, "no template"),
-    ):
-        with pytest.raises(DataError, match=f"^m: {message}"):
+    for damaged in ([], {"name": "x"}, {"name": "x", "source": 1}, {"name": "x", "source": "", "more": 1}):
+        with pytest.raises(DataError, match=r"^m: damaged \(template: none of ours\)"):
             template.of_facts(damaged, "m")
