@@ -95,6 +95,16 @@ def load(name: str | None, tokenizer: Tokenizer | None, system: str = "") -> tup
         known = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.j2")))
         raise DataError(f"template {name}: no such file, and none of ours ({known})")
     template = Template(name if file == shipped else file.name, read_text(file), system)
+    check(template, tokenizer, f"template {name}")
+    return template, why
+
+
+def check(template: Template, tokenizer: Tokenizer | None, where: str) -> None:
+    """Try a template.
+
+    Raises:
+      DataError: it is no Jinja, lacks a block, or can't be written; `where` it stands is named.
+    """
     try:
         blocks = chat.compiled(template.source, strict=True).blocks
         if missing := {"prompt", "answer"} - blocks.keys():
@@ -102,8 +112,7 @@ def load(name: str | None, tokenizer: Tokenizer | None, system: str = "") -> tup
         prompt(template, "instruction", tokenizer)
         _answer(template, "thought", "python", code=True)
     except chat.TemplateError as error:
-        raise DataError(f"template {name}: {error}") from None
-    return template, why
+        raise DataError(f"{where}: {error}") from None
 
 
 def alpaca() -> Template:

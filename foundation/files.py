@@ -188,7 +188,9 @@ def hold(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
             holder, _, machine = lock.read().partition("\n")
             lock.close()
             if machine in ("", here) or time.monotonic() - start > patience_s:
-                raise DataError(f"{path}: another process is writing to it ({holder or 'just started'}); wait for it, or name another place") from None
+                raise DataError(
+                    f"{path}: another process is writing to it ({holder or 'just started'}); wait for it, or name another place"
+                ) from None
             time.sleep(1)
             continue
         except OSError:  # no locks there

@@ -69,6 +69,7 @@ def asking(
             think &= own.thinks
     elif own is not None:
         chosen = own
+        templates.check(own, tokenizer, f"{adapter or model}, the template that it was trained with")
     else:
         try:
             chosen, _ = templates.load("chat" if tokenizer.chat else "plain", tokenizer, system)
