@@ -104,7 +104,7 @@ def _default(model: str, tokenizer: Tokenizer) -> Template:
     try:
         return templates.load("chat" if tokenizer.chat else "plain", tokenizer)[0]
     except DataError as error:
-        raise DataError(f"{model}, its chat template: {error}; correct it, or choose another way to ask with --template") from None
+        raise DataError(f"{model}, its chat template: {error}") from None
 
 
 def _own(path: str, tokenizer: Tokenizer) -> Template | None:

@@ -250,6 +250,19 @@ def words() -> Iterator[tuple[str, Damage]]:
         yield f"special_tokens_map: eos {str(value)[:20]}", edit_json("special_tokens_map.json", set_to("eos_token", value))
     for text in ("{% for", "{{ x.y.z }}", "{{ messages[9].content }}", "{{ raise_exception('no\nno') }}", "{{ 'x' * 999999999999 }}", "{% include 'x' %}", "{{ 1 / 0 }}", "{{ ''.__class__.__mro__ }}", ""):  # fmt: skip
         yield f"chat: {text}", put("chat_template.jinja", text.encode())
+    for value in (
+        {"name": 7},
+        {"source": None},
+        {"name": "x"},
+        {"thinks": "yes"},
+        {"system": []},
+        {"more": 1},
+        {"source": "{% for"},
+        {"source": "{{ x }}"},
+    ):
+        whole = {"name": "x", "source": "{% block prompt %}{{ instruction }}{% endblock %}{% block answer %}{{ answer }}{% endblock %}"}
+        yield f"exported template: {value}", put("prompt_template.json", json.dumps(whole | value).encode())
+    yield from ((f"exported template: {what}", put("prompt_template.json", content)) for what, content in ODD_JSON.items())
     yield "chat: no UTF-8", put("chat_template.jinja", b"\xff{{ messages }}")
 
 

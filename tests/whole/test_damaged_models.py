@@ -94,7 +94,7 @@ def check(which, name, harm, sound, base, directory, capsys):
     unlike = [field.name for field in dataclasses.fields(shape) if getattr(shape, field.name) != getattr(true_shape, field.name)]
     if len(unlike) > name.startswith("config"):  # a config.json may say another number that a model can have
         return f"other {unlike}"
-    free = name.startswith(("config", "tokenizer", "chat", "generation")) or name.endswith(": missing")
+    free = name.startswith(("config", "tokenizer", "chat", "generation", "exported")) or name.endswith(": missing")
     return None if free or rest == true_rest else f"other ends or ids: {rest}"
 
 
