@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     how = run.add_argument_group("judging")
     how.add_argument("--judges", nargs="+", default=["bandit", "semgrep"], metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: bandit semgrep)")  # fmt: skip
     how.add_argument("--noise", action="store_true", help=f"count rules too that say little of security: {', '.join(NOISE)}; judges/findings.py says why")  # fmt: skip
-    how.add_argument("--cache", type=Path, metavar="DIR", help="keep findings there, by the code's hash")
+    how.add_argument("--cache", type=new_directory, metavar="DIR", help="keep findings there, by the code's hash")
     how.add_argument("--workers", type=whole(1), metavar="N", help="programs at work at once (default: one a processor)")
     how.add_argument("--time-s", type=number(above=True), default=10, metavar="S", help="a test's time at most (default: 10)")
     how.add_argument("--memory-mb", type=whole(1), default=512, metavar="MB", help="a test's memory at most (default: 512)")

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -14,10 +15,13 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foundation.errors import DataError, UserError
 
+log = logging.getLogger(__name__)
+
+X = TypeVar("X")
 Json = dict[str, Any]
 """A JSON object."""
 
@@ -220,6 +224,21 @@ def _machine() -> str:
 def foreign(directory: Path, own: Collection[str] = ()) -> list[str]:
     """Names of what lies in a directory and isn't `own`, in their order; [] where there is no directory."""
     return sorted(file.name for file in directory.iterdir() if file.name not in {*own, _LOCK}) if directory.is_dir() else []
+
+
+def kept(file: Path, read: Callable[[Path], X], make: Callable[[], X], write: Callable[[Path, X], None]) -> X:
+    """What a cache's file holds, else what `make` makes, which is then kept there. A damaged file is made anew."""
+    if file.is_file():
+        try:
+            return read(file)
+        except Exception as error:  # noqa: BLE001 (whatever is wrong with it)
+            log.warning("%s is damaged (%s) and made anew", file, " ".join(str(error).split())[:200])
+    made = make()
+    try:
+        write(file, made)
+    except OSError as error:
+        log.warning("%s can't be kept (%s); it is made again the next time", file, error.strerror)
+    return made
 
 
 def is_bucket(path: Path) -> bool:

@@ -1,8 +1,10 @@
 """Who decides whether code is secure and works: analyzers that read it, and a sandbox that runs it. Stands on `foundation` alone."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,6 +19,8 @@ from foundation.files import write_text
 from judges import bandit, codeql, semgrep
 from judges.findings import NOISE, Finding, JudgeError
 from judges.prepare import Prepared, prepare
+
+log = logging.getLogger(__name__)
 
 TOOLS = {"bandit": bandit, "semgrep": semgrep, "codeql": codeql}
 CHUNK_FILES = 500  # in one run of a tool: enough to make up for its start, few enough that a killed job loses little
@@ -80,7 +84,8 @@ def _ask(name: str, sources: dict[str, Prepared], workers: int, cache: Path | No
         for source, p in sources.items():
             file = _cached(cache, version, p)
             if file.is_file():
-                answers[source] = [Finding(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
+                with contextlib.suppress(ValueError, TypeError, AttributeError):  # a damaged file is made anew
+                    answers[source] = [Finding(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
     rest = [source for source in sources if source not in answers]
     size = max(1, min(CHUNK_FILES, -(-len(rest) // workers) if TOOLS[name].ONE_CORE else CHUNK_FILES))
     chunks = [rest[i : i + size] for i in range(0, len(rest), size)]
@@ -90,9 +95,19 @@ def _ask(name: str, sources: dict[str, Prepared], workers: int, cache: Path | No
             for source, findings in zip(chunk, results, strict=True):
                 answers[source] = findings
                 if cache is not None and findings is not None:
-                    write_text(_cached(cache, version, sources[source]), json.dumps([dataclasses.asdict(f) for f in findings]))
+                    cache = _keep(cache, _cached(cache, version, sources[source]), findings)
             bar.update(len(chunk))
     return answers
+
+
+def _keep(cache: Path, file: Path, findings: list[Finding]) -> Path | None:
+    """Write findings to the cache; returns it, or None where it can't be written."""
+    try:
+        write_text(file, json.dumps([dataclasses.asdict(f) for f in findings]))
+    except OSError as error:
+        log.warning("%s: findings can't be kept (%s); they are made again the next time", cache, error.strerror)
+        return None
+    return cache
 
 
 def _run(name: str, chunk: list[Prepared], workers: int) -> list[list[Finding] | None]:

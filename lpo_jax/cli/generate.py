@@ -52,7 +52,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_asking(parser)
     parser.add_argument("--trace", action="store_true", help="write what each model thought of each token, too")
     parser.add_argument(
-        "--html", metavar="PAGE.html", help="co-decoding: a page that shows which model decided each token; implies --trace"
+        "--html", type=new_file, metavar="PAGE.html", help="co-decoding: a page that shows which model decided each token; implies --trace"
     )
 
 

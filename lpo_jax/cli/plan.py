@@ -21,8 +21,8 @@ import os
 from functools import partial
 from pathlib import Path
 
-from foundation.commands import new_file, whole
-from foundation.files import write_json
+from foundation.commands import new_directory, new_file, whole
+from foundation.files import write_json, write_text
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +34,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--tries", type=whole(1), default=12, metavar="N", help="with --search: compile so many at most (default: %(default)s)"
     )
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found; of several configs: a list")
-    parser.add_argument("--table", metavar="FILE", help="write a page with a row for each config, in Markdown")
+    parser.add_argument("--table", type=new_file, metavar="FILE", help="write a page with a row for each config, in Markdown")
     made_before = "plans made before (default: lpo-jax in $XDG_CACHE_HOME or ~/.cache); made anew when code or versions change"
-    parser.add_argument("--cache", metavar="DIR", help=made_before)
+    parser.add_argument("--cache", type=new_directory, metavar="DIR", help=made_before)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,5 +66,5 @@ def run(args: argparse.Namespace) -> int:
         facts = [found.facts() for _, found in plans]
         write_json(args.json, facts if len(files) > 1 else facts[0])
     if args.table and plans:
-        Path(args.table).write_text(text.page(plans))
+        write_text(args.table, text.page(plans))
     return 0 if len(plans) == len(files) and all(found.fits for _, found in plans) else 1

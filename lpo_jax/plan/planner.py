@@ -20,7 +20,7 @@ import jax
 
 from data_pipeline import row as packed_row
 from foundation.console import captured_stderr
-from foundation.files import read_json, write_json
+from foundation.files import kept, read_json, write_json
 from lpo_jax.config import RunConfig
 from lpo_jax.model import hf
 from lpo_jax.plan import abstract, flops, hlo, memory
@@ -93,11 +93,12 @@ def cached(config: RunConfig, stage_name: str, row: PlannedRows, directory: Path
         "code": [_code_hash(), *(metadata.version(name) for name in _COMPILERS if importlib.util.find_spec(name))],
     }
     file = directory / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]}.json"
-    if file.is_file():
-        return Plan.from_facts(read_json(file))
-    plan = make(config, stage_name, row)
-    write_json(file, plan.facts())
-    return plan
+    return kept(
+        file,
+        lambda file: Plan.from_facts(read_json(file)),
+        lambda: make(config, stage_name, row),
+        lambda file, plan: write_json(file, plan.facts()),
+    )
 
 
 def code_files() -> list[Path]:

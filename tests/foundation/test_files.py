@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from foundation.errors import DataError
-from foundation.files import foreign, hold
+from foundation.files import foreign, hold, kept, read_json, write_json
 from tests.helpers.paths import REPO
 
 HOLD = "import sys\nfrom pathlib import Path\nfrom foundation.files import hold\nwith hold(Path(sys.argv[1])):\n    print('held', flush=True)\n    input()\n"
@@ -61,6 +61,22 @@ def test_the_lock_of_another_machine_is_waited_for(tmp_path, start):
     (tmp_path / "b").touch()
     (tmp_path / "a").touch()
     assert foreign(tmp_path) == ["a", "b"] and foreign(tmp_path, ["a"]) == ["b"] and foreign(tmp_path / "none") == []
+
+
+def test_a_cache_that_is_damaged_or_cannot_be_written_costs_only_time(tmp_path, caplog):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"a": len(made)}
+
+    file = tmp_path / "c" / "x.json"
+    assert [kept(file, read_json, make, write_json) for _ in range(2)] == [{"a": 1}] * 2
+    file.write_text('{"a":')
+    assert [kept(file, read_json, make, write_json) for _ in range(2)] == [{"a": 2}] * 2
+    assert "damaged" in caplog.text
+    assert kept(file / "no" / "y.json", read_json, make, write_json) == {"a": 3}
+    assert "can't be kept (Not a directory)" in caplog.text or "can't be kept (File exists)" in caplog.text
 
 
 def test_what_cannot_be_written_is_said(tmp_path):

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from data_pipeline.tokenizer import Tokenizer
-from foundation.files import replaced
+from foundation.files import kept, replaced
 from lpo_jax.config import ConfigError
 from lpo_jax.decode.request import LoadedModel
 
@@ -80,11 +80,7 @@ def load_or_align(directory: Path, target: Vocabulary, expert: Vocabulary) -> Al
         digest.update(f"{names.sha256} {names.eos_id} {names.bos_id} {side.ends} {side.embeddings.shape}".encode())
         digest.update(np.ascontiguousarray(side.embeddings).view(np.uint8).data)
     file = directory / f"alignment-{digest.hexdigest()[:16]}.safetensors"
-    if file.is_file():
-        return load(file)
-    found = align(target, expert)
-    found.save(file)
-    return found
+    return kept(file, load, lambda: align(target, expert), lambda file, found: found.save(file))
 
 
 def spell(tokenizer: Tokenizer, ends: Sequence[int] = ()) -> dict[int, bytes]:
