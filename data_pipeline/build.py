@@ -186,7 +186,7 @@ def _note(kept: Sequence[Pair], drops: Drops) -> None:
 
 def grouped(kept: Sequence[Pair], near: float) -> list[str]:
     """For each pair the name of its group: of those that share a commit, or are alike, or are so by others between them."""
-    index, found = alike.Index(near), dict[str, str]()  # a group -> one that it belongs to
+    found = dict[str, str]()  # a group -> one that it belongs to
 
     def root(name: str) -> str:
         while found.setdefault(name, name) != name:
@@ -194,12 +194,11 @@ def grouped(kept: Sequence[Pair], near: float) -> list[str]:
         return name
 
     own = [pair.group or pair.id for pair in kept]
-    for number, pair in enumerate(tqdm(kept, desc="find what is alike", unit=" pairs") if near <= 1 else ()):
-        shingles = alike.shingles(pair.instruction, pair.chosen, pair.rejected)
-        for other in index.like(shingles):
-            if root(own[number]) != root(own[other]):
+    sets = [alike.shingles(pair.instruction, pair.chosen, pair.rejected) for pair in kept] if near <= 1 else []
+    for number, others in enumerate(tqdm(alike.candidates(sets, near), "find what is alike", len(sets), unit=" pairs")):
+        for other in others:
+            if root(own[number]) != root(own[other]) and alike.alike(sets[number], sets[other], near):
                 found[root(own[number])] = root(own[other])
-        index.add(number, shingles)
     return [root(name) for name in own]
 
 
