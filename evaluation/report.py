@@ -10,7 +10,7 @@ from pathlib import Path
 from evaluation.benchmarks import json_lines
 from evaluation.measures import RESAMPLES, Estimate, Measure, by_cwe, by_task, difference, estimate, measures, state
 from foundation.errors import UserError
-from foundation.files import Json, read_json, replaced
+from foundation.files import Json, read_json, read_object, replaced
 from foundation.pages import environment, visible
 from lpo_jax import report
 
@@ -88,9 +88,11 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
 def _load(path: Path) -> Run:
     file = path / "run.json"
     try:
-        info = read_json(file)
+        info = read_object(file)
         file = path / "samples.jsonl"
         samples = list(json_lines(file.read_bytes()))
+        if not all(isinstance(sample, dict) for sample in samples):
+            raise ReportError(f"{file}: a line is no object; run `lpo-eval run` again")
         if not samples:
             raise ReportError(f"{file}: no sample yet; let `lpo-eval run` finish")
         for key in ("name", "model", "benchmark", "data_sha256"):

@@ -7,7 +7,7 @@ import pytest
 from data_pipeline import alike
 
 
-@pytest.mark.parametrize("near", (0.3, 0.55, 0.85, 1.0))
+@pytest.mark.parametrize("near", [0.3, 0.55, 0.85, 1.0])
 def test_whatever_is_alike_is_among_the_candidates(near):
     """Against the slow computation, on sets that differ a little."""
     draw = random.Random(0)
