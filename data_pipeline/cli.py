@@ -26,7 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     build.add_argument("--out", type=new_directory, required=True, help="directory of the shard set")
     which = build.add_mutually_exclusive_group(required=True)
     which.add_argument("--tokenizer", help="tokenizer.json, a directory that holds one, or a hub id")
-    which.add_argument("--train-tokenizer", type=whole(257), metavar="SIZE", help="train a byte-level BPE of SIZE entries on the inputs")
+    which.add_argument(
+        "--train-tokenizer", type=whole(257, 2**20), metavar="SIZE", help="train a byte-level BPE of SIZE entries on the inputs"
+    )
     build.add_argument("--template", metavar="NAME", help="how instructions are put: alpaca, chat (the tokenizer's own chat template), plain, or a Jinja file (default: chat if the tokenizer has a template for it, else alpaca)")  # fmt: skip
     build.add_argument(
         "--system", default="", metavar="TEXT", help="the system text of a chat (default: what its template says without one)"

@@ -10,7 +10,7 @@ from pathlib import Path
 from evaluation.benchmarks import json_lines
 from evaluation.measures import RESAMPLES, Estimate, Measure, by_cwe, by_task, difference, estimate, measures, state
 from foundation.errors import UserError
-from foundation.files import Json, read_json, read_object, replaced
+from foundation.files import Json, read_json, replaced
 from foundation.pages import environment, visible
 from lpo_jax import report
 
@@ -88,7 +88,9 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
 def _load(path: Path) -> Run:
     file = path / "run.json"
     try:
-        info = read_object(file)
+        info = read_json(file)
+        if not isinstance(info, dict):
+            raise ReportError(f"{file}: no object; is {path} what `lpo-eval run` wrote?")
         file = path / "samples.jsonl"
         samples = list(json_lines(file.read_bytes()))
         if not all(isinstance(sample, dict) for sample in samples):

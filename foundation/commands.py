@@ -109,7 +109,9 @@ def new_directory(text: str) -> Path:
 
 
 def _writable(path: Path, directory: Path) -> Path:
-    """`path`, if `directory` can be written, or made."""
+    """`path`, if `directory` can be written, or made, also by libraries that know names in UTF-8 only."""
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        raise argparse.ArgumentTypeError(f"{path} isn't UTF-8; choose another name")
     there = next(d for d in (directory, *directory.absolute().parents) if d.exists())
     if not there.is_dir():
         raise argparse.ArgumentTypeError(f"{path} can't be made: {there} is a file")

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from foundation.commands import Program, new_file, new_page, number, whole
+from foundation.commands import Program, new_directory, new_file, new_page, number, whole
 from foundation.errors import DataError, run_command
 
 
@@ -50,6 +50,9 @@ def test_what_is_written_takes_no_place_of_anything_else(tmp_path):
     for place, said in ((tmp_path, "a directory"), (tmp_path / "pipe", "a device or a pipe"), ("/dev/null", "a device or a pipe")):
         with pytest.raises(argparse.ArgumentTypeError, match=f"{place} is {said}; name a file"):
             new_file(str(place))
+    for kind in (new_file, new_directory):
+        with pytest.raises(argparse.ArgumentTypeError, match="isn't UTF-8; choose another name"):
+            kind(os.fsdecode(b"a\xff"))
     page, pairs, empty = tmp_path / "page.html", tmp_path / "pairs.jsonl", tmp_path / "empty.html"
     page.write_text("<!DOCTYPE html>\n")
     pairs.write_text("{}\n")
