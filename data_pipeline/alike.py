@@ -1,10 +1,11 @@
 """Near-duplicates: programs that share most of their runs of tokens."""
 
+import math
 import re
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 
 SHINGLE = 4  # tokens
-PERMUTATIONS = 128
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
@@ -17,35 +18,30 @@ def shingles(*texts: str) -> frozenset[str]:
     return frozenset(found)
 
 
-class Index:
-    """What was seen, to find what is alike.
+def alike(a: frozenset[str], b: frozenset[str], near: float) -> bool:
+    """Whether two sets of shingles have a Jaccard similarity of at least `near`."""
+    return len(a & b) >= near * len(a | b)
+
+
+def candidates(sets: Sequence[frozenset[str]], near: float) -> Iterator[list[int]]:
+    """For each set of shingles the numbers of those before it that may be alike, of equal ones the first: whatever is alike is among them.
+
+    Two sets of a Jaccard similarity of at least `near` share at least `near` of each. So they also share one of the few that are left of
+    each without `near` of it, if both leave out what comes last in one order. The rarest come first, so that few sets are compared.
 
     Args:
-      near: Jaccard similarity of two sets of shingles from which they count as alike; above 1 none do.
+      near: Jaccard similarity from which sets count as alike; above 1 none do.
     """
-
-    def __init__(self, near: float):
-        from datasketch import MinHashLSH  # scipy comes with it
-
-        # The index only proposes; similarity is computed exactly. Above 0.95 it would have one band, which it refuses.
-        self._near, self._index = near, MinHashLSH(threshold=min(near, 0.95), num_perm=PERMUTATIONS)
-        self._seen: dict[int, frozenset[str]] = {}
-
-    def like(self, found: frozenset[str]) -> list[int]:
-        """The keys of what was added and is alike."""
-        return sorted(
-            key
-            for key in self._index.query(self._sketch(found))
-            if len(found & self._seen[key]) >= self._near * len(found | self._seen[key])
-        )
-
-    def add(self, key: int, found: frozenset[str]) -> None:
-        self._index.insert(key, self._sketch(found))
-        self._seen[key] = found
-
-    def _sketch(self, found: frozenset[str]) -> Any:
-        from datasketch import MinHash
-
-        sketch = MinHash(num_perm=PERMUTATIONS)
-        sketch.update_batch([shingle.encode() for shingle in found])
-        return sketch
+    often = Counter(shingle for found in sets for shingle in found)
+    holders: dict[str, list[int]] = defaultdict(list)
+    known = set[frozenset[str]]()
+    for number, found in enumerate(sets):
+        if near > 1:
+            yield []
+            continue
+        first = sorted(found, key=lambda shingle: (often[shingle], shingle))[: len(found) - math.ceil(near * len(found)) + 1]
+        yield sorted({other for shingle in first for other in holders[shingle]})
+        if found not in known:
+            known.add(found)
+            for shingle in first:
+                holders[shingle].append(number)

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -87,8 +88,10 @@ def build(
         if tok is None:
             assert vocab_size is not None
             tok = tokenizer.train(_texts(kept, chosen), vocab_size)
+        write_text(out / "dropped.tsv", "")  # first: it tells a build, also one that was stopped
         for path in _own(out):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.name != "dropped.tsv":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         tok.save(out / "tokenizer")
         planted = _plant_all(kept, out / "tokenizer", chosen, options, jobs, drops)
         write_text(out / "dropped.tsv", "".join(f"{row}\t{' '.join(reason.split())}\n" for row, reason in drops.rows))
@@ -186,7 +189,7 @@ def _note(kept: Sequence[Pair], drops: Drops) -> None:
 
 def grouped(kept: Sequence[Pair], near: float) -> list[str]:
     """For each pair the name of its group: of those that share a commit, or are alike, or are so by others between them."""
-    index, found = alike.Index(near), dict[str, str]()  # a group -> one that it belongs to
+    found = dict[str, str]()  # a group -> one that it belongs to
 
     def root(name: str) -> str:
         while found.setdefault(name, name) != name:
@@ -194,12 +197,11 @@ def grouped(kept: Sequence[Pair], near: float) -> list[str]:
         return name
 
     own = [pair.group or pair.id for pair in kept]
-    for number, pair in enumerate(tqdm(kept, desc="find what is alike", unit=" pairs") if near <= 1 else ()):
-        shingles = alike.shingles(pair.instruction, pair.chosen, pair.rejected)
-        for other in index.like(shingles):
-            if root(own[number]) != root(own[other]):
+    sets = [alike.shingles(pair.instruction, pair.chosen, pair.rejected) for pair in kept] if near <= 1 else []
+    for number, others in enumerate(tqdm(alike.candidates(sets, near), "find what is alike", len(sets), unit=" pairs")):
+        for other in others:
+            if root(own[number]) != root(own[other]) and alike.alike(sets[number], sets[other], near):
                 found[root(own[number])] = root(own[other])
-        index.add(number, shingles)
     return [root(name) for name in own]
 
 
@@ -277,14 +279,24 @@ def _whole(out: Path, manifest: Manifest) -> bool:
     return all((out / s["file"]).is_file() and sha256(out / s["file"]) == s["sha256"] for s in files)
 
 
+_UNFINISHED = r"(\.\d+\.[0-9a-f]{8}\.tmp)?"
+_WRITTEN = re.compile(rf"(manifest\.json|dropped\.tsv){_UNFINISHED}|(train|heldout)-\d{{5}}-of-\d{{5}}\.tfrecord")
+_TOKENIZER = re.compile(rf"(tokenizer\.json|tokenizer_config\.json|{re.escape(tokenizer.CHAT_FILE)}){_UNFINISHED}")
+
+
 def _own(out: Path) -> list[Path]:
-    """What an earlier build left in `out`, its manifest first: without that a set is unfinished.
+    """What an earlier build left in `out`, its manifest first: without that a set is unfinished. Every build begins with dropped.tsv.
 
     Raises:
       DataError: something else lies there.
     """
-    names = ["manifest.json", "dropped.tsv", "tokenizer"]
-    found = [path for path in out.iterdir() if path.suffix in (".tfrecord", ".tmp") or path.name in names]
+    found = [path for path in out.iterdir() if _WRITTEN.fullmatch(path.name)]
+    if any(path.name in ("manifest.json", "dropped.tsv") for path in found):
+        saved = out / "tokenizer"
+        if saved.is_dir() and not saved.is_symlink() and all(_TOKENIZER.fullmatch(path.name) for path in saved.iterdir()):
+            found.append(saved)
+    else:
+        found = []
     if other := foreign(out, [path.name for path in found]):
         raise DataError(f"{out}: holds {other[0]}, which no build wrote; choose an empty --out directory")
     return sorted(found, key=lambda path: path.name != "manifest.json")

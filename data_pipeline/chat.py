@@ -7,6 +7,7 @@ and `documents` (none), `raise_exception`, `strftime_now`, the filter `tojson`, 
 import ctypes
 import functools
 import json
+import re
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ LIMIT_S = 5.0
 COMPILED = "<template>"
 """Where Python believes a template's code to stand."""
 MAX_CHARS = 16 * 2**20
-"""What a text multiplied by a number may come to."""
+"""What a text multiplied by a number may come to, and all that a template writes."""
 
 
 class TemplateError(ValueError):
@@ -86,7 +87,7 @@ def limited(template: jinja2.Template, given: Mapping[str, Any], block: str | No
     """What a template, or a block of it, writes.
 
     Raises:
-      TemplateError: it refuses, fails, or isn't done within `LIMIT_S`; with the line.
+      TemplateError: it refuses, fails, or isn't done within `LIMIT_S`, with the line; or it writes too much, or what is no text.
     """
     found: list[str | Exception] = []
 
@@ -111,6 +112,10 @@ def limited(template: jinja2.Template, given: Mapping[str, Any], block: str | No
     (said,) = found
     if isinstance(said, Exception):
         raise TemplateError(_where(template, said) + (" ".join(str(said).split()) or type(said).__name__)) from None
+    if len(said) > MAX_CHARS:
+        raise TemplateError(f"it writes {len(said)} characters, more than {MAX_CHARS}")
+    if wrong := re.search("[\ud800-\udfff]", said):
+        raise TemplateError(f"it writes half a surrogate (U+{ord(wrong[0]):04X}), which no text may hold")
     return said
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from foundation.commands import Program, new_directory, new_file, number, whole
+from foundation.commands import Program, new_directory, new_file, new_page, number, whole
 from foundation.errors import DataError
 from foundation.files import read_text, write_text
 from foundation.pages import visible
@@ -26,7 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     build.add_argument("--out", type=new_directory, required=True, help="directory of the shard set")
     which = build.add_mutually_exclusive_group(required=True)
     which.add_argument("--tokenizer", help="tokenizer.json, a directory that holds one, or a hub id")
-    which.add_argument("--train-tokenizer", type=whole(257), metavar="SIZE", help="train a byte-level BPE of SIZE entries on the inputs")
+    which.add_argument(
+        "--train-tokenizer", type=whole(257, 2**20), metavar="SIZE", help="train a byte-level BPE of SIZE entries on the inputs"
+    )
     build.add_argument("--template", metavar="NAME", help="how instructions are put: alpaca, chat (the tokenizer's own chat template), plain, or a Jinja file (default: chat if the tokenizer has a template for it, else alpaca)")  # fmt: skip
     build.add_argument(
         "--system", default="", metavar="TEXT", help="the system text of a chat (default: what its template says without one)"
@@ -95,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
 
     stats = program.command("stats", "what a data set holds", _stats.__doc__, _stats)
     stats.add_argument("path", metavar="PATH", type=Path, help="a job of `lpo-data distill`, its data/, or a file of pairs")
-    stats.add_argument("--html", type=new_file, metavar="OUT", help="also write all of it as one page that loads nothing")
+    stats.add_argument("--html", type=new_page, metavar="OUT", help="also write all of it as one page that loads nothing")
 
     show = program.command("show", "print pairs of a shard set", _show.__doc__, _show)
     show.add_argument("directory", metavar="DIR", help="a shard set")
@@ -281,6 +283,8 @@ def _check(args: argparse.Namespace) -> int:
     from data_pipeline import pairs
     from data_pipeline.check import check, write_verdicts
 
+    if args.verdicts and any(path.exists() and args.verdicts.exists() and path.samefile(args.verdicts) for path in args.pairs):
+        raise DataError(f"--verdicts {args.verdicts}: the pairs themselves; name another file")
     faults, count, executed = check(args.pairs, args.tests, workers=args.workers)
     for name, fault in faults:
         print(visible(f"{name:44} {' '.join(fault.split())}"))

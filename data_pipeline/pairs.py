@@ -81,7 +81,7 @@ def read(path: str | Path, drops: Drops) -> Iterator[Pair]:
 
 def read_rows(path: str | Path, drops: Drops) -> Iterator[tuple[Json, Pair]]:
     """As `read`, each pair with the row that it came from."""
-    known, unused = False, drops.unused.setdefault(Path(path).name, Counter())
+    known, unused = False, drops.unused.setdefault(records.shown(path), Counter())
     for where, row in records.read(path, drops.add):
         form = formats.of(row)
         if form is None:

@@ -8,8 +8,10 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,8 +37,8 @@ def read(source: str | Path, bad: Bad) -> Iterator[tuple[str, Json]]:
     try:
         with path.open("rb") as file:
             content: Any = gzip.GzipFile(fileobj=file) if _magic(file, 2) == b"\x1f\x8b" else file
-            yield from _parquet(path, content) if _magic(content, 4) == b"PAR1" else _text(path, content, bad)
-    except (gzip.BadGzipFile, EOFError, OSError) as error:
+            yield from _parquet(path, content, bad) if _magic(content, 4) == b"PAR1" else _text(path, content, bad)
+    except (gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
         raise DataError(f"{path}: can't be read ({error}); copy or download it again") from None
 
 
@@ -44,9 +46,14 @@ def facts(source: str | Path) -> Json:
     """What tells one content from another."""
     path = Path(source)
     if path.is_file():
-        return {"file": path.name, "sha256": sha256(path)}
+        return {"file": shown(path), "sha256": sha256(path)}
     prints = "".join(part._fingerprint for _, part in _splits(str(source)))
-    return {"file": path.name, "sha256": hashlib.sha256(prints.encode()).hexdigest()}
+    return {"file": shown(path), "sha256": hashlib.sha256(prints.encode()).hexdigest()}
+
+
+def shown(source: str | Path) -> str:
+    """A file's name as text on one line: names may hold bytes that are no characters, and line breaks."""
+    return " ".join(os.fsencode(Path(source).name).decode(errors="backslashreplace").split())
 
 
 def raising(error: type[Exception] = DataError) -> Bad:
@@ -82,14 +89,16 @@ def _text(path: Path, content: BinaryIO, bad: Bad) -> Iterator[tuple[str, Json]]
 def _lines(path: Path, lines: io.TextIOWrapper, bad: Bad) -> Iterator[tuple[str, Json]]:
     for number, line in enumerate(lines, 1):  # universal newlines: \n, \r\n and \r, nothing else
         if line.strip():
-            yield from _object(f"{path.name}:{number}", line, bad)
+            yield from _object(f"{shown(path)}:{number}", line, bad)
 
 
 def _object(where: str, text: str, bad: Bad) -> Iterator[tuple[str, Json]]:
     try:
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         bad(where, f"not valid JSON ({error.msg})")
+    except _TwiceError as error:
+        bad(where, str(error))
     except (RecursionError, ValueError):
         bad(where, "not valid JSON (nested too deep, or a number too long)")
     else:
@@ -101,14 +110,31 @@ def _object(where: str, text: str, bad: Bad) -> Iterator[tuple[str, Json]]:
 
 def _array(path: Path, text: str, bad: Bad) -> Iterator[tuple[str, Json]]:
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=_once)
+    except _TwiceError as error:
+        raise DataError(f"{path}: a row {error}; remove one") from None
     except (RecursionError, ValueError) as error:
         raise DataError(f"{path}: begins as a JSON array, and isn't one ({error}); mend it, or write an object a line") from None
     for number, row in enumerate(rows, 1):
         if isinstance(row, dict):
-            yield f"{path.name}:{number}", row
+            yield f"{shown(path)}:{number}", row
         else:
-            bad(f"{path.name}:{number}", "not a JSON object")
+            bad(f"{shown(path)}:{number}", "not a JSON object")
+
+
+class _TwiceError(ValueError):
+    """An object has a key twice, of which `json` would take the last."""
+
+
+def _once(members: list[tuple[str, Any]]) -> Json:
+    found = dict(members)
+    if len(found) < len(members):
+        raise _TwiceError(f"has a key twice ({_twice([key for key, _ in members])})")
+    return found
+
+
+def _twice(names: Sequence[str]) -> str:
+    return ", ".join(sorted({name for name in names if names.count(name) > 1}))
 
 
 def _csv(path: Path, text: io.TextIOWrapper, bad: Bad) -> Iterator[tuple[str, Json]]:
@@ -119,10 +145,10 @@ def _csv(path: Path, text: io.TextIOWrapper, bad: Bad) -> Iterator[tuple[str, Js
     reader = csv.DictReader(text, delimiter=delimiter, restkey=None)
     try:
         names = reader.fieldnames or []
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise DataError(f"{path}: the header has the column {', '.join(twice)} twice; rename one")
+        if twice := _twice(names):
+            raise DataError(f"{path}: the header has the column {twice} twice; rename one")
         for number, row in enumerate(reader, 1):
-            where, more, fewer = f"{path.name}:{number}", row.pop(None, ()), sum(cell is None for cell in row.values())  # type: ignore[call-overload]
+            where, more, fewer = f"{shown(path)}:{number}", row.pop(None, ()), sum(cell is None for cell in row.values())  # type: ignore[call-overload]
             if more or fewer:
                 bad(where, "more cells than the header has" if more else "fewer cells than the header has")
             else:
@@ -131,14 +157,22 @@ def _csv(path: Path, text: io.TextIOWrapper, bad: Bad) -> Iterator[tuple[str, Js
         raise DataError(f"{path} line {reader.line_num}: no CSV ({error}); mend that line") from None
 
 
-def _parquet(path: Path, content: BinaryIO) -> Iterator[tuple[str, Json]]:
+def _parquet(path: Path, content: BinaryIO, bad: Bad) -> Iterator[tuple[str, Json]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        batches = pyarrow.parquet.ParquetFile(content).iter_batches(batch_size=256)
-        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-            yield f"{path.name}:{number}", row
+        file = pyarrow.parquet.ParquetFile(content)
+        if twice := _twice(file.schema_arrow.names):
+            raise DataError(f"{path}: the column {twice} is there twice; rename one")
+        rows = (batch.slice(at, 1) for batch in file.iter_batches(batch_size=256) for at in range(len(batch)))
+        for number, one in enumerate(rows, 1):
+            try:
+                (row,) = one.to_pylist()
+            except (ValueError, OverflowError) as error:  # text that isn't UTF-8, a date beyond the year 9999
+                bad(f"{shown(path)}:{number}", f"a value that Python can't hold ({error})")
+            else:
+                yield f"{shown(path)}:{number}", row
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: damaged Parquet ({error}); copy or download it again") from None
 
@@ -146,7 +180,7 @@ def _parquet(path: Path, content: BinaryIO) -> Iterator[tuple[str, Json]]:
 def _data_set(source: str) -> Iterator[tuple[str, Json]]:
     for split, part in _splits(source):
         for number, row in enumerate(part, 1):
-            yield f"{Path(source).name}/{split}:{number}", row
+            yield f"{shown(source)}/{split}:{number}", row
 
 
 def _splits(source: str) -> list[tuple[str, Any]]:

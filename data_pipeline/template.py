@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 
-from data_pipeline import chat
+from data_pipeline import chat, records
 from data_pipeline.pairs import Pair
 from data_pipeline.tokenizer import CLOSE, OPEN, Tokenizer
 from foundation.errors import DataError
@@ -98,7 +98,7 @@ def load(name: str | None, tokenizer: Tokenizer | None, system: str = "") -> tup
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.j2")))
         raise DataError(f"template {name}: no such file, and none of ours ({known})")
-    template = checked(Template(name if file == shipped else file.name, read_text(file)), tokenizer, f"template {name}")
+    template = checked(Template(name if file == shipped else records.shown(file), read_text(file)), tokenizer, f"template {name}")
     if tokenizer is not None and tokenizer.chat is not None and prompt(template, "instruction", tokenizer).whole:
         template = replace(template, chat=tokenizer.chat)
         if begins := _turn(template, tokenizer)[0]:

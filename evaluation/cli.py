@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evaluation.benchmarks import BENCHMARKS, Benchmark, load
 from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
-from foundation.commands import Program, new_directory, new_file, number, whole
+from foundation.commands import Program, new_directory, new_page, number, whole
 from judges import TOOLS
 from judges.findings import NOISE
 from lpo_jax.cli.models import add_asking
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         "runs", nargs="+", type=Path, metavar="RUN", help="directories that `lpo-eval run` wrote, the one to compare with first"
     )
     report.add_argument("--training", action="append", default=[], type=Path, metavar="DIR", help="a run_dir of `lpo train`: show its curves and pairs too; repeatable")  # fmt: skip
-    report.add_argument("-o", "--out", type=new_file, required=True, metavar="FILE.html", help="the page")
+    report.add_argument("-o", "--out", type=new_page, required=True, metavar="FILE.html", help="the page")
 
     program.command("benchmarks", "list benchmarks: forms, licences, where their data comes from", "List the benchmarks.", _benchmarks)
     return program.run(argv)

@@ -103,7 +103,7 @@ def from_endpoint(
 
         key = os.environ.get("OPENAI_API_KEY", "")
         journal = directory / "completions.jsonl"
-        done = {(row["id"], row["sample"]) for row in read_journal(journal)}
+        done = {(row["id"], row["sample"]) for row in read_journal(journal, {"id": str, "sample": int})}
         missing = [(task_id, k) for task_id in prompts for k in range(samples) if (task_id, k) not in done]
 
         async def ask() -> None:
@@ -176,7 +176,7 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
 
 
 def _kept(journal: Path) -> Iterator[tuple[str, int, str]]:
-    return ((row["id"], row["sample"], row["text"]) for row in read_journal(journal))
+    return ((row["id"], row["sample"], row["text"]) for row in read_journal(journal, {"id": str, "sample": int, "text": str}))
 
 
 def _host(url: str) -> str:

@@ -89,8 +89,12 @@ def _load(path: Path) -> Run:
     file = path / "run.json"
     try:
         info = read_json(file)
+        if not isinstance(info, dict):
+            raise ReportError(f"{file}: no object; is {path} what `lpo-eval run` wrote?")
         file = path / "samples.jsonl"
         samples = list(json_lines(file.read_bytes()))
+        if not all(isinstance(sample, dict) for sample in samples):
+            raise ReportError(f"{file}: a line is no object; run `lpo-eval run` again")
         if not samples:
             raise ReportError(f"{file}: no sample yet; let `lpo-eval run` finish")
         for key in ("name", "model", "benchmark", "data_sha256"):

@@ -56,7 +56,7 @@ def _run(benchmark: Benchmark, completions: Completions, options: Options, out: 
     _begin(benchmark, completions, options, out)
     tasks = {task.task_id: task for task in benchmark.tasks}
     journal = out / "samples.jsonl"
-    done = {(row["task_id"], row["sample"]) for row in read_journal(journal)}
+    done = {(row["task_id"], row["sample"]) for row in read_journal(journal, _KEY)}
     todo = (c for c in completions.read(out) if c[0] in tasks and c[1] < completions.samples and c[:2] not in done)
     total = len(tasks) * completions.samples
     first = next(todo, None)  # only now: a source may show a bar of its own while it draws
@@ -67,6 +67,10 @@ def _run(benchmark: Benchmark, completions: Completions, options: Options, out: 
             with journal.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(record) + "\n" for record in records))
     return _finish(benchmark, completions.samples, options, out)
+
+
+_KEY = {"task_id": str, "sample": int}
+"""What tells the lines of samples.jsonl apart."""
 
 
 def _begin(benchmark: Benchmark, completions: Completions, options: Options, out: Path) -> None:
@@ -186,7 +190,7 @@ _objects: dict[tuple[str, str], bool] = {}
 
 
 def _finish(benchmark: Benchmark, per_task: int, options: Options, out: Path) -> Json:
-    found = {(row["task_id"], row["sample"]): row for row in read_journal(out / "samples.jsonl")}
+    found = {(row["task_id"], row["sample"]): row for row in read_journal(out / "samples.jsonl", _KEY)}
     wanted = [(task.task_id, sample) for task in benchmark.tasks for sample in range(per_task)]
     missing = [key for key in wanted if key not in found]
     if missing:

@@ -82,11 +82,22 @@ def number(least: float = 0.0, most: float = math.inf, above: bool = False) -> C
 
 
 def new_file(text: str) -> Path:
-    """A type of arguments: a file to write, or to write anew."""
+    """A type of arguments: a file to write, or to write anew. Devices and pipes can't be: a file would take their place."""
     path = Path(text).expanduser()
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a directory; name a file")
+    if path.exists() and not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} is {'a directory' if path.is_dir() else 'a device or a pipe'}; name a file")
     return _writable(path, path.parent)
+
+
+def new_page(text: str) -> Path:
+    """A type of arguments: a page to write, which takes the place of an earlier page, and of nothing else: what is read stays."""
+    path = new_file(text)
+    if path.exists():
+        with path.open("rb") as file:
+            start = file.read(9)
+        if start and start.lower() != b"<!doctype":
+            raise argparse.ArgumentTypeError(f"{text} holds something else than a page; name another file")
+    return path
 
 
 def new_directory(text: str) -> Path:
@@ -98,7 +109,9 @@ def new_directory(text: str) -> Path:
 
 
 def _writable(path: Path, directory: Path) -> Path:
-    """`path`, if `directory` can be written, or made."""
+    """`path`, if `directory` can be written, or made, also by libraries that know names in UTF-8 only."""
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        raise argparse.ArgumentTypeError(f"{path} isn't UTF-8; choose another name")
     there = next(d for d in (directory, *directory.absolute().parents) if d.exists())
     if not there.is_dir():
         raise argparse.ArgumentTypeError(f"{path} can't be made: {there} is a file")

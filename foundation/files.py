@@ -109,8 +109,11 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_journal(path: Path) -> list[Json]:
+def read_journal(path: Path, fields: Mapping[str, type] | None = None) -> list[Json]:
     """The rows of a JSONL file that is only appended to. A last line that a kill has cut short is removed from the file.
+
+    Args:
+      fields: what each row has, and of which type.
 
     Raises:
       DataError: a line in its midst is damaged; named.
@@ -125,9 +128,12 @@ def read_journal(path: Path) -> list[Json]:
     for number, line in enumerate(whole.split(b"\n"), 1):
         if line:
             try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise DataError(f"{path}: line {number} is damaged; remove it (what it holds will be done again)") from None
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict) or not all(type(row.get(name)) is kind for name, kind in (fields or {}).items()):
+                raise DataError(f"{path}: line {number} is damaged; remove it (what it holds will be done again)")
+            rows.append(row)
     return rows
 
 
@@ -144,7 +150,8 @@ def differing(
     """
     if not file.exists():
         return []
-    mine, theirs = json.loads(json.dumps(facts)), json.loads(json.dumps(upgrade(json.loads(file.read_text()))))
+    theirs = read_object(file, "copy it again, or name another place")
+    mine, theirs = json.loads(json.dumps(facts)), json.loads(json.dumps(upgrade(theirs)))
     return [key for key in sorted(mine.keys() | theirs.keys()) if key not in free and mine.get(key) != theirs.get(key)]
 
 

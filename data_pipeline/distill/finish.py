@@ -27,20 +27,20 @@ def finish(rows: list[Json], near: float) -> tuple[list[Json], list[tuple[str, s
     Args:
       near: Jaccard similarity, of runs of tokens of both sides, from which two rows count as near-duplicates; above 1 none do.
     """
-    index, seen = alike.Index(near), set[tuple[str | None, str | None]]()
+    seen, stayed = set[tuple[str | None, str | None]](), set[frozenset[str]]()
     kept, dropped = [], []
-    for number, row in enumerate(tqdm(rows, desc="finish", unit=" rows")):
+    sets = [alike.shingles(row["chosen"], row["rejected"]) for row in rows]
+    for row, own, others in zip(tqdm(rows, desc="finish", unit=" rows"), sets, alike.candidates(sets, near), strict=True):
         exact = dump(row["chosen"]), dump(row["rejected"])
-        shingles = alike.shingles(row["chosen"], row["rejected"])
         if exact in seen:
             dropped.append((row["id"], "duplicate"))
-        elif index.like(shingles):
+        elif any(sets[other] in stayed and alike.alike(own, sets[other], near) for other in others):
             dropped.append((row["id"], "near-duplicate"))
         elif secret := find_secret("\n".join((row["instruction"], row["reasoning"], row["chosen"], row["rejected"]))):
             dropped.append((row["id"], f"secret ({secret})"))
         else:
             seen.add(exact)
-            index.add(number, shingles)
+            stayed.add(own)
             kept.append(row)
     return kept, dropped
 

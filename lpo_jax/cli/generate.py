@@ -21,7 +21,7 @@ examples:
 
 import argparse
 
-from foundation.commands import new_file, number, whole
+from foundation.commands import new_file, new_page, number, whole
 from lpo_jax.cli.models import add_asking, add_models, models_of
 
 
@@ -52,7 +52,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_asking(parser)
     parser.add_argument("--trace", action="store_true", help="write what each model thought of each token, too")
     parser.add_argument(
-        "--html", type=new_file, metavar="PAGE.html", help="co-decoding: a page that shows which model decided each token; implies --trace"
+        "--html",
+        type=new_page,
+        metavar="PAGE.html",
+        help="co-decoding: a page that shows which model decided each token; implies --trace",
     )
 
 
@@ -67,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--html shows which of two models decided each token: give the other with --security, and a preset that replaces tokens"
         )
+    if args.html and args.html.resolve() == args.out.resolve():
+        raise ConfigError(f"--html {args.html}: the completions go there; name another file")
     temperature = 0.0 if args.greedy else args.temperature
     asked = job.Job(
         prompts=args.prompts,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import json
 import re
 import types
@@ -23,6 +24,9 @@ Keys = tuple[str, ...]
 """The keys that lead to a value: ("stages", "sft", "optim", "lr")."""
 
 _OVERRIDE = "override "
+
+MOST_VALUES = 10_000
+"""In a config: anchors within anchors stand for billions, which nobody has written and nobody waits for."""
 
 _WORDS = {"int": "int", "float": "float", "bool": "bool", "string": "str", **dict.fromkeys(("dict", "dataclass", "model"), "a mapping")}
 """pydantic's names of types begin with the left word; we say the right one."""
@@ -101,8 +105,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 def _parse(text: str, name: str) -> tuple[Any, dict[Keys, str]]:
     """YAML as plain data, with the place of each key, "name:line"; keys are text as written, also 1 and yes."""
     places: dict[Keys, str] = {}
+    values = itertools.count()
 
     def plain(node: yaml.Node | None, above: Keys) -> Any:
+        if next(values) > MOST_VALUES:
+            raise ComposerError(
+                None, None, f"with what its anchors repeat it holds more than {MOST_VALUES} values", node.start_mark if node else None
+            )
         if isinstance(node, yaml.SequenceNode):
             return [plain(item, above) for item in node.value]
         if node is None:

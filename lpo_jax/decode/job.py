@@ -153,7 +153,7 @@ def _open_journal(job: Job, dtype: str, prompts: list[Prompt]) -> set[tuple[str,
     if differ := differing(settings_file, settings):
         raise ConfigError(f"{out} was begun with another {', '.join(differ)} (see {settings_file}): repeat them, or give another -o")
     hashes, done = {prompt.id: prompt.sha256 for prompt in prompts}, set()
-    for number, record in enumerate(read_journal(out), 1):
+    for number, record in enumerate(read_journal(out, {"id": str, "sample": int, "prompt_sha256": str}), 1):
         if hashes.get(record["id"], record["prompt_sha256"]) != record["prompt_sha256"]:
             raise ConfigError(f"{out}:{number}: prompt {record['id']} was another text then: give another -o, or restore it")
         if record["id"] in hashes and record["sample"] < job.samples:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -140,19 +141,24 @@ def read(path: str, tokenizer: Tokenizer, asking: Asking) -> list[Prompt]:
       ConfigError: no such file, or a row is no object, has neither or both, or an id that another row has; file and line are named.
     """
     found: dict[str, Prompt] = {}
+    unused = Counter[str]()
     for where, row in records.read(path, records.raising(ConfigError)):
         where = f"{path}:{where.rpartition(':')[2]}"
         key = next((key for key in ("prompt", "instruction") if key in row), None)
         if key is None or {"prompt", "instruction"} <= row.keys():
             raise ConfigError(f'{where}: write {{"id": ..., "prompt": TEXT}} or {{"id": ..., "instruction": TEXT}}')
         try:
-            text, name = text_of(row[key], key), str(row.get("id", where.rpartition(":")[2]))
+            given = row.get("id")
+            text, name = text_of(row[key], key), text_of(where.rpartition(":")[2] if given is None else str(given), "id")
             shown = asking.prompt(text, tokenizer) if key == "instruction" else templates.as_it_stands(text)
         except (RowError, TemplateError) as error:
             raise ConfigError(f"{where}: {error}") from None
         if name in found:
             raise ConfigError(f"{where}: id {name} stands at {found[name].where} already")
         found[name] = Prompt(name, where, shown.shown, tuple(shown.ids(tokenizer)))
+        unused.update(column for column in row.keys() - {"id", key} if row[column] not in (None, "", [], {}))
     if not found:
         raise ConfigError(f"{path}: no prompt")
+    if unused:
+        log.warning("%s: nothing reads the columns %s", path, ", ".join(f"{name} ({count} rows)" for name, count in sorted(unused.items())))
     return list(found.values())

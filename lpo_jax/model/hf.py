@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from foundation.files import Json, directory_of, read_json, write_json
 from lpo_jax.config import ConfigError, ModelConfig, ModelSource
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor, config_from_hf, config_to_hf
+from lpo_jax.tensors import save_file
 
 MAX_FILE_BYTES = 5 * 10**9
 

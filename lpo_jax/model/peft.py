@@ -13,7 +13,6 @@ from typing import Annotated, TypeVar
 import numpy as np
 import pydantic
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
 
 from foundation.files import Json, read_object, write_json
 from foundation.settings import LARGEST
@@ -22,6 +21,7 @@ from lpo_jax.model.adapters import split_dims
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor
 from lpo_jax.model.hf import FLOATS, opened
+from lpo_jax.tensors import save_file
 
 X = TypeVar("X")
 

@@ -22,7 +22,7 @@ class MetricLog:
         if not self._first:
             return
         self._path, self._board, self._file = run_dir / "metrics.jsonl", None, None
-        self._lines = [json.dumps(row) + "\n" for row in read_journal(self._path) if row["total_step"] <= resume_step]
+        self._lines = [json.dumps(row) + "\n" for row in read_journal(self._path, {"total_step": int}) if row["total_step"] <= resume_step]
         write_text(self._path, "".join(self._lines))
         if not is_bucket(run_dir):
             from tensorboardX import SummaryWriter  # slow, and it pulls in torch where that is installed

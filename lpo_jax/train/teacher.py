@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from data_pipeline.row import PackedRows
@@ -30,6 +29,7 @@ from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives.base import FrozenOptions, answer_side
 from lpo_jax.sharding import make_mesh
+from lpo_jax.tensors import save_file
 from lpo_jax.train.placement import to_devices
 from lpo_jax.train.state import check_length, check_rows, param_shardings
 from lpo_jax.train.step import Teacher, output

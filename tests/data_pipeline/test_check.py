@@ -87,3 +87,11 @@ def test_command_names_the_pair_and_fails(tmp_path, capsys):
     assert main(["check", str(tmp_path / "p.jsonl")]) == 1
     assert "cwe020-code" in capsys.readouterr().out
     assert list(pairs.read(tmp_path / "p.jsonl", Drops()))
+
+
+def test_verdicts_never_take_the_place_of_pairs(tmp_path, capsys):
+    file = tmp_path / "p.jsonl"
+    file.write_text(line := '{"chosen": "a = 1", "rejected": "b = 2"}\n')
+    assert main(["check", str(file), "--verdicts", str(file)]) == 2
+    assert "the pairs themselves; name another file" in capsys.readouterr().err
+    assert file.read_text() == line

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 from dataclasses import replace
 
 import pyarrow
@@ -84,6 +85,8 @@ def test_parquet_and_directories(tmp_path):
         ("torn.jsonl.gz", gzip.compress(lines().encode())[:-9], "copy or download it again"),
         ("torn.parquet", b"PAR1" + bytes(40), "damaged Parquet"),
         ("torn.json", json.dumps(ROWS).encode()[:-3], "begins as a JSON array, and isn't one"),
+        ("crooked.jsonl.gz", gzip.compress(lines().encode())[:20] + b"\xff" * 60, "copy or download it again"),
+        ("twice.json", b'[{"chosen": "a", "rejected": "b", "chosen": "c"}]', r"has a key twice \(chosen\)"),
         ("twice.csv", b"chosen,rejected,chosen\n1,2,3\n", "has the column chosen twice"),
         ("typo.jsonl", b'{"choosen": "a", "rejected": "b"}\n', "is 'chosen' meant by 'choosen'"),
     ],
@@ -93,6 +96,37 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message) as error:
         read_pairs(tmp_path / name)
     assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_key_that_is_there_twice_loses_nothing(tmp_path):
+    (tmp_path / "p.jsonl").write_text(lines() + '{"chosen": "a", "rejected": "b", "chosen": "c"}\n')
+    found, drops = read_pairs(tmp_path / "p.jsonl")
+    assert (found, drops.rows) == (PAIRS, [("p.jsonl:4", "has a key twice (chosen)")])
+
+
+def test_what_parquet_can_hold_and_python_not_is_a_drop(tmp_path):
+    odd = {
+        "reasoning": pyarrow.array([b"Why.", b"\xff", None], pyarrow.binary()).view(pyarrow.string()),
+        "when": pyarrow.array([0, 0, 2**62], pyarrow.timestamp("us")),
+    }
+    columns = pyarrow.Table.from_pylist(ROWS)
+    for name, values in odd.items():
+        columns = columns.append_column(name, values)
+    pyarrow.parquet.write_table(columns, tmp_path / "p.parquet")
+    found, drops = read_pairs(tmp_path / "p.parquet")
+    assert (found, [row for row, _ in drops.rows]) == ([replace(PAIRS[0], reasoning="Why.")], ["p.parquet:2", "p.parquet:3"])
+    assert drops.counts() == {"a value that Python can't hold": 2}
+    pyarrow.parquet.write_table(columns.append_column("chosen", columns["rejected"]), tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="the column chosen is there twice"):
+        read_pairs(tmp_path / "twice.parquet")
+
+
+def test_a_name_that_is_no_text_is_told_on_one_line(tmp_path):
+    path = tmp_path / os.fsdecode(b"a\xff\nb.jsonl")
+    path.write_text('{"chosen": "a", "rejected": "b"}')
+    (pair,), _ = read_pairs(path)
+    assert pair.id == "a\\xff b.jsonl:1"
+    assert records.facts(path)["file"] == "a\\xff b.jsonl"
 
 
 def test_no_file_no_hub(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -227,6 +228,28 @@ def test_real_rows_with_real_tokenizers(shared_data, tmp_path, name, capsys):
         manifest = Manifest.load(out)
         assert sum(s["pairs"] for s in manifest.splits.values()) + sum(manifest.drops.values()) == rows
         assert set(manifest.drops) <= {"both sides are equal"}
+
+
+@pytest.mark.parametrize("name", ["tokenizer/model.safetensors", "tokenizer/tokenizer.json", "mine.tfrecord", "notes.tmp", "tokenizer"])
+@pytest.mark.parametrize("built", [False, True])
+def test_a_build_takes_away_nothing_that_no_build_wrote(tmp_path, name, built):
+    file = tmp_path / "out" / name
+    if built:
+        small_build(tmp_path, n=4)
+        if name.startswith("tokenizer"):
+            shutil.rmtree(tmp_path / "out" / "tokenizer")
+        (tmp_path / "out" / "manifest.json").unlink()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if name == "tokenizer":
+        file.symlink_to(tmp_path)
+    else:
+        file.write_text("mine")
+    if built and name == "tokenizer/tokenizer.json":
+        small_build(tmp_path, n=4)  # a build that was stopped is begun anew
+        return
+    with pytest.raises(DataError, match=rf"holds {name.split('/')[0]}, which no build wrote"):
+        small_build(tmp_path, n=4)
+    assert file.exists()
 
 
 def test_plain_rows_are_counted_and_scored_whole(tmp_path, capsys):

@@ -244,6 +244,8 @@ def test_strangers_templates_have_limits(chatty, monkeypatch):
         ("{% for m in messages %}\n\n{{ m.content }", "line 3: unexpected '}'"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ '\\ud800' }}", r"it writes half a surrogate \(U\+D800\)"),
+        ("{% set a = 'x' * 9999999 %}{{ a }}{{ a }}", "it writes 19999998 characters, more than"),
     ):
         with pytest.raises(TemplateError, match=message):
             template.prompt(chosen, "x", dataclasses.replace(chatty, chat=source))

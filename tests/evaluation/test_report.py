@@ -190,6 +190,12 @@ def test_faults_name_the_file_and_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match=r"run\.json.*lpo-eval run"):
         write([tmp_path / "absent"], tmp_path / "x.html")
     a, b = (make(tmp_path / name, name, 0.5, tasks=3) for name in "ab")
+    (odd := make(tmp_path / "odd", "odd", 0.5, tasks=3)).joinpath("samples.jsonl").write_text("5\n")
+    with pytest.raises(ReportError, match=r"samples\.jsonl: a line is no object"):
+        write([odd], tmp_path / "x.html")
+    (odd / "run.json").write_text("[]")
+    with pytest.raises(ReportError, match=r"run\.json: no object"):
+        write([odd], tmp_path / "x.html")
     with (b / "samples.jsonl").open("a") as file:
         file.write('{"task_id": ')
     with pytest.raises(ReportError, match=r"samples\.jsonl: line 10 is no JSON"):

@@ -1,10 +1,11 @@
 """Commands: their numbers have bounds, and an error is one line that steers no terminal and shows no key."""
 
 import argparse
+import os
 
 import pytest
 
-from foundation.commands import Program, number, whole
+from foundation.commands import Program, new_directory, new_file, new_page, number, whole
 from foundation.errors import DataError, run_command
 
 
@@ -42,3 +43,20 @@ def test_an_error_steers_no_terminal_and_shows_no_key(monkeypatch, capsys):
 
     assert run_command("lpo-test", fail) == 2
     assert capsys.readouterr().err == "lpo-test: error: a\u241b[31m\\u202eb: key *** is wrong\n"
+
+
+def test_what_is_written_takes_no_place_of_anything_else(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place, said in ((tmp_path, "a directory"), (tmp_path / "pipe", "a device or a pipe"), ("/dev/null", "a device or a pipe")):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"{place} is {said}; name a file"):
+            new_file(str(place))
+    for kind in (new_file, new_directory):
+        with pytest.raises(argparse.ArgumentTypeError, match="isn't UTF-8; choose another name"):
+            kind(os.fsdecode(b"a\xff"))
+    page, pairs, empty = tmp_path / "page.html", tmp_path / "pairs.jsonl", tmp_path / "empty.html"
+    page.write_text("<!DOCTYPE html>\n")
+    pairs.write_text("{}\n")
+    empty.touch()
+    assert [new_page(str(path)) for path in (page, empty, tmp_path / "new.html")] == [page, empty, tmp_path / "new.html"]
+    with pytest.raises(argparse.ArgumentTypeError, match="holds something else than a page"):
+        new_page(str(pairs))

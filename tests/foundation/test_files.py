@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from foundation.errors import DataError
-from foundation.files import foreign, hold, kept, read_json, write_json
+from foundation.files import differing, foreign, hold, kept, read_journal, read_json, write_json
 from tests.helpers.paths import REPO
 
 HOLD = "import sys\nfrom pathlib import Path\nfrom foundation.files import hold\nwith hold(Path(sys.argv[1])):\n    print('held', flush=True)\n    input()\n"
@@ -83,3 +83,19 @@ def test_what_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="can't be written"), hold(tmp_path / "file" / "x"):
         pass
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", "5", "null", "[" * 100_000, '{"id": "a"}', '{"id": ["a"], "sample": 0}', '{"id": "a", "sample": true}', "\udcff"]
+)
+def test_a_line_of_a_journal_that_is_no_row_of_it_is_named(tmp_path, line):
+    (tmp_path / "j.jsonl").write_bytes(f'{{"id": "a", "sample": 0}}\n{line}\n'.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=r"j\.jsonl: line 2 is damaged; remove it"):
+        read_journal(tmp_path / "j.jsonl", {"id": str, "sample": int})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_damaged_facts_of_a_directory_are_named(tmp_path, text):
+    (tmp_path / "job.json").write_text(text)
+    with pytest.raises(DataError, match=r"job\.json.*damaged JSON .*name another place"):
+        differing(tmp_path / "job.json", {"seed": 1})

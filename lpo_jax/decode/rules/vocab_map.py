@@ -19,13 +19,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from data_pipeline.tokenizer import Tokenizer
 from foundation.files import kept, replaced
 from lpo_jax.config import ConfigError
 from lpo_jax.decode.request import LoadedModel
+from lpo_jax.tensors import save_file
 
 THRESHOLD = 0.5
 """A CSLS below it is no counterpart."""

@@ -24,6 +24,9 @@ def load(tmp_path, text, *overrides):
     return config.load(file, overrides)
 
 
+BOMB = "seed: [&a0 [x], " + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)) + "]"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -39,6 +42,7 @@ def load(tmp_path, text, *overrides):
         (GOOD + "x: !!bool y", "c.yaml:10: not valid YAML: 'y' is no bool"),
         (GOOD + "x: !!timestamp y", "c.yaml:10: not valid YAML: 'y' is no timestamp"),
         (GOOD + "x: &a {b: *a}", "c.yaml: not valid YAML: an anchor contains itself"),
+        (BOMB, "c.yaml:1: not valid YAML: with what its anchors repeat it holds more than"),
         ("[" * 3000, "c.yaml: not valid YAML: an anchor contains itself, or it is nested too deeply"),
         (GOOD + "mesh: *b", "c.yaml:10: not valid YAML: found undefined alias 'b'"),
         (GOOD + "mesh: {<<: 3}", "c.yaml:10: not valid YAML: expected a mapping or list of mappings for merging"),

@@ -10,7 +10,8 @@ from data_pipeline import template
 from data_pipeline.encode import MaskOptions, encode
 from data_pipeline.pairs import Pair
 from foundation.errors import DataError
-from lpo_jax.decode.prompts import Asking, asking
+from lpo_jax.config import ConfigError
+from lpo_jax.decode.prompts import Asking, asking, read
 from tests.helpers.sampling import tokenizer
 
 CHAT = "{% for m in messages %} w{{ m.role | length }} {{ m.content }}{% endfor %}{% if add_generation_prompt %} w9{% endif %}"
@@ -77,3 +78,15 @@ def test_a_conversation_has_the_ids_of_a_pair_with_that_history(tok, form):
     else:
         with pytest.raises(ValueError, match="must be the user's"):
             Asking(chosen, False).conversation(messages[:3], tok)
+
+
+def test_rows_of_prompts_lose_nothing_unnamed(tok, tmp_path, caplog):
+    file = tmp_path / "p.jsonl"
+    rows = [{"prompt": "w1", "id": None}, {"prompt": "w2", "history": [["user", "w3"]], "system": ""}, {"prompt": "w3", "id": 7}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = Asking(template.alpaca(), False)
+    assert [prompt.id for prompt in read(str(file), tok, asked)] == ["1", "2", "7"]
+    assert caplog.messages == [f"{file}: nothing reads the columns history (1 rows)"]
+    file.write_text('{"prompt": "w1", "id": "\\ud800"}')
+    with pytest.raises(ConfigError, match=r"p\.jsonl:1: id: half a surrogate"):
+        read(str(file), tok, asked)
