@@ -230,16 +230,19 @@ def _choose(blocks: list[_Block], name: str | None) -> str:
     python = [b for b in blocks if b.language in answers.PYTHON and b.code.strip()]
     chosen = next(iter([*(b for b in python if _defines(b.code, name)), *python, *blocks]))
     parts, tree = [chosen], parse(chosen.code)
-    others = [
-        (b, found) for b in python if b is not chosen and (found := parse(b.code)) and all(isinstance(s, _TOP_LEVEL) for s in found.body)
-    ]
-    while tree is not None:
-        wanted = _uses(tree) - _bound(tree)
-        more = next(((b, found) for b, found in others if b not in parts and _bound(found) & wanted and not _defines(b.code, name)), None)
-        if more is None:
-            break
-        parts = sorted([*parts, more[0]], key=lambda block: block.start)
-        tree = parse("\n".join(block.code for block in parts))
+    owners: dict[str, tuple[int, ast.Module]] = {}  # of each name the first block that brings it, and nothing but functions and the like
+    for number, block in enumerate(python):
+        found = None if block is chosen or _defines(block.code, name) else parse(block.code)
+        if found and all(isinstance(s, _TOP_LEVEL) for s in found.body):
+            for each in _bound(found):
+                owners.setdefault(each, (number, found))
+    own, used = (_bound(tree), _uses(tree)) if tree else (set(), set())
+    while wanted := (used - own) & owners.keys():
+        number, tree = min((owners[each] for each in wanted), key=lambda owner: owner[0])
+        parts.append(python[number])
+        own |= _bound(tree)
+        used |= _uses(tree)
+    parts.sort(key=lambda block: block.start)
     return "\n".join(block.code for block in parts) if len(parts) > 1 else chosen.code
 
 

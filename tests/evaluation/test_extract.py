@@ -86,6 +86,12 @@ def test_a_helper_may_stand_in_a_block_of_its_own():
         assert found.endswith(f"{first}\n{second}")
 
 
+def test_helpers_of_helpers_stand_in_blocks_of_their_own():
+    chain = [f"def f{i}():\n    return f{i + 1}()\n" for i in range(2000)]
+    blocks = "".join(f"```python\n{code}```\n" for code in [*chain, "def other():\n    pass\n", "def f2000():\n    return 1\n"])
+    assert extract("", blocks, "instruction").code == "\n".join([*chain, "def f2000():\n    return 1\n"])
+
+
 def test_tabs_become_the_blanks_of_the_prompt():
     assert code(OPEN, BODY.replace("    ", "\t")) == OPEN + BODY
 
