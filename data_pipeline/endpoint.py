@@ -4,6 +4,7 @@ The key is read from OPENAI_API_KEY by the `openai` package and goes nowhere els
 """
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -54,8 +55,8 @@ class Endpoint:
             try:
                 try:
                     answer = await send(self.client)
-                except RecursionError:
-                    raise ValueError("the answer is JSON nested without end") from None
+                except (RecursionError, OverflowError, ExceptionGroup):  # JSON nested without end; a redirect to a port that is none
+                    raise ValueError("the answer can't be read") from None
                 try:
                     return read(answer)
                 except (AttributeError, LookupError, TypeError):
@@ -114,10 +115,11 @@ def retry_after(headers: Mapping[str, str]) -> float:
     for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         value = headers.get(name, "")
         try:
-            return min(max(float(value) * scale, 0.0), 60.0)
+            seconds = float(value) * scale
         except ValueError:
-            pass  # a date, or nothing
+            continue  # a date, or nothing
+        return min(max(0.0 if math.isnan(seconds) else seconds, 0.0), 60.0)  # nobody wakes from a sleep of nan seconds
     try:
         return min(max(parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time(), 0.0), 60.0)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0

@@ -116,3 +116,11 @@ def test_retry_after_in_each_notation():
     assert retry_after({"retry-after": "2"}) == 2
     assert retry_after({"retry-after": "3600"}) == 60
     assert retry_after({}) == retry_after({"retry-after": "soon"}) == 0
+    assert retry_after({"retry-after": "nan"}) == retry_after({"retry-after-ms": "nan"}) == 0
+    assert retry_after({"retry-after": "inf"}) == 60
+    assert retry_after({"retry-after": f"Wed, 21 Oct 2015 07:28:00 +{'9' * 19}"}) == 0
+
+
+def test_a_redirect_to_a_port_that_is_none_is_tried_again(monkeypatch):
+    astray = PlainTextResponse("", 307, {"Location": "http://127.0.0.1:99999/"})
+    assert run(asking(), astray, monkeypatch=monkeypatch) == ("stop", Counter({"unreadable answer": 1}))
