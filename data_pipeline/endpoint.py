@@ -5,16 +5,19 @@ The key is read from OPENAI_API_KEY by the `openai` package and goes nowhere els
 
 import asyncio
 import math
+import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import openai
 
-from foundation.errors import masked
+from foundation.errors import DataError, masked
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -25,7 +28,7 @@ class Endpoint:
     """A client that tries again.
 
     Args:
-      base_url: None stands for OPENAI_BASE_URL, or else for OpenAI's own.
+      base_url: see `address`.
       timeout_s: seconds for an answer.
       tries: of one request.
       backoff_s: seconds of the first wait. It doubles up to a minute; each wait is drawn from its upper half.
@@ -35,7 +38,7 @@ class Endpoint:
     def __init__(
         self, base_url: str | None, *, api_key: str | None = None, timeout_s: float, tries: int, backoff_s: float = 1.0, seed: int = 0
     ):
-        self.client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=0)
+        self.client = openai.AsyncOpenAI(base_url=address(base_url), api_key=api_key, timeout=timeout_s, max_retries=0)
         self.retries: Counter[str] = Counter()  # by reason
         self._tries, self._backoff_s, self._draw = tries, backoff_s, random.Random(seed)
         self._open_at = 0.0  # monotonic time before which nobody asks: the latest Retry-After
@@ -73,6 +76,24 @@ class Endpoint:
 
     async def aclose(self) -> None:
         await self.client.close()
+
+
+def address(url: str | None) -> str:
+    """The URL of an endpoint: this one, else OPENAI_BASE_URL, else OpenAI's own.
+
+    Raises:
+      DataError: it can't be one.
+    """
+    url = url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and not re.search(r"[\s\x00-\x1f]", url) and parts.port != 0
+    except ValueError:  # of a port, or an IPv6 address
+        good = False
+    if not good:
+        shown = re.sub(r"//[^/]*@", "//", url)  # without a password
+        raise DataError(f"an endpoint can't have the address {shown!r}: write it as http://localhost:8000/v1")
+    return url
 
 
 async def each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]], at_once: int) -> None:

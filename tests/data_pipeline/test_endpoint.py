@@ -86,6 +86,18 @@ def test_what_no_request_survives_ends_a_job_and_what_one_does_not_only_that(tmp
     assert (failed, answers) == (dict(zip(map(content_key, BODIES), reasons, strict=False)), 4)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://localhost:abc/v1", "http://[::1/v1", "http://localhost:99999/v1", "localhost:8000/v1", "http://", "http://a b/"]
+)
+def test_an_address_that_is_none_is_said_before_anything_is_asked(url, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(DataError, match="write it as http"):
+        Endpoint(None, api_key="none", timeout_s=1, tries=1)
+    with pytest.raises(DataError) as error:
+        Endpoint("http://me:secret@host:port/", api_key="none", timeout_s=1, tries=1)
+    assert "secret" not in str(error.value)
+
+
 def test_so_many_at_once_and_an_error_ends_them():
     now, most, done = 0, 0, []
 
