@@ -17,14 +17,19 @@ _ENDS = 16  # places where a block may end that are tried
 # `*+`: what it took it keeps, so that a line of a million letters that is no fence is read once.
 FENCE = re.compile(r"^[ \t]*+(```+|~~~+)[ \t]*+\{?\.?([\w+#-]*+)[^\n`]*+$", re.MULTILINE)
 _NAMES = "think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis"
-_CLOSE = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]|<\|end_of_thought\|>", re.IGNORECASE)
+# A turn that an endpoint repeats in front of the answer.
+_BEGIN = re.compile(
+    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>"
+    r"|(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|start\|>)(?:assistant|model)(?:<\|end_header_id\|>)?\n*)"
+)
+_CLOSE = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]|<\|end_of_thought\|>|<\|channel\|>final<\|message\|>", re.IGNORECASE)
 _EVENT = re.compile(  # the last one of `close` ends the thought of our own template
-    rf"(?P<open>(?i:<(?:{_NAMES})>|\[THINK\]|<\|begin_of_thought\|>))|(?P<close>(?i:{_CLOSE.pattern})|\#\#\#\ Response:)"
+    rf"(?P<open>(?i:<(?:{_NAMES})>|\[THINK\]|<\|begin_of_thought\|>|<\|channel\|>analysis<\|message\|>))|(?P<close>(?i:{_CLOSE.pattern})|\#\#\#\ Response:)"
     rf"|(?P<fence>{FENCE.pattern})",
     re.MULTILINE,
 )
 _END = re.compile(
-    r"<\|(?:endoftext|im_end|im_start|eot_id|end_of_text|EOT|file_sep|fim_\w+|end|eom_id)\|>|<\uff5cend\u2581of\u2581sentence\uff5c>"
+    r"<\|(?:endoftext|im_end|im_start|eot_id|end_of_text|EOT|file_sep|fim_\w+|end|return|eom_id)\|>|<\uff5cend\u2581of\u2581sentence\uff5c>"
     r"|<(?:fim_\w+|file_sep|filename|end_of_turn|eos)>|</s>\s*\Z|\n### Instruction:"
 )
 _LITERAL = re.compile(  # or where a comment begins
@@ -55,11 +60,13 @@ def normalised(text: str) -> str:
 
 
 def final(text: str, before: str = "") -> str:
-    """The answer of a normalised text: behind its last thought, in front of the first end mark.
+    """The answer of a normalised text: behind its own turn's marks and its last thought, in front of the first end mark.
 
     Args:
       before: code that the text goes on with, which may have begun a string.
     """
+    while begin := _BEGIN.match(text):
+        text = text[begin.end() :]
     return _without_end(_without_thoughts(text, before), before)
 
 

@@ -24,6 +24,9 @@ BLOCK = f"```python\n{CODE}```\n"
         (f"It adds.\n{DRAFT}\n### Response:\n{BLOCK}", f"\n{BLOCK}"),  # our own template's thought
         (f"<think>\nPerhaps\n{BLOCK}and then", ""),  # stopped while it thought
         (f"{BLOCK}<think>was that right?", BLOCK),
+        (f"<|im_start|>assistant\n{BLOCK}<|im_end|>", BLOCK),
+        (f"<s> <|start_header_id|>assistant<|end_header_id|>\n\n{BLOCK}<|eot_id|>", BLOCK),
+        (f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>{BLOCK}<|return|>", BLOCK),
         ("<think></think>", ""),
         ("", ""),
     ],
