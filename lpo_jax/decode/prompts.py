@@ -146,7 +146,7 @@ def read(path: str, tokenizer: Tokenizer, asking: Asking) -> list[Prompt]:
         if key is None or {"prompt", "instruction"} <= row.keys():
             raise ConfigError(f'{where}: write {{"id": ..., "prompt": TEXT}} or {{"id": ..., "instruction": TEXT}}')
         try:
-            text, name = text_of(row[key], key), str(row.get("id", where.rpartition(":")[2]))
+            text, name = text_of(row[key], key), text_of(str(row.get("id", where.rpartition(":")[2])), "id")
             shown = asking.prompt(text, tokenizer) if key == "instruction" else templates.as_it_stands(text)
         except (RowError, TemplateError) as error:
             raise ConfigError(f"{where}: {error}") from None
