@@ -97,19 +97,25 @@ def address(url: str | None) -> str:
 
 
 async def each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]], at_once: int) -> None:
-    """Do the work for every item, for `at_once` of them at a time. The first error ends it, and is raised."""
+    """Do the work for every item, for `at_once` of them at a time. After an error nothing is begun, what is under way (and paid for) ends, and the first
+    error is raised."""
     queue = iter(items)
+    errors: list[Exception] = []
 
     async def worker() -> None:
         for item in queue:
-            await work(item)
+            try:
+                await work(item)
+            except Exception as error:
+                errors.append(error)
+            if errors:
+                return
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(at_once):
-                group.create_task(worker())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    async with asyncio.TaskGroup() as group:
+        for _ in range(at_once):
+            group.create_task(worker())
+    if errors:
+        raise errors[0]
 
 
 def may_pass(error: Exception) -> bool:

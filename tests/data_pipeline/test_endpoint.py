@@ -106,6 +106,8 @@ def test_so_many_at_once_and_an_error_ends_them():
         now += 1
         most = max(most, now)
         await asyncio.sleep(0.01)
+        if item == 50:
+            await asyncio.sleep(0.05)
         now -= 1
         if item == 7:
             raise KeyError(item)
@@ -116,6 +118,9 @@ def test_so_many_at_once_and_an_error_ends_them():
     with pytest.raises(KeyError):
         asyncio.run(each([7, *range(10, 20)], work, 1))
     assert len(done) == 5
+    with pytest.raises(KeyError):
+        asyncio.run(each([50, 7, *range(10, 20)], work, 2))
+    assert done[5:] == [50]  # it was under way, and has been paid for
 
 
 def test_a_budget_needs_prices():
