@@ -14,18 +14,27 @@ PYTHON = ("", "python", "python3", "py", "py3", "python2")
 """What fences call it."""
 _ENDS = 16  # places where a block may end that are tried
 
-FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*\{?\.?([\w+#-]*)[^\n`]*$", re.MULTILINE)
+# `*+`: what it took it keeps, so that a line of a million letters that is no fence is read once.
+FENCE = re.compile(r"^[ \t]*+(```+|~~~+)[ \t]*+\{?\.?([\w+#-]*+)[^\n`]*+$", re.MULTILINE)
 _NAMES = "think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis"
-_OPEN = re.compile(rf"<({_NAMES})>|\[(THINK)\]|<\|begin_of_thought\|>", re.IGNORECASE)
-_CLOSE = re.compile(rf"</({_NAMES})>|\[/(THINK)\]|<\|end_of_thought\|>", re.IGNORECASE)
-_OURS = re.compile(re.escape("### Response:"))  # ends the thought of our own template
+# A turn that an endpoint repeats in front of the answer.
+_BEGIN = re.compile(
+    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>"
+    r"|(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|start\|>)(?:assistant|model)(?:<\|end_header_id\|>)?\n*)"
+)
+_CLOSE = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]|<\|end_of_thought\|>|<\|channel\|>final<\|message\|>", re.IGNORECASE)
+_EVENT = re.compile(  # the last one of `close` ends the thought of our own template
+    rf"(?P<open>(?i:<(?:{_NAMES})>|\[THINK\]|<\|begin_of_thought\|>|<\|channel\|>analysis<\|message\|>))|(?P<close>(?i:{_CLOSE.pattern})|\#\#\#\ Response:)"
+    rf"|(?P<fence>{FENCE.pattern})",
+    re.MULTILINE,
+)
 _END = re.compile(
-    r"<\|(?:endoftext|im_end|im_start|eot_id|end_of_text|EOT|file_sep|fim_\w+|end|eom_id)\|>|<\uff5cend\u2581of\u2581sentence\uff5c>"
+    r"<\|(?:endoftext|im_end|im_start|eot_id|end_of_text|EOT|file_sep|fim_\w+|end|return|eom_id)\|>|<\uff5cend\u2581of\u2581sentence\uff5c>"
     r"|<(?:fim_\w+|file_sep|filename|end_of_turn|eos)>|</s>\s*\Z|\n### Instruction:"
 )
-_LITERAL = re.compile(
-    r"#[^\n]*|(?:(?<!\w)|(?<=\b[rbfuRBFU])|(?<=\b[rbfRBF]{2}))"  # no apostrophe: a letter in front is a prefix
-    r"(?:(\'{3}|\"{3})(?:\\.|.)*?(?:\1|\Z)|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\")",
+_LITERAL = re.compile(  # or where a comment begins
+    r"#|(?:(?<![\w\\])|(?<=\b[rbfuRBFU])|(?<=\b[rbfRBF]{2}))"  # no apostrophe: a letter in front is a prefix
+    r"(?:(\'{3}|\"{3})(?:\\.|.)*?(?:\1|\Z)|'(?:\\.|[^'\\\n])*+'|\"(?:\\.|[^\"\\\n])*+\")",
     re.DOTALL,
 )
 _QUOTED = re.compile(r"^[ \t]*>[ \t]?(```|~~~)", re.MULTILINE)
@@ -51,46 +60,55 @@ def normalised(text: str) -> str:
 
 
 def final(text: str, before: str = "") -> str:
-    """The answer of a normalised text: behind its last thought, in front of the first end mark.
+    """The answer of a normalised text: behind its own turn's marks and its last thought, in front of the first end mark.
 
     Args:
       before: code that the text goes on with, which may have begun a string.
     """
+    while begin := _BEGIN.match(text):
+        text = text[begin.end() :]
     return _without_end(_without_thoughts(text, before), before)
 
 
 def _without_thoughts(text: str, before: str) -> str:
     """Without `<think>` and its kin, closed or not; what stands in front of a closing tag that nobody has opened is a thought as well."""
-    kept, at, start = "", 0, 0  # `start`: what stands there begins a program, or prose
-    while at < len(text):
-        found = (_OPEN.search(text, at), _CLOSE.search(text, at), _OURS.search(text, at), FENCE.search(text, at))
-        event = min((match for match in found if match), key=lambda match: match.start(), default=None)
-        if event is None:
-            return kept + text[at:]
-        opening, closing, ours, fence = (event is match for match in found)
-        if fence:
-            stop, _ = _fence_ends(text, event)
-            kept, at, start = kept + text[at:stop], stop, stop
-        elif in_string(text, event.start(), start, before):
-            kept, at = kept + text[at : event.end()], event.end()
-        elif opening:
+    kept: list[str] = []
+    at, strings = 0, Strings(text, before)
+    while event := _EVENT.search(text, at):
+        if opening := FENCE.match(text, event.start()):
+            stop, _ = _fence_ends(text, opening)
+            kept.append(text[at:stop])
+        elif event.start() in strings:
+            kept.append(text[at : event.end()])
+            at = event.end()
+            continue
+        elif event["open"]:
             end = _CLOSE.search(text, event.end())
-            kept += text[at : event.start()]
-            at = start = end.end() if end else len(text)
+            kept.append(text[at : event.start()])
+            stop = end.end() if end else len(text)
         else:
-            assert closing or ours
-            kept, at, start = "", event.end(), event.end()
-    return kept
+            kept.clear()
+            stop = event.end()
+        at = stop
+        strings.begin(at)
+    return "".join([*kept, text[at:]])
 
 
 def _without_end(text: str, before: str) -> str:
     """Up to the first end mark that no string of the code spells."""
-    blocks = fences(text)
+    edges = [(at, block) for block in fences(text) for at in (block.start, block.stop)]
+    passed, strings = 0, Strings(text, before)
     for found in _END.finditer(text):
-        begin = max((at for block in blocks for at in (block.start, block.stop) if at <= found.start()), default=0)
-        if any(block.start == begin for block in blocks):
-            begin = min(begin + len(text[begin:].partition("\n")[0]), found.start())  # behind the fence's own line
-        if not in_string(text, found.start(), begin, before):
+        reached = passed
+        while reached < len(edges) and edges[reached][0] <= found.start():
+            reached += 1
+        if reached > passed:
+            begin, block = edges[reached - 1]
+            if begin == block.start:
+                begin = min(begin + len(text[begin : block.stop].partition("\n")[0]), found.start())  # behind the fence's own line
+            passed = reached
+            strings.begin(begin)
+        if found.start() not in strings:
             return text[: found.start()]
     return text
 
@@ -108,21 +126,35 @@ def fences(text: str) -> list[Fence]:
     return found
 
 
-def in_string(text: str, at: int, start: int = 0, before: str = "") -> bool:
-    """Whether a place of a program, or of prose with some, lies within a string literal, as far as quotes tell.
+class Strings:
+    """The string literals of a program, or of prose with some, as far as quotes tell. Places are asked for in their order: the text is read once.
 
     Args:
-      start: where the program begins.
-      before: code in front of it, if it begins with the text.
+      before: code in front of the text.
     """
-    if start == 0 and before:
-        text, at = before + text, len(before) + at
-    for literal in _LITERAL.finditer(text, start):
-        if literal.start() >= at:
-            break
-        if at < literal.end():
-            return not literal[0].startswith("#")
-    return False
+
+    def __init__(self, text: str, before: str = ""):
+        self._text, self._shift = before + text, len(before)
+        self._seek(0)
+
+    def begin(self, start: int) -> None:
+        """A program, or prose, begins there: no literal reaches into it."""
+        if self._start < start + self._shift:
+            self._seek(start + self._shift)
+
+    def __contains__(self, at: int) -> bool:
+        at += self._shift
+        while self._end <= at and self._literal:
+            self._seek(self._end)
+        return self._start < at < self._end and self._literal != "#"
+
+    def _seek(self, at: int) -> None:
+        found = _LITERAL.search(self._text, at)
+        self._literal = found[0] if found else ""
+        self._start, self._end = found.span() if found else (len(self._text), len(self._text))
+        if self._literal == "#":
+            line_end = self._text.find("\n", self._end)
+            self._end = line_end if line_end >= 0 else len(self._text)
 
 
 def _fence_ends(text: str, opening: re.Match[str]) -> tuple[int, int]:

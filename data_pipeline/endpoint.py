@@ -4,16 +4,20 @@ The key is read from OPENAI_API_KEY by the `openai` package and goes nowhere els
 """
 
 import asyncio
+import math
+import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import openai
 
-from foundation.errors import masked
+from foundation.errors import DataError, masked
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -24,7 +28,7 @@ class Endpoint:
     """A client that tries again.
 
     Args:
-      base_url: None stands for OPENAI_BASE_URL, or else for OpenAI's own.
+      base_url: see `address`.
       timeout_s: seconds for an answer.
       tries: of one request.
       backoff_s: seconds of the first wait. It doubles up to a minute; each wait is drawn from its upper half.
@@ -34,7 +38,7 @@ class Endpoint:
     def __init__(
         self, base_url: str | None, *, api_key: str | None = None, timeout_s: float, tries: int, backoff_s: float = 1.0, seed: int = 0
     ):
-        self.client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=0)
+        self.client = openai.AsyncOpenAI(base_url=address(base_url), api_key=api_key, timeout=timeout_s, max_retries=0)
         self.retries: Counter[str] = Counter()  # by reason
         self._tries, self._backoff_s, self._draw = tries, backoff_s, random.Random(seed)
         self._open_at = 0.0  # monotonic time before which nobody asks: the latest Retry-After
@@ -54,8 +58,8 @@ class Endpoint:
             try:
                 try:
                     answer = await send(self.client)
-                except RecursionError:
-                    raise ValueError("the answer is JSON nested without end") from None
+                except (RecursionError, OverflowError, ExceptionGroup):  # JSON nested without end; a redirect to a port that is none
+                    raise ValueError("the answer can't be read") from None
                 try:
                     return read(answer)
                 except (AttributeError, LookupError, TypeError):
@@ -74,20 +78,44 @@ class Endpoint:
         await self.client.close()
 
 
+def address(url: str | None) -> str:
+    """The URL of an endpoint: this one, else OPENAI_BASE_URL, else OpenAI's own.
+
+    Raises:
+      DataError: it can't be one.
+    """
+    url = url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and not re.search(r"[\s\x00-\x1f]", url) and parts.port != 0
+    except ValueError:  # of a port, or an IPv6 address
+        good = False
+    if not good:
+        shown = re.sub(r"//[^/]*@", "//", url)  # without a password
+        raise DataError(f"an endpoint can't have the address {shown!r}: write it as http://localhost:8000/v1")
+    return url
+
+
 async def each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]], at_once: int) -> None:
-    """Do the work for every item, for `at_once` of them at a time. The first error ends it, and is raised."""
+    """Do the work for every item, for `at_once` of them at a time. After an error nothing is begun, what is under way (and paid for) ends, and the first
+    error is raised."""
     queue = iter(items)
+    errors: list[Exception] = []
 
     async def worker() -> None:
         for item in queue:
-            await work(item)
+            try:
+                await work(item)
+            except Exception as error:
+                errors.append(error)
+            if errors:
+                return
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(at_once):
-                group.create_task(worker())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    async with asyncio.TaskGroup() as group:
+        for _ in range(at_once):
+            group.create_task(worker())
+    if errors:
+        raise errors[0]
 
 
 def may_pass(error: Exception) -> bool:
@@ -114,10 +142,11 @@ def retry_after(headers: Mapping[str, str]) -> float:
     for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         value = headers.get(name, "")
         try:
-            return min(max(float(value) * scale, 0.0), 60.0)
+            seconds = float(value) * scale
         except ValueError:
-            pass  # a date, or nothing
+            continue  # a date, or nothing
+        return min(max(0.0 if math.isnan(seconds) else seconds, 0.0), 60.0)  # nobody wakes from a sleep of nan seconds
     try:
         return min(max(parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time(), 0.0), 60.0)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0

@@ -63,7 +63,7 @@ def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Complet
         try:
             task_id, text = str(row["task_id"]), row["completion"]
             key = task_id, int(row.get("sample", count[task_id]))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise EvaluationError(
                 f'{path}:{number}: write {{"task_id": ..., "completion": TEXT}}, and "sample": NUMBER if you like'
             ) from None
@@ -90,8 +90,9 @@ def from_endpoint(
 
     Answers are kept in the run's completions.jsonl as they come.
     """
-    chat = form == "instruction"
-    url = url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    from data_pipeline.endpoint import Endpoint, address, each
+
+    chat, url = form == "instruction", address(url)
     prompts = {task.task_id: task.instruction if chat else task.prompt for task in tasks}
     options: Json = {"model": model, "temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens}
 
@@ -99,7 +100,6 @@ def from_endpoint(
         import openai
 
         from data_pipeline.distill.journal import read_completion
-        from data_pipeline.endpoint import Endpoint, each
 
         key = os.environ.get("OPENAI_API_KEY", "")
         journal = directory / "completions.jsonl"

@@ -48,7 +48,7 @@ def extract(prompt: str, completion: str, form: str, suffix: str = "") -> Progra
     block = _choose(fences, names) if fences else _without_prose(text)
     tree = parse(block)
     indented = block.lstrip("\n")[:1].isspace()
-    if _inside(prompt) and not _defines(block, names) and (indented or tree is None or not _stands_alone(tree)):
+    if _inside(prompt) and not _gives(block, names) and (indented or tree is None or not _stands_alone(tree)):
         return _continue(prompt, block, suffix)
     return _program(_with_context(prompt, block, tree) if tree else block)
 
@@ -136,6 +136,11 @@ def _defines(text: str, name: str | None) -> bool:
     return name is not None and re.search(rf"^(?:async\s+)?(?:def|class)\s+{name}\b", text, re.MULTILINE) is not None
 
 
+def _gives(text: str, name: str | None) -> bool:
+    """Defines it, or assigns it, as `name = lambda ...` does."""
+    return _defines(text, name) or (name is not None and re.search(rf"^{name}[ \t]*(?::[^=\n]*)?=(?!=)", text, re.MULTILINE) is not None)
+
+
 def _goes_on(prompt: str, text: str, form: str, fenced: bool) -> bool:
     """Text in front of the first fence, or all of it, goes on with the prompt."""
     plain = form == "completion" and not fenced
@@ -144,7 +149,7 @@ def _goes_on(prompt: str, text: str, form: str, fenced: bool) -> bool:
     if _inside(prompt):
         if text.lstrip("\n")[0].isspace():
             return plain or _continue(prompt, text, "").parses
-        return plain and not _defines(text, open_name(prompt))
+        return plain and not _gives(text, open_name(prompt))
     program = _program(text)
     return plain or (form == "completion" and program.parses and not program.empty)
 
@@ -228,18 +233,21 @@ def _blocks(text: str) -> list[_Block]:
 def _choose(blocks: list[_Block], name: str | None) -> str:
     """The block that defines what was asked for, else the first one of Python, else the first; with the blocks whose functions it uses."""
     python = [b for b in blocks if b.language in answers.PYTHON and b.code.strip()]
-    chosen = next(iter([*(b for b in python if _defines(b.code, name)), *python, *blocks]))
+    chosen = next(iter([*(b for b in python if _gives(b.code, name)), *python, *blocks]))
     parts, tree = [chosen], parse(chosen.code)
-    others = [
-        (b, found) for b in python if b is not chosen and (found := parse(b.code)) and all(isinstance(s, _TOP_LEVEL) for s in found.body)
-    ]
-    while tree is not None:
-        wanted = _uses(tree) - _bound(tree)
-        more = next(((b, found) for b, found in others if b not in parts and _bound(found) & wanted and not _defines(b.code, name)), None)
-        if more is None:
-            break
-        parts = sorted([*parts, more[0]], key=lambda block: block.start)
-        tree = parse("\n".join(block.code for block in parts))
+    owners: dict[str, tuple[int, ast.Module]] = {}  # of each name the first block that brings it, and nothing but functions and the like
+    for number, block in enumerate(python):
+        found = None if block is chosen or _defines(block.code, name) else parse(block.code)
+        if found and all(isinstance(s, _TOP_LEVEL) for s in found.body):
+            for each in _bound(found):
+                owners.setdefault(each, (number, found))
+    own, used = (_bound(tree), _uses(tree)) if tree else (set(), set())
+    while wanted := (used - own) & owners.keys():
+        number, tree = min((owners[each] for each in wanted), key=lambda owner: owner[0])
+        parts.append(python[number])
+        own |= _bound(tree)
+        used |= _uses(tree)
+    parts.sort(key=lambda block: block.start)
     return "\n".join(block.code for block in parts) if len(parts) > 1 else chosen.code
 
 

@@ -11,7 +11,7 @@ from evaluation.benchmarks import json_lines
 from evaluation.measures import RESAMPLES, Estimate, Measure, by_cwe, by_task, difference, estimate, measures, state
 from foundation.errors import UserError
 from foundation.files import Json, read_json, replaced
-from foundation.pages import environment, visible
+from foundation.pages import environment
 from lpo_jax import report
 
 HERE = Path(__file__).parent
@@ -63,7 +63,7 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
                 raise ReportError(f"{group[0].path} and {other.path} ran {name} on different data (data_sha256): report them apart")
     script = (HERE / "report.js").read_text()
     env = environment(HERE, PARTS)
-    env.filters |= {"percent": _percent, "position": _position, "visible": visible}
+    env.filters |= {"percent": _percent, "position": _position}
     page = env.get_template("evaluation.html.j2").render(
         title=" against ".join(reversed(models)) if len(models) <= 2 else f"{len(models)} models",
         models=models,

@@ -18,10 +18,11 @@ def visible(text: str) -> str:
 
 
 def environment(*folders: Path) -> jinja2.Environment:
-    """Templates of these folders, with page.css at hand. All that is put into a page is escaped, and a name that is missing is an error."""
+    """Templates of these folders, with page.css at hand. All that is put into a page is `visible` and escaped; a name that is missing is an error."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, HERE]),
         autoescape=True,
+        finalize=lambda value: visible(value) if isinstance(value, str) else value,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,

@@ -62,6 +62,9 @@ DENIED |= {1: "not permitted", 13: "no access", 27: "file too large", 28: "disk 
 # The program's environment is ours alone: nothing is inherited. A fixed hash seed makes the order of sets repeatable.
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "USER": "sandbox", "LANG": "C.UTF-8"}
 ENVIRONMENT |= {"PYTHONUTF8": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+ENVIRONMENT |= {
+    "MALLOC_ARENA_MAX": "1"
+}  # else glibc reserves 64 MB of address space for each of the first threads, and `memory_mb` is full
 
 
 class SandboxError(UserError):

@@ -16,6 +16,8 @@ from typing import Any
 PASSED = b"passed\n"
 OPAQUE = 70
 """The tester's exit code where an argument or a result is no plain value."""
+NUMBERS = ("decimal", "Decimal"), ("fractions", "Fraction")
+"""Modules and their numbers, which equal Python's own; imported where one comes."""
 compile_, exec_ = compile, exec  # as they were before the program
 BUILTINS = __builtins__ if isinstance(__builtins__, dict) else vars(__builtins__)
 
@@ -43,9 +45,12 @@ def pack(value: Any) -> Any:
         (frozenset, lambda v: [pack(x) for x in frozenset(v)]),
         (set, lambda v: [pack(x) for x in set(v)]),
         (dict, lambda v: [[pack(k), pack(x)] for k, x in dict(v).items()]),
+        (range, lambda v: [pack(v.start), pack(v.stop), pack(v.step)]),
     ):
         if isinstance(value, kind):
             return {kind.__name__: into(value)}
+    if (type(value).__module__, type(value).__name__) in NUMBERS:
+        return {type(value).__name__: str(value)}
     raise OpaqueError(type(value).__name__)
 
 
@@ -68,6 +73,11 @@ def unpack(value: Any) -> Any:
         return {unpack(k): unpack(x) for k, x in inner}
     if kind == "set":
         return set(frozenset(map(unpack, inner)))  # in the order of a literal, on which some tests build
+    if kind == "range":
+        return range(*map(unpack, inner))
+    for module, name in NUMBERS:
+        if kind == name:
+            return getattr(__import__(module), name)(inner)
     return {"tuple": tuple, "list": list, "frozenset": frozenset}[kind](map(unpack, inner))
 
 
@@ -95,7 +105,7 @@ def serve(program: str, asks: int, answers: int, before: dict[str, Any]) -> None
     """The program's process: load it, then do what is asked."""
     module = type(sys)("program")
     module.__file__ = os.path.abspath("main.py")  # `before` may change the working directory
-    sys.modules["__main__"] = module
+    sys.modules["__main__"] = sys.modules["program"] = module  # pickle, dataclasses and typing look it up by its name
     space = module.__dict__
     kept = {name: __import__(name) for name in before["imports"]}
     kept = {name: getattr(kept[name.partition(".")[0]], name.partition(".")[2]) for name in before["keep"]}
@@ -115,31 +125,50 @@ def serve(program: str, asks: int, answers: int, before: dict[str, Any]) -> None
         name, args, keywords = what[0], unpack(what[1]), unpack(what[2])
         try:
             value = space[name](*args, **keywords)
-            send(answers, ["return", pack(value), pack(args)])
+            send(answers, ["return", pack(value), pack([args, keywords])])
         except OpaqueError as error:
             send(answers, ["opaque", str(error)])
         except BaseException as error:
             if isinstance(error, SystemExit):
                 raise
-            send(answers, ["raise", [kind.__name__ for kind in type(error).__mro__], str(error)[:2000]])
+            raised = [kind.__name__ for kind in type(error).__mro__], str(error)[:2000], plain(error.args)
+            send(answers, ["raise", raised, plain([args, keywords])])
+
+
+def plain(values: Any) -> Any:
+    """Values packed; None: one isn't plain."""
+    try:
+        return pack(values)
+    except (OpaqueError, RecursionError):
+        return None
 
 
 def refill(old: Any, new: Any) -> None:
     """What a call has done to its arguments."""
     if type(old) is not type(new):
         return
-    if isinstance(old, list):
+    if isinstance(old, tuple):
+        for each in zip(old, new, strict=True):
+            refill(*each)
+    elif isinstance(old, list | bytearray):
         old[:] = new
     elif isinstance(old, dict | set):
         old.clear()
         old.update(new)
 
 
-def nearest(names: list[str], text: str) -> Exception:
-    """The exception that the program raised, or the nearest one of Python's own that it is based on."""
+def nearest(names: list[str], text: str, args: Any) -> Exception:
+    """The exception that the program raised, or the nearest one of Python's own that it is based on; with its arguments, if they make its text."""
     for name in names:
         known = BUILTINS.get(name)
-        if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, UnicodeError | BaseExceptionGroup):
+        if isinstance(known, type) and issubclass(known, Exception):
+            try:
+                if args is not None and str(error := known(*unpack(args))) == text:
+                    return error
+            except TypeError:
+                pass
+            if issubclass(known, UnicodeError | BaseExceptionGroup):
+                continue
             return known(text if known is not Exception else f"{names[0]}: {text}")
     return Exception(f"{names[0]}: {text}")
 
@@ -150,10 +179,13 @@ def proxy(name: str, asks: int, answers: int) -> Callable:
         kind, *said = receive(answers)
         if kind == "opaque":
             raise OpaqueError(f"{name} returned a {said[0]}")
+        if said[1] is not None:
+            given, named = unpack(said[1])
+            refill(args, given)
+            for key, old in keywords.items():
+                refill(old, named.get(key))
         if kind == "raise":
-            raise nearest(*said)
-        for old, new in zip(args, unpack(said[1]), strict=True):
-            refill(old, new)
+            raise nearest(*said[0])
         return unpack(said[0])
 
     call.__name__ = call.__qualname__ = name

@@ -80,8 +80,8 @@ class _Strict(BaseModel):
     def _only_what_matters(cls, given: object) -> object:
         if not isinstance(given, dict):
             return given
-        asked = {k: v for k, v in given.items() if v not in (None, [], {}) and k not in _IGNORED}
-        return {k: v for k, v in asked.items() if k not in _NEUTRAL or v != _NEUTRAL[k]}
+        asked = {k: v for k, v in given.items() if v is not None and k not in _IGNORED}
+        return {k: v for k, v in asked.items() if k in cls.model_fields or (v not in ([], {}) and (k not in _NEUTRAL or v != _NEUTRAL[k]))}
 
 
 class _StreamOptions(_Strict):
@@ -112,7 +112,7 @@ class _Body(_Strict):
 
 
 _Item = TypeVar("_Item")
-_Many = Annotated[list[_Item], Field(max_length=2048, fail_fast=True)]  # the first fault is enough
+_Many = Annotated[list[_Item], Field(min_length=1, max_length=2048, fail_fast=True)]  # the first fault is enough
 _Tokens = Annotated[list[int], Field(fail_fast=True)]
 
 

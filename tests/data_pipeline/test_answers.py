@@ -24,6 +24,9 @@ BLOCK = f"```python\n{CODE}```\n"
         (f"It adds.\n{DRAFT}\n### Response:\n{BLOCK}", f"\n{BLOCK}"),  # our own template's thought
         (f"<think>\nPerhaps\n{BLOCK}and then", ""),  # stopped while it thought
         (f"{BLOCK}<think>was that right?", BLOCK),
+        (f"<|im_start|>assistant\n{BLOCK}<|im_end|>", BLOCK),
+        (f"<s> <|start_header_id|>assistant<|end_header_id|>\n\n{BLOCK}<|eot_id|>", BLOCK),
+        (f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>{BLOCK}<|return|>", BLOCK),
         ("<think></think>", ""),
         ("", ""),
     ],
@@ -97,8 +100,8 @@ def test_line_breaks_marks_and_quotes_are_made_one():
         ('x = "#" + "|"', True),
     ],
 )
-def test_in_string(code, inside):
-    assert answers.in_string(code.replace("|", ""), code.index("|")) == inside
+def test_strings(code, inside):
+    assert (code.index("|") in answers.Strings(code.replace("|", ""))) == inside
 
 
 PIECES = st.sampled_from(["<think>", "</think>", "[THINK]", "### Response:", "\n### Instruction:", "<|im_end|>", "</s>", "```", "```python\n", "~~~", "\n", "> ", "'", '"""', "it's", "\\", "#", "x = 1", "\ud800", "\u2028"])  # fmt: skip
@@ -111,3 +114,25 @@ def test_of_any_text_some_is_the_answer_and_that_has_no_more_to_take(text, befor
     left = iter(text)
     assert all(letter in left for letter in final)  # letters go, none come, none move
     assert answers.final(f"<think>\n{DRAFT}</think>{BLOCK}<|endoftext|>{text}") == BLOCK
+
+
+LONG = {
+    "a line of letters that is no fence": f"```{'a' * 300_000}`",
+    "a line of blanks that is no fence": f"```{' ' * 300_000}`",
+    "escaped quotes that nothing closes": '"' + '\\"' * 150_000 + "(",
+    "marks in strings": '"<think>"\n' * 30_000,
+    "marks in a comment": "### Response:" * 30_000,
+    "blocks": "```python\n```\n" * 4_000,
+    "end marks in blocks": '```\n"<|im_end|>"\n```\n' * 3_000,
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_a_long_text_is_read_once(text):
+    """Whoever goes back over it for each of its marks isn't done within hours, or minutes."""
+    kept = answers.final(text + "<|endoftext|>x")
+    assert kept in (text, "")
+
+
+def test_a_quote_behind_a_backslash_opens_no_string():
+    assert answers.final('say \\"hi<|im_end|>"') == 'say \\"hi'

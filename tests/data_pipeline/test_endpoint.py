@@ -86,6 +86,18 @@ def test_what_no_request_survives_ends_a_job_and_what_one_does_not_only_that(tmp
     assert (failed, answers) == (dict(zip(map(content_key, BODIES), reasons, strict=False)), 4)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://localhost:abc/v1", "http://[::1/v1", "http://localhost:99999/v1", "localhost:8000/v1", "http://", "http://a b/"]
+)
+def test_an_address_that_is_none_is_said_before_anything_is_asked(url, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(DataError, match="write it as http"):
+        Endpoint(None, api_key="none", timeout_s=1, tries=1)
+    with pytest.raises(DataError) as error:
+        Endpoint("http://me:secret@host:port/", api_key="none", timeout_s=1, tries=1)
+    assert "secret" not in str(error.value)
+
+
 def test_so_many_at_once_and_an_error_ends_them():
     now, most, done = 0, 0, []
 
@@ -94,6 +106,8 @@ def test_so_many_at_once_and_an_error_ends_them():
         now += 1
         most = max(most, now)
         await asyncio.sleep(0.01)
+        if item == 50:
+            await asyncio.sleep(0.05)
         now -= 1
         if item == 7:
             raise KeyError(item)
@@ -104,6 +118,9 @@ def test_so_many_at_once_and_an_error_ends_them():
     with pytest.raises(KeyError):
         asyncio.run(each([7, *range(10, 20)], work, 1))
     assert len(done) == 5
+    with pytest.raises(KeyError):
+        asyncio.run(each([50, 7, *range(10, 20)], work, 2))
+    assert done[5:] == [50]  # it was under way, and has been paid for
 
 
 def test_a_budget_needs_prices():
@@ -116,3 +133,11 @@ def test_retry_after_in_each_notation():
     assert retry_after({"retry-after": "2"}) == 2
     assert retry_after({"retry-after": "3600"}) == 60
     assert retry_after({}) == retry_after({"retry-after": "soon"}) == 0
+    assert retry_after({"retry-after": "nan"}) == retry_after({"retry-after-ms": "nan"}) == 0
+    assert retry_after({"retry-after": "inf"}) == 60
+    assert retry_after({"retry-after": f"Wed, 21 Oct 2015 07:28:00 +{'9' * 19}"}) == 0
+
+
+def test_a_redirect_to_a_port_that_is_none_is_tried_again(monkeypatch):
+    astray = PlainTextResponse("", 307, {"Location": "http://127.0.0.1:99999/"})
+    assert run(asking(), astray, monkeypatch=monkeypatch) == ("stop", Counter({"unreadable answer": 1}))

@@ -86,6 +86,20 @@ def test_a_helper_may_stand_in_a_block_of_its_own():
         assert found.endswith(f"{first}\n{second}")
 
 
+@pytest.mark.parametrize("form", ["completion", "instruction"])
+def test_a_function_may_be_assigned(form):
+    prompt = 'def add(a, b):\n    """Add."""\n'
+    for code in ("add = lambda a, b: a + b\n", "add: object = lambda a, b: a + b\n"):
+        for text in (code, f"```python\n{code}```\n", f"```python\nimport operator\n```\n```python\n{code}```\n"):
+            assert extract(prompt, text, form).code == code
+
+
+def test_helpers_of_helpers_stand_in_blocks_of_their_own():
+    chain = [f"def f{i}():\n    return f{i + 1}()\n" for i in range(2000)]
+    blocks = "".join(f"```python\n{code}```\n" for code in [*chain, "def other():\n    pass\n", "def f2000():\n    return 1\n"])
+    assert extract("", blocks, "instruction").code == "\n".join([*chain, "def f2000():\n    return 1\n"])
+
+
 def test_tabs_become_the_blanks_of_the_prompt():
     assert code(OPEN, BODY.replace("    ", "\t")) == OPEN + BODY
 

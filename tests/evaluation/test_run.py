@@ -109,6 +109,7 @@ def test_files(tmp_path):
         ((a, a | {"sample": 0}, b), ":2: sample 0 of add stands above already"),
         ((a, b | {"completion": None}), ":2: its completion is no text"),
         ((a, {"completion": ""}), ":2: write"),
+        ((a, b | {"sample": math.inf}), ":2: write"),
         (({"task_id": "other", "completion": ""},), "other is no task of this benchmark"),
     ):
         with pytest.raises(EvaluationError, match=message):

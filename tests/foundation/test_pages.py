@@ -35,3 +35,8 @@ def test_no_text_steers_a_terminal_or_turns_its_direction(text):
 def test_pages_escape_what_is_put_into_them():
     page = environment().from_string("<p>{{ text }}</p>")
     assert page.render(text="<script>&\"'") == "<p>&lt;script&gt;&amp;&#34;&#39;</p>"
+
+
+def test_pages_show_what_is_put_into_them():
+    page = environment().from_string("<p>{{ text }}{{ number }}{% for x in [text] %}{{ x | upper }}{% endfor %}</p>")
+    assert page.render(text="a\u202e\x1b<", number=1) == "<p>a\\u202e\u241b&lt;1A\\u202e\u241b&lt;</p>"

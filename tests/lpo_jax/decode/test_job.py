@@ -167,6 +167,7 @@ def test_two_models_of_different_tokenizers(tmp_path, capsys):
         ('{"id": "a", "prompt": "w1"}\n{"id": "b"}\n', 'prompts.jsonl:2: write {"id": ..., "prompt": TEXT}'),
         ('{"prompt": "w1", "instruction": "w2"}\n', "prompts.jsonl:1: write"),
         ('{"prompt": 3}\n', "prompts.jsonl:1: prompt: a number, not text"),
+        ('{"id": "\\ud800", "prompt": "w1"}\n', "prompts.jsonl:1: id: half a surrogate"),
         ('{"prompt": "w1"\n', "prompts.jsonl:1: not valid JSON"),
         ('{"id": 1, "prompt": "w1"}\n\n{"id": "1", "prompt": "w2"}\n', "prompts.jsonl:3: id 1 stands at"),
         ("\n", "no prompt"),

@@ -238,7 +238,7 @@ REFUSED = [
     ({"prompt": [97]}, 400, "prompt", "tokens lie in 0 .. 96"),
     ({"prompt": [-1]}, 400, "prompt", "tokens lie in"),
     ({"prompt": [2**70]}, 400, "prompt", "tokens lie in"),
-    ({"prompt": []}, 400, "prompt", "required"),
+    ({"prompt": []}, 400, "prompt", "no token"),
     ({"prompt": [[]]}, 400, "prompt", "no token"),
     ({"prompt": 3}, 400, "prompt", "valid string"),
     ({"prompt": ["w1", 1]}, 400, "prompt", ""),
@@ -250,6 +250,8 @@ REFUSED = [
     ({"temperature": -0.1}, 400, "temperature", "greater"),
     ({"temperature": 1e-9}, 400, "temperature", "at least 0.01"),
     ({"temperature": "hot"}, 400, "temperature", "number"),
+    ({"temperature": []}, 400, "temperature", "number"),
+    ({"stream": {}}, 400, "stream", "boolean"),
     ({"top_p": 0}, 400, "top_p", "greater"),
     ({"top_k": 1.5}, 400, "top_k", "integer"),
     ({"n": 0}, 400, "n", "greater"),
@@ -290,7 +292,7 @@ def test_what_cannot_be_answered_is_refused_by_name(server, change, status, para
 def test_chats_are_refused_by_name_too(server):
     good = {"role": "user", "content": [{"type": "text", "text": "w1"}, {"type": "text", "text": " w2"}]}
     for messages, change, message in (
-        ([], {}, "required"),
+        ([], {}, "at least 1 item"),
         ([{"role": "tool", "content": "x"}], {}, "'system'"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], {}, "'text'"),
         ([good, good], {}, "roles must alternate"),
