@@ -194,9 +194,9 @@ def _splits(source: str) -> list[tuple[str, Any]]:
     try:
         if path.is_dir():
             saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-            found, wanted = datasets.load_from_disk(source) if saved else datasets.load_dataset(source), ""
+            found, wanted = datasets.load_from_disk(source) if saved else _load(source), ""
         else:
-            found = datasets.load_dataset(name)
+            found = _load(name)
     except Exception as error:  # whatever its many back ends raise
         said = str(error).strip().split("\n")[0][:300]
         raise DataError(f"{source}: `datasets` can't open it ({type(error).__name__}: {said}); give a file instead") from None
@@ -204,3 +204,11 @@ def _splits(source: str) -> list[tuple[str, Any]]:
     if wanted and wanted not in splits:
         raise DataError(f"{source}: no split {wanted}, only {', '.join(splits)}")
     return [(name, part) for name, part in splits.items() if wanted in ("", name)]
+
+
+def _load(name: str) -> Any:
+    """A data set of a directory or a hub id. In CSV the words None, NA and nan are text, which pandas would take for nothing."""
+    import datasets
+
+    is_csv = hasattr(datasets.load_dataset_builder(name).config, "keep_default_na")
+    return datasets.load_dataset(name, **({"keep_default_na": False} if is_csv else {}))

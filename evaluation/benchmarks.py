@@ -11,12 +11,14 @@ import hashlib
 import io
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.formats import text_of
 from evaluation.extract import body_indent, open_name
 from foundation.errors import UserError
 from foundation.files import Json, sha256
@@ -87,6 +89,8 @@ def load(name: str, data: Path | None, any_hash: bool = False) -> Benchmark:
         raise BenchmarkError(f"{name} needs its data. {whence}")
     if not data.exists():
         raise BenchmarkError(f"{data} doesn't exist. {whence}")
+    if not data.is_dir() and not data.is_file():
+        raise BenchmarkError(f"{data} is a device or a pipe. {whence}")
     content = b"" if data.is_dir() else data.read_bytes()
     found = _directory_sha256(data) if data.is_dir() else hashlib.sha256(content).hexdigest()
     if found not in source.sha256 and not any_hash:
@@ -95,14 +99,28 @@ def load(name: str, data: Path | None, any_hash: bool = False) -> Benchmark:
             "without a word. Pass --any-data to take it as it is"
         )
     try:
-        tasks = list(source.read(data, content))
+        tasks = [_checked(task) for task in source.read(data, content)]
     except KeyError as error:
         raise BenchmarkError(f"{data}: a row lacks {error}; is it {source.title}?") from None
-    except ValueError as error:
+    except (TypeError, AttributeError) as error:
+        raise BenchmarkError(f"{data}: a row holds another kind of value ({error}); is it {source.title}?") from None
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BenchmarkError(f"{data}: {error}") from None
     if not tasks:
         raise BenchmarkError(f"{data} holds no task")
     return Benchmark(name, source.form, found, tuple(_with_unique_ids(tasks)))
+
+
+def _checked(task: Task) -> Task:
+    """The task, all of whose texts are text.
+
+    Raises:
+      RowError: one is something else.
+    """
+    for field, value in vars(task).items():
+        if field != "packages":
+            text_of(value, f"task {task.task_id}: {field}")
+    return task
 
 
 def _with_unique_ids(tasks: list[Task]) -> Iterator[Task]:
@@ -133,7 +151,7 @@ def json_lines(content: bytes) -> Iterator[Json]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise ValueError(f"line {number} is no JSON") from None
 
 

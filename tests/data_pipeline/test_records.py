@@ -75,6 +75,10 @@ def test_parquet_and_directories(tmp_path):
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "train.jsonl").write_bytes(CONTENTS["plain.jsonl"])
     assert read_pairs(tmp_path / "hub")[0] == PAIRS
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "a.csv").write_text("instruction,chosen,rejected,reasoning\nNA,nan,null,None\n")
+    (pair,), _ = read_pairs(tmp_path / "tables")
+    assert (pair.instruction, pair.chosen, pair.rejected, pair.reasoning) == ("NA", "nan", "null", "None")
     assert records.facts(tmp_path / "saved")["sha256"] != records.facts(tmp_path / "hub")["sha256"]
 
 

@@ -1,8 +1,10 @@
 """Benchmarks are read from the real files; a file that isn't the known one is refused; every form has the same content for every model."""
 
 import ast
+import gzip
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -191,3 +193,28 @@ def test_scenario_folders(tmp_path):
     (folder / "func_context.py").write_text("def f(name):\n")
     (task,) = benchmarks.load("sven-scenarios", tmp_path, any_hash=True).tasks
     assert task.prompt == "import sqlite3\n\ndef f(name):\n" and task.cwe == "CWE-89"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"ID": 5, "Prompt": "x"}', "a row holds another kind of value"),
+        ('{"ID": "a", "Prompt": 5, "Insecure_code": "x"}', "a row holds another kind of value"),
+        ("[1]", "a row holds another kind of value"),
+        ('{"ID": "a", "Prompt": "x", "Insecure_code": 5}', "task a: insecure: "),
+        ('{"ID": "a", "Prompt": "\\ud800", "Insecure_code": "x"}', "task a: prompt: "),
+        ("[" * 100_000, "line 1 is no JSON"),
+    ],
+)
+def test_rows_of_other_kinds_are_named(tmp_path, row, said):
+    (tmp_path / "mine.jsonl").write_text(row)
+    with pytest.raises(benchmarks.BenchmarkError, match=rf"mine\.jsonl: {said}") as error:
+        benchmarks.load("securityeval", tmp_path / "mine.jsonl", any_hash=True)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_break_off_or_have_no_end_are_named(tmp_path):
+    (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"ID": "a"}\n' * 99)[:20] + b"\xff" * 60)
+    for place, said in ((tmp_path / "torn.jsonl.gz", "torn"), (Path("/dev/zero"), "a device or a pipe")):
+        with pytest.raises(benchmarks.BenchmarkError, match=said):
+            benchmarks.load("securityeval", place, any_hash=True)
