@@ -88,7 +88,7 @@ def from_endpoint(
 ) -> Completions:
     """An OpenAI-compatible endpoint: /completions for the completion form, /chat/completions for instructions. The key is read from OPENAI_API_KEY.
 
-    Answers are kept in the run's completions.jsonl as they come.
+    Answers are kept in the run's completions.jsonl as they come; of a prompt that the endpoint's filter turns down, an empty one.
     """
     from data_pipeline.endpoint import Endpoint, address, each
 
@@ -113,11 +113,16 @@ def from_endpoint(
                 task_id, sample = wanted
                 prompt = {"messages": [{"role": "user", "content": prompts[task_id]}]} if chat else {"prompt": prompts[task_id]}
                 body = options | prompt | {"seed": (sampling.seed + sample) % 2**31}
-                if chat:
-                    read = lambda a: read_completion(a.to_dict(warnings=False))["text"]  # noqa: E731
-                    text = await endpoint.ask(lambda c: c.chat.completions.create(**body), read)
-                else:
-                    text = await endpoint.ask(lambda c: c.completions.create(**body), lambda a: a.choices[0].text)
+                try:
+                    if chat:
+                        read = lambda a: read_completion(a.to_dict(warnings=False))["text"]  # noqa: E731
+                        text = await endpoint.ask(lambda c: c.chat.completions.create(**body), read)
+                    else:
+                        text = await endpoint.ask(lambda c: c.completions.create(**body), lambda a: a.choices[0].text)
+                except openai.APIStatusError as error:
+                    if error.code != "content_filter":
+                        raise
+                    text = ""  # it would turn down this prompt whenever it is asked
                 out.write(json.dumps({"id": task_id, "sample": sample, "text": text if isinstance(text, str) else ""}) + "\n")
                 out.flush()
                 bar.update()

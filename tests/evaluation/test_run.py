@@ -135,7 +135,7 @@ def endpoint(monkeypatch):
                 chat if "messages" in body else {"text": f"    return a + b  # {body['seed']}\n"}
             )
             answer = {"id": "x", "object": "x", "created": 0, "model": "m", "choices": [choice]}
-            refusal = {"error": {"message": f"wrong key {self.headers['Authorization']}"}}
+            refusal = {"error": {"message": f"wrong key {self.headers['Authorization']}", "code": self.server.code}}
             content = json.dumps(answer if status == 200 else refusal).encode()
             with self.server.lock:
                 self.server.now -= 1
@@ -151,6 +151,7 @@ def endpoint(monkeypatch):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked, server.now, server.most, server.lock, server.status = [], 0, 0, threading.Lock(), lambda _: 200
+    server.code = None
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
@@ -163,6 +164,15 @@ def endpoint(monkeypatch):
 
 def ask(form="completion", samples=5, **more):
     return from_endpoint(None, "m", [ADD, SHELL], form, samples, Sampling(max_new_tokens=7), concurrency=3, **more)
+
+
+def test_a_prompt_that_a_filter_turns_down_has_an_empty_answer(endpoint, tmp_path):
+    endpoint.status, endpoint.code = lambda n: 400 if n == 1 else 200, "content_filter"
+    texts = [text for *_, text in ask(samples=2).read(tmp_path)]
+    assert len(texts) == 4 and texts.count("") == 1
+    endpoint.status, endpoint.code = lambda _: 400, "other"
+    with pytest.raises(EvaluationError, match="gave no completion"):
+        list(ask(samples=3).read(tmp_path))
 
 
 def test_endpoint(endpoint, tmp_path):
