@@ -47,6 +47,13 @@ def run_command(program: str, command: Callable[[], int]) -> int:
         where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         remedy = "; make room and repeat the command: what is finished stays" if error.errno in _FULL else ""
         print(f"{program}: error: {where}{error.strerror}{remedy}", file=sys.stderr)
+    except RuntimeError as error:  # JAX's errors are some
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        remedy = (
+            "lower what is computed at once (batch_rows, --rows, lengths), or cut the model over more devices; `lpo plan` says what fits"
+        )
+        print(f"{program}: error: a device is out of memory ({str(error).splitlines()[0][:200]}): {remedy}", file=sys.stderr)
     except ModuleNotFoundError as error:
         remedy = "install what the project needs: pip install -e ."
         print(f"{program}: error: the package {error.name!r} is missing here; {remedy}", file=sys.stderr)

@@ -7,6 +7,7 @@ result whose class says that it equals everything is no plain value. Elsewhere t
 that has to come back behind it. There it runs in the program's process, where a program can do with it what it likes: `judges/sandbox.py` says how.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -18,6 +19,11 @@ OPAQUE = 70
 """The tester's exit code where an argument or a result is no plain value."""
 NUMBERS = ("decimal", "Decimal"), ("fractions", "Fraction")
 """Modules and their numbers, which equal Python's own; imported where one comes."""
+ITERATORS = [type(x) for x in [(_ for _ in ""), map(str, ""), filter(None, ""), zip(), enumerate(""), reversed([]), *map(iter, ([], (), "", set(), {}))]]  # fmt: skip
+"""They come out as what they have left to give, up to `MOST`."""
+MOST = 100_000
+VIEWS = ("keys", "values", "items")
+"""Of dicts."""
 compile_, exec_ = compile, exec  # as they were before the program
 BUILTINS = __builtins__ if isinstance(__builtins__, dict) else vars(__builtins__)
 
@@ -51,6 +57,13 @@ def pack(value: Any) -> Any:
             return {kind.__name__: into(value)}
     if (type(value).__module__, type(value).__name__) in NUMBERS:
         return {type(value).__name__: str(value)}
+    if type(value) in ITERATORS:
+        found = list(itertools.islice(value, MOST + 1))
+        if len(found) <= MOST:
+            return {"iterator": [pack(x) for x in found]}
+    for view in VIEWS:
+        if type(value) is type(getattr(dict(), view)()):
+            return {view: [pack(x) for x in value]}
     raise OpaqueError(type(value).__name__)
 
 
@@ -75,6 +88,11 @@ def unpack(value: Any) -> Any:
         return set(frozenset(map(unpack, inner)))  # in the order of a literal, on which some tests build
     if kind == "range":
         return range(*map(unpack, inner))
+    if kind == "iterator":
+        return iter([unpack(x) for x in inner])
+    if kind in VIEWS:
+        found = [unpack(x) for x in inner]
+        return getattr(dict.fromkeys(found) if kind == "keys" else dict(found) if kind == "items" else dict(enumerate(found)), kind)()
     for module, name in NUMBERS:
         if kind == name:
             return getattr(__import__(module), name)(inner)

@@ -111,6 +111,17 @@ def test_numbers_and_ranges_come_out_as_what_they_are():
     assert run(Case(forged, test=Test("assert f(1) == 2", ("f",)))).outcome == "fail"
 
 
+def test_iterators_and_views_come_out_with_what_they_hold():
+    code = "def lazy(n):\n    yield from range(n)\ndef keys(d):\n    return d.keys()\ndef both(d):\n    return d.items(), d.values(), map(str, d)\n"
+    test = (
+        "assert list(lazy(3)) == [0, 1, 2] and lazy(3) != [0, 1, 2] and next(lazy(1)) == 0\n"
+        "assert keys({'a': 1}) == {'a'}\nitems, values, texts = both({1: 2})\nassert list(items) == [(1, 2)] and list(values) == [2] and list(texts) == ['1']\n"
+    )
+    assert run(Case(code, test=Test(test, ("lazy", "keys", "both")))).outcome == "pass"
+    endless = "def lazy(n):\n    while True:\n        yield n\n"
+    assert run(Case(endless, test=Test("lazy(3)", ("lazy",)))).opaque
+
+
 def test_threads_need_little_address_space(attack):
     code = "import threading\nb = threading.Barrier(9)\nfor _ in range(8): threading.Thread(target=b.wait).start()\nb.wait()"
     assert attack(code).outcome == "pass"
