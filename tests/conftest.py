@@ -13,11 +13,14 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 from pathlib import Path  # noqa: E402
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.devices()  # reads the flags
 os.environ["XLA_FLAGS"] = FLAGS  # libtpu reads them too, and ends the process at a flag of the CPU's that it doesn't know
+hypothesis.settings.register_profile("suite", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("suite")
 pytest.register_assert_rewrite("tests.helpers")
 from tests.helpers.paths import REPO, SEED_PAIRS  # noqa: E402
 

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.masks import ndiff_masks
@@ -130,7 +130,6 @@ sequences = st.lists(st.integers(0, 12), max_size=25)
 
 
 @given(sequences, sequences)
-@settings(deadline=None)
 def test_invariants(rejected, chosen):
     for mode in (masks.clean, masks.reference, masks.lcs):
         bare = mode(rejected, chosen, hole=0)
@@ -147,7 +146,6 @@ def test_invariants(rejected, chosen):
 
 
 @given(sequences, sequences, st.permutations(range(13)))
-@settings(deadline=None)
 def test_masks_do_not_depend_on_the_ids_spelling(rejected, chosen, renamed):  # I13
     for mode in (masks.clean, masks.lcs):
         assert_equal(mode(rejected, chosen), mode([renamed[t] for t in rejected], [renamed[t] for t in chosen]))
@@ -160,7 +158,6 @@ def test_ids_may_be_as_large_as_int32(mode):
 
 
 @given(st.lists(st.booleans(), max_size=30), st.integers(0, 4))
-@settings(deadline=None)
 def test_fill_holes(mask, hole):
     filled = masks.fill_holes(np.array(mask, bool), hole)
     text, expected = bits(mask), list(bits(mask))

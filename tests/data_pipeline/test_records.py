@@ -281,7 +281,7 @@ VALUES = st.recursive(
 COLUMNS = sorted(frozenset[str]().union(*(form.columns | form.more for form in formats.FORMATS))) + ["other", ""]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.sampled_from(formats.FORMATS),
     st.lists(st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=4), min_size=1, max_size=4),

@@ -85,7 +85,7 @@ tokens = st.lists(st.integers(1, 9), max_size=12)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), tokens, tokens, st.booleans())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_every_path_of_a_tree_is_its_sequence(prompt, chosen, rejected, trim):
     pair = encoded(prompt, [*chosen, 0], [*rejected, 0])
     tree = plant(pair, trim)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline import masks
@@ -38,7 +38,6 @@ def sides(tokens, size):
 
 
 @given(st.one_of(sides(st.integers(0, 12), 4), sides(st.integers(2, 4), 4)), st.integers(0, 2))
-@settings(deadline=None)
 def test_random_pairs(pairs, hole):
     assert_same_as_host(diff(*padded(pairs, (36, 33)), hole=hole), pairs, hole)
 

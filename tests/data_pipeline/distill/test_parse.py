@@ -76,7 +76,7 @@ def test_removing_comments_leaves_the_program(drawn):
 PIECES = st.sampled_from(["```", "~~~", "```python", "\n", "SECURE:", "WHY SECURE:", "VULNERABLE:", "INSTRUCTION:", "WHY VULNERABLE:", "{", "}", '"', "#", "'''", "\\", "x = 1", "\0", "\r", "\t", "\f", "def f():", "(", "[" * 50])  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(PIECES | st.text(max_size=6), max_size=40).map("".join))
 def test_no_answer_breaks_the_parser(text):
     """Fuzz: whatever a teacher says is kept or rejected with a reason."""

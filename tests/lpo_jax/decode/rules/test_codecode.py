@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lpo_jax.config import ConfigError, MeshConfig
@@ -122,7 +122,6 @@ def test_the_ratio_must_exceed_the_threshold():
     assert not CoDecoding(0.0).accepts(jnp.array([jnp.nan, -jnp.inf]), jnp.zeros(2)).any()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.floats(0, 0.99), st.floats(0, 0.99))
 def test_a_higher_threshold_takes_fewer(seed, low, high):
     """Vector 11."""

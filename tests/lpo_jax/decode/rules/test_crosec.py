@@ -56,7 +56,7 @@ def distributions(size):
     return st.lists(st.floats(0.001, 1), min_size=size, max_size=size).map(lambda x: jnp.array([x]) / sum(x))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(distributions(6), distributions(5), st.lists(st.integers(-1, 5), min_size=5, max_size=5), st.floats(0, 1))
 def test_what_the_expert_has_no_word_for_keeps_its_probability(t, s, votes_for, w):
     by = alignment(votes_for, np.where(np.array(votes_for) < 0, 0, 0.75), [-1] * 6)
@@ -68,7 +68,7 @@ def test_what_the_expert_has_no_word_for_keeps_its_probability(t, s, votes_for, 
         np.testing.assert_allclose(e, t[0], rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(distributions(6), distributions(6), st.floats(0, 1))
 def test_one_vocabulary_is_the_plain_mixture(t, s, w):
     identity = alignment(range(6), np.ones(6), range(6))
@@ -106,7 +106,6 @@ def grown(tok, pieces):
 
 
 @pytest.mark.parametrize("tok", [ONE, OTHER, superwords()], ids=["byte-level", "sentencepiece", "superwords"])
-@settings(deadline=None)
 @given(pieces=PIECES)
 def test_own_tokens_are_the_encoding_of_the_text(tok, pieces):
     grown(tok, pieces)
@@ -116,7 +115,6 @@ def test_own_tokens_are_the_encoding_of_the_text(tok, pieces):
 def test_own_tokens_with_real_tokenizers(name, shared_data):
     tok = tokenizer.load(shared_data / "tokenizers" / name)
 
-    @settings(deadline=None)
     @given(PIECES)
     def whatever_comes(pieces):
         grown(tok, pieces)
