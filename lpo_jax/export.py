@@ -71,7 +71,8 @@ def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best:
     if config.model.path is not None:
         raw = read_json(tokenizer_dir / "config.json")
         ids |= {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
-    asked, found = template.of_facts(manifest["template"], source / "data.json"), tokenizer.load(tokenizer_dir)
+    asked = template.of_facts(manifest["template"], source / "data.json")
+    found = tokenizer.load(config.data.tokenizer or tokenizer_dir)
     for file in _earlier(out):
         file.unlink()
     write_json(out / template.FILE, dataclasses.asdict(asked))  # first: it tells an export, also one that was stopped
@@ -86,6 +87,8 @@ def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best:
     for pattern in _COPIED:
         for file in tokenizer_dir.glob(pattern):
             shutil.copyfile(file, out / file.name)
+    if config.data.tokenizer is not None:
+        found.save(out)  # the model may come without one
     if asked.chat is not None and asked.chat != found.chat:
         write_text(out / tokenizer.CHAT_FILE, asked.chat)  # it was trained with that of its shards
     generation = out / "generation_config.json"

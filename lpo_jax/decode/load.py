@@ -114,7 +114,7 @@ def open_sampler(
 def _tokenizer_of(path: str) -> str:
     """Where the tokenizer of `load_model`'s model is."""
     run = open_run(path)
-    return path if run is None else str(tokenizer_directory(run))
+    return path if run is None else run.data.tokenizer or str(tokenizer_directory(run))
 
 
 def _check_agree(models: Models, ours: Tokenizer) -> None:
