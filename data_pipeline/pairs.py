@@ -123,7 +123,11 @@ def cosmetic(pair: Pair) -> bool:
 
 def write(pairs: list[Pair], path: str | Path) -> None:
     """Write pairs as our own JSONL, leaving out fields at their defaults."""
-    write_lines(Path(path), [{k: v for k, v in vars(pair).items() if v != Pair.__dataclass_fields__[k].default} for pair in pairs])
+    rows = [{k: v for k, v in vars(pair).items() if v != Pair.__dataclass_fields__[k].default} for pair in pairs]
+    for row in rows:
+        if "history" in row:  # as messages: LLaMA-Factory's are pairs too, of question and answer
+            row["history"] = [{"role": role, "content": text} for role, text in row["history"]]
+    write_lines(Path(path), rows)
 
 
 # --- The schema.
@@ -147,8 +151,6 @@ def _text(value: Any, info: pydantic.ValidationInfo) -> str:
 
 
 def _history(value: Any) -> list[tuple[str, str]]:
-    if isinstance(value, list | tuple) and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in value):
-        value = [{"role": role, "content": content} for role, content in value]
     return [(message["role"], message["content"]) for message in messages_of(value, "history")]
 
 

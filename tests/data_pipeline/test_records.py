@@ -268,6 +268,13 @@ def test_cosmetic_pairs():
     assert pairs.cosmetic(Pair("a", "a( b )", "a(b)", language="c")) and not pairs.cosmetic(Pair("a", "a()", "a()", code=False))
 
 
+@pytest.mark.parametrize("history", [(("system", "Be brief."),), (("user", "Hi."), ("assistant", "Yes?"))])
+def test_what_was_said_before_survives_writing(tmp_path, history):
+    pair = Pair("a", "x = 1", "x = 2", "Do.", history=history)
+    pairs.write([pair], tmp_path / "p.jsonl")
+    assert read_pairs(tmp_path / "p.jsonl")[0] == [pair]
+
+
 TEXTS = st.text(max_size=8) | st.sampled_from(
     ["x = 1\n", "def f():\n    pass\n", "```py\nx\n```", "\ud800", "a\r\nb", "CWE-1", "\x00", "\u2028"]
 )

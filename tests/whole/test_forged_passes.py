@@ -152,7 +152,7 @@ def tasks(tmp_path_factory):
         name.partition(".")[0]: load(name.partition(".")[0], out / name, True).tasks[0]
         for name in ("humaneval.gz", "humaneval-x.gz", "mbxp.jsonl")
     }
-    cweval = {"cweval": "return [3 * i for i in x]", "objects": "yield from (3 * i for i in x)"}
+    cweval = {"cweval": "return [3 * i for i in x]", "objects": "return __import__('collections').UserList(3 * i for i in x)"}
     for name, solution in cweval.items():
         (out / name).mkdir()
         (out / name / f"{name}_020_task.py").write_text(f"# BEGIN PROMPT\n{prompt}# BEGIN SOLUTION\n    {solution}\n")
