@@ -21,7 +21,7 @@ from data_pipeline.pairs import Drops, Pair
 from data_pipeline.shards import Manifest
 from data_pipeline.template import Template
 from foundation.errors import DataError
-from foundation.files import foreign, hold, sha256, write_text
+from foundation.files import foreign, hold_directory, sha256, write_text
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,7 @@ def build(
         print(f"{out} is incomplete or damaged: building it again")
 
     print(f"template {chosen.name}: {why}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{out} can't be made: {error.strerror}") from None
-    with hold(out):
+    with hold_directory(out):
         _own(out)
         drops = Drops()
         kept = _read(inputs, options, drops)

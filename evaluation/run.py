@@ -18,7 +18,7 @@ from evaluation.benchmarks import Benchmark, Task
 from evaluation.completions import Completions, EvaluationError
 from evaluation.extract import extract
 from evaluation.measures import Estimate, by_cwe, by_task, estimate, measures
-from foundation.files import Json, claim, foreign, hold, read_journal, read_json, write_json, write_text
+from foundation.files import Json, claim, foreign, hold_directory, read_journal, read_json, write_json, write_text
 from judges import TOOLS, judge
 from judges.sandbox import Case, Limits, Test, run_many
 from judges.sandbox import run as run_one
@@ -47,8 +47,7 @@ def run(benchmark: Benchmark, completions: Completions, options: Options, out: P
     Raises:
       EvaluationError: `out` holds a run of other settings, or a tool is missing; with the remedy.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with hold(out):
+    with hold_directory(out):
         return _run(benchmark, completions, options, out)
 
 

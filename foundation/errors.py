@@ -38,10 +38,10 @@ def run_command(program: str, command: Callable[[], int]) -> int:
         from foundation.pages import visible  # here: jinja2 takes its time
 
         print(f"{program}: error: {visible(masked(str(error)))}", file=sys.stderr)
+    except BrokenPipeError:  # `lpo-data show DIR | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # `lpo-data show DIR | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         if error.filename is None and error.errno not in _DISK:
             raise
         where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "

@@ -222,6 +222,21 @@ def hold(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def hold_directory(path: Path) -> Iterator[None]:
+    """`hold` a directory, which is made if it isn't there.
+
+    Raises:
+      DataError: it can't be made, or as `hold`.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path} can't be made: {error.strerror}") from None
+    with hold(path):
+        yield
+
+
 def _machine() -> str:
     """This machine, until it is started anew: containers may share a name, and have it again elsewhere."""
     boot = Path("/proc/sys/kernel/random/boot_id")

@@ -10,7 +10,7 @@ from etils import epath
 
 from data_pipeline import template, tokenizer
 from data_pipeline.shards import Manifest
-from foundation.files import Json, foreign, hold, read_json, write_json, write_text
+from foundation.files import Json, foreign, hold_directory, read_json, write_json, write_text
 from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH
@@ -31,7 +31,7 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
 
     Raises:
       ConfigError: the directory holds no run, the run has no checkpoint, there is nothing to merge, or `out` holds something else.
-      DataError: another process is writing to `out`, or it can't be written.
+      DataError: another process is writing to `out`, or it can't be made or written.
     """
     source, out = epath.Path(run_dir), Path(out)
     config = open_run(run_dir)
@@ -41,11 +41,7 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
         raise ConfigError(f"{run_dir}: --merge is for LoRA runs; this one trained the weights themselves")
     if config.model.path is not None and Path(config.model.path).expanduser().resolve() == out.resolve():
         raise ConfigError(f"{out}: the model that the run began with; give another directory to export to")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{out} can't be made: {error.strerror}") from None
-    with hold(out):
+    with hold_directory(out):
         _earlier(out)
         return _export(source, config, out, merge, best)
 

@@ -24,7 +24,7 @@ from data_pipeline.distill.prompts import Job, Task
 from data_pipeline.distill.refine import Candidate, Judge, judge_all, refine
 from data_pipeline.distill.writer import Writer, WriterOptions
 from foundation.errors import DataError, UserError
-from foundation.files import Json, claim, hold, write_json, write_lines
+from foundation.files import Json, claim, hold_directory, write_json, write_lines
 
 
 def distill(job: Job, rules: Sequence[Rule], libraries: Sequence[str], out: Path, options: WriterOptions, judge: Judge | None) -> Json:
@@ -39,8 +39,7 @@ def distill(job: Job, rules: Sequence[Rule], libraries: Sequence[str], out: Path
     def refuse(other: list[str]) -> DataError:
         return DataError(f"{out}: holds a job with another {', '.join(other)}; choose another --out, or repeat its options")
 
-    out.mkdir(parents=True, exist_ok=True)
-    with hold(out):
+    with hold_directory(out):
         claim(out / "job.json", facts, refuse)
         with contextlib.closing(Journal(out / "journal.jsonl")) as journal:
             return asyncio.run(_distill(job, tasks, out, journal, options, judge))

@@ -122,8 +122,7 @@ def write(config: RunConfig, stage: str, data: "Feed", out: str | Path, k: int) 
     def refuse(differ: list[str]) -> ConfigError:
         return ConfigError(f"{out} holds what another job computed (other {', '.join(differ)}); choose another directory, or delete it")
 
-    out.mkdir(parents=True, exist_ok=True)
-    with files.hold(out), jax.set_mesh(mesh):
+    with files.hold_directory(out), jax.set_mesh(mesh):
         files.claim(out / _FACTS, job, refuse)
         params = load(model, objective, mesh)
         top = jax.jit(lambda params, batch: divergence.top(output(model, params, {}, batch), batch, k, vocab))

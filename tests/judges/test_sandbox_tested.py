@@ -4,6 +4,7 @@ import pytest
 
 from judges.sandbox import Case, Limits, Test, run, run_many
 
+WORK = "/tmp/work"  # within the sandbox
 TEST = "assert halved([4, 6]) == [2, 3]\nassert halved([]) == []\n"
 RIGHT = "def halved(numbers):\n    return [n // 2 for n in numbers]\n"
 WRONG = "def halved(numbers):\n    return numbers\n"
@@ -135,7 +136,7 @@ def test_leaving_with_the_testers_own_exit_code_says_nothing():
 def test_a_program_finds_its_own_file():
     code = "import os\nos.chdir('/')\nassert open(__file__).read().startswith('import os')\n"
     assert run(Case(code)).outcome == "pass"
-    test = Test("assert f() == '/tmp/work/main.py'", ("f",), before="import os\nos.chdir('/')")
+    test = Test(f"assert f() == '{WORK}/main.py'", ("f",), before="import os\nos.chdir('/')")
     assert run(Case("import os\ndef f(): return os.path.abspath(__file__)", test=test)).outcome == "pass"
 
 
