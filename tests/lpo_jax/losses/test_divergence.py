@@ -251,7 +251,7 @@ TEACHER = Model(dataclasses.replace(MODEL, d_model=48, d_mlp=80, vocab_size=520)
 
 
 def run_steps(feed, mesh_config, name, direction, accumulate=1, steps=3, rows=8):
-    """Losses and trained parameters of a few steps."""
+    """Losses and trained parameters of a few steps on one batch."""
     mesh = make_mesh(mesh_config, jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor])
     model = Model(MODEL, lora=LoraConfig(4, 8.0, targets="blocks.(q|v|down)|head") if name == "security" else None)
     teacher = Teacher(512, 0, TEACHER) if name == "kd" else None
@@ -270,7 +270,8 @@ def run_steps(feed, mesh_config, name, direction, accumulate=1, steps=3, rows=8)
         s = state.new_state(params, tx)
         step = make_train_step(model, objective(name, direction), tx, mesh, teacher=teacher)
         losses = []
-        for batch in feed.batches(rows, 0, steps):
+        (batch,) = feed.batches(rows, 0, 1)
+        for _ in range(steps):
             s, terms = step(s, frozen, to_devices(batch, mesh, rows, accumulate))
             losses.append(float(terms["loss"][0] / terms["loss"][1]))
     return losses, jax.device_get(s.params)
