@@ -23,6 +23,7 @@ class TreeBatch(PackedRows):  # type: ignore[misc]  # flax freezes it
     """`PackedRows` as a pytree; with accumulation all leaves have a leading axis of microbatches."""
 
     teacher: TeacherTop | None = None  # of a `kd` stage whose teacher's log-probabilities were computed before
+    reference: Array | None = None  # [B, N] float32: the reference's log-probabilities, where they were computed before
 
     @classmethod
     def of(cls, rows: PackedRows, teacher: TeacherTop | None = None) -> "TreeBatch":

@@ -55,11 +55,12 @@ class Objective:
       name: the config's ``objective.name``.
       title: what reports call it.
       options: its own part of the config, a frozen dataclass; the field ``name`` is ``Literal[name]``.
-      terms: the objective: (logps [B, N], batch, options) -> terms. With a `frozen` model it takes a fourth argument, the divergence [B, N]
-        from that model at each scored token.
+      terms: the objective: (logps [B, N], batch, options) -> terms. With a `frozen` model it takes a fourth argument, [B, N]: the divergence
+        from that model at each scored token, or, of a "reference", its log-probability.
       linear: (batch, options) -> [B, N] or None: the gradient of the loss *sum* by each log-probability that the loss is linear in, 0 at
         other tokens. It lets the head's gradient be computed beside the log-probabilities. A claim that isn't true makes gradients wrong.
-      frozen: the model that the trained one is compared with: a "teacher" (``options.kl.teacher``), or the "base" model beneath the adapters.
+      frozen: the model that the trained one is compared with: a "teacher" (``options.kl.teacher``), the "base" model beneath the adapters, or
+        the "reference": the model as it was at the stage's start.
       compares_sides: it learns from what differs between two sides, so plain rows (an answer and nothing beside it) can't serve it.
       whole_rejected: options -> how to build shards that have the whole rejected sides it scores; None: it needs no such shards.
     """
@@ -69,7 +70,7 @@ class Objective:
     options: type[Options]
     terms: Callable[..., Terms]
     linear: Callable[[TreeBatch, Any], jax.Array | None] = nothing_is_linear
-    frozen: Literal["teacher", "base"] | None = None
+    frozen: Literal["teacher", "base", "reference"] | None = None
     compares_sides: bool = True
     whole_rejected: Callable[[Any], str | None] = any_shards
 
@@ -100,6 +101,12 @@ class KlConfig(Settings):
     """kd: (1 - weight) * LM + weight * KL; security: CE + weight * KL"""
     teacher: str | None = None
     """kd: a Hugging Face directory, a hub id, or a directory that `lpo teacher` wrote"""
+
+
+class ReferenceOptions(Options):
+    """Options of an objective that compares the trained model with the reference, itself at the stage's start."""
+
+    reference: str | None
 
 
 class FrozenOptions(Options):

@@ -111,13 +111,16 @@ def check_length(config: RunConfig, manifest: Manifest, model: str, max_position
         )
 
 
-def frozen_shapes(model: Model, teacher: Model | None = None) -> Params:
-    """What a step reads and never changes: a LoRA model's base parameters; under "teacher" those of a teacher that runs in the step."""
+def frozen_shapes(model: Model, teacher: Model | None = None, reference: bool = False) -> Params:
+    """What a step reads and never changes: a LoRA model's base parameters; under "teacher" those of a teacher that runs in the step; with
+    `reference`, under that name, what was trained when the stage began."""
     base = {} if model.lora is None else model.shapes()
-    return base if teacher is None else base | {"teacher": teacher.shapes()}
+    base |= {} if teacher is None else {"teacher": teacher.shapes()}
+    return base | ({"reference": trainable_shapes(model)} if reference else {})
 
 
-def frozen_shardings(model: Model, mesh: Mesh, teacher: Model | None = None) -> Params:
+def frozen_shardings(model: Model, mesh: Mesh, teacher: Model | None = None, reference: bool = False) -> Params:
     """The sharding of `frozen_shapes`."""
     base = {} if model.lora is None else param_shardings(model, mesh)
-    return base if teacher is None else base | {"teacher": param_shardings(teacher, mesh)}
+    base |= {} if teacher is None else {"teacher": param_shardings(teacher, mesh)}
+    return base | ({"reference": trainable_shardings(model, mesh)} if reference else {})

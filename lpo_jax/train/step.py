@@ -37,11 +37,17 @@ TrainStep = Callable[[TrainState, Params, TreeBatch], tuple[TrainState, Terms]]
 
 
 def make_train_step(
-    model: Model, objective: Options, tx: optax.GradientTransformation, mesh: Mesh, seed: int = 0, teacher: Teacher | None = None
+    model: Model,
+    objective: Options,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int = 0,
+    teacher: Teacher | None = None,
+    reference: bool = False,
 ) -> TrainStep:
     """The jitted step: (state, frozen, batch with leaves [microbatches, rows, ...]) -> (state, terms). The state is donated.
 
-    `frozen` is what `lpo_jax.train.state.frozen_shapes` describes. Gradients of the loss *sum* are added up over the microbatches and divided
+    `frozen` is what `lpo_jax.train.state.frozen_shapes` describes, of this teacher and with `reference`. Gradients of the loss *sum* are added up over the microbatches and divided
     once by the loss weight, so that accumulation equals one big batch. A step whose loss or gradient isn't finite changes neither parameters
     nor moments, bit for bit, and is counted.
 
@@ -86,7 +92,7 @@ def make_train_step(
     states, replicated = state_shardings(model, tx, mesh), NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         step,
-        in_shardings=(states, frozen_shardings(model, mesh, teacher.model if teacher else None), batch_sharding(mesh, accumulated=True)),
+        in_shardings=(states, frozen_shardings(model, mesh, teacher.model if teacher else None, reference), batch_sharding(mesh, accumulated=True)),
         out_shardings=(states, replicated),
         donate_argnums=0,
     )
@@ -123,9 +129,12 @@ def objective_terms(
 ) -> Terms:
     """The objective of a batch; differentiate the sum of its ``"loss"``."""
     record = objectives.of(objective)
-    if record.frozen is None:
+    if record.frozen in (None, "reference"):
         logps = forward(model, params, frozen, batch, dropout_key, record.linear(batch, objective))
-        return record.terms(logps, batch, objective)
+        if record.frozen is None:
+            return record.terms(logps, batch, objective)
+        reference = reference_logps(model, frozen, batch) if batch.reference is None else batch.reference
+        return record.terms(logps, batch, objective, jax.lax.stop_gradient(reference))
     trained = output(model, params, frozen, batch, dropout_key)
     other: Output | TeacherTop | None
     if record.frozen == "base":
@@ -137,6 +146,14 @@ def objective_terms(
     assert other is not None and isinstance(objective, FrozenOptions)
     logps, found = divergence(trained, other, batch, objective.kl.direction, vocab)
     return record.terms(logps, batch, objective, found)
+
+
+def reference_logps(model: Model, frozen: Params, batch: TreeBatch) -> jax.Array:
+    """What the reference says of a batch's scored tokens, [B, N]: ``frozen["reference"]``, else the base model beneath the adapters."""
+    if "reference" in frozen:
+        return forward(model, frozen["reference"], frozen, batch)
+    assert model.lora is not None
+    return forward(dataclasses.replace(model, lora=None), frozen, {}, batch)
 
 
 def output(model: Model, params: Params, frozen: Params, batch: TreeBatch, dropout_key: jax.Array | None = None) -> Output:
