@@ -3,6 +3,8 @@
 Dims: B rows, N scored tokens in a row, K tokens kept of a teacher.
 """
 
+from typing import Any
+
 import flax.struct
 from jax import Array
 
@@ -26,6 +28,6 @@ class TreeBatch(PackedRows):  # type: ignore[misc]  # flax freezes it
     reference: Array | None = None  # [B, N] float32: the reference's log-probabilities, where they were computed before
 
     @classmethod
-    def of(cls, rows: PackedRows, teacher: TeacherTop | None = None) -> "TreeBatch":
-        """Packed rows, with what a teacher said of them."""
-        return cls(**vars(rows) | {"teacher": teacher})
+    def of(cls, rows: PackedRows, teacher: TeacherTop | None = None, reference: Any = None) -> "TreeBatch":
+        """Packed rows, with what a teacher or the reference said of them."""
+        return cls(**vars(rows) | {"teacher": teacher, "reference": reference})

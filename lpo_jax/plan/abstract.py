@@ -13,13 +13,13 @@ from lpo_jax.model.decoder import Model, Params
 from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.state import TrainState, abstract_state, batch_sharding, frozen_shapes, frozen_shardings
-from lpo_jax.train.step import Teacher, make_train_step
+from lpo_jax.train.step import Reference, Teacher, in_frozen, make_train_step
 
 Arguments = tuple[TrainState, Params, TreeBatch]
 """The train step's arguments (state, frozen, batch) as `jax.ShapeDtypeStruct`s with their shardings."""
 
 
-def batch(stage: StageConfig, row: PlannedRows, mesh: Mesh, top_k: int = 0) -> TreeBatch:
+def batch(stage: StageConfig, row: PlannedRows, mesh: Mesh, beside: Teacher | Reference | None = None) -> TreeBatch:
     """A step's batch [microbatches, rows, ...], laid out as training lays it out."""
     cut = batch_sharding(mesh, accumulated=True)
 
@@ -27,25 +27,26 @@ def batch(stage: StageConfig, row: PlannedRows, mesh: Mesh, top_k: int = 0) -> T
         return jax.ShapeDtypeStruct((stage.accumulate, stage.batch_rows // stage.accumulate, *width), jnp.dtype(dtype), sharding=cut)
 
     columns = {column.name: leaf(getattr(row, column.axis), dtype=column.dtype) for column in COLUMNS}
-    N = row.scored
-    taught = TeacherTop(leaf(N, top_k), leaf(N, top_k, dtype="float32"), leaf(N, dtype="float32")) if top_k else None
-    return TreeBatch(**columns, teacher=taught)
+    N, K = row.scored, beside.top_k if isinstance(beside, Teacher) else 0
+    taught = TeacherTop(leaf(N, K), leaf(N, K, dtype="float32"), leaf(N, dtype="float32")) if K else None
+    return TreeBatch(**columns, teacher=taught, reference=leaf(N, dtype="float32") if beside == Reference("batch") else None)
 
 
-def arguments(model: Model, stage: StageConfig, row: PlannedRows, mesh: Mesh, teacher: Teacher | None = None) -> Arguments:
+def arguments(model: Model, stage: StageConfig, row: PlannedRows, mesh: Mesh, beside: Teacher | Reference | None = None) -> Arguments:
     """What a stage's train step is called with."""
-    running = teacher.model if teacher else None
-    shapes, shardings = frozen_shapes(model, running), frozen_shardings(model, mesh, running)
+    shapes, shardings = frozen_shapes(model, *in_frozen(beside)), frozen_shardings(model, mesh, *in_frozen(beside))
     frozen = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     tx = optimizer(stage.optim, 1000)
-    return abstract_state(model, tx, mesh), frozen, batch(stage, row, mesh, teacher.top_k if teacher else 0)
+    return abstract_state(model, tx, mesh), frozen, batch(stage, row, mesh, beside)
 
 
-def trace_step(model: Model, stage: StageConfig, row: PlannedRows, mesh: Mesh, teacher: Teacher | None = None) -> jax.stages.Traced:
+def trace_step(
+    model: Model, stage: StageConfig, row: PlannedRows, mesh: Mesh, beside: Teacher | Reference | None = None
+) -> jax.stages.Traced:
     """The train step of `lpo_jax.train.step`; ``.jaxpr`` is what it computes."""
     # The schedule's length is a constant of the step and changes nothing else.
-    step = make_train_step(model, stage.objective, optimizer(stage.optim, 1000), mesh, teacher=teacher)
-    given = arguments(model, stage, row, mesh, teacher)
+    step = make_train_step(model, stage.objective, optimizer(stage.optim, 1000), mesh, beside=beside)
+    given = arguments(model, stage, row, mesh, beside)
     with jax.set_mesh(mesh):
         return step.trace(*given)  # type: ignore[attr-defined]
 

@@ -28,8 +28,8 @@ from lpo_jax.plan.chips import chip_of, topology_devices
 from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
+from lpo_jax.train.stage import open_beside
 from lpo_jax.train.state import check_rows
-from lpo_jax.train.teacher import open_teacher
 
 _COMPILERS = ("jax", "jaxlib", "libtpu")
 
@@ -46,9 +46,9 @@ def make(config: RunConfig, stage_name: str, row: PlannedRows) -> Plan:
     with captured_stderr(f"compile for {topology}") as printed, tempfile.TemporaryDirectory() as dump:
         mesh = make_mesh(config.mesh, topology_devices(topology))
         check_rows(config, mesh)
-        teacher = open_teacher(config, stage_name, None)
-        arguments = abstract.arguments(model, stage, row, mesh, teacher)
-        traced = abstract.trace_step(model, stage, row, mesh, teacher)
+        beside = open_beside(config, stage_name, None)
+        arguments = abstract.arguments(model, stage, row, mesh, beside)
+        traced = abstract.trace_step(model, stage, row, mesh, beside)
         filled, verdict, traffic, largest = memory.held(arguments), "", None, []
         try:
             filled = memory.used(abstract.compile_step(traced, mesh, dump), filled)
@@ -87,7 +87,7 @@ def cached(config: RunConfig, stage_name: str, row: PlannedRows, directory: Path
         "architecture": dataclasses.asdict(hf.planned_config(config.model)),
         "model": dataclasses.asdict(config.model) | {"shape": None, "adapter": None},
         "stage": [stage_name, dataclasses.asdict(config.stages[stage_name]), config.eval_rows],
-        "teacher": str(open_teacher(config, stage_name, None)),
+        "beside": str(open_beside(config, stage_name, None)),
         "mesh": dataclasses.asdict(config.mesh),
         "row": dataclasses.asdict(row),
         "code": [_code_hash(), *(metadata.version(name) for name in _COMPILERS if importlib.util.find_spec(name))],

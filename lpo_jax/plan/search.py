@@ -19,7 +19,7 @@ from lpo_jax.plan.chips import GIB, chip_of, topology_devices
 from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train.teacher import open_teacher
+from lpo_jax.train.stage import open_beside
 
 _REMAT: tuple[Remat, ...] = get_args(Remat)  # the first keeps most, the last least
 
@@ -96,8 +96,8 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
     rows, accumulate = config.stages[stage].batch_rows, config.stages[stage].accumulate
     models = {remat: hf.open_model(_replaced(config, config.mesh, remat, rows, accumulate).model, planned=True) for remat in _REMAT}
     alone = make_mesh(MeshConfig(data=1), devices[:1])
-    teacher = open_teacher(config, stage, None)
-    traced = {remat: abstract.trace_step(model, config.stages[stage], row, alone, teacher) for remat, model in models.items()}
+    beside = open_beside(config, stage, None)
+    traced = {remat: abstract.trace_step(model, config.stages[stage], row, alone, beside) for remat, model in models.items()}
     work = {remat: flops.count(step.jaxpr.jaxpr).executed for remat, step in traced.items()}
     for mesh_config in _meshes(config.mesh.topology, len(devices), architecture.n_heads):
         try:
@@ -106,7 +106,7 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
             continue
         ways = mesh_config.data * mesh_config.fsdp
         smallest = dataclasses.replace(config.stages[stage], batch_rows=ways, accumulate=1)
-        held = sum(memory.held(abstract.arguments(models["block"], smallest, row, mesh, teacher)).values())
+        held = sum(memory.held(abstract.arguments(models["block"], smallest, row, mesh, beside)).values())
         for remat, model in models.items():
             for batch in {rows // 2, rows, 2 * rows} - {0}:
                 for pieces in {accumulate, 2 * accumulate}:

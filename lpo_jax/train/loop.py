@@ -13,18 +13,17 @@ from lpo_jax.model.decoder import Params
 from lpo_jax.objectives.heldout import ENGLISH
 from lpo_jax.report.training import write_report
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train import checkpoint, run_dir
+from lpo_jax.train import checkpoint, reference, run_dir
 from lpo_jax.train.checkpoint import Checkpoints, Progress
 from lpo_jax.train.data import check_fit, open_data
 from lpo_jax.train.distributed import all_or_none
 from lpo_jax.train.evaluate import evaluate, read_summary, write_evaluation
 from lpo_jax.train.metrics import MetricLog
-from lpo_jax.train.stage import Stage
+from lpo_jax.train.stage import Stage, open_beside
 from lpo_jax.train.state import TrainState
 from lpo_jax.train.step import make_eval_step
 from lpo_jax.train.step_log import StepLog
 from lpo_jax.train.stop import Preempted, StopRequest
-from lpo_jax.train.teacher import open_teacher
 from lpo_jax.train.weights import checkpoint_target, load_params
 
 
@@ -45,7 +44,7 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         data, decode = open_data(config)
         mesh, model = make_mesh(config.mesh), hf.open_model(config.model)
         check_fit(config, data.manifest, model, mesh)
-        taught = {name: open_teacher(config, name, data.manifest) for name in config.stages}
+        beside = {name: open_beside(config, name, data.manifest) for name in config.stages}
         target = checkpoint_target(config, model, mesh)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target))
 
@@ -82,13 +81,15 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         # --- The stages, each with a fresh optimizer.
         names, total = list(config.stages), 0
         for index, name in enumerate(names):
-            stage = Stage(config, name, index, total, model, mesh, data, taught[name])
+            stage = Stage(config, name, index, total, model, mesh, data, beside[name])
             total += stage.length
             if done and names.index(done.stage) > index:
                 continue
-            state = stage.first_state(params) if state is None else state
-            train_step, known = stage.step(), frozen | stage.load_teacher()
-            start = int(state.step)
+            start = 0 if state is None else int(state.step)
+            known = frozen
+            if start < stage.length:
+                known = frozen | stage.load_beside(directory, params if state is None else None, frozen)
+            state, train_step = stage.first_state(params) if state is None else state, stage.step()
             bar = tqdm(
                 stage.batches(start), name, stage.length, initial=start, unit="step", dynamic_ncols=True, disable=jax.process_index() > 0
             )
@@ -115,10 +116,11 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
             step_log.flush()
             bar.close()
             save(stage, stage.length, state, measure_and_draw(name, state.params))
-            params, state, known = state.params, None, frozen  # moments and teacher are free before the next stage's are made
+            params, state, known = state.params, None, frozen  # moments, teacher and reference are free before the next stage's are made
 
         # --- Wind up.
         checkpoints.close()
+        reference.forget(directory)
         summary = read_summary(directory, config)
         if jax.process_index() == 0:
             write_json(directory / "summary.json", summary | {"names": ENGLISH})

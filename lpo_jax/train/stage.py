@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 
 import jax
 import optax
+from etils import epath
 from jax.sharding import Mesh
 
 from data_pipeline.row import PackedRows
+from data_pipeline.shards import Manifest
 from lpo_jax.batch import TreeBatch
 from lpo_jax.config import RunConfig, StageConfig
 from lpo_jax.model.decoder import Model, Params
+from lpo_jax.train import reference as references
 from lpo_jax.train import teacher as teachers
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.placement import my_rows, to_devices
 from lpo_jax.train.state import TrainState, new_state, state_shardings
-from lpo_jax.train.step import Teacher, TrainStep, make_train_step
+from lpo_jax.train.step import Reference, Teacher, TrainStep, make_train_step
 
 if TYPE_CHECKING:
     from data_pipeline.feed import Feed
@@ -35,7 +38,7 @@ class Stage:
     model: Model
     mesh: Mesh
     data: "Feed"
-    teacher: Teacher | None
+    beside: Teacher | Reference | None
 
     @property
     def config(self) -> StageConfig:
@@ -60,23 +63,39 @@ class Stage:
 
     def step(self) -> TrainStep:
         """The jitted train step."""
-        return make_train_step(self.model, self.config.objective, self._tx, self.mesh, self.run.seed + self.index, self.teacher)
+        return make_train_step(self.model, self.config.objective, self._tx, self.mesh, self.run.seed + self.index, self.beside)
 
-    def load_teacher(self) -> Params:
-        """What of `frozen` belongs to a teacher that runs in the step."""
+    def load_beside(self, run_dir: epath.Path, params: Params | None, frozen: Params) -> Params:
+        """What of `frozen` belongs to the model beside the trained one.
+
+        Args:
+          params: what the stage starts with; None: it has begun before.
+        """
+        if isinstance(self.beside, Reference):
+            return references.resume(self, run_dir, frozen) if params is None else references.start(self, run_dir, params, frozen)
         objective = teachers.taught(self.run, self.name)
-        if objective is None or self.teacher is None or self.teacher.model is None:
+        if objective is None or self.beside is None or self.beside.model is None:
             return {}
-        return {"teacher": teachers.load(self.teacher.model, objective, self.mesh)}
+        return {"teacher": teachers.load(self.beside.model, objective, self.mesh)}
 
     def batches(self, start: int) -> Iterator[TreeBatch]:
         """The stage's batches from step `start` on, on the devices as the step wants them."""
         rows, cut = self.config.batch_rows, self.config.accumulate
         mine = my_rows(self.mesh, rows, cut)
-        packed = self.data.batches(rows, start, self.length, self.index, mine)
+        joined: Iterator[PackedRows] = self.data.batches(rows, start, self.length, self.index, mine)
+        read = (self.data.step_rows(rows, step, self.index)[mine] for step in range(start, self.length))
         objective = teachers.taught(self.run, self.name)
-        joined: Iterator[PackedRows] = packed
-        if objective is not None and self.teacher is not None and self.teacher.top_k:
-            read = (self.data.step_rows(rows, step, self.index)[mine] for step in range(start, self.length))
-            joined = teachers.join(packed, read, objective)
+        if objective is not None and isinstance(self.beside, Teacher) and self.beside.top_k:
+            joined = teachers.join(joined, read, objective)
+        elif self.beside == Reference("batch"):
+            joined = references.join(joined, read, self.run, self.name)
         return (to_devices(batch, self.mesh, rows, cut) for batch in joined)
+
+
+def open_beside(config: RunConfig, stage: str, manifest: Manifest | None) -> Teacher | Reference | None:
+    """The model that stands beside a stage's own: a teacher, the reference, or None. No weights are read.
+
+    Raises:
+      ConfigError: it doesn't go with the shards (of None nothing is asked: they aren't built yet), or can't be found.
+    """
+    return teachers.open_teacher(config, stage, manifest) or references.open_reference(config, stage, manifest)

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,14 @@ class Teacher:
     model: Model | None = None
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Where a step finds the model as it was at the stage's start."""
+
+    where: Literal["base", "frozen", "batch"]
+    """the base beneath the adapters, ``frozen["reference"]``, or (its log-probabilities) the batch"""
+
+
 TrainStep = Callable[[TrainState, Params, TreeBatch], tuple[TrainState, Terms]]
 
 
@@ -42,18 +51,18 @@ def make_train_step(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     seed: int = 0,
-    teacher: Teacher | None = None,
-    reference: bool = False,
+    beside: Teacher | Reference | None = None,
 ) -> TrainStep:
     """The jitted step: (state, frozen, batch with leaves [microbatches, rows, ...]) -> (state, terms). The state is donated.
 
-    `frozen` is what `lpo_jax.train.state.frozen_shapes` describes, of this teacher and with `reference`. Gradients of the loss *sum* are added up over the microbatches and divided
+    `frozen` is what `lpo_jax.train.state.frozen_shapes` describes, for the model that stands `beside` the trained one. Gradients of the loss *sum* are added up over the microbatches and divided
     once by the loss weight, so that accumulation equals one big batch. A step whose loss or gradient isn't finite changes neither parameters
     nor moments, bit for bit, and is counted.
 
     Terms besides the objective's: ``grad_norm`` (before clipping), ``tokens`` (the batch's, without padding and each tree's first),
     ``skipped_steps`` (so far) and ``skipped_in_row``.
     """
+    teacher = beside if isinstance(beside, Teacher) else None
     drops = model.lora is not None and model.lora.dropout > 0
 
     def loss_sum(params: Params, frozen: Params, batch: TreeBatch, key: jax.Array | None) -> tuple[jax.Array, Terms]:
@@ -92,10 +101,15 @@ def make_train_step(
     states, replicated = state_shardings(model, tx, mesh), NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         step,
-        in_shardings=(states, frozen_shardings(model, mesh, teacher.model if teacher else None, reference), batch_sharding(mesh, accumulated=True)),
+        in_shardings=(states, frozen_shardings(model, mesh, *in_frozen(beside)), batch_sharding(mesh, accumulated=True)),
         out_shardings=(states, replicated),
         donate_argnums=0,
     )
+
+
+def in_frozen(beside: Teacher | Reference | None) -> tuple[Model | None, bool]:
+    """What `frozen` holds besides the base model: a teacher, and whether a copy of what was trained when the stage began."""
+    return beside.model if isinstance(beside, Teacher) else None, isinstance(beside, Reference) and beside.where == "frozen"
 
 
 def make_eval_step(model: Model, mesh: Mesh) -> Callable[[Params, Params, TreeBatch], tuple[Terms, jax.Array]]:

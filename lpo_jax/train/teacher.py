@@ -1,21 +1,17 @@
 """The teacher of a `kd` stage: a model that runs inside the step, or its most probable tokens, computed before (`lpo teacher`).
 
-What was computed before lies in a directory. teacher.json says what was computed of what. Each `BLOCK_ROWS` rows of the train split have a
-file, rows-00000.safetensors and so on. A file is there or not, never half, so `lpo teacher` can be stopped and repeated.
+What was computed before lies in a directory with teacher.json, see `lpo_jax.train.per_token`.
 
-Dims: S scored tokens of all rows of a file, in the rows' order; K tokens kept of each distribution; B rows and N scored tokens of a batch.
+Dims: K tokens kept of each distribution; B rows and N scored tokens of a batch.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from data_pipeline.row import PackedRows
 from data_pipeline.shards import Manifest
@@ -29,7 +25,7 @@ from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives.base import FrozenOptions, answer_side
 from lpo_jax.sharding import make_mesh
-from lpo_jax.tensors import save_file
+from lpo_jax.train import per_token
 from lpo_jax.train.placement import to_devices
 from lpo_jax.train.state import check_length, check_rows, param_shardings
 from lpo_jax.train.step import Teacher, output
@@ -37,7 +33,6 @@ from lpo_jax.train.step import Teacher, output
 if TYPE_CHECKING:
     from data_pipeline.feed import Feed
 
-BLOCK_ROWS = 256
 _FACTS = "teacher.json"
 
 
@@ -81,15 +76,8 @@ def load(teacher: Model, objective: FrozenOptions, mesh: Mesh) -> Params:
 
 def join(batches: Iterable[PackedRows], rows: Iterable[np.ndarray], objective: FrozenOptions) -> Iterator[TreeBatch]:
     """Batches with what was computed of them; `rows` are those of the train split that each holds."""
-    directory = Path(path_of(objective))
-    for batch, read in zip(batches, rows, strict=True):
-        scored = _scored(batch, objective)
-        columns: list[Any] = []
-        for parts in zip(*(_read(directory, row) for row in read), strict=True):
-            column = np.zeros((*scored.shape, *parts[0].shape[1:]), parts[0].dtype)
-            column[scored] = np.concatenate(parts)
-            columns.append(column)
-        yield TreeBatch.of(batch, TeacherTop(*columns))
+    for batch, columns in per_token.join(batches, rows, Path(path_of(objective)), lambda batch: _scored(batch, objective)):
+        yield TreeBatch.of(batch, TeacherTop(**columns))  # type: ignore[arg-type]  # numpy's, until they are on devices
 
 
 def write(config: RunConfig, stage: str, data: "Feed", out: str | Path, k: int) -> None:
@@ -112,7 +100,7 @@ def write(config: RunConfig, stage: str, data: "Feed", out: str | Path, k: int) 
     job = {
         "model": path_of(objective),
         "dtype": config.model.compute_dtype,
-        "shards": _shards(data.manifest),
+        "shards": per_token.hash_of(data.manifest),
         "rows": total,
         "vocab_size": vocab,
         "top_k": k,
@@ -127,56 +115,23 @@ def write(config: RunConfig, stage: str, data: "Feed", out: str | Path, k: int) 
         params = load(model, objective, mesh)
         top = jax.jit(lambda params, batch: divergence.top(output(model, params, {}, batch), batch, k, vocab))
 
-        def compute(batch: PackedRows) -> TeacherTop:
-            return jax.device_get(top(params, to_devices(batch, mesh, config.eval_rows)))
+        def compute(batch: PackedRows) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+            found = jax.device_get(top(params, to_devices(batch, mesh, config.eval_rows)))
+            return _scored(batch, objective), {
+                "ids": found.ids,
+                "logps": found.logps.astype(np.float32),
+                "rest": found.rest.astype(np.float32),
+            }
 
-        with tqdm(total=total, desc="teacher", unit=" rows", dynamic_ncols=True) as bar:
-            for start in range(0, total, BLOCK_ROWS):
-                size = min(BLOCK_ROWS, total - start)
-                if not (file := _file(out, start)).exists():
-                    _write_block(file, _block(compute, data.in_order("train", config.eval_rows, start_row=start), objective, size))
-                bar.update(size)
+        def batches(start: int) -> Iterator[PackedRows]:
+            return data.in_order("train", config.eval_rows, start_row=start)
 
-
-def _block(
-    compute: Callable[[PackedRows], TeacherTop], batches: Iterable[PackedRows], objective: FrozenOptions, size: int
-) -> dict[str, np.ndarray]:
-    """The tensors of one file: those of the first `size` rows of the batches."""
-    counts, columns = [0], []
-    for batch in batches:
-        scored = _scored(batch, objective)[: size - len(counts) + 1]
-        found = compute(batch)
-        columns.append([np.asarray(x)[: len(scored)][scored] for x in (found.ids, found.logps, found.rest)])
-        counts += scored.sum(1).tolist()
-        if len(counts) > size:
-            break
-    ids, logps, rest = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return {"starts": np.cumsum(counts), "ids": ids.astype(np.int32), "logps": logps.astype(np.float32), "rest": rest.astype(np.float32)}
+        per_token.write(out, total, per_token.missing(out, total), batches, compute, "teacher")
 
 
 def _scored(batch: PackedRows, objective: FrozenOptions) -> np.ndarray:
     """The tokens that the stage scores: [B, N] bool."""
     return np.asarray(answer_side(TreeBatch.of(batch), objective.score_prompt))
-
-
-def _write_block(file: Path, tensors: dict[str, np.ndarray]) -> None:
-    try:
-        with files.replaced(file) as unfinished:
-            save_file(tensors, unfinished)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{file} can't be written: {error}; what is finished stays, and the same command goes on from there") from None
-
-
-def _read(directory: Path, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A row's ids [S, K], log-probabilities [S, K] and the log of the rest [S]."""
-    with safe_open(_file(directory, row), framework="np") as tensors:
-        start, stop = tensors.get_slice("starts")[row % BLOCK_ROWS : row % BLOCK_ROWS + 2]
-        ids, logps, rest = (tensors.get_slice(name)[start:stop] for name in ("ids", "logps", "rest"))
-    return ids, logps, rest
-
-
-def _file(directory: Path, row: int) -> Path:
-    return directory / f"rows-{row // BLOCK_ROWS:05d}.safetensors"
 
 
 def facts(path: str | Path) -> Json | None:
@@ -187,21 +142,13 @@ def facts(path: str | Path) -> Json | None:
 
 def _check(computed: Json, path: str, manifest: Manifest, objective: FrozenOptions) -> None:
     """Refuse log-probabilities of other tokens than the stage scores."""
-    if computed["shards"] != _shards(manifest):
+    if computed["shards"] != per_token.hash_of(manifest):
         raise ConfigError(f"{path} was computed of other shards than data.path holds: run `lpo teacher` again, into another directory")
     if computed["score_prompt"] != objective.score_prompt:
         raise ConfigError(f"{path} was computed with score_prompt {computed['score_prompt']}, the stage has {objective.score_prompt}")
-    blocks = range(0, computed["rows"], BLOCK_ROWS)
-    missing = [row for row in blocks if not _file(Path(path), row).is_file()]
-    if missing:
-        raise ConfigError(
-            f"{path} is unfinished: {len(missing)} of {len(blocks)} files are missing; repeat the `lpo teacher` that wrote it"
-        )
-
-
-def _shards(manifest: Manifest) -> str:
-    """A hash of the train split's content."""
-    return hashlib.sha256("".join(shard["sha256"] for shard in manifest.splits["train"]["shards"]).encode()).hexdigest()
+    if missing := per_token.missing(Path(path), computed["rows"]):
+        count = -(-computed["rows"] // per_token.BLOCK_ROWS)
+        raise ConfigError(f"{path} is unfinished: {len(missing)} of {count} files are missing; repeat the `lpo teacher` that wrote it")
 
 
 def taught(config: RunConfig, stage: str) -> FrozenOptions | None:

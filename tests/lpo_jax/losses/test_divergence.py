@@ -268,7 +268,7 @@ def run_steps(feed, mesh_config, name, direction, accumulate=1, steps=3, rows=8)
         cut = [x for x in jax.tree.leaves(frozen) if x.sharding.shard_shape(x.shape) != x.shape]
         assert len(cut) > 5 or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1, "what is frozen is cut as parameters are"
         s = state.new_state(params, tx)
-        step = make_train_step(model, objective(name, direction), tx, mesh, teacher=teacher)
+        step = make_train_step(model, objective(name, direction), tx, mesh, beside=teacher)
         losses = []
         (batch,) = feed.batches(rows, 0, 1)
         for _ in range(steps):

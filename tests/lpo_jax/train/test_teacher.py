@@ -19,7 +19,7 @@ from lpo_jax.model.decoder import Model
 from lpo_jax.plan import abstract, chips, flops
 from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train import stop, teacher
+from lpo_jax.train import per_token, stop, teacher
 from lpo_jax.train.step import Teacher
 from tests.helpers.paths import REPO, SEED_PAIRS
 from tests.helpers.training import tiny_args
@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on_with_its_teacher(plain, straight, tmp_path, monke
 
 @pytest.mark.slow
 def test_computed_before_is_the_same_and_can_be_resumed(plain, straight, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(teacher, "BLOCK_ROWS", 12)  # eval_rows is 8: a file isn't a whole number of batches
+    monkeypatch.setattr(per_token, "BLOCK_ROWS", 12)  # eval_rows is 8: a file isn't a whole number of batches
     args = kd_args(plain, tmp_path / "run")
     write = ["teacher", *args[1:], "-o", str(tmp_path / "top"), "--top-k", "512"]
     assert cli.main(write) == 0

@@ -1,0 +1,217 @@
+"""The reference of a stage: the model as it was when the stage began (e.g. after SFT), with which DPO and its kin compare the trained one.
+
+It runs inside the step, or its log-probabilities are computed when the stage begins and lie in the directory `objective.reference` (see
+`lpo_jax.train.per_token`). A run that is resumed needs the same reference: run_dir/reference/STAGE.json holds its fingerprint, and beside it
+lies a copy, if neither the base model beneath the adapters nor the directory is the reference.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from data_pipeline.row import PackedRows
+from data_pipeline.shards import Manifest
+from foundation import files
+from foundation.files import Json, read_json, write_json
+from lpo_jax import objectives
+from lpo_jax.batch import TreeBatch
+from lpo_jax.config import ConfigError, RunConfig
+from lpo_jax.model.decoder import Params
+from lpo_jax.objectives.base import ReferenceOptions
+from lpo_jax.train import per_token
+from lpo_jax.train.distributed import all_or_none
+from lpo_jax.train.placement import fetch, my_rows, to_devices
+from lpo_jax.train.run_dir import reason
+from lpo_jax.train.state import batch_sharding, fingerprint, frozen_shardings, trainable_shapes, trainable_shardings
+from lpo_jax.train.step import Reference, forward
+from lpo_jax.train.stop import TrainingError
+from lpo_jax.train.weights import load_base
+
+if TYPE_CHECKING:
+    from lpo_jax.train.stage import Stage
+
+_FACTS = "reference.json"
+FOLDER = "reference"
+"""Of a run's directory."""
+
+
+def open_reference(config: RunConfig, stage: str, manifest: Manifest | None) -> Reference | None:
+    """Where a stage's reference is while the stage runs; None: it has none.
+
+    Args:
+      manifest: the shards', or None where they aren't built yet (`lpo plan`).
+
+    Raises:
+      ConfigError: the directory `objective.reference` holds what was computed of other shards, or with another tokenizer.
+    """
+    objective = config.stages[stage].objective
+    if objectives.of(objective).frozen != "reference":
+        return None
+    assert isinstance(objective, ReferenceOptions)
+    if objective.reference is not None:
+        file = Path(objective.reference) / _FACTS
+        if manifest is not None and file.is_file():
+            _refuse_others(config, stage, manifest, read_json(file).get("model"))
+        return Reference("batch")
+    return Reference("base" if config.model.lora and stage == next(iter(config.stages)) else "frozen")
+
+
+def start(stage: "Stage", run_dir: epath.Path, params: Params, frozen: Params) -> Params:
+    """Take the reference from what a stage starts with; returns what `frozen` gets. All processes call it together.
+
+    Raises:
+      ConfigError: `objective.reference` holds another reference's log-probabilities, or can't be written.
+      TrainingError: the copy can't be written to `run_dir`.
+    """
+    assert isinstance(stage.beside, Reference)
+    if stage.beside.where == "base":
+        return {}
+    mark = _mark(params, frozen)
+    found = {}
+    if stage.beside.where == "batch":
+        _compute(stage, params, frozen, mark)
+    else:
+        found = {"reference": jax.jit(lambda x: jax.tree.map(jnp.copy, x))(params)}
+        if stage.index:  # the first stage's is loaded again
+            try:
+                with ocp.StandardCheckpointer() as writer:
+                    writer.save(_copy(stage, run_dir), params, force=True)
+            except Exception as error:
+                raise TrainingError(f"the reference of stage {stage.name} couldn't be written to {run_dir}: {reason(error)}") from error
+    if jax.process_index() == 0:
+        write_json(_file(stage, run_dir), {"fingerprint": mark})
+    return found
+
+
+def resume(stage: "Stage", run_dir: epath.Path, frozen: Params) -> Params:
+    """What `frozen` gets in a stage that has begun before. All processes call it together.
+
+    Raises:
+      TrainingError, ConfigError: the reference that the stage began with isn't there any more; with the remedy.
+    """
+    assert isinstance(stage.beside, Reference)
+    if stage.beside.where == "base":
+        return {}
+    with all_or_none():
+        if not _file(stage, run_dir).exists():
+            raise TrainingError(f"{_file(stage, run_dir)}: no such file; copy it back, or start again in another run_dir")
+        mark = read_json(_file(stage, run_dir))["fingerprint"]
+    if stage.beside.where == "batch":
+        with all_or_none():
+            _refuse_others(stage.run, stage.name, stage.data.manifest, mark)
+            directory, rows = _directory(stage.run, stage.name), stage.data.rows("train")
+            if missing := per_token.missing(directory, rows):
+                raise ConfigError(
+                    f"{directory}: {len(missing)} files of the log-probabilities that stage {stage.name} began with are missing; "
+                    "copy them back, or start again in another run_dir"
+                )
+        return {}
+    if stage.index == 0:
+        params, where = load_base(stage.run, stage.model, stage.mesh), stage.run.model.path
+    else:
+        where = str(_copy(stage, run_dir))
+        shapes = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            trainable_shapes(stage.model),
+            trainable_shardings(stage.model, stage.mesh),
+        )
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                params = reader.restore(_copy(stage, run_dir), shapes)
+        except Exception as error:
+            raise TrainingError(f"{where}: the reference can't be read: {reason(error)}; copy it back, or start again elsewhere") from error
+    if _mark(params, frozen) != mark:
+        raise TrainingError(f"{where} isn't the model that stage {stage.name} began with; restore it, or start again in another run_dir")
+    return {"reference": params}
+
+
+def join(batches: Iterator[PackedRows], rows: Iterator[np.ndarray], config: RunConfig, stage: str) -> Iterator[TreeBatch]:
+    """Batches with the reference's log-probabilities; `rows` are those of the train split that each holds."""
+    for batch, columns in per_token.join(batches, rows, _directory(config, stage), lambda batch: np.asarray(batch.pair) >= 0):
+        yield TreeBatch.of(batch, reference=columns["logps"])
+
+
+def forget(run_dir: epath.Path) -> None:
+    """Delete the copies of a finished run."""
+    if jax.process_index() == 0 and not files.is_bucket(Path(run_dir)):
+        shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
+    elif jax.process_index() == 0 and (run_dir / FOLDER).exists():
+        (run_dir / FOLDER).rmtree()
+
+
+def _compute(stage: "Stage", params: Params, frozen: Params, mark: int) -> None:
+    """Write the log-probabilities of the train split's scored tokens, or those that aren't there yet. Each process writes all that it lacks."""
+    directory, model, mesh = _directory(stage.run, stage.name), stage.model, stage.mesh
+    total, rows = stage.data.rows("train"), stage.run.eval_rows
+    with all_or_none():
+        directory.mkdir(parents=True, exist_ok=True)
+        _refuse_others(stage.run, stage.name, stage.data.manifest, mark)
+        write_json(directory / _FACTS, _job(stage.run, stage.data.manifest, mark))
+    there = np.ones(-(-total // per_token.BLOCK_ROWS), bool)
+    there[[start // per_token.BLOCK_ROWS for start in per_token.missing(directory, total)]] = False
+    if jax.process_count() > 1:  # what one lacks all compute
+        there = multihost_utils.process_allgather(there).all(0)
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    logps = jax.jit(
+        lambda params, frozen, batch: (batch.pair >= 0, forward(model, params, frozen, batch)),
+        in_shardings=(trainable_shardings(model, mesh), frozen_shardings(model, mesh), batch_sharding(mesh, accumulated=False)),
+        out_shardings=replicated,
+    )
+
+    def compute(batch: PackedRows) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        scored, found = fetch(logps(params, frozen, to_devices(batch, mesh, rows)))
+        return scored, {"logps": found}
+
+    def batches(start: int) -> Iterator[PackedRows]:
+        return stage.data.in_order("train", rows, my_rows(mesh, rows), start)
+
+    blocks = (per_token.BLOCK_ROWS * np.flatnonzero(~there)).tolist()
+    per_token.write(directory, total, blocks, batches, compute, f"{stage.name}, reference")
+
+
+def _job(config: RunConfig, manifest: Manifest, mark: int | None) -> Json:
+    """What a directory's log-probabilities depend on."""
+    return {
+        "model": mark,
+        "dtype": config.model.compute_dtype,
+        "shards": per_token.hash_of(manifest),
+        "tokenizer": manifest.tokenizer_sha256,
+    }
+
+
+def _refuse_others(config: RunConfig, stage: str, manifest: Manifest, mark: int | None) -> None:
+    """Raise ConfigError where the directory holds log-probabilities of another reference."""
+    directory = _directory(config, stage)
+    if differ := files.differing(directory / _FACTS, _job(config, manifest, mark)):
+        raise ConfigError(
+            f"stages.{stage}.objective.reference: {directory} holds the log-probabilities of another reference (other {', '.join(differ)}); "
+            "choose another directory, or delete it"
+        )
+
+
+def _mark(params: Params, frozen: Params) -> int:
+    return int(fetch(fingerprint({"params": params, "frozen": frozen})))  # type: ignore[arg-type]
+
+
+def _directory(config: RunConfig, stage: str) -> Path:
+    objective = config.stages[stage].objective
+    assert isinstance(objective, ReferenceOptions) and objective.reference is not None
+    return Path(objective.reference)
+
+
+def _file(stage: "Stage", run_dir: epath.Path) -> epath.Path:
+    return run_dir / FOLDER / f"{stage.name}.json"
+
+
+def _copy(stage: "Stage", run_dir: epath.Path) -> epath.Path:
+    return (run_dir / FOLDER / stage.name).absolute()
