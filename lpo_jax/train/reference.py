@@ -5,8 +5,9 @@ It runs inside the step, or its log-probabilities are computed when the stage be
 lies a copy, if neither the base model beneath the adapters nor the directory is the reference.
 """
 
-import shutil
+import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipeline.row import PackedRows
 from data_pipeline.shards import Manifest
@@ -25,7 +26,7 @@ from foundation.files import Json, read_json, write_json
 from lpo_jax import objectives
 from lpo_jax.batch import TreeBatch
 from lpo_jax.config import ConfigError, RunConfig
-from lpo_jax.model.decoder import Params
+from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives.base import ReferenceOptions
 from lpo_jax.train import per_token
 from lpo_jax.train.distributed import all_or_none
@@ -33,15 +34,46 @@ from lpo_jax.train.placement import fetch, my_rows, to_devices
 from lpo_jax.train.run_dir import reason
 from lpo_jax.train.state import batch_sharding, fingerprint, frozen_shardings, trainable_shapes, trainable_shardings
 from lpo_jax.train.step import Reference, forward
-from lpo_jax.train.stop import TrainingError
+from lpo_jax.train.stop import CheckpointError, TrainingError
 from lpo_jax.train.weights import load_base
 
 if TYPE_CHECKING:
-    from lpo_jax.train.stage import Stage
+    from data_pipeline.feed import Feed
 
 _FACTS = "reference.json"
 FOLDER = "reference"
 """Of a run's directory."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The stage that a reference belongs to."""
+
+    run: RunConfig
+    stage: str
+    model: Model
+    mesh: Mesh
+    data: "Feed"
+    run_dir: epath.Path
+
+    @property
+    def first(self) -> bool:
+        """Whether the run begins with this stage."""
+        return self.stage == next(iter(self.run.stages))
+
+    @property
+    def directory(self) -> Path:
+        """Where log-probabilities are kept."""
+        return _directory(self.run, self.stage)
+
+    @property
+    def facts(self) -> epath.Path:
+        return self.run_dir / FOLDER / f"{self.stage}.json"
+
+    @property
+    def copy(self) -> epath.Path:
+        """Where a copy of what was trained when the stage began is kept."""
+        return (self.run_dir / FOLDER / self.stage).absolute()
 
 
 def open_reference(config: RunConfig, stage: str, manifest: Manifest | None) -> Reference | None:
@@ -65,72 +97,72 @@ def open_reference(config: RunConfig, stage: str, manifest: Manifest | None) -> 
     return Reference("base" if config.model.lora and stage == next(iter(config.stages)) else "frozen")
 
 
-def start(stage: "Stage", run_dir: epath.Path, params: Params, frozen: Params) -> Params:
+def start(origin: Origin, beside: Reference, params: Params, frozen: Params) -> Params:
     """Take the reference from what a stage starts with; returns what `frozen` gets. All processes call it together.
 
     Raises:
       ConfigError: `objective.reference` holds another reference's log-probabilities, or can't be written.
-      TrainingError: the copy can't be written to `run_dir`.
+      CheckpointError: the copy can't be written.
     """
-    assert isinstance(stage.beside, Reference)
-    if stage.beside.where == "base":
+    if beside.where == "base":
         return {}
-    mark = _mark(params, frozen)
+    mark = _mark(origin.model, params, frozen)
     found = {}
-    if stage.beside.where == "batch":
-        _compute(stage, params, frozen, mark)
+    if beside.where == "batch":
+        _compute(origin, params, frozen, mark)
     else:
         found = {"reference": jax.jit(lambda x: jax.tree.map(jnp.copy, x))(params)}
-        if stage.index:  # the first stage's is loaded again
+        if not origin.first:  # the first stage's is loaded again
             try:
                 with ocp.StandardCheckpointer() as writer:
-                    writer.save(_copy(stage, run_dir), params, force=True)
+                    writer.save(origin.copy, params, force=True)
             except Exception as error:
-                raise TrainingError(f"the reference of stage {stage.name} couldn't be written to {run_dir}: {reason(error)}") from error
+                raise CheckpointError(
+                    f"the reference of stage {origin.stage} couldn't be written to {origin.run_dir}: {reason(error)}"
+                ) from error
     if jax.process_index() == 0:
-        write_json(_file(stage, run_dir), {"fingerprint": mark})
+        write_json(origin.facts, {"fingerprint": mark})
     return found
 
 
-def resume(stage: "Stage", run_dir: epath.Path, frozen: Params) -> Params:
+def resume(origin: Origin, beside: Reference, frozen: Params) -> Params:
     """What `frozen` gets in a stage that has begun before. All processes call it together.
 
     Raises:
       TrainingError, ConfigError: the reference that the stage began with isn't there any more; with the remedy.
     """
-    assert isinstance(stage.beside, Reference)
-    if stage.beside.where == "base":
+    if beside.where == "base":
         return {}
     with all_or_none():
-        if not _file(stage, run_dir).exists():
-            raise TrainingError(f"{_file(stage, run_dir)}: no such file; copy it back, or start again in another run_dir")
-        mark = read_json(_file(stage, run_dir))["fingerprint"]
-    if stage.beside.where == "batch":
+        if not origin.facts.exists():
+            raise TrainingError(f"{origin.facts}: no such file; copy it back, or start again in another run_dir")
+        mark = read_json(origin.facts)["fingerprint"]
+    if beside.where == "batch":
         with all_or_none():
-            _refuse_others(stage.run, stage.name, stage.data.manifest, mark)
-            directory, rows = _directory(stage.run, stage.name), stage.data.rows("train")
+            _refuse_others(origin.run, origin.stage, origin.data.manifest, mark)
+            directory, rows = origin.directory, origin.data.rows("train")
             if missing := per_token.missing(directory, rows):
                 raise ConfigError(
-                    f"{directory}: {len(missing)} files of the log-probabilities that stage {stage.name} began with are missing; "
+                    f"{directory}: {len(missing)} files of the log-probabilities that stage {origin.stage} began with are missing; "
                     "copy them back, or start again in another run_dir"
                 )
         return {}
-    if stage.index == 0:
-        params, where = load_base(stage.run, stage.model, stage.mesh), stage.run.model.path
+    if origin.first:
+        params, where = load_base(origin.run, origin.model, origin.mesh), origin.run.model.path
     else:
-        where = str(_copy(stage, run_dir))
+        where = str(origin.copy)
         shapes = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            trainable_shapes(stage.model),
-            trainable_shardings(stage.model, stage.mesh),
+            trainable_shapes(origin.model),
+            trainable_shardings(origin.model, origin.mesh),
         )
         try:
             with ocp.StandardCheckpointer() as reader:
-                params = reader.restore(_copy(stage, run_dir), shapes)
+                params = reader.restore(origin.copy, shapes)
         except Exception as error:
             raise TrainingError(f"{where}: the reference can't be read: {reason(error)}; copy it back, or start again elsewhere") from error
-    if _mark(params, frozen) != mark:
-        raise TrainingError(f"{where} isn't the model that stage {stage.name} began with; restore it, or start again in another run_dir")
+    if _mark(origin.model, params, frozen) != mark:
+        raise TrainingError(f"{where} isn't the model that stage {origin.stage} began with; restore it, or start again in another run_dir")
     return {"reference": params}
 
 
@@ -142,20 +174,18 @@ def join(batches: Iterator[PackedRows], rows: Iterator[np.ndarray], config: RunC
 
 def forget(run_dir: epath.Path) -> None:
     """Delete the copies of a finished run."""
-    if jax.process_index() == 0 and not files.is_bucket(Path(run_dir)):
-        shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
-    elif jax.process_index() == 0 and (run_dir / FOLDER).exists():
+    if jax.process_index() == 0 and (run_dir / FOLDER).exists():
         (run_dir / FOLDER).rmtree()
 
 
-def _compute(stage: "Stage", params: Params, frozen: Params, mark: int) -> None:
+def _compute(origin: Origin, params: Params, frozen: Params, mark: str) -> None:
     """Write the log-probabilities of the train split's scored tokens, or those that aren't there yet. Each process writes all that it lacks."""
-    directory, model, mesh = _directory(stage.run, stage.name), stage.model, stage.mesh
-    total, rows = stage.data.rows("train"), stage.run.eval_rows
+    directory, model, mesh = origin.directory, origin.model, origin.mesh
+    total, rows = origin.data.rows("train"), origin.run.eval_rows
     with all_or_none():
         directory.mkdir(parents=True, exist_ok=True)
-        _refuse_others(stage.run, stage.name, stage.data.manifest, mark)
-        write_json(directory / _FACTS, _job(stage.run, stage.data.manifest, mark))
+        _refuse_others(origin.run, origin.stage, origin.data.manifest, mark)
+        write_json(directory / _FACTS, _job(origin.run, origin.data.manifest, mark))
     there = np.ones(-(-total // per_token.BLOCK_ROWS), bool)
     there[[start // per_token.BLOCK_ROWS for start in per_token.missing(directory, total)]] = False
     if jax.process_count() > 1:  # what one lacks all compute
@@ -173,13 +203,13 @@ def _compute(stage: "Stage", params: Params, frozen: Params, mark: int) -> None:
         return scored, {"logps": found}
 
     def batches(start: int) -> Iterator[PackedRows]:
-        return stage.data.in_order("train", rows, my_rows(mesh, rows), start)
+        return origin.data.in_order("train", rows, my_rows(mesh, rows), start)
 
     blocks = (per_token.BLOCK_ROWS * np.flatnonzero(~there)).tolist()
-    per_token.write(directory, total, blocks, batches, compute, f"{stage.name}, reference")
+    per_token.write(directory, total, blocks, batches, compute, f"{origin.stage}, reference")
 
 
-def _job(config: RunConfig, manifest: Manifest, mark: int | None) -> Json:
+def _job(config: RunConfig, manifest: Manifest, mark: str | None) -> Json:
     """What a directory's log-probabilities depend on."""
     return {
         "model": mark,
@@ -189,7 +219,7 @@ def _job(config: RunConfig, manifest: Manifest, mark: int | None) -> Json:
     }
 
 
-def _refuse_others(config: RunConfig, stage: str, manifest: Manifest, mark: int | None) -> None:
+def _refuse_others(config: RunConfig, stage: str, manifest: Manifest, mark: str | None) -> None:
     """Raise ConfigError where the directory holds log-probabilities of another reference."""
     directory = _directory(config, stage)
     if differ := files.differing(directory / _FACTS, _job(config, manifest, mark)):
@@ -199,19 +229,13 @@ def _refuse_others(config: RunConfig, stage: str, manifest: Manifest, mark: int 
         )
 
 
-def _mark(params: Params, frozen: Params) -> int:
-    return int(fetch(fingerprint({"params": params, "frozen": frozen})))  # type: ignore[arg-type]
+def _mark(model: Model, params: Params, frozen: Params) -> str:
+    """A hash of all that the model's log-probabilities depend on, but for the dtype that they are computed in."""
+    bits = fetch(fingerprint({"params": params, "frozen": frozen}))
+    return hashlib.sha256(f"{bits} {model.config} {model.lora}".encode()).hexdigest()[:16]
 
 
 def _directory(config: RunConfig, stage: str) -> Path:
     objective = config.stages[stage].objective
     assert isinstance(objective, ReferenceOptions) and objective.reference is not None
     return Path(objective.reference)
-
-
-def _file(stage: "Stage", run_dir: epath.Path) -> epath.Path:
-    return run_dir / FOLDER / f"{stage.name}.json"
-
-
-def _copy(stage: "Stage", run_dir: epath.Path) -> epath.Path:
-    return (run_dir / FOLDER / stage.name).absolute()

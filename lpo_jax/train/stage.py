@@ -72,7 +72,10 @@ class Stage:
           params: what the stage starts with; None: it has begun before.
         """
         if isinstance(self.beside, Reference):
-            return references.resume(self, run_dir, frozen) if params is None else references.start(self, run_dir, params, frozen)
+            origin = references.Origin(self.run, self.name, self.model, self.mesh, self.data, run_dir)
+            if params is None:
+                return references.resume(origin, self.beside, frozen)
+            return references.start(origin, self.beside, params, frozen)
         objective = teachers.taught(self.run, self.name)
         if objective is None or self.beside is None or self.beside.model is None:
             return {}

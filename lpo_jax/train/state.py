@@ -71,8 +71,8 @@ def abstract_state(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -
 
 
 @jax.jit
-def fingerprint(state: TrainState) -> jax.Array:
-    """A uint32 hash of the state's bits and their places: a sum modulo 2^32, so it is the same on every mesh."""
+def fingerprint(state: TrainState | Params) -> jax.Array:
+    """A uint32 hash of the arrays' bits and their places: a sum modulo 2^32, so it is the same on every mesh."""
     total = jnp.zeros((), jnp.uint32)
     for index, leaf in enumerate(jax.tree.leaves(state)):
         words = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)).astype(jnp.uint32)
