@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from benchmarks import common, step
+from benchmarks import common, ours, step
 from data_pipeline.trees import pack, plant
 from foundation.files import Json
 from lpo_jax.config import MeshConfig, ModelConfig, StageConfig
@@ -62,7 +62,7 @@ def compare(data: list[str | Path], tokenizer: str | None, topology: str) -> Jso
     scored = -(-max(sum(len(trees[i].source) for i in row) for row in packed) // 64) * 64
     row = PlannedRows(ROW_TOKENS, scored, max(map(len, packed)), len(members) / len(packed))
     model = Model(LLAMA_8B, "bfloat16", "float32", "block")
-    stage = StageConfig(step.LPO, step.OPTIM, batch_rows=len(packed), steps=1)
+    stage = StageConfig(step.LPO, ours.OPTIM, batch_rows=len(packed), steps=1)
     with tempfile.TemporaryDirectory() as dump:
         tree = abstract.compile_step(abstract.trace_step(model, stage, row, mesh), mesh, dump)
         (program,) = Path(dump).glob("*after_optimizations.txt")
@@ -105,7 +105,7 @@ def largest_logits(program: str, parts: int) -> int:
 
 def compile_padded(model: Model, mesh: Mesh, sequences: int, length: int) -> jax.stages.Compiled:
     """The padded step with full logits, on the same mesh with the same optimizer and rematerialisation."""
-    tx = optimizer(step.OPTIM, 100)
+    tx = optimizer(ours.OPTIM, 100)
 
     def padded_step(now: TrainState, tokens: jax.Array, answer: jax.Array, changed: jax.Array) -> tuple[TrainState, jax.Array]:
         loss, grads = jax.value_and_grad(partial(step.padded_loss, model))(now.params, tokens, answer, changed)

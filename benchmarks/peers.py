@@ -30,8 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import common
-from benchmarks.step import LPO, OPTIM, fullest, own_step
+from benchmarks import common, ours
+from benchmarks.step import LPO, fullest
 from data_pipeline.template import Text
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.trees import Encoded, plant
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         write_inputs(Path(scratch), model, params, tok, usable[: args.pairs])
         inputs = {"model": scratch, "data": f"{scratch}/pairs.jsonl", "scratch": scratch}
         sizes = {"pairs": args.pairs, "max_tokens": args.max_tokens, "bf16": on_gpu}
-        shared = inputs | sizes | {"beta": SIMPO.beta, "gamma": SIMPO.gamma, "lr": OPTIM.lr}
+        shared = inputs | sizes | {"beta": SIMPO.beta, "gamma": SIMPO.gamma, "lr": ours.OPTIM.lr}
         for name, own in ways(args).items():
             print(f"  {name}: starts, makes its first step", flush=True)
             try:
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         # --- All in turn.
         expected, lengths = first_step(model, params, pairs), [[len(p.chosen), len(p.rejected)] for p in pairs]
         batch = fullest([plant(p) for p in pairs])
-        tree = own_step(model, params, batch, LPO, mesh)
+        tree = ours.timed(model, params, batch, LPO, mesh)
         tree()
         seconds = common.interleave({"tree": tree} | {name: peer.step for name, peer in peers.items()}, args.repeats, warm_up=False)
         logged = {name: peer.finish() for name, peer in peers.items()}

@@ -9,6 +9,8 @@
 
 The padded ways waste the less, the fewer pairs share a batch (--microbatch).
 
+With --objectives the ways are the objectives, each as trees, and sft on the chosen sides is what they are compared with (`benchmarks.prices`).
+
 Every way makes one AdamW step on the same pairs. First the losses and gradient norms are held against one another.
 
 Model FLOPs count what the tree needs, each multiplication and addition: 6 for every weight of a layer and tree token, 6 D V for every scored
@@ -26,12 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
-from benchmarks import common
+from benchmarks import common, ours, prices
 from data_pipeline.trees import Encoded, Tree, pack, plant
 from lpo_jax.batch import TreeBatch
-from lpo_jax.config import MeshConfig, ModelConfig, OptimConfig
+from lpo_jax.config import MeshConfig, ModelConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives import Options
@@ -40,14 +41,12 @@ from lpo_jax.objectives.sft import Sft
 from lpo_jax.plan.chips import CHIPS
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.optimizer import optimizer
-from lpo_jax.train.state import new_state
-from lpo_jax.train.step import make_train_step, objective_terms
+from lpo_jax.train.step import objective_terms
 
 BETA, GAMMA = 10.0, 5.4  # the authors'
 LPO = Lpo(beta=BETA, gamma=GAMMA, alpha=1.0)
 REFERENCE = Lpo(mode="reference", beta=BETA, gamma=GAMMA, alpha=1.0)
 SFT = Sft()
-OPTIM = OptimConfig(lr=1e-5)
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # of dense bfloat16, by the device's kind
 PEAKS |= {kind: CHIPS[name].flops for kind, name in {"TPU v5 lite": "v5e", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}.items()}
 
@@ -65,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--repeats", type=int, default=3, help="turns that count, after a warm-up (default: 3)")
     parser.add_argument("--ways", nargs="+", default=["tree", "packed", "packed, lean", "padded", "torch", "sft"])
+    parser.add_argument("--objectives", action="store_true", help="compare objectives, not ways to compute one")
     args = parser.parse_args(argv)
 
     tok = common.load_tokenizer(args.tokenizer)
@@ -75,6 +75,11 @@ def main(argv: list[str] | None = None) -> int:
     model, mesh = Model(config, args.dtype), make_mesh(MeshConfig())
     params = model.init(jax.random.key(0))
     print(f"{len(pairs)} pairs, {config.n_layers} layers of {config.d_model}, vocabulary {vocab}, {jax.devices()[0].device_kind}")
+
+    if args.objectives:
+        with jax.set_mesh(mesh):
+            common.write_json(args.json, prices.compare(model, params, pairs, mesh, fullest, args.repeats))
+        return 0
 
     planted = {
         "tree": [plant(p) for p in pairs],
@@ -96,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
             check(model, params, batches, padded, pairs)
         ways: dict[str, Callable[[], object]] = {}
         for name, objective in (("tree", LPO), ("packed", LPO), ("packed, lean", LPO), ("sft", SFT)):
-            ways[name] = own_step(model, params, batches[name], objective, mesh)
+            ways[name] = ours.timed(model, params, batches[name], objective, mesh)
         ways["padded"] = padded_step(model, params, padded)
         if "torch" in args.ways:
             ways["torch"] = torch_step(model, params, padded)
@@ -157,20 +162,6 @@ class Padded:
                 self.changed[m, row, : len(ids)] = mask
 
 
-def own_step(model: Model, params: Params, batch: TreeBatch, objective: Options, mesh: Mesh) -> Callable[[], object]:
-    """The training loop's own step."""
-    tx = optimizer(OPTIM, 100)
-    step = make_train_step(model, objective, tx, mesh)
-    rows = jax.tree.map(lambda x: jnp.asarray(x)[None], batch)
-    held = [new_state(jax.tree.map(jnp.copy, params), tx)]
-
-    def run() -> None:
-        held[0], terms = step(held[0], {}, rows)
-        jax.block_until_ready((held[0], terms))
-
-    return run
-
-
 def padded_loss(model: Model, params: Params, tokens: jax.Array, answer: jax.Array, changed: jax.Array) -> jax.Array:
     """LPO in mode clean over one padded microbatch, the straight way: the sum over its pairs."""
     logps = jax.nn.log_softmax(model.logits(params, tokens)[:, :-1].astype(jnp.float32))
@@ -204,7 +195,7 @@ def padded_gradient(model: Model, params: Params, padded: Padded) -> tuple[jax.A
 
 
 def padded_step(model: Model, params: Params, padded: Padded) -> Callable[[], object]:
-    tx = optimizer(OPTIM, 100)
+    tx = optimizer(ours.OPTIM, 100)
     held = [(params, tx.init(params))]
 
     @jax.jit
@@ -250,7 +241,7 @@ def torch_step(model: Model, params: Params, padded: Padded) -> Callable[[], obj
     import torch
 
     network = torch_model(model, params)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=OPTIM.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=ours.OPTIM.lr, weight_decay=0.0)
 
     def run() -> None:
         optimizer.zero_grad()

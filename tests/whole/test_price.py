@@ -1,23 +1,25 @@
 """What a tree costs, deterministically: tokens against the unshared layout, memory against the padded step, fill of the rows."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import common, memory
+from benchmarks import common, memory, prices
 from benchmarks import step as step_benchmark
 from data_pipeline.feed import Feed
 from data_pipeline.trees import Encoded, pack, plant
 from lpo_jax.config import MeshConfig, ModelConfig, OptimConfig
 from lpo_jax.losses import logps
 from lpo_jax.model.decoder import Model
+from lpo_jax.plan import flops
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.placement import to_devices
-from lpo_jax.train.step import make_train_step
+from lpo_jax.train.step import make_train_step, reference_logps
 
 
 def with_prefix(pair, length):
@@ -71,6 +73,22 @@ def test_nothing_is_compiled_again_after_the_first_step(seed_shards):
         for batch in feed.batches(4, 0, 2 * feed.rows("train") // 4):  # two epochs
             now, _ = step(now, {}, to_devices(batch, mesh, 4, 1))
     assert step._cache_size() == 1
+
+
+def test_what_a_reference_costs(real_pairs):
+    """Kept on disk next to nothing; in the step exactly one forward pass, which no gradient follows."""
+    model, mesh = Model(ModelConfig("llama", 4096, 32, 2, 2, 2, 16, 64, 2048)), make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    params, pairs = model.init(jax.random.key(0)), [pair for pair in real_pairs if len(pair.chosen) < 500][:8]
+    costs = {}
+    with jax.set_mesh(mesh):
+        for name in ("sft", "simpo", "dpo, kept", "dpo, in step", "dpo changed, kept"):
+            batch = prices.batch_for(name, pairs, step_benchmark.fullest)
+            costs[name] = prices.cost(model, params, batch, name, mesh)
+        batch = prices.batch_for("dpo, in step", pairs, step_benchmark.fullest)
+        forward = flops.count(jax.jit(partial(reference_logps, model)).trace({"reference": params}, batch).jaxpr.jaxpr).executed
+    assert costs["dpo, kept"] <= 1.05 * costs["simpo"]
+    assert costs["dpo, in step"] - costs["dpo, kept"] == forward > 0
+    assert costs["dpo changed, kept"] < costs["dpo, kept"], "trimmed trees serve it"
 
 
 def test_model_flops_by_hand():
