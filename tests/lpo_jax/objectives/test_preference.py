@@ -40,7 +40,7 @@ SYMMETRIC = {
 ALL = SYMMETRIC | LOCALISED | {"target_dpo": TargetDpo(beta=0.5), "cpo, hinge": Cpo(beta=0.5, loss="hinge")}
 
 seeds, trunks = st.integers(0, 2**32 - 1), st.integers(0, 3)
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=10)
 
 
 @few
