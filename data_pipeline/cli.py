@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     build.add_argument(
         "--hole", type=whole(0), default=1, help="fill runs of up to so many unchanged tokens between changed ones (default: 1)"
     )
-    build.add_argument("--untrimmed", action="store_true", help="keep and score the whole rejected branch: simpo and lpo's reference mode need it")  # fmt: skip
+    build.add_argument("--untrimmed", action="store_true", help="keep and score the whole rejected branch: objectives over whole answers need it")  # fmt: skip
     build.add_argument("--score-prompt", action="store_true", help="score the prompt's tokens too, for sft on everything")
     build.add_argument("--heldout", type=float, default=0.05, help="share of the pairs to hold out, by CWE and commit (default: 0.05)")
     build.add_argument("--near", type=number(), default=0.85, help="Jaccard similarity from which pairs are alike, and never lie on both sides of the held-out split; above 1: none are (default: 0.85)")  # fmt: skip

@@ -38,7 +38,8 @@ class Cpo(Options):
 
 def terms(logps: jax.Array, batch: TreeBatch, options: Cpo) -> Terms:
     on_chosen, on_rejected = answer_sides(batch)
-    weights = Coefficients(*(jnp.where(side, 1.0, 0.0) for side in (on_chosen, on_rejected)), pair_mean(on_chosen, batch))
+    plus, minus = (jnp.where(side, 1.0, 0.0) for side in (on_chosen, on_rejected))
+    weights = Coefficients(plus, minus, pair_mean(on_chosen, batch))
     return preference_terms(
         logps, batch, weights, beta=options.beta, alpha=options.alpha, loss=options.loss, label_smoothing=options.label_smoothing
     )

@@ -37,12 +37,12 @@ def test_it_is_short():
 @pytest.mark.parametrize("claimed", [False, True])
 def test_its_gradient_is_right_whether_or_not_it_claims_what_is_linear(claimed, monkeypatch):
     """The step's gradient equals the one through whole softmaxes."""
-    module = types.ModuleType("unlikelihood")
-    monkeypatch.setitem(sys.modules, "unlikelihood", module)
+    module = types.ModuleType("focal")
+    monkeypatch.setitem(sys.modules, "focal", module)
     exec(FILE + CLAIM, module.__dict__)
     record = dataclasses.replace(module.OBJECTIVE, linear=module.linear) if claimed else module.OBJECTIVE
-    monkeypatch.setitem(OBJECTIVES, "unlikelihood", record)
-    options, model = module.Unlikelihood(weight=0.5), Model(ModelConfig("llama", 60, 16, 2, 2, 2, 8, 24, 64))
+    monkeypatch.setitem(OBJECTIVES, "focal", record)
+    options, model = module.Focal(focus=1.5), Model(ModelConfig("llama", 60, 16, 2, 2, 2, 8, 24, 64))
     batch, params = small_batch(), model.init(jax.random.key(0))
 
     def dense(params):
@@ -75,14 +75,14 @@ def small_batch():
 def test_it_trains(seed_shards, tmp_path):
     for package in ("foundation", "judges", "data_pipeline", "lpo_jax"):
         shutil.copytree(REPO / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "lpo_jax" / "objectives" / "unlikelihood.py").write_text(FILE)
+    (tmp_path / "lpo_jax" / "objectives" / "focal.py").write_text(FILE)
     table = tmp_path / "lpo_jax" / "objectives" / "__init__.py"
     table.write_text(re.sub(r"TABLE = \(.*\n", lambda start: start[0] + LINE, table.read_text()))
     settings = [
         "run_dir=run", f"data.path={seed_shards['trimmed']}", "eval_rows=8", "report_pairs=1", "checkpoint_every_steps=1000",
         "model.new={family: llama, vocab_size: 512, d_model: 32, n_layers: 1, n_heads: 2, n_kv_heads: 1, head_dim: 16, d_mlp: 32, "
         "max_positions: 512}",
-        "stages={lpo: {optim: {lr: 1e-2}, batch_rows: 4, steps: 10}}", "stages.lpo.objective={name: unlikelihood, weight: 0.5}",
+        "stages={lpo: {optim: {lr: 1e-2}, batch_rows: 4, steps: 10}}", "stages.lpo.objective={name: focal, focus: 1.0}",
     ]  # fmt: skip
     command = [sys.executable, "-m", "lpo_jax.cli", "train", str(REPO / "configs" / "tiny_cpu.yaml"), *settings]
     done = subprocess.run(
@@ -97,4 +97,4 @@ def test_it_trains(seed_shards, tmp_path):
     assert len(losses) == 10
     assert all(map(math.isfinite, losses))
     assert sum(losses[-3:]) < sum(losses[:3])
-    assert "unlikelihood training on changed tokens" in (tmp_path / "run" / "report.html").read_text()
+    assert "focal loss on changed tokens" in (tmp_path / "run" / "report.html").read_text()

@@ -1,6 +1,7 @@
 """What an objective claims its loss to be linear in: true of every record, and of no effect on gradients."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from lpo_jax.objectives.lpo import Lpo
 from lpo_jax.objectives.sft import Sft
 from lpo_jax.objectives.simpo import Simpo
 from lpo_jax.train.step import objective_terms
+from tests.helpers.paths import REPO
 
 LPO = Lpo(beta=5.0, gamma=1.0, alpha=0.7)
 OPTIONS = {
@@ -44,6 +46,12 @@ def batch():
     planted.append(Encoded("insert", chosen, np.delete(chosen, 9), np.arange(14) == 9, np.zeros(13, bool), 4, 6, 6))
     columns = join([plant(pair, trim=False, score_prompt=True) for pair in planted])
     return TreeBatch.of(pad([columns], RowShape(len(columns["tokens"]) + 5, len(columns["source"]) + 3, 6)))
+
+
+def test_the_page_knows_every_objective():
+    """docs/objectives.md has a row for each, and no row for what isn't there."""
+    rows = re.findall(r"^\| `(\w+)`", (REPO / "docs" / "objectives.md").read_text().partition("## What it puts")[0], re.MULTILINE)
+    assert set(rows) == set(OBJECTIVES)
 
 
 def test_every_objective_that_claims_anything_is_here():
