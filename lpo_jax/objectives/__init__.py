@@ -7,7 +7,12 @@ from lpo_jax.objectives.base import KlConfig, Objective, Options, Terms, add, me
 TABLE = (  # files of this folder, each with its record, OBJECTIVE
     "sft",
     "lpo",
+    "dpo",
+    "target_dpo",
     "simpo",
+    "cpo",
+    "orpo",
+    "safecoder",
     "kd",
     "security",
 )

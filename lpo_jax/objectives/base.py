@@ -138,3 +138,11 @@ def pair_mean(mask: jax.Array, batch: TreeBatch) -> jax.Array:
     """Coefficients [B, N] of the mean over a pair's masked tokens; all 0 where it has none. Three masked tokens get a third each."""
     ones = mask.astype(jnp.result_type(float))
     return ones / jnp.maximum(of_pair(pair_sum(ones, batch), batch), 1)
+
+
+def log1mexp(x: jax.Array) -> jax.Array:
+    """log(1 - exp(x)) of x <= 0: the log-probability of anything but an event of log-probability x; [...] -> [...].
+
+    It is finite everywhere, with its gradient: a p that `x`'s numbers can't tell from 1 is taken for the largest that they can, and takes no gradient.
+    """
+    return jnp.log(-jnp.expm1(jnp.minimum(x, -jnp.finfo(x.dtype).eps)))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from foundation.settings import Finite, PositiveNumber, Smoothing
 from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import Objective, Options, Terms, pair_mean
-from lpo_jax.objectives.preference import Coefficients, answer_sides, preference_terms
+from lpo_jax.objectives.preference import Coefficients, answer_sides, preference_terms, whole_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,5 +38,4 @@ def terms(logps: jax.Array, batch: TreeBatch, options: Simpo) -> Terms:
     return preference_terms(logps, batch, weights, beta=options.beta, gamma=options.gamma, label_smoothing=options.label_smoothing)
 
 
-REMEDY = "scores whole rejected answers, but these shards are trimmed; build them with `lpo-data build --untrimmed`"
-OBJECTIVE = Objective("simpo", "simple preference optimization", Simpo, terms, whole_rejected=lambda _: REMEDY)
+OBJECTIVE = Objective("simpo", "simple preference optimization", Simpo, terms, whole_rejected=whole_answers)
