@@ -14,10 +14,10 @@ A case is what the trainer itself makes of the pairs' text: its tokenizer calls,
 - dpo: log-probabilities are summed over a completion, the reference's too; `precompute_ref_log_probs` stores these two sums a pair. "ipo" and
   "sigmoid_norm" take means instead, each side's sum by its own token count; the papers of DPO and IPO have sums. "sigmoid" ignores
   `label_smoothing`; "robust" heeds it, and smoothing in cDPO's sense is a difference of the two (the case "dpo smoothed").
-- cpo: sums over the completion; "simpo" means. The NLL, times `cpo_alpha`, is the mean over all the batch's chosen completion tokens, so a long
-  answer weighs more than a short one: it's the mean over pairs of each pair's mean only in batches of one pair.
-- orpo: means over the completion; `beta` is the paper's lambda. The NLL has no weight, is a mean over the batch's tokens like cpo's, and scores
-  the chosen side's prompt as well, all but its first token. So of prompts of one token none is scored, as in the paper.
+- cpo: log-probabilities are summed over a completion; "simpo" takes means. The NLL, times `cpo_alpha`, is the mean over all chosen completion
+  tokens of a batch, so a long answer weighs more than a short one. Ours is a mean over pairs of each pair's mean, which a batch of one pair is.
+- orpo: log-probabilities are means over a completion; `beta` is the paper's lambda. The NLL has weight 1. It is a mean over a batch's tokens like
+  cpo's, and scores the chosen side's prompt too, all but its first token. Of prompts of one token none is scored, which is the paper's NLL.
 """
 
 import json
@@ -48,8 +48,8 @@ class Case:
     prompt: int | None = None  # tokens kept of each prompt; None: all
 
 
-def _dpo(loss, beta=0.1, **more):
-    return Case("dpo", {"loss_type": [loss], "beta": beta} | more)
+def _dpo(loss, beta=0.1):
+    return Case("dpo", {"loss_type": [loss], "beta": beta})
 
 
 def _smoothed(share):
@@ -61,7 +61,7 @@ CASES = {
     "dpo": _dpo("sigmoid"),
     "dpo smoothed": Case("dpo", _smoothed(0.2)),
     "dpo ipo": _dpo("ipo"),
-    "dpo hinge": _dpo("hinge"),
+    "dpo hinge": _dpo("hinge", 0.5),  # one pair is beyond the hinge; of "cpo hinge" two
     "dpo length-normalised": _dpo("sigmoid_norm", 2.0),
     "cpo without its NLL": Case("cpo", {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 0.0, "label_smoothing": 0.2}),
     "cpo": Case("cpo", {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 0.7}, batch=1),
@@ -122,7 +122,9 @@ def record(case):
     data = Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), map(_text, pair), strict=True)) for pair in given])
     reference = {"ref_model": _model(REFERENCE)} if case.trainer == "dpo" else {}
     with TemporaryDirectory() as scratch:
-        config = make_config(scratch, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", max_length=64, **case.options)
+        config = make_config(
+            scratch, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", max_length=64, **case.options
+        )
         trainer = make(model=_model(TRAINED), args=config, train_dataset=data, processing_class=_tokenizer(), **reference)
     rows = list(trainer.train_dataset)
     size = case.batch or len(rows)
