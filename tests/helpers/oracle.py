@@ -63,20 +63,41 @@ def sequence_logps(model, params, sequences, length):
     return jnp.take_along_axis(jax.nn.log_softmax(wide[:, :-1]), padded[:, 1:, None], axis=-1)[..., 0]
 
 
-def loss(model, params, pairs, config, length):
-    """The mean loss over pairs, each side a sequence of its own; formulas of the specification, one pair at a time."""
+def loss(model, params, pairs, config, length, reference=None):
+    """The mean loss over pairs, each side a sequence of its own; formulas of the specification, one pair at a time.
+
+    `reference` holds the parameters of the model that objectives with a reference compare with.
+    """
     sequences = [(pair, *side) for pair in pairs for side in ((pair.chosen, pair.m_plus), (pair.rejected, pair.m_minus))]
-    logps = sequence_logps(model, params, [ids for _, ids, _ in sequences], length)
+    logps, fixed = (None if p is None else sequence_logps(model, p, [ids for _, ids, _ in sequences], length) for p in (params, reference))
     sides = []
-    for lp, (pair, ids, mask) in zip(logps, sequences, strict=True):
+    for n, (pair, ids, mask) in enumerate(sequences):
         at = np.arange(1, length)
         answer = (at >= pair.answer_start) & (at < len(ids))
         m = np.zeros(length - 1, bool)
         m[: len(ids) - 1] = mask[1:]
         labels = np.zeros(length - 1, int)
         labels[: len(ids) - 1] = ids[1:]
-        sides.append((lp, answer, m, labels, len(ids) - pair.chosen_code_start))
-    return sum(_pair_loss(config, pair, *sides[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)) / len(pairs)
+        if reference is None:
+            sides.append((logps[n], answer, m, labels, len(ids) - pair.chosen_code_start))
+        else:
+            sides.append((logps[n], logps[n] - jax.lax.stop_gradient(fixed[n]), answer, m))
+    one = _pair_loss if reference is None else _reference_loss
+    return sum(one(config, pair, *sides[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)) / len(pairs)
+
+
+def _reference_loss(c, pair, chosen, rejected):
+    (lp_c, ratio_c, ans_c, m_c), (_, ratio_r, ans_r, m_r) = chosen, rejected
+    log_sigmoid = jax.nn.log_sigmoid
+    if c.name == "target_dpo":
+        return -log_sigmoid(c.beta * (ratio_c[ans_c].sum() - ratio_r[ans_r & m_r].sum())) - c.alpha * lp_c[ans_c].mean()
+    r_c, r_r = (ratio[ans & m if c.tokens == "changed" else ans] for ratio, ans, m in ((ratio_c, ans_c, m_c), (ratio_r, ans_r, m_r)))
+    if c.loss == "ipo":
+        return (r_c.sum() / max(len(r_c), 1) - r_r.sum() / max(len(r_r), 1) - 1 / (2 * c.beta)) ** 2
+    s_c, s_r = (r.sum() / max(len(r), 1) if c.length_normalised else r.sum() for r in (r_c, r_r))
+    if c.loss == "hinge":
+        return jnp.maximum(0, 1 - c.beta * (s_c - s_r))
+    return -(1 - c.label_smoothing) * log_sigmoid(c.beta * (s_c - s_r)) - c.label_smoothing * log_sigmoid(-c.beta * (s_c - s_r))
 
 
 def _pair_loss(c, pair, chosen, rejected):
@@ -86,6 +107,18 @@ def _pair_loss(c, pair, chosen, rejected):
         raise NotImplementedError("sft is a mean over tokens, not pairs")
     if c.name == "simpo":
         return jax.nn.softplus(-(c.beta * (lp_c[ans_c].mean() - lp_r[ans_r].mean()) - c.gamma))
+    if c.name == "cpo":
+        z = c.beta * (lp_c[ans_c].sum() - lp_r[ans_r].sum())
+        prefer = jnp.maximum(0, 1 - z) if c.loss == "hinge" else jnp.log(1 + jnp.exp(-z))
+        return prefer - c.alpha * lp_c[ans_c].mean()
+    if c.name == "orpo":
+        p_c, p_r = jnp.exp(lp_c[ans_c].mean()), jnp.exp(lp_r[ans_r].mean())
+        odds_ratio = (p_c / (1 - p_c)) / (p_r / (1 - p_r))
+        imitated = np.arange(1, len(lp_c) + 1) < len(pair.chosen) if c.score_prompt else ans_c
+        return -lp_c[imitated].mean() - c.beta * jax.nn.log_sigmoid(jnp.log(odds_ratio))
+    if c.name == "safecoder":
+        likely, unlikely = -lp_c[ans_c & m_c], -jnp.log(1 - jnp.exp(lp_r[ans_r & m_r]))
+        return sum(x.sum() / (max(len(x), 1) if c.reduction == "mean" else 1) for x in (likely, unlikely))
     if c.mode == "paper":
         extra = pair.chosen_code_start - pair.answer_start if c.norm_len == "answer" else 0
         delta = c.beta * (lp_c[ans_c & m_c].sum() / (len_c + extra) - lp_r[ans_r & m_r].sum() / (len_r + extra))

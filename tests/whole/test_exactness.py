@@ -6,15 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
+from data_pipeline.feed import Feed
 from data_pipeline.trees import plant
-from lpo_jax.config import ModelConfig
+from lpo_jax.config import MeshConfig, ModelConfig
 from lpo_jax.losses.logps import token_logps
 from lpo_jax.model.decoder import Model
+from lpo_jax.objectives import OBJECTIVES
+from lpo_jax.objectives.cpo import Cpo
+from lpo_jax.objectives.dpo import Dpo
 from lpo_jax.objectives.lpo import Lpo
+from lpo_jax.objectives.orpo import Orpo
+from lpo_jax.objectives.safecoder import SafeCoder
 from lpo_jax.objectives.simpo import Simpo
-from lpo_jax.train.step import objective_terms
+from lpo_jax.objectives.target_dpo import TargetDpo
+from lpo_jax.sharding import make_mesh
+from lpo_jax.train import state
+from lpo_jax.train.optimizer import optimizer
+from lpo_jax.train.placement import to_devices
+from lpo_jax.train.step import make_train_step, objective_terms
 from tests.helpers import oracle
+from tests.helpers.training import MODEL, OPTIM
 
 CONFIG = ModelConfig("llama", 50, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=48, max_positions=128)
 OTHER_SHAPES = {
@@ -29,8 +42,31 @@ OBJECTIVE = {
     "paper, mean, answer": Lpo(mode="paper", beta=20.0, gamma=0.7, alpha=0.5, norm_len="answer", imitation="mean"),
     "reference": Lpo(mode="reference", beta=3.0, gamma=0.7, alpha=1.0),
     "simpo": Simpo(beta=3.0, gamma=0.7),
+    "cpo": Cpo(beta=0.3, alpha=0.9),
+    "cpo, hinge": Cpo(beta=0.3, loss="hinge"),
+    "orpo": Orpo(beta=0.7),
+    "orpo, prompt": Orpo(beta=0.7, score_prompt=True),
+    "dpo": Dpo(beta=0.3, label_smoothing=0.1),
+    "dpo, hinge": Dpo(beta=0.3, loss="hinge"),
+    "dpo, ipo": Dpo(beta=0.3, loss="ipo"),
+    "dpo, a token": Dpo(beta=3.0, length_normalised=True),
+    "dpo, changed": Dpo(beta=0.3, tokens="changed"),
+    "dpo, changed, ipo": Dpo(beta=0.3, tokens="changed", loss="ipo"),
+    "dpo, changed, a token": Dpo(beta=3.0, tokens="changed", length_normalised=True, label_smoothing=0.1),
+    "target_dpo": TargetDpo(beta=0.3, alpha=0.9),
+    "safecoder": SafeCoder(),
+    "safecoder, mean": SafeCoder(reduction="mean"),
 }
-NEEDS_UNTRIMMED = {"reference", "simpo"}
+SLOW = {
+    "cpo, hinge",
+    "orpo",
+    "dpo, hinge",
+    "dpo, ipo",
+    "dpo, a token",
+    "dpo, changed",
+    "dpo, changed, ipo",
+    "safecoder, mean",
+}  # more of the same
 LENGTH = 32
 ROW = 96
 
@@ -40,31 +76,63 @@ def loud(params):
     return jax.tree.map(lambda x: x * 8 if x.ndim > 2 else x, params)
 
 
-def tree_loss(model, params, batch, config):
-    total, weight = objective_terms(model, config, params, {}, batch)["loss"]
+def tree_loss(model, params, batch, config, frozen=None):
+    total, weight = objective_terms(model, config, params, frozen or {}, batch)["loss"]
     return total / weight
 
 
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
-    [(name, "float64", 1e-10) for name in OBJECTIVE] + [(name, "float32", 1e-5) for name in ("clean", "paper", "reference", "simpo")],
+    [pytest.param(name, "float64", 1e-10, marks=[pytest.mark.slow] if name in SLOW else []) for name in OBJECTIVE]
+    + [(name, "float32", 1e-5) for name in ("clean", "paper", "reference", "simpo")],
 )
 def test_tree_equals_two_sequences(name, dtype, tolerance):
-    config = OBJECTIVE[name]
-    pairs = oracle.random_pairs()
+    config, pairs = OBJECTIVE[name], oracle.random_pairs()
+    record = OBJECTIVES[config.name]
     with jax.enable_x64(dtype == "float64"):
         model = Model(CONFIG, dtype, dtype)
         params = loud(model.init(jax.random.key(0)))
-        expected, expected_grads = jax.jit(jax.value_and_grad(lambda p: oracle.loss(model, p, pairs, config, LENGTH)))(params)
-        for trim in (False,) if name in NEEDS_UNTRIMMED else (True, False):
-            batch = oracle.batch_of([plant(pair, trim) for pair in pairs], ROW)
+        other = loud(model.init(jax.random.key(1))) if record.frozen else None
+        frozen = {"reference": other} if record.frozen else {}
+        expected, expected_grads = jax.jit(jax.value_and_grad(lambda p: oracle.loss(model, p, pairs, config, LENGTH, other)))(params)
+        for trim in (False,) if record.whole_rejected(config) else (True, False):
+            batch = oracle.batch_of([plant(pair, trim, getattr(config, "score_prompt", False)) for pair in pairs], ROW)
             assert len(batch.tokens) > 1 and batch.pair.max() > 0, "the test wants several rows of several pairs"
-            found, grads = jax.jit(jax.value_and_grad(lambda p, b=batch: tree_loss(model, p, b, config)))(params)
+            found, grads = jax.jit(jax.value_and_grad(lambda p, b=batch: tree_loss(model, p, b, config, frozen)))(params)
             assert abs(found - expected) <= tolerance * abs(expected)
             for path, (a, b) in jax.tree.leaves_with_path(
                 jax.tree.map(lambda a, b: (np.asarray(a), np.asarray(b)), grads, expected_grads), is_leaf=lambda x: isinstance(x, tuple)
             ):
                 assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), path
+
+
+def run_steps(shards, config, mesh_config, accumulate=1, steps=3, rows=8):
+    """Losses and trained parameters of a few steps on one batch; a reference has other weights than the model begins with."""
+    mesh = make_mesh(mesh_config, jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor])
+    model, tx = Model(MODEL), optimizer(OPTIM, steps)
+    with jax.set_mesh(mesh):
+        init = jax.jit(model.init, out_shardings=state.param_shardings(model, mesh))
+        trained, reference = state.new_state(init(jax.random.key(0)), tx), OBJECTIVES[config.name].frozen is not None
+        frozen = {"reference": init(jax.random.key(1))} if reference else {}
+        step = make_train_step(model, config, tx, mesh, reference=reference)
+        (batch,) = Feed(shards).batches(rows, 0, 1)
+        losses = []
+        for _ in range(steps):
+            trained, terms = step(trained, frozen, to_devices(batch, mesh, rows, accumulate))
+            losses.append(float(terms["loss"][0] / terms["loss"][1]))
+    return losses, jax.device_get(trained.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "shards"), [("dpo, changed", "trimmed"), ("orpo", "untrimmed")])
+def test_one_device_equals_eight_and_parts_the_whole(name, shards, seed_shards):
+    alone, params = run_steps(seed_shards[shards], OBJECTIVE[name], MeshConfig(1, 1, 1))
+    assert alone[-1] < alone[0]
+    for mesh, accumulate in ((MeshConfig(2, 2, 2), 2), (MeshConfig(8, 1, 1), 1), (MeshConfig(1, 4, 2), 2)):
+        losses, many = run_steps(seed_shards[shards], OBJECTIVE[name], mesh, accumulate)
+        np.testing.assert_allclose(losses, alone, rtol=1e-5)
+        for path, x in flatten_dict(many, sep=".").items():
+            np.testing.assert_allclose(x, flatten_dict(params, sep=".")[path], atol=5e-3, err_msg=path)
 
 
 @pytest.mark.parametrize("name", ["clean", "reference"])
