@@ -57,6 +57,7 @@ class Estimates:
         self._room = asyncio.Semaphore(asking.concurrency)
         self._together = Together(judges)
         self._under_way: dict[str, asyncio.Task[None]] = {}  # pairs, and a pair's sides, begin alike
+        self._broken: Exception | None = None
         self.requests = 0
 
     async def aclose(self) -> None:
@@ -106,10 +107,14 @@ class Estimates:
             return said
 
         async with self._room:
+            if self._broken:  # nobody else waits for all its tries
+                raise self._broken
             try:
                 said = await self._endpoint.ask(lambda client: client.completions.create(**body), read)
             except (openai.APIError, ValueError) as error:
-                raise self._told(error) from None
+                told = self._told(error)
+                self._broken = None if isinstance(told, DroppedError) else told
+                raise told from None
         self._journal.add(key, body, {"said": said})
         self.requests += 1
         self._tell(requests=self.requests)

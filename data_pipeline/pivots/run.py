@@ -92,6 +92,10 @@ def _claim(out: Path, facts: Json) -> None:
     claim(file, facts, refuse)
 
 
+_AT_ONCE = 64
+"""Pairs under way: enough that judges, which take seconds to start, get many programs at once; how many requests are is another matter."""
+
+
 class _Job:
     def __init__(self, what: Search, asking: Asking, judges: Judges, tok: tokenizer.Tokenizer, how: template.Template, drops: Drops):
         self.what, self.asking, self.judges, self.tok, self.how, self.drops = what, asking, judges, tok, how, drops
@@ -139,7 +143,7 @@ class _Job:
                         reasons[number] = str(error)
                     bar.update()
 
-                await each(range(len(found)), one, self.asking.concurrency)
+                await each(range(len(found)), one, _AT_ONCE)
         for number in sorted(reasons):
             self.drops.add(found[number][1].id, reasons[number])
         return [kept[number] for number in sorted(kept)], estimates.requests

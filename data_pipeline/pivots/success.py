@@ -10,6 +10,7 @@ An analyzer that gives up on a program has not found it secure. A pair is judged
 """
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ class Judges:
 
     def __init__(self, pairs: Sequence[Pair], tools: Sequence[str], tests: Path | None, workers: int):
         self._tools, self._workers = tuple(tools), workers
+        self._known: dict[tuple[str, str, bytes], bool] = {}  # by pair, CWE and the program's hash
         self._checks = {pair.id: files for pair, files in checks(pairs, tests)} if tests else {}
         judge([], tools)  # says what is missing
 
@@ -52,17 +54,18 @@ class Judges:
 
     def passed(self, asked: Sequence[tuple[Pair, str]]) -> list[bool]:
         """Whether each program succeeds, all of them looked at together: analyzers and sandboxes take their time to start."""
-        keys = dict.fromkeys((pair.id, pair.cwe, code) for pair, code in asked)
-        tested = [key for key in keys if key[0] in self._checks]
-        cases = [case(code, self._checks[name], which) for name, _, code in tested for which in ("functional", "exploit")]
+        keys = [(pair.id, pair.cwe, hashlib.sha256(code.encode(errors="replace")).digest()) for pair, code in asked]
+        new = {key: code for key, (_, code) in zip(keys, asked, strict=True) if key not in self._known}
+        tested = [key for key in new if key[0] in self._checks]
+        cases = [case(new[key], self._checks[key[0]], which) for key in tested for which in ("functional", "exploit")]
         outcomes = [result.outcome == "pass" for result in run_many(cases, self._workers)]
-        found = {key: all(outcomes[2 * n : 2 * n + 2]) for n, key in enumerate(tested)}
-        read = [key for key in keys if key not in found]
-        for key, verdict in zip(read, judge([code for *_, code in read], self._tools, workers=self._workers), strict=True):
+        self._known |= {key: all(outcomes[2 * n : 2 * n + 2]) for n, key in enumerate(tested)}
+        read = [key for key in new if key not in self._known]
+        for key, verdict in zip(read, judge([new[key] for key in read], self._tools, workers=self._workers), strict=True):
             of_a_cwe = re.fullmatch(r"CWE-\d+", key[1])
             weak = any(not of_a_cwe or same_family(finding.cwe, key[1]) for finding in verdict.findings)
-            found[key] = verdict.parses and not verdict.failed and not weak
-        return [found[pair.id, pair.cwe, code] for pair, code in asked]
+            self._known[key] = verdict.parses and not verdict.failed and not weak
+        return [self._known[key] for key in keys]
 
     def unfit(self, pairs: Sequence[Pair]) -> list[str]:
         """Of each pair, why nobody can judge it; "": the chosen side succeeds, and the rejected one doesn't."""

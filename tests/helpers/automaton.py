@@ -1,5 +1,6 @@
 """A model made by hand, behind an endpoint: it is known at which token its programs turn good or bad."""
 
+import asyncio
 import contextlib
 import random
 import threading
@@ -33,7 +34,7 @@ def small_tokenizer(directory):
 
 @dataclass
 class Automaton:
-    """Ends every program well or badly. What it hangs on is where the sides first differ ("word"), or where they differ then ("kind"), or nothing.
+    """Ends every program well or badly. What it hangs on is where the sides first differ ("word"), or where they differ then ("kind").
 
     Attributes:
       clumsy: share of the samples that the limit cuts off.
@@ -52,7 +53,7 @@ class Automaton:
     def chance(self, code):
         """That a program which begins like this ends well."""
         _, found, rest = code.partition("Make it " if self.hangs_on == "word" else "hashlib.")
-        if self.hangs_on == "nothing" or not rest or not found:
+        if not found or not rest:
             return 0.5
         return float(rest[0] == "s")
 
@@ -67,8 +68,6 @@ class Automaton:
         return rest + "\n```", "stop"
 
     async def answer(self, asked):
-        import asyncio
-
         body = await asked.json()
         await asyncio.sleep(self.wait_s)
         for refused, message in (

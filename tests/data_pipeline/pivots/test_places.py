@@ -51,7 +51,9 @@ def test_where_p_only_rises_nothing_is_missed(p, threshold):
 
 
 TOK = tokenizer.train(["x = 'häß'  # 🙂\nprint(x)\nreturn hash(x)):\n"] * 3, 270)
-LINES = st.lists(st.sampled_from(["x = 'häß'", "print('🙂🙃')", "  return hash(x)):", "日本", "```", ""]), min_size=1, max_size=5).map("\n".join)
+LINES = st.lists(st.sampled_from(["x = 'häß'", "print('🙂🙃')", "  return hash(x)):", "日本", "```", ""]), min_size=1, max_size=5).map(
+    "\n".join
+)
 
 
 @pytest.mark.parametrize("name", ["alpaca", "plain"])

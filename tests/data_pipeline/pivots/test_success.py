@@ -40,9 +40,9 @@ def test_a_check_goes_before_the_analyzers(tmp_path):
     checked = Pair("sum-up", "def f(x):\n    return x + 1", "def f(x):\n    return abs(x) + 1")
     judges = Judges([checked], [], tmp_path, 2)
     assert judges.unfit([checked]) == [""]
-    assert judges.passed([(checked, code) for code in (checked.chosen, checked.rejected, "def f(x):\n    return 0", "def f(")]) == [True] + 3 * [
-        False
-    ]
+    assert judges.passed([(checked, code) for code in (checked.chosen, checked.rejected, "def f(x):\n    return 0", "def f(")]) == [
+        True
+    ] + 3 * [False]
     with pytest.raises(DataError, match="no pair for sum_up.py"):
         Judges([pair()], [], tmp_path, 2)
 
