@@ -47,7 +47,7 @@ class DroppedError(Exception):
 class Estimates:
     """p(success | prefix), asked for once and found in the journal ever after."""
 
-    def __init__(self, what: Search, asking: Asking, judges: Judges, journal: Journal, tell: Callable[..., None]):
+    def __init__(self, what: Search, asking: Asking, judges: Judges, journal: Journal, tell: Callable[[], object]):
         self._what, self._judges, self._journal, self._tell = what, judges, journal, tell
         self._endpoint = Endpoint(
             asking.base_url, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout_s=asking.timeout_s, tries=asking.tries,
@@ -58,7 +58,6 @@ class Estimates:
         self._together = Together(judges)
         self._under_way: dict[str, asyncio.Task[None]] = {}  # pairs, and a pair's sides, begin alike
         self._broken: Exception | None = None
-        self.requests = 0
 
     async def aclose(self) -> None:
         await self._endpoint.aclose()
@@ -116,8 +115,7 @@ class Estimates:
                 self._broken = None if isinstance(told, DroppedError) else told
                 raise told from None
         self._journal.add(key, body, {"said": said})
-        self.requests += 1
-        self._tell(requests=self.requests)
+        self._tell()
 
     def _told(self, error: Exception) -> Exception:
         """What an error means: for one pair, or for the job."""

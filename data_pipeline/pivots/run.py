@@ -131,8 +131,11 @@ class _Job:
         """The rows with their pivotal tokens, and how many requests that took."""
         kept: dict[int, Json] = {}
         reasons: dict[int, str] = {}
-        with tqdm(total=len(found), desc="search", unit=" pairs", dynamic_ncols=True) as bar:
-            async with contextlib.aclosing(Estimates(self.what, self.asking, self.judges, journal, bar.set_postfix)) as estimates:
+        with (
+            tqdm(total=len(found), desc="search", unit=" pairs", dynamic_ncols=True) as bar,
+            tqdm(desc="ask", unit=" requests", dynamic_ncols=True) as asked,
+        ):
+            async with contextlib.aclosing(Estimates(self.what, self.asking, self.judges, journal, asked.update)) as estimates:
 
                 async def one(number: int) -> None:
                     row, pair, several = found[number]
@@ -146,7 +149,7 @@ class _Job:
                 await each(range(len(found)), one, _AT_ONCE)
         for number in sorted(reasons):
             self.drops.add(found[number][1].id, reasons[number])
-        return [kept[number] for number in sorted(kept)], estimates.requests
+        return [kept[number] for number in sorted(kept)], asked.n
 
     def _row(self, row: Json, pair: Pair, several: Sequence[Track], known: Mapping[Side, Mapping[int, float]]) -> Json:
         recorded = pair.rejected_spans, pair.chosen_spans
