@@ -55,17 +55,17 @@ def search(
       UserError: something that was given can't be used, the endpoint doesn't answer, or a judge broke down.
     """
     address(asking.base_url)
-    tok = tokenizer.load(tokenizer_name)
-    how, _ = template.load(template_name, tok, system)
-    drops = Drops()
-    rows = [row for source in inputs for row in pairs.read_rows(source, drops)]
-    judges = Judges([pair for _, pair in rows], tools, tests, jobs)
-    rows = rows[:limit]
-    facts = {"inputs": [records.facts(source) for source in inputs], "tokenizer": tok.sha256, "template": asdict(how)}
-    job = _Job(what, asking, judges, tok, how, drops)
-    if dry_run:
-        return Found(job.plan(rows, {})[1], drops)
-    with hold(out):
+    with contextlib.nullcontext() if dry_run else hold(out):
+        tok = tokenizer.load(tokenizer_name)
+        how, _ = template.load(template_name, tok, system)
+        drops = Drops()
+        rows = [row for source in inputs for row in pairs.read_rows(source, drops)]
+        judges = Judges([pair for _, pair in rows], tools, tests, jobs)
+        rows = rows[:limit]
+        job = _Job(what, asking, judges, tok, how, drops)
+        if dry_run:
+            return Found(job.plan(rows, {})[1], drops)
+        facts = {"inputs": [records.facts(source) for source in inputs], "tokenizer": tok.sha256, "template": asdict(how)}
         _claim(out, facts | judges.facts | asdict(what))
         with contextlib.closing(Journal(beside(out, "journal.jsonl"))) as journal:
             found, cost = job.plan(rows, journal.answers, journal.add)
@@ -149,7 +149,7 @@ class _Job:
                 await each(range(len(found)), one, _AT_ONCE)
         for number in sorted(reasons):
             self.drops.add(found[number][1].id, reasons[number])
-        return [kept[number] for number in sorted(kept)], asked.n
+        return [kept[number] for number in sorted(kept)], int(asked.n)
 
     def _row(self, row: Json, pair: Pair, several: Sequence[Track], known: Mapping[Side, Mapping[int, float]]) -> Json:
         recorded = pair.rejected_spans, pair.chosen_spans
@@ -172,6 +172,6 @@ class _Job:
             seen = (f"{track.side} {known[track.side][0]:.2f} to {known[track.side][len(track.cuts) - 1]:.2f}" for track in several)
             raise DroppedError(f"no pivotal token (p: {', '.join(seen)})")
         form = formats.of(row)
-        own = row if form is not None and form.name == "our own" else {}
+        facts = {name: value for name, value in row.items() if name in form.more} if form is not None and form.name == "our own" else {}
         found = {f"{side}_spans": spans[side] for side in SIDES} | {"pivots": {"samples": self.what.samples} | measured}
-        return own | pairs.as_row(pair) | found
+        return facts | pairs.as_row(pair) | found

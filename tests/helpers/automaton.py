@@ -38,6 +38,8 @@ class Automaton:
 
     Attributes:
       clumsy: share of the samples that the limit cuts off.
+      vocab, longest: what a prompt's ids lie below, and how many it may have.
+      short: how many of the first answers lack a sample.
       asked: the key of each request answered, in order.
     """
 
@@ -47,6 +49,7 @@ class Automaton:
     wait_s: float = 0.0
     vocab: int = 2**31
     longest: int = 2**31
+    short: int = 0
     asked: list[str] = field(default_factory=list)
     bodies: list[dict] = field(default_factory=list)
 
@@ -83,6 +86,9 @@ class Automaton:
         for index in range(body["n"]):
             text, reason = self.continuation(code, random.Random(f"{body['seed']} {index}"))
             choices.append({"index": index, "text": text, "finish_reason": reason, "logprobs": None})
+        if self.short:
+            self.short -= 1
+            choices.pop()
         return JSONResponse({"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": choices})
 
     @contextlib.contextmanager

@@ -20,8 +20,6 @@ from lpo_jax.serve.driver import Driver
 from lpo_jax.serve.protocol import Served
 from tests.helpers.sampling import load
 
-pytestmark = pytest.mark.slow
-
 WORDS = ["<end>", "Hash", " it.", "\n\n", "```python\n", "import hashlib\n", "def f(data):\n", "    return hashlib.", "sha256", "md5", "(data)\n", "```", "sha512"]  # fmt: skip
 NEXT = {"Hash": " it.", " it.": "\n\n", "\n\n": "```python\n", "```python\n": "import hashlib\n", "import hashlib\n": "def f(data):\n"}
 NEXT |= {
@@ -65,6 +63,7 @@ def chain_model(directory):
     model.save_pretrained(directory)
 
 
+@pytest.mark.slow
 def test_the_token_is_found_through_our_own_sampler(tmp_path):
     tok = chain_tokenizer()
     tok.save(tmp_path / "tok")

@@ -13,7 +13,11 @@ from data_pipeline import pairs, template
 from data_pipeline.cli import main
 from data_pipeline.encode import MaskOptions, encode
 from data_pipeline.pairs import Drops, Pair
-from foundation.files import read_journal
+from data_pipeline.pivots import success
+from foundation.files import read_journal, write_lines
+from judges import Verdict
+from judges.findings import Finding
+from judges.prepare import parse
 from tests.helpers.automaton import Automaton, pair, small_tokenizer
 from tests.helpers.paths import REPO
 
@@ -21,6 +25,17 @@ from tests.helpers.paths import REPO
 @pytest.fixture(scope="module")
 def tok(tmp_path_factory):
     return small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Bandit's verdict on hashes without Bandit, which takes a second to start."""
+
+    def judge(sources, tools, workers=1):
+        finding = Finding("bandit", "B324", "CWE-327", 1, 1, "high", "weak")
+        return [Verdict(parse(text) is not None, (finding,) * ("hashlib.md5" in text)) for text in sources]
+
+    monkeypatch.setattr(success, "judge", judge)
 
 
 @pytest.fixture
@@ -45,6 +60,7 @@ def token_with(tok, code, at):
     return next([a - 10, b - 10] for a, b in encoded.offsets if a - 10 <= at < b - 10)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("hangs_on", "front"), [("word", "Make it "), ("kind", "hashlib.")])
 def test_the_token_on_which_success_hangs_is_found_on_both_sides(files, tok, hangs_on, front):
     model = Automaton(tok, hangs_on)
@@ -72,6 +88,7 @@ def test_the_token_on_which_success_hangs_is_found_on_both_sides(files, tok, han
         assert tok.backend.decode(encoded.chosen[encoded.m_plus]) == rows(files)[0]["pivots"]["chosen"]["tokens"][0]["text"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_prompts_are_the_ids_of_training(files, tok):
     model = Automaton(tok)
     with model.serve() as url:
@@ -83,6 +100,7 @@ def test_prompts_are_the_ids_of_training(files, tok):
         assert len(prompt) >= encoded.chosen_code_start
 
 
+@pytest.mark.usefixtures("quick")
 def test_noise_below_the_threshold_finds_nothing_and_is_told(files, tok, capsys):
     with Automaton(tok, clumsy=0.85).serve() as url:
         assert main(command(files, url, "--samples", "128", "--threshold", "0.3")) == 0
@@ -90,15 +108,19 @@ def test_noise_below_the_threshold_finds_nothing_and_is_told(files, tok, capsys)
     assert "digest\tno pivotal token (p: chosen 0." in (files / "out.jsonl.dropped.tsv").read_text()
 
 
-def test_one_side_alone_leaves_the_other_to_the_diff(files, tok):
+@pytest.mark.usefixtures("quick")
+def test_one_side_alone_leaves_the_other_to_the_diff_and_facts_stay(files, tok):
+    told = [json.loads(line) | {"rule": "r1"} for line in (files / "pairs.jsonl").read_text().splitlines()]
+    write_lines(files / "pairs.jsonl", told)
     with Automaton(tok).serve() as url:
         assert main(command(files, url, "--sides", "rejected")) == 0
     (row, _) = rows(files)
+    assert row["rule"] == "r1" and row["cwe"] == "CWE-327"
     assert len(row["rejected_spans"]) == 1 and "chosen" not in row["pivots"]
     assert [row["chosen"][a:b] for a, b in row["chosen_spans"]] == ["safe", "sha256"]
 
 
-@pytest.mark.parametrize("waited_for", ["said", "passed"])
+@pytest.mark.parametrize("waited_for", ["said", pytest.param("passed", marks=pytest.mark.slow)])
 def test_killed_and_resumed_gives_the_same_bytes_and_asks_for_nothing_twice(files, tok, waited_for):
     model = Automaton(tok)
     with model.serve() as url:
@@ -123,6 +145,7 @@ def test_killed_and_resumed_gives_the_same_bytes_and_asks_for_nothing_twice(file
     assert (files / "out.jsonl").read_bytes() == (files / "straight.jsonl").read_bytes()
 
 
+@pytest.mark.usefixtures("quick")
 def test_another_option_or_input_is_refused_by_name_but_a_limit_may_grow(files, tok, capsys):
     model = Automaton(tok)
     with model.serve() as url:
@@ -139,6 +162,7 @@ def test_another_option_or_input_is_refused_by_name_but_a_limit_may_grow(files, 
         assert "isn't of `lpo-data pivots`" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("quick")
 def test_rows_without_a_judge_are_named_and_a_dry_run_asks_nobody(files, tok, capsys):
     blind = Pair("blind", "x = 1\ny = 2\n", "x = 1\ny = 3\n", instruction="Set x.", cwe="CWE-89")
     pairs.write([blind, pair("digest")], files / "pairs.jsonl")
@@ -153,6 +177,7 @@ def test_rows_without_a_judge_are_named_and_a_dry_run_asks_nobody(files, tok, ca
     assert (files / "out.jsonl.dropped.tsv").read_text() == "blind\tno judge: bandit let the rejected side pass (CWE-89)\n"
 
 
+@pytest.mark.usefixtures("quick")
 def test_an_endpoint_that_cannot_be_used_is_one_line_and_the_job_goes_on_later(files, tok, capsys):
     assert main(command(files, "http://127.0.0.1:9/v1", "--tries", "2")) == 2
     assert "127.0.0.1 gave no continuation (connection lost: Connection error.); run the same command again" in capsys.readouterr().err
@@ -162,6 +187,7 @@ def test_an_endpoint_that_cannot_be_used_is_one_line_and_the_job_goes_on_later(f
     with Automaton(tok, longest=20).serve() as url:
         assert main(command(files, url)) == 0
     assert "dropped       2 rows: too long for the endpoint" in capsys.readouterr().out
-    with Automaton(tok).serve() as url:
+    model = Automaton(tok, short=3)
+    with model.serve() as url:
         assert main(command(files, url)) == 0
-    assert len(rows(files)) == 2
+    assert len(rows(files)) == 2 and len(model.asked) - len(set(model.asked)) == 3  # no answer lacks a sample

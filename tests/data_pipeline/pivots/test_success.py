@@ -13,7 +13,6 @@ from tests.helpers.automaton import pair
 
 MD5, SHA = "import hashlib\nx = hashlib.md5(b'')\n", "import hashlib\nx = hashlib.sha256(b'')\n"
 SHELL = SHA + "import os\nos.system('ls ' + input())\n"
-needs_sandbox = pytest.mark.skipif(not sandbox.backends(), reason="no sandbox works here (bubblewrap, or unshare with user namespaces)")
 
 
 def test_analyzers_look_for_the_weakness_of_the_pair():
@@ -34,7 +33,7 @@ def test_pairs_that_nobody_can_judge_are_told_why():
     assert Judges(pairs, [], None, 1).unfit(pairs[:1]) == ["no judge: it has no check, and no analyzer is asked"]
 
 
-@needs_sandbox
+@pytest.mark.skipif(not sandbox.backends(), reason="no sandbox works here")
 def test_a_check_goes_before_the_analyzers(tmp_path):
     (tmp_path / "sum_up.py").write_text("def functional(m):\n    assert m.f(1) == 2\n\n\ndef exploit(m):\n    assert m.f(-1) == 0\n")
     checked = Pair("sum-up", "def f(x):\n    return x + 1", "def f(x):\n    return abs(x) + 1")
