@@ -307,7 +307,10 @@ def _pivots(args: argparse.Namespace) -> int:
         print(f"{found.pairs} pairs in {args.out}, {found.tokens} pivotal tokens; {found.requests} requests in this run")
     for reason, count in found.drops.counts().items():
         print(f"dropped {count:7} rows: {reason}")
-    if found.drops.rows and not args.dry_run:
+    if args.dry_run:
+        for name, reason in found.drops.rows:
+            print(visible(f"{name:44} {' '.join(reason.split())}"))
+    elif found.drops.rows:
         print(f"the dropped rows are listed in {pivots.beside(args.out, 'dropped.tsv')}")
     return 0
 

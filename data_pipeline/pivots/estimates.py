@@ -18,7 +18,7 @@ from foundation.files import Json
 
 @dataclass(frozen=True)
 class Search:
-    """What is asked, and what counts. Threshold and samples are those of codelion/pts; the report gives neither."""
+    """What is asked, and what counts. Threshold and samples are the defaults of codelion/pts."""
 
     model: str  # its name at the endpoint
     samples: int = 50  # of each prefix; the standard error of a difference is at most sqrt(1 / (2 samples))

@@ -29,7 +29,7 @@ def tok(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Bandit's verdict on hashes without Bandit, which takes a second to start."""
+    """Bandit's verdicts on hashes without Bandit, which takes a second to start; `test_pivots_served.py` and the killed job ask it."""
 
     def judge(sources, tools, workers=1):
         finding = Finding("bandit", "B324", "CWE-327", 1, 1, "high", "weak")
@@ -120,6 +120,7 @@ def test_one_side_alone_leaves_the_other_to_the_diff_and_facts_stay(files, tok):
     assert [row["chosen"][a:b] for a, b in row["chosen_spans"]] == ["safe", "sha256"]
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("waited_for", ["said", pytest.param("passed", marks=pytest.mark.slow)])
 def test_killed_and_resumed_gives_the_same_bytes_and_asks_for_nothing_twice(files, tok, waited_for):
     model = Automaton(tok)
@@ -169,7 +170,7 @@ def test_rows_without_a_judge_are_named_and_a_dry_run_asks_nobody(files, tok, ca
     assert main(command(files, "http://127.0.0.1:9/v1", "--dry-run")) == 0
     said = capsys.readouterr().out
     assert "1 pairs can be judged; with no pivotal token in them 4 requests, with one on each side " in said
-    assert "dropped       1 rows: no judge: bandit let the rejected side pass" in said
+    assert "dropped       1 rows: no judge: bandit let the rejected side pass\nblind  " in said
     assert {file.name for file in files.iterdir()} == {"tok", "pairs.jsonl"}
     with Automaton(tok).serve() as url:
         assert main(command(files, url)) == 0
