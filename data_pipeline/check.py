@@ -78,11 +78,10 @@ def duplicates(rows: list[Pair]) -> Iterator[tuple[Pair, str]]:
         seen.append((pair, windows))
 
 
-def executions(rows: list[Pair], folder: Path, workers: int = 2, progress: bool = False) -> Iterator[tuple[Pair, str]]:
-    """Run each pair's check in the sandbox, both functions on both sides; yields (pair, fault or "").
+def checks(rows: Sequence[Pair], folder: Path) -> list[tuple[Pair, dict[str, str]]]:
+    """The pairs that have an executable check, each with the files that lie beside its code.
 
-    A check is `folder/<id, - as _>.py`: `functional(m)` has to pass on both sides, `exploit(m)` on the chosen one, and to fail by an
-    AssertionError or a timeout on the rejected one. `m` is the module made of the pair's code. `doubles.py` lies beside each.
+    A check is `folder/<id, - as _>.py`; `doubles.py` lies beside each.
 
     Raises:
       DataError: the folder is missing, or a check belongs to no pair.
@@ -95,18 +94,32 @@ def executions(rows: list[Pair], folder: Path, workers: int = 2, progress: bool 
     files = sorted(path for path in folder.glob("*.py") if path != helper)
     if strangers := [path.name for path in files if path.name not in by_file]:
         raise DataError(f"{folder}: no pair for {', '.join(strangers)}; a check is named after its pair's id, with - as _")
-    plan = [(path, which, side) for path in files for which in ("functional", "exploit") for side in ("chosen", "rejected")]
-    cases = []
-    for path, which, side in plan:
-        inputs = shared | {"check_.py": path.read_text(encoding="utf-8")}
-        test = Test(TEST.format(which=which), before=BEFORE, modules=("pair_",))
-        cases.append(Case(getattr(by_file[path.name], side), inputs, LIMITS, packages=True, test=test))
+    return [(by_file[path.name], shared | {"check_.py": path.read_text(encoding="utf-8")}) for path in files]
+
+
+def case(code: str, files: Mapping[str, str], which: str) -> Case:
+    """A run of a check's function `which` ("functional", "exploit") on a program."""
+    return Case(code, files, LIMITS, packages=True, test=Test(TEST.format(which=which), before=BEFORE, modules=("pair_",)))
+
+
+def executions(rows: list[Pair], folder: Path, workers: int = 2, progress: bool = False) -> Iterator[tuple[Pair, str]]:
+    """Run each pair's check in the sandbox, both functions on both sides; yields (pair, fault or "").
+
+    `functional(m)` has to pass on both sides, `exploit(m)` on the chosen one, and to fail by an AssertionError or a timeout on the rejected one.
+    `m` is the module made of the pair's code.
+
+    Raises:
+      DataError: as `checks`.
+    """
+    found = checks(rows, folder)
+    plan = [(number, which, side) for number in range(len(found)) for which in ("functional", "exploit") for side in ("chosen", "rejected")]
+    cases = [case(getattr(found[number][0], side), found[number][1], which) for number, which, side in plan]
     results = tqdm(run_many(cases, workers), total=len(cases), desc="checks", unit="run", disable=not progress)
-    faults = dict.fromkeys(files, "")
-    for (path, which, side), result in zip(plan, results, strict=True):
+    faults = [""] * len(found)
+    for (number, which, side), result in zip(plan, results, strict=True):
         if fault := _fault(result, which == "exploit" and side == "rejected"):
-            faults[path] = faults[path] or f"{which} on {side}: {fault}"
-    yield from ((by_file[path.name], fault) for path, fault in faults.items())
+            faults[number] = faults[number] or f"{which} on {side}: {fault}"
+    yield from ((pair, fault) for (pair, _), fault in zip(found, faults, strict=True))
 
 
 def _fault(result: Result, should_fail: bool) -> str:

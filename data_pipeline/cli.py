@@ -1,5 +1,5 @@
 """From weaknesses to training data: `rules` lists what a teacher can be asked about, `distill` has it write pairs, `stats` says what a file of
-pairs holds, `build` turns it into shards for `lpo train`, `show` prints what is in those. `lpo-data COMMAND --help` explains each.
+pairs holds, `pivots` finds the tokens that matter in them, `build` turns it into shards for `lpo train`, `show` prints what is in those. `lpo-data COMMAND --help` explains each.
 
 examples:
   lpo-data stats data_pipeline/seed/pairs.jsonl
@@ -94,6 +94,36 @@ def main(argv: list[str] | None = None) -> int:
     distill.add_argument("--budget", type=number(), help="dollars for the job, all its runs together")
     distill.add_argument("--batch", action="store_true", help="use the Batch API: half the price, within a day")
     distill.add_argument("--jobs", type=whole(1), default=2, help="processes that judge (default: 2)")
+
+    pivots = program.command("pivots", "pairs -> spans on which success hangs", _pivots.__doc__, _pivots)
+    pivots.add_argument("inputs", nargs="+", metavar="PAIRS", help="files, directories or hub ids of pairs, as `lpo-data build` reads them")
+    pivots.add_argument("-o", "--out", required=True, type=new_file, help="JSONL to write; the same command goes on with it")
+    pivots.add_argument("--tokenizer", required=True, help="that of the model: tokenizer.json, a directory that holds one, or a hub id")
+    pivots.add_argument("--model", required=True, help="the model's name at its endpoint")
+    pivots.add_argument("--base-url", help="of the endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
+    pivots.add_argument("--template", metavar="NAME", help="how instructions are put, as for `lpo-data build`: give both the same")
+    pivots.add_argument("--system", default="", metavar="TEXT", help="the system text of a chat, likewise")
+    pivots.add_argument(
+        "--judges",
+        nargs="*",
+        default=["bandit", "semgrep"],
+        metavar="JUDGE",
+        help="who judges where there is no check: bandit, semgrep, codeql (default: bandit semgrep); the option without a name: nobody",
+    )
+    pivots.add_argument("--tests", metavar="DIR", type=Path, help="executable checks, as `lpo-data check` runs them: they judge the pairs that have one")  # fmt: skip
+    pivots.add_argument("--sides", nargs="+", choices=("chosen", "rejected"), default=["chosen", "rejected"], metavar="SIDE", help="which to search: chosen, rejected (default: both); the other keeps its spans, or gets those of a diff")  # fmt: skip
+    pivots.add_argument("--samples", type=whole(1, 128), default=50, help="continuations of each prefix (default: 50)")
+    pivots.add_argument("--threshold", type=number(0, 1, above=True), default=0.2, help="least change of the share that succeeds, by which a token is pivotal (default: 0.2)")  # fmt: skip
+    pivots.add_argument("--temperature", type=number(0, 2), default=1.0, help="of the continuations (default: 1)")
+    pivots.add_argument("--max-tokens", type=whole(1), default=512, help="of a continuation; a longer one fails (default: 512)")
+    pivots.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of the continuations (default: 0)")
+    pivots.add_argument("--limit", type=whole(1), metavar="N", help="only the first N pairs; a later run may go on with more")
+    pivots.add_argument("--dry-run", action="store_true", help="only say which pairs can be judged, and what the search costs")
+    pivots.add_argument("--concurrency", type=whole(1), default=4, help="requests under way at once, each of --samples continuations (default: 4)")  # fmt: skip
+    pivots.add_argument("--timeout", type=number(above=True), default=180, help="seconds for an answer (default: 180)")
+    pivots.add_argument("--tries", type=whole(1), default=8, help="of a request in a run (default: 8)")
+    pivots.add_argument("--backoff", type=number(), default=1.0, help="seconds of the first wait after a failure; it doubles (default: 1)")
+    pivots.add_argument("--jobs", type=whole(1), default=2, help="processes that judge (default: 2)")
 
     stats = program.command("stats", "what a data set holds", _stats.__doc__, _stats)
     stats.add_argument("path", metavar="PATH", type=Path, help="a job of `lpo-data distill`, its data/, or a file of pairs")
@@ -234,6 +264,55 @@ def _distill(args: argparse.Namespace) -> int:
     cost = summary["cost"]
     print(f"{cost['answers']} answers, {cost['tokens_in']} tokens asked, {cost['tokens_out']} answered, ${cost['dollars']:.2f}")
     return 3 if summary["pending"] else 0
+
+
+def _pivots(args: argparse.Namespace) -> int:
+    """Find the tokens of both sides on which it hangs whether a model's program ends well (Pivotal Token Search, arXiv 2412.08905), and write the
+    pairs with these as their spans, for `lpo-data build --masks spans`.
+
+    A model goes on with a side's code from several places, --samples times from each; the share of programs that succeed is p. A token is
+    pivotal where p differs by --threshold or more in front of it and behind it. They are searched by halves: the middle of a piece is looked at
+    only if p differs between its ends. Spans are, in the chosen side, the tokens with which p rises, in the rejected one those with which it falls.
+    Estimates have noise: with n samples, a difference has a standard error of up to sqrt(1 / (2 n)), 0.1 with 50.
+
+    A program succeeds if it passes the pair's check of --tests, functional and exploit; without a check, if it parses and the analyzers find no
+    weakness of the pair's CWE in it (without a CWE: none at all). One that --max-tokens cuts off has failed. A pair that its judge can't tell
+    apart, chosen passing and rejected failing, is left out, and so is one without a pivotal token: OUT.dropped.tsv names them all.
+
+    The endpoint speaks OpenAI's /completions and takes prompts of token ids, as `lpo serve` and vLLM do: they are those of training. A key is read
+    from OPENAI_API_KEY. Every answer is on disk, in OUT.journal.jsonl, before anything else happens: kill the job whenever you like, and repeat
+    the command to go on. The field `pivots` of a written pair has all that was measured.
+
+    examples:
+      lpo serve --model runs/sft --port 8000
+      lpo-data pivots pairs.jsonl --tokenizer runs/sft --model sft --base-url http://localhost:8000/v1 -o pivots.jsonl --dry-run
+      lpo-data pivots pairs.jsonl --tokenizer runs/sft --model sft --base-url http://localhost:8000/v1 -o pivots.jsonl --tests checks/
+      lpo-data build pivots.jsonl --tokenizer runs/sft --masks spans --hole 0 --out data/pivots
+    """
+    from data_pipeline.pivots import run as pivots
+    from data_pipeline.pivots.estimates import Asking, Search
+
+    same = ("model", "samples", "temperature", "max_tokens", "threshold", "seed")
+    what = Search(sides=tuple(sorted({*args.sides})), **{name: getattr(args, name) for name in same})
+    asking = Asking(args.base_url, args.concurrency, args.timeout, args.tries, args.backoff)
+    more = {"template_name": args.template, "system": args.system, "limit": args.limit, "jobs": args.jobs, "dry_run": args.dry_run}
+    found = pivots.search(args.inputs, args.out, args.tokenizer, what, asking, args.judges, args.tests, **more)
+    if args.dry_run:
+        cost, each = found.cost, args.samples * args.max_tokens / 1e6
+        print(f"{cost.pairs} pairs can be judged; with no pivotal token in them {cost.least} requests, with one on each side {cost.likely}")
+        print(
+            f"of {args.samples} continuations each: at most {cost.least * each:.1f} or {cost.likely * each:.1f} million tokens to generate"
+        )
+    else:
+        print(f"{found.pairs} pairs in {args.out}, {found.tokens} pivotal tokens; {found.requests} requests in this run")
+    for reason, count in found.drops.counts().items():
+        print(f"dropped {count:7} rows: {reason}")
+    if args.dry_run:
+        for name, reason in found.drops.rows:
+            print(visible(f"{name:44} {' '.join(reason.split())}"))
+    elif found.drops.rows:
+        print(f"the dropped rows are listed in {pivots.beside(args.out, 'dropped.tsv')}")
+    return 0
 
 
 def _stats(args: argparse.Namespace) -> int:

@@ -38,13 +38,7 @@ def encode(pair: Pair, tokenizer: Tokenizer, template: Template, options: MaskOp
       UnusableError: both sides have the same tokens, the template can't write the pair, or its tree is longer than `limit` for sure: that is
         seen before anything is compared, which takes long for long texts.
     """
-    try:
-        text = render(pair, template, tokenizer)
-    except TemplateError as error:
-        raise UnusableError(f"template {template.name}: {error}") from None
-    prompt = text.prompt.ids(tokenizer) or [tokenizer.eos_id]
-    chosen, rejected = (_Side(prompt, text, code, tokenizer) for code in (text.chosen, text.rejected))
-    answer_start = len(prompt)
+    text, answer_start, chosen, rejected = sides(pair, tokenizer, template)
     if limit is not None and options.mode != "reference" and len(chosen.ids) + _differing(rejected.ids, chosen.ids) > limit:
         raise UnusableError(f"longer than --row-tokens {limit}")
     if options.mode == "reference":
@@ -72,8 +66,14 @@ def encode(pair: Pair, tokenizer: Tokenizer, template: Template, options: MaskOp
     )
 
 
-class _Side:
-    """Token ids of one full sequence and where its parts are."""
+class Side:
+    """Token ids of one full sequence and where its parts are.
+
+    Attributes:
+      ids: prompt, answer and end, int32 [length].
+      code: where the code's tokens are among them; of a completion task, whose prompt holds the first lines, those of the others.
+      code_offsets: the half-open character range of each of the code's tokens in that code, int64 [n, 2].
+    """
 
     def __init__(self, prompt: list[int], text: Text, code: str, tokenizer: Tokenizer):
         before, first = len(text.before_code), len(prompt)
@@ -91,7 +91,21 @@ class _Side:
         self.code = slice(*(min(i - first, len(self.ids)) for i in (self.code.start, self.code.stop)))
 
 
-def _code_masks(pair: Pair, text: Text, rejected: _Side, chosen: _Side, options: MaskOptions) -> masks.Masks:
+def sides(pair: Pair, tokenizer: Tokenizer, template: Template) -> tuple[Text, int, Side, Side]:
+    """A pair's text, how many tokens its prompt has, and the chosen and the rejected sequence, each with its prompt.
+
+    Raises:
+      UnusableError: the template can't write the pair.
+    """
+    try:
+        text = render(pair, template, tokenizer)
+    except TemplateError as error:
+        raise UnusableError(f"template {template.name}: {error}") from None
+    prompt = text.prompt.ids(tokenizer) or [tokenizer.eos_id]
+    return text, len(prompt), Side(prompt, text, text.chosen, tokenizer), Side(prompt, text, text.rejected, tokenizer)
+
+
+def _code_masks(pair: Pair, text: Text, rejected: Side, chosen: Side, options: MaskOptions) -> masks.Masks:
     if options.mode != "spans":
         mark = masks.clean if options.mode == "clean" else masks.lcs
         return mark(rejected.ids[rejected.code], chosen.ids[chosen.code], options.hole)

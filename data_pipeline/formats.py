@@ -239,6 +239,7 @@ _OF_DISTILLATION = {"rule", "library", "model", "template", "rounds", "findings"
     "judges_failed",
     "vulnerable_judges_failed",
 }  # facts for `lpo-data stats`
+_OF_PIVOTS = {"pivots"}  # what `lpo-data pivots` has measured
 _OWN = {"instruction", "history", "reasoning", "id", "cwe", "language", "group", "code", "chosen_spans", "rejected_spans"}
 
 
@@ -255,7 +256,7 @@ FORMATS = (
     _format("ShareGPT", _SIDES | {"conversations"}, _NAMED | {"system"}, _preference("conversations")),
     _format("TRL", _SIDES | {"prompt"}, _NAMED | {"system"}, _preference("prompt")),
     _format("Orca", _SIDES | {"question"}, _NAMED | {"system"}, _preference("question")),
-    _format("our own", _SIDES, _OWN | _OF_DISTILLATION, _own),
+    _format("our own", _SIDES, _OWN | _OF_DISTILLATION | _OF_PIVOTS, _own),
     *(
         _format("plain", {question, response}, _ALPACA | _NAMED, _plain(question, response))
         for question in ("instruction", "prompt", "question")

@@ -121,13 +121,17 @@ def cosmetic(pair: Pair) -> bool:
     return pair.language.startswith("py") and (tree := _dump(pair.chosen)) is not None and tree == _dump(pair.rejected)
 
 
+def as_row(pair: Pair) -> Json:
+    """A pair as a row of our own format, without fields at their defaults."""
+    row = {k: v for k, v in vars(pair).items() if v != Pair.__dataclass_fields__[k].default}
+    if "history" in row:  # as messages: LLaMA-Factory's are pairs too, of question and answer
+        row["history"] = [{"role": role, "content": text} for role, text in row["history"]]
+    return row
+
+
 def write(pairs: list[Pair], path: str | Path) -> None:
     """Write pairs as our own JSONL, leaving out fields at their defaults."""
-    rows = [{k: v for k, v in vars(pair).items() if v != Pair.__dataclass_fields__[k].default} for pair in pairs]
-    for row in rows:
-        if "history" in row:  # as messages: LLaMA-Factory's are pairs too, of question and answer
-            row["history"] = [{"role": role, "content": text} for role, text in row["history"]]
-    write_lines(Path(path), rows)
+    write_lines(Path(path), [as_row(pair) for pair in pairs])
 
 
 # --- The schema.

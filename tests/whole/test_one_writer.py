@@ -14,6 +14,7 @@ from tests.helpers.paths import SEED_PAIRS
 COMMANDS = {
     "build": (data_cli.main, ["build", str(SEED_PAIRS), "--train-tokenizer", "300", "--out"]),
     "distill": (data_cli.main, ["distill", "--prompts", "2", "--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--out"]),
+    "pivots": (data_cli.main, ["pivots", str(SEED_PAIRS), "--tokenizer", "none", "--model", "m", "--out"]),
     "generate": (lpo_jax.cli.main, ["generate", "--model", "none", "none.jsonl", "--out"]),
 }
 
@@ -22,7 +23,7 @@ COMMANDS = {
 def test_what_another_process_writes_is_left_alone(command, tmp_path, capsys):
     main, args = COMMANDS[command]
     out = tmp_path / "out"
-    if command != "generate":
+    if command not in ("pivots", "generate"):
         out.mkdir()
     with hold(out):
         before = sorted(tmp_path.rglob("*"))

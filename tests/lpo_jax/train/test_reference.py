@@ -12,15 +12,15 @@ from lpo_jax.train import per_token, reference, stop
 from lpo_jax.train.step import Reference
 from tests.helpers.training import read_log, tiny_args
 
-STAGE = {"objective": {"name": "dpo", "beta": 0.5, "tokens": "changed"}, "optim": {"lr": 1e-2}, "batch_rows": 4, "steps": 5}
+STAGE = {"objective": {"name": "dpo", "beta": 0.5, "tokens": "changed"}, "optim": {"lr": 1e-2}, "batch_rows": 8, "steps": 5}
 LORA = "model.lora.rank=4", "model.lora.alpha=8"
 
 
 def dpo_args(shards, run_dir, *more):
     """A short run: sft, then dpo, or dpo alone where a word of `more` says so."""
-    sft = {"objective": {"name": "sft"}, "optim": {"lr": 1e-2}, "batch_rows": 4, "steps": 3}
+    sft = {"objective": {"name": "sft"}, "optim": {"lr": 1e-2}, "batch_rows": 8, "steps": 3}
     stages = {"dpo": STAGE} if "alone" in more else {"sft": sft, "dpo": STAGE}
-    smaller = "mesh.data=1", "eval_rows=4", "eval_every_steps=0", "checkpoint_every_steps=2", "report_pairs=0"
+    smaller = "eval_every_steps=0", "checkpoint_every_steps=2", "report_pairs=0"
     kept = [a for a in tiny_args(shards, run_dir, *smaller) if not a.startswith("stages.")]
     return [*kept, f"stages={json.dumps(stages)}", *(word for word in more if word != "alone")]
 
@@ -53,7 +53,7 @@ def test_where_a_reference_is(tmp_path):
 
 @pytest.mark.parametrize("more", [(), pytest.param(LORA, marks=pytest.mark.slow)], ids=["whole", "lora"])
 def test_kept_equals_in_the_step_and_both_resume(more, seed_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(per_token, "BLOCK_ROWS", 10)  # eval_rows is 4: a file isn't a whole number of batches
+    monkeypatch.setattr(per_token, "BLOCK_ROWS", 12)  # eval_rows is 8: a file isn't a whole number of batches
     shards, kept = seed_shards["trimmed"], f"stages.dpo.objective.reference={tmp_path / 'kept'}"
     assert cli.main(dpo_args(shards, tmp_path / "step", *more)) == 0
     losses = of_dpo(tmp_path / "step")
