@@ -34,7 +34,7 @@ class Stage:
     before: int  # steps of the stages in front of it
     model: Model
     mesh: Mesh
-    data: "Feed"
+    data: "Feed"  # what it is trained on, its own or the run's
     teacher: Teacher | None
 
     @property

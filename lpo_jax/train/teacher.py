@@ -70,7 +70,7 @@ def open_teacher(config: RunConfig, stage: str, manifest: Manifest | None) -> Te
             "a teacher shares the student's tokenizer, or one that begins with it"
         )
     if manifest is not None:
-        check_length(config, manifest, f"the teacher {path}", shape.max_positions)
+        check_length(f"the data of stage {stage}", manifest, f"the teacher {path}", shape.max_positions)
     return Teacher(vocab, 0, Model(shape, config.model.compute_dtype, config.model.compute_dtype))
 
 
@@ -188,7 +188,7 @@ def facts(path: str | Path) -> Json | None:
 def _check(computed: Json, path: str, manifest: Manifest, objective: FrozenOptions) -> None:
     """Refuse log-probabilities of other tokens than the stage scores."""
     if computed["shards"] != _shards(manifest):
-        raise ConfigError(f"{path} was computed of other shards than data.path holds: run `lpo teacher` again, into another directory")
+        raise ConfigError(f"{path} was computed of other shards than the stage is trained on: run `lpo teacher` again, into another directory")
     if computed["score_prompt"] != objective.score_prompt:
         raise ConfigError(f"{path} was computed with score_prompt {computed['score_prompt']}, the stage has {objective.score_prompt}")
     blocks = range(0, computed["rows"], BLOCK_ROWS)
