@@ -159,7 +159,9 @@ def joined(sets: Mapping[str, Manifest]) -> Manifest:
     if not others:
         return one
     if other := next((name for name, found in others if found.tokenizer_sha256 != one.tokenizer_sha256), None):
-        raise DataError(f"{other} was built with another tokenizer than {first}: rebuild it with `lpo-data build ... --tokenizer {first}/tokenizer`")
+        raise DataError(
+            f"{other} was built with another tokenizer than {first}: rebuild it with `lpo-data build ... --tokenizer {first}/tokenizer`"
+        )
     found = list(sets.values())
 
     def total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -28,7 +28,14 @@ _OVERRIDE = "override "
 MOST_VALUES = 10_000
 """In a config: anchors within anchors stand for billions, which nobody has written and nobody waits for."""
 
-_WORDS = {"int": "int", "float": "float", "bool": "bool", "string": "str", "tuple": "a list", **dict.fromkeys(("dict", "dataclass", "model"), "a mapping")}
+_WORDS = {
+    "int": "int",
+    "float": "float",
+    "bool": "bool",
+    "string": "str",
+    "tuple": "a list",
+    **dict.fromkeys(("dict", "dataclass", "model"), "a mapping"),
+}
 """pydantic's names of types begin with the left word; we say the right one."""
 
 

@@ -59,7 +59,9 @@ def _check_sets(sets: "tuple[ShardSet, ...]") -> None:
         raise ConfigError(f"data: {twice} stands there twice; to read it more often give it a larger weight")
     _check(len(weights) in (0, len(paths)), "data: either each set has a weight, or none")
     if weights and 0 in (parts := order.shares(weights)):
-        raise ConfigError(f"data: {paths[parts.index(0)]} has less than one row in {order.CYCLE} by its weight; give it more, or take it out")
+        raise ConfigError(
+            f"data: {paths[parts.index(0)]} has less than one row in {order.CYCLE} by its weight; give it more, or take it out"
+        )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.row import RowShape
 from data_pipeline.shards import Manifest
 from lpo_jax.config import PlanConfig, RunConfig
 
@@ -27,7 +28,8 @@ class PlannedRows:
         trains = [manifest.splits["train"] for manifest in found]
         shares = [one.weight or train["rows"] or 1 for one, train in zip(sets, trains, strict=True)]
         pairs = sum(share * train["pairs"] / (train["rows"] or 1) for share, train in zip(shares, trains, strict=True)) / sum(shares)
-        return PlannedRows(*map(max, *(manifest.row_shape for manifest in found), (0, 0, 0)), mean_pairs=pairs)
+        widest = RowShape(*map(max, zip(*(manifest.row_shape for manifest in found), strict=True)))
+        return PlannedRows(*widest, mean_pairs=pairs)
 
     @staticmethod
     def assumed(config: PlanConfig) -> "PlannedRows":

@@ -70,7 +70,9 @@ def _open_own(key: str, sets: tuple[ShardSet, ...], seed: int, tokenizer_sha256:
     try:
         for one in sets:
             if Manifest.load(one.path).tokenizer_sha256 != tokenizer_sha256:
-                raise ConfigError(f"{one.path} was built with another tokenizer than {name}: rebuild it with `lpo-data build ... --tokenizer {name}`")
+                raise ConfigError(
+                    f"{one.path} was built with another tokenizer than {name}: rebuild it with `lpo-data build ... --tokenizer {name}`"
+                )
         return Feed(*(one.path for one in sets), seed=seed, weights=weights)
     except UserError as error:
         raise type(error)(f"{key}: {error}") from None
@@ -80,23 +82,20 @@ def _in_another_template(run: Manifest, sets: Mapping[str, Manifest]) -> list[tu
     """Those sets whose prompts are put otherwise than the run's: path and template. Whether there were thoughts to ask for is no matter."""
     ours = replace(of_facts(run.template), thinks=True)
     found = {path: replace(of_facts(manifest.template), thinks=True) for path, manifest in sets.items()}
-    return [
-        (path, theirs.name if theirs.name != ours.name else f"{theirs.name} as it was otherwise") for path, theirs in found.items() if theirs != ours
-    ]
+    return [(path, theirs.name + " (of other text)" * (theirs.name == ours.name)) for path, theirs in found.items() if theirs != ours]
 
 
-def own_sets(config: RunConfig, feeds: Mapping[str, "Feed"]) -> dict[str, list[tuple[ShardSet, Manifest]]]:
-    """What those stages are trained on that have data of their own."""
-    return {
-        name: list(zip(stage.data, feeds[name].sets.values(), strict=True)) for name, stage in config.stages.items() if stage.data is not None
-    }
+def own_sets(config: RunConfig, feeds: Mapping[str, "Feed"]) -> dict[str, list[Manifest]]:
+    """The sets of each stage that has data of its own."""
+    return {name: list(feeds[name].sets.values()) for name, stage in config.stages.items() if stage.data is not None}
 
 
 def data_key(config: RunConfig, data: "Feed", feeds: Mapping[str, "Feed"]) -> str:
-    """A hash of what a run reads; wherever it lies. Without data of the stages' own it is the shard set's build_key."""
-    own = {name: [(one.weight, manifest.build_key) for one, manifest in sets] for name, sets in own_sets(config, feeds).items()}
-    key = data.manifest.build_key
-    return hashlib.sha256(json.dumps([key, own]).encode()).hexdigest() if own else key
+    """A hash of what a run reads, wherever it lies. Where no stage has data of its own it is the shard set's build_key."""
+    key, own = data.manifest.build_key, own_sets(config, feeds)
+    weights = {name: [one.weight for one in config.stages[name].data or ()] for name in own}
+    keys = {name: [manifest.build_key for manifest in sets] for name, sets in own.items()}
+    return hashlib.sha256(json.dumps([key, keys, weights]).encode()).hexdigest() if own else key
 
 
 def _check_teachers_tokenizer(key: str, path: str, ours: Tokenizer) -> None:

@@ -48,9 +48,9 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         taught = {name: open_teacher(config, name, feeds[name].manifest) for name in config.stages}
         target = checkpoint_target(config, model, mesh)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target))
-    key = data_key(config, data, feeds)
+    key, own = data_key(config, data, feeds), own_sets(config, feeds)
 
-    with run_dir.claimed(config, data.manifest, own_sets(config, feeds), size) as claim, jax.set_mesh(mesh), StopRequest() as stop, ExitStack() as writers:
+    with run_dir.claimed(config, data.manifest, own, size) as claim, jax.set_mesh(mesh), StopRequest() as stop, ExitStack() as writers:
         directory = claim.directory
         # --- Resume: the newest checkpoint, else the model's own weights.
         done, state = checkpoint.restore(directory, target) or (None, None)

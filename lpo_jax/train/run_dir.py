@@ -1,6 +1,6 @@
 """A run's directory: whose it is, and whether a run can live there. It may be a bucket (gs://...).
 
-config.json  data.json  stage_data.json  owner.json  metrics.jsonl  tensorboard/  eval/  checkpoints/  summary.json  report.html
+config.json  data.json  data_STAGE_N.json  owner.json  metrics.jsonl  tensorboard/  eval/  checkpoints/  summary.json  report.html
 """
 
 import dataclasses
@@ -24,12 +24,9 @@ from data_pipeline.shards import Manifest
 from foundation import files
 from foundation.errors import DataError
 from foundation.files import Json, is_bucket
-from lpo_jax.config import ConfigError, RunConfig, ShardSet, from_dict, to_dict
+from lpo_jax.config import ConfigError, RunConfig, from_dict, to_dict
 from lpo_jax.train.distributed import all_or_none, first_problem
 from lpo_jax.train.stop import TrainingError
-
-STAGE_DATA = "stage_data.json"
-"""The manifests of what stages with data of their own were trained on: {stage: [{path, weight, manifest}]}. data.json holds the run's."""
 
 _OWNER = "owner.json"
 
@@ -71,14 +68,12 @@ class Claim:
 
 
 @contextmanager
-def claimed(
-    config: RunConfig, manifest: Manifest, own: Mapping[str, Sequence[tuple[ShardSet, Manifest]]], checkpoint_bytes: int
-) -> Iterator[Claim]:
+def claimed(config: RunConfig, manifest: Manifest, own: Mapping[str, Sequence[Manifest]], checkpoint_bytes: int) -> Iterator[Claim]:
     """Make `config.run_dir` this config's, or check that it is, and that checkpoints can be written there. All processes call it together.
 
     Args:
       manifest: of the run's data.
-      own: what stages with data of their own are trained on.
+      own: of the sets of each stage that has data of its own.
       checkpoint_bytes: what one checkpoint takes, at most.
 
     Raises:
@@ -104,11 +99,16 @@ def claimed(
             _check_shared(run_dir)
         if jax.process_index() == 0 and not (run_dir / "config.json").exists():
             files.write_json(run_dir / "data.json", dataclasses.asdict(manifest))
-            if own:
-                facts = {name: [to_dict(one) | {"manifest": dataclasses.asdict(its)} for one, its in sets] for name, sets in own.items()}
-                files.write_json(run_dir / STAGE_DATA, facts)
+            for stage, sets in own.items():
+                for index, one in enumerate(sets):
+                    files.write_json(run_dir / stage_data(stage, index), dataclasses.asdict(one))
             files.write_json(run_dir / "config.json", to_dict(config))
         yield Claim(run_dir)
+
+
+def stage_data(stage: str, index: int) -> str:
+    """Where a run's directory holds the manifest of one of a stage's own shard sets, as data.json is that of the run's."""
+    return f"data_{stage}_{index}.json"
 
 
 def _check_owner(run_dir: epath.Path, config: RunConfig) -> None:

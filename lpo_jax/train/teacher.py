@@ -188,7 +188,9 @@ def facts(path: str | Path) -> Json | None:
 def _check(computed: Json, path: str, manifest: Manifest, objective: FrozenOptions) -> None:
     """Refuse log-probabilities of other tokens than the stage scores."""
     if computed["shards"] != _shards(manifest):
-        raise ConfigError(f"{path} was computed of other shards than the stage is trained on: run `lpo teacher` again, into another directory")
+        raise ConfigError(
+            f"{path} was computed of other shards than the stage is trained on: run `lpo teacher` again, into another directory"
+        )
     if computed["score_prompt"] != objective.score_prompt:
         raise ConfigError(f"{path} was computed with score_prompt {computed['score_prompt']}, the stage has {objective.score_prompt}")
     blocks = range(0, computed["rows"], BLOCK_ROWS)
