@@ -137,7 +137,10 @@ def test_sft_on_a_mixture_then_lpo_on_pairs(seed_shards, plain_shards, straight,
     assert summary["sft"]["unchanged_nll"] < summary["init"]["unchanged_nll"]
     assert "pair_accuracy" in summary["lpo"]  # held-out pairs are the run's
     page = (straight / "report.html").read_text()
-    assert re.search(rf"\(sft\) on {pairs} \(0.25 of the rows\) and {plain_shards} \(0.75 of the rows\), then stage “lpo” by .*\(lpo, mode clean\)\. ", page)
+    assert re.search(
+        rf"\(sft\) on {pairs} \(0.25 of the rows\) and {plain_shards} \(0.75 of the rows\), then stage “lpo” by .*\(lpo, mode clean\)\. ",
+        page,
+    )
     assert f"Held-out pairs are those of {pairs}." in page
     assert Manifest.read(straight / "data_sft_1.json") == Manifest.load(plain_shards)
     assert Manifest.read(straight / "data.json") == Manifest.load(pairs)
