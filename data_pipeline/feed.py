@@ -1,6 +1,6 @@
-"""The feed: a tf.data pipeline from a shard set to batches of packed rows, where a batch is a pure function of (seed, step).
+"""The feed: a tf.data pipeline from shard sets to batches of packed rows, where a batch is a pure function of (seed, step).
 
-Step `s` takes rows ``s * rows .. (s + 1) * rows`` of an endless stream: the split's rows in a new seeded order each epoch. So a
+Step `s` takes rows ``s * rows .. (s + 1) * rows`` of an endless stream (order.py): the split's rows in a new seeded order each epoch. So a
 run resumes at any step at once, and what it reads doesn't depend on how many processes share the work; each reads its rows of a batch.
 """
 
@@ -9,27 +9,42 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.order import mixed_rows, stream_rows
 from data_pipeline.row import COLUMNS, PackedRows, pad
-from data_pipeline.shards import Manifest, Records, parse
+from data_pipeline.shards import SPLITS, Manifest, Records, joined, parse
 from data_pipeline.tf import tf
 from foundation.errors import DataError
 
 
 class Feed:
-    """Batches of one shard set."""
+    """Batches of a shard set, or of several: their rows are numbered through, and padded to the widest shape among them.
 
-    def __init__(self, directory: str | Path, seed: int = 0):
-        self.manifest = Manifest.load(directory)
-        self._seed = seed
-        self._records = {name: Records(directory, entry) for name, entry in self.manifest.splits.items()}
+    Attributes:
+      sets: each set's manifest, by directory.
+      manifest: that of all sets together, see `shards.joined`.
+    """
+
+    def __init__(self, *directories: str | Path, seed: int = 0, weights: Sequence[float] | None = None):
+        """Args: weights: each set's share of the training batches' rows. None: the sets are joined, and an epoch has each of their rows once.
+
+        Raises:
+          DataError: a set isn't there or is damaged, or has another tokenizer than the first.
+        """
+        self.sets = {str(directory): Manifest.load(directory) for directory in directories}
+        self.manifest = joined(self.sets)
+        self._seed, self._weights = seed, weights if len(self.sets) > 1 else None
+        self._records = {name: Records(*((path, found.splits[name]) for path, found in self.sets.items())) for name in SPLITS}
 
     def rows(self, split: str) -> int:
-        """Number of packed rows in a split."""
+        """Number of packed rows in a split, of all sets together."""
         return len(self._records[split])
 
     def step_rows(self, rows: int, step: int, stream: int = 0) -> np.ndarray:
         """Indices into the train split of a step's batch, [rows]."""
-        return stream_rows((self._seed, stream), self.rows("train"), rows, step)
+        seed = (self._seed, stream)
+        if self._weights is None:
+            return stream_rows(seed, self.rows("train"), rows, step)
+        return mixed_rows(seed, self._records["train"].sizes, self._weights, rows, step)
 
     def batches(
         self, rows: int, start_step: int, stop_step: int, stream: int = 0, mine: Sequence[int] | None = None
@@ -43,8 +58,8 @@ class Feed:
         Raises:
           DataError: the split is empty.
         """
-        if not self.rows("train"):
-            raise DataError("the shard set's train split is empty; build it with a smaller --heldout")
+        if empty := next((path for path, size in zip(self.sets, self._records["train"].sizes, strict=True) if not size), None):
+            raise DataError(f"{empty}: the train split is empty; build the set with a smaller --heldout")
         steps = tf.data.Dataset.range(start_step, stop_step)
         yield from self._read("train", steps, lambda step: self.step_rows(rows, step, stream), range(rows) if mine is None else mine)
 
@@ -75,10 +90,3 @@ class Feed:
         for columns in batches.as_numpy_iterator():
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
             yield pad(rows, self.manifest.row_shape)
-
-
-def stream_rows(seed: tuple[int, ...], n_rows: int, batch_rows: int, step: int) -> np.ndarray:
-    """Row indices of a step's global batch."""
-    at = np.arange(step * batch_rows, (step + 1) * batch_rows)
-    order = {epoch: np.random.default_rng((*seed, int(epoch))).permutation(n_rows) for epoch in np.unique(at // n_rows)}
-    return np.array([order[i // n_rows][i % n_rows] for i in at])

@@ -5,8 +5,10 @@ verified when the set is opened, so a truncated or damaged file can't reach trai
 """
 
 import dataclasses
+import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -146,20 +148,71 @@ def parse(record: bytes) -> tuple[PackedRows, list[str]]:
     return PackedRows(**columns), features["ids"].bytes_list.value[0].decode().split("\n")
 
 
-class Records:
-    """Random access to the serialised rows of one split, over all its shards."""
+def joined(sets: Mapping[str, Manifest]) -> Manifest:
+    """The manifest of several sets, by directory, that are read as one. What counts is counted together, the widest row is the row's shape,
+    and the tokenizer is the same; how they were built (masks, template) is said of the first alone.
 
-    def __init__(self, directory: str | Path, entry: Json):
+    Raises:
+      DataError: they don't share their tokenizer.
+    """
+    (first, one), *others = sets.items()
+    if not others:
+        return one
+    if other := next((name for name, found in others if found.tokenizer_sha256 != one.tokenizer_sha256), None):
+        raise DataError(
+            f"{other} was built with another tokenizer than {first}: rebuild it with `lpo-data build ... --tokenizer {first}/tokenizer`"
+        )
+    found = list(sets.values())
+
+    def total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+        return dict(sorted(sum(map(Counter, counts), Counter[str]()).items()))
+
+    def split(name: str) -> Json:
+        entries = [manifest.splits[name] for manifest in found]
+        counts = {key: sum(entry[key] for entry in entries) for key in ("rows", "pairs", "tokens")}
+        return counts | {"shards": [shard for entry in entries for shard in entry["shards"]]}
+
+    return dataclasses.replace(
+        one,
+        trimmed=any(manifest.trimmed for manifest in found),
+        scores_prompt=all(manifest.scores_prompt for manifest in found),
+        row_tokens=max(manifest.row_tokens for manifest in found),
+        row_scored=max(manifest.row_scored for manifest in found),
+        row_pairs=max(manifest.row_pairs for manifest in found),
+        longest_path=max(manifest.longest_path for manifest in found),
+        splits={name: split(name) for name in SPLITS},
+        drops=total(manifest.drops for manifest in found),
+        inputs=[file for manifest in found for file in manifest.inputs],
+        build_key=hashlib.sha256("".join(manifest.build_key for manifest in found).encode()).hexdigest(),
+        plain=sum(manifest.plain for manifest in found),
+        balanced=total(manifest.balanced for manifest in found),
+        notes=total(manifest.notes for manifest in found),
+        unused={file: columns for manifest in found for file, columns in manifest.unused.items()},
+    )
+
+
+class Records:
+    """Random access to the serialised rows of a split, over all its shards; of several sets (directory, the manifest's entry) one after another.
+
+    Attributes:
+      sizes: rows of each set.
+    """
+
+    def __init__(self, *sets: tuple[str | Path, Json]):
         self._index: list[tuple[np.ndarray, int, int]] = []  # (shard, start, stop)
-        for facts in entry["shards"]:
-            file = Path(directory) / facts["file"]
-            remedy = "copy the file again or rebuild the set with `lpo-data build --force`"
-            if not file.is_file():
-                raise DataError(f"{file}: missing shard; {remedy}")
-            if sha256(file) != facts["sha256"]:
-                raise DataError(f"{file}: damaged shard (its sha256 isn't the manifest's); {remedy}")
-            shard = np.memmap(file, np.uint8, mode="r")
-            self._index += [(shard, *span) for span in _record_spans(shard)]
+        self.sizes: list[int] = []
+        for directory, entry in sets:
+            before = len(self)
+            for facts in entry["shards"]:
+                file = Path(directory) / facts["file"]
+                remedy = "copy the file again or rebuild the set with `lpo-data build --force`"
+                if not file.is_file():
+                    raise DataError(f"{file}: missing shard; {remedy}")
+                if sha256(file) != facts["sha256"]:
+                    raise DataError(f"{file}: damaged shard (its sha256 isn't the manifest's); {remedy}")
+                shard = np.memmap(file, np.uint8, mode="r")
+                self._index += [(shard, *span) for span in _record_spans(shard)]
+            self.sizes.append(len(self) - before)
 
     def __len__(self) -> int:
         return len(self._index)

@@ -18,7 +18,7 @@ _COLOURS = {CHOSEN: "\x1b[30;42m", REJECTED: "\x1b[97;41m"}
 def render_pairs(directory: str | Path, split: str, count: int, colour: bool) -> Iterator[str]:
     """The first `count` pairs of a split as text. Without colour, changed tokens stand between «angle quotes»."""
     manifest = Manifest.load(directory)
-    records = Records(directory, manifest.splits[split])
+    records = Records((directory, manifest.splits[split]))
     tok = tokenizer.load(Path(directory) / "tokenizer")
     if tok.sha256 != manifest.tokenizer_sha256:
         raise DataError(f"{directory}/manifest.json: the tokenizer beside it is another; build the set with `lpo-data build` again")

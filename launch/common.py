@@ -22,7 +22,7 @@ T = TypeVar("T")
 REPO = Path(__file__).resolve().parent.parent
 PREEMPTED = 75  # lpo train was told to stop, has saved, and goes on when started again (EX_TEMPFAIL)
 NEVER_SENT = [":(exclude,glob)**/.env*", ":(exclude,glob)**/*.pem", ":(exclude,glob)**/*.key", ":(exclude,glob)**/id_rsa*"]
-INPUTS = [("data", "path"), ("data", "tokenizer"), ("model", "path"), ("model", "adapter"), ("model", "shape")]
+INPUTS = [("data", "tokenizer"), ("model", "path"), ("model", "adapter"), ("model", "shape")]
 TAIL = 2**18  # bytes of a stream's end that are kept
 
 
@@ -151,10 +151,10 @@ def read_config(path: str, overrides: Sequence[str]) -> RunConfig:
 
 
 def inputs(config: RunConfig) -> dict[str, str]:
-    """The paths that a run reads, by key."""
+    """The paths that a run reads, by key: its shard sets first."""
     settings = to_dict(config)
     found = {f"{part}.{key}": settings[part].get(key) for part, key in INPUTS}
-    return {key: value for key, value in found.items() if value is not None}
+    return config.shard_paths() | {key: value for key, value in found.items() if value is not None}
 
 
 def run_url(config: RunConfig, bucket: str) -> str:
@@ -167,13 +167,14 @@ def upload(shell: Shell, config: RunConfig, bucket: str) -> None:
     Raises:
       LaunchError: the shards are neither here nor in the bucket.
     """
+    shards = config.shard_paths()
     for key, value in inputs(config).items():
         if Path(value).is_dir():
             shell.run(["gcloud", "storage", "rsync", "--recursive", value, f"gs://{bucket}/{value}"])
         elif Path(value).is_file():
             shell.run(["gcloud", "storage", "cp", value, f"gs://{bucket}/{value}"])
-        elif key == "data.path" and shell.ask(["gcloud", "storage", "ls", f"gs://{bucket}/{value}/manifest.json"]).returncode:
-            raise LaunchError(f"data.path={value} is neither here nor in gs://{bucket}: build it with `lpo-data build ... --out {value}`")
+        elif key in shards and shell.ask(["gcloud", "storage", "ls", f"gs://{bucket}/{value}/manifest.json"]).returncode:
+            raise LaunchError(f"{key}={value} is neither here nor in gs://{bucket}: build it with `lpo-data build ... --out {value}`")
 
 
 def check_cloud(shell: Shell, checks: Checks, bucket: str, project: str, config: RunConfig | None) -> None:

@@ -32,8 +32,9 @@ def up(args: argparse.Namespace) -> int:
     for name in ("sbatch", "squeue", "sacct"):
         checks.program(name, "run this on a login node of the cluster")
     config = checks.collect(lambda: common.load(args.config, args.overrides))
-    if config and not Path(path := config.data.path).is_dir():
-        checks.missing.append(f"data.path={path}: no such shard set; build it with `lpo-data build ... --out {path}`")
+    for key, path in config.shard_paths().items() if config else ():
+        if not Path(path).is_dir():
+            checks.missing.append(f"{key}={path}: no such shard set; build it with `lpo-data build ... --out {path}`")
     checks.finish()
 
     logs = Path("runs/slurm")

@@ -10,11 +10,12 @@ from etils import epath
 
 from data_pipeline import template, tokenizer
 from data_pipeline.shards import Manifest
-from foundation.files import Json, foreign, hold_directory, read_json, write_json, write_text
+from foundation.files import foreign, hold_directory, read_json, write_json, write_text
 from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH
 from lpo_jax.train.evaluate import read_summary
+from lpo_jax.train.run_dir import stage_data
 from lpo_jax.train.weights import open_run, restore_params, tokenizer_directory
 
 _COPIED = "tokenizer*", "chat_template*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json"
@@ -61,13 +62,17 @@ def _earlier(out: Path) -> list[Path]:
 
 def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best: bool) -> str:
     model, params, frozen = restore_params(source, config, best=best)
-    manifest = dataclasses.asdict(Manifest.read(source / "data.json"))
-    ids = {"bos_token_id": manifest["bos_id"], "eos_token_id": manifest["eos_id"]}
+    manifest = Manifest.read(source / "data.json")
+    data = [_data(manifest)]
+    for name, stage in config.stages.items():
+        for index, own in enumerate(stage.data or ()):
+            data.append(f"### Stage {name}: {own.path}\n\n{_data(Manifest.read(source / stage_data(name, index)))}")
+    ids = {"bos_token_id": manifest.bos_id, "eos_token_id": manifest.eos_id}
     tokenizer_dir = tokenizer_directory(config)
     if config.model.path is not None:
         raw = read_json(tokenizer_dir / "config.json")
         ids |= {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
-    asked = template.of_facts(manifest["template"], source / "data.json")
+    asked = template.of_facts(manifest.template, source / "data.json")
     found = tokenizer.load(config.data.tokenizer or tokenizer_dir)
     for file in _earlier(out):
         file.unlink()
@@ -94,18 +99,24 @@ def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best:
     if more := set(template.ends(asked, found)) - set(eos):
         settings |= {"eos_token_id": [*eos, *sorted(more)]}
     write_json(generation, settings)
-    (out / "README.md").write_text(_card(config, manifest, read_summary(source, config), loader, asked.name), encoding="utf-8")
+    (out / "README.md").write_text(_card(config, data, read_summary(source, config), loader), encoding="utf-8")
     return loader
 
 
-def _card(config: RunConfig, manifest: Json, summary: Mapping[str, Mapping[str, float]], loader: str, asked: str) -> str:
-    """The model card: what it is, its held-out numbers, the data and the settings. `asked`: the template's name."""
+def _data(manifest: Manifest) -> str:
+    """A shard set, for a model card."""
+    splits = ", ".join(f"{name}: {s['pairs']} pairs ({s['tokens']} tokens)" for name, s in manifest.splits.items())
+    inputs = "\n".join(f"- `{file['file']}` (sha256 `{file['sha256']}`)" for file in manifest.inputs)
+    asked = template.of_facts(manifest.template).name
+    return f"{splits}; masks `{manifest.masks['mode']}`; template `{asked}`; tokenizer sha256 `{manifest.tokenizer_sha256}`.\n\n{inputs}\n"
+
+
+def _card(config: RunConfig, data: list[str], summary: Mapping[str, Mapping[str, float]], loader: str) -> str:
+    """The model card: what it is, its held-out numbers, the data and the settings. `data`: of the run's shards, and of each stage's own."""
     front = {"library_name": "transformers", "tags": ["code", "security", "lpo"]}
     if config.model.path is not None:
         front["base_model"] = config.model.path
     rows = [f"| {name} | " + " | ".join(f"{row[k]:.3f}" if k in row else "-" for k in ENGLISH) + " |" for name, row in summary.items()]
-    splits = ", ".join(f"{name}: {s['pairs']} pairs ({s['tokens']} tokens)" for name, s in manifest["splits"].items())
-    inputs = "\n".join(f"- `{file['file']}` (sha256 `{file['sha256']}`)" for file in manifest["inputs"])
     stages = ", then ".join(f"{name} ({stage.objective.name})" for name, stage in config.stages.items())
     return "\n".join(
         [
@@ -119,7 +130,8 @@ def _card(config: RunConfig, manifest: Json, summary: Mapping[str, Mapping[str, 
             *rows,
             "",
             *(f"- `{name}`: {text}" for name, text in ENGLISH.items()),
-            f"\n## Data\n\n{splits}; masks `{manifest['masks']['mode']}`; template `{asked}`; tokenizer sha256 `{manifest['tokenizer_sha256']}`.\n\n{inputs}\n",
+            "\n## Data\n",
+            *data,
             "## Settings\n",
             "```yaml\n" + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True) + "```\n",
         ]

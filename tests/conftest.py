@@ -1,6 +1,7 @@
 """Eight fake CPU devices, set up before anything imports jax. Tests compile more than they compute: XLA may be lazy."""
 
 import dataclasses
+import json
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -62,3 +63,17 @@ def seed_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, trim in kinds.items():
         build([out / "pairs.jsonl"], out / name, None, BuildOptions(row_tokens=384, trim=trim, heldout=0.15), vocab_size=512)
     return {name: out / name for name in kinds}
+
+
+@pytest.fixture(scope="session")
+def plain_shards(seed_shards: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plain rows, instructions with a response, in narrower rows than `seed_shards` has and with its tokenizer."""
+    from data_pipeline import pairs
+    from data_pipeline.build import BuildOptions, build
+
+    out = tmp_path_factory.mktemp("plain")
+    rows = [pair for pair in pairs.read(SEED_PAIRS, pairs.Drops()) if len(pair.chosen) < 700]
+    lines = [json.dumps({"instruction": " ".join(p.instruction.split()[:5]), "output": p.chosen}) for p in rows]
+    (out / "rows.jsonl").write_text("\n".join(lines))
+    build([out / "rows.jsonl"], out / "shards", str(seed_shards["trimmed"] / "tokenizer"), BuildOptions(row_tokens=256, heldout=0.1))
+    return out / "shards"

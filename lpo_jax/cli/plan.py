@@ -5,7 +5,7 @@ it fits, what fills each device's memory, what a step computes and moves, and ho
 pip install 'lpo-jax[tpu]'.
 
 The model's weights aren't read: its shape comes from model.shape, model.new, or model.path's config.json. The rows' shape comes from the
-manifest in data.path, or where there is none yet from the keys under `plan`.
+manifests of the stage's data, or where there is none yet from the keys under `plan`.
 
 Exit code: 0 if it fits (of several configs: if all do), 1 if it doesn't, 2 if a config is wrong.
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         if stage not in config.stages:
             raise ConfigError(f"--stage {stage}: the stages of {file} are {', '.join(config.stages)}")
         find = partial(search.search, tries=args.tries) if args.search else planner.cached
-        found = find(config, stage, PlannedRows.of(config), cache)
+        found = find(config, stage, PlannedRows.of(config, stage), cache)
         if found is not None:
             plans.append((file, found))
             print(text.describe(found), end="\n\n")

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     stages = [name for name in config.stages if teacher.taught(config, name) and args.stage in (None, name)]
     if len(stages) != 1:
         raise ConfigError(f"{args.config}: name with --stage one of objective kd among {', '.join(config.stages)}")
-    data, _ = open_data(config)
-    teacher.write(config, stages[0], data, args.out, args.top_k)
+    _, feeds, _ = open_data(config)
+    teacher.write(config, stages[0], feeds[stages[0]], args.out, args.top_k)
     print(f"wrote {args.out}; train with stages.{stages[0]}.objective.kl.teacher={args.out}")
     return 0

@@ -10,6 +10,7 @@ examples:
   lpo train configs/tiny_cpu.yaml
   lpo train configs/tiny_cpu.yaml run_dir=runs/hot stages.lpo.optim.lr=1e-4 stages.lpo.objective.beta=2
   lpo train configs/lpo_hf.yaml model.path=DIR data.path=data/disco mesh.fsdp=4 mesh.tensor=2
+  lpo train configs/lpo_hf.yaml data.path=data/disco 'stages.sft.data=[{path: data/disco, weight: 1}, {path: data/plain, weight: 3}]'
 """
 
 import argparse

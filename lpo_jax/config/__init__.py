@@ -14,4 +14,5 @@ from lpo_jax.config.schema import OptimConfig as OptimConfig
 from lpo_jax.config.schema import PlanConfig as PlanConfig
 from lpo_jax.config.schema import RopeScaling as RopeScaling
 from lpo_jax.config.schema import RunConfig as RunConfig
+from lpo_jax.config.schema import ShardSet as ShardSet
 from lpo_jax.config.schema import StageConfig as StageConfig

@@ -28,7 +28,7 @@ def _lines(config: Any, margin: str = "") -> Iterator[str]:
     rows = [(_yaml(name), stage, "") for name, stage in config.items()] if isinstance(config, dict) else _rows(config)
     after_nested = False
     for key, value, text in rows:
-        nested = isinstance(value, dict) or dataclasses.is_dataclass(value)
+        nested = isinstance(value, (dict, tuple)) or dataclasses.is_dataclass(value)
         if (nested or after_nested) and not margin:
             yield ""
         after_nested = nested
@@ -36,7 +36,10 @@ def _lines(config: Any, margin: str = "") -> Iterator[str]:
         first, *more = textwrap.wrap(text, _RIGHT) or [""]
         yield f"{line:{_LEFT}}  # {first}" if first else line
         yield from (f"{'':{_LEFT}}  # {part}" for part in more)
-        if nested:
+        for item in value if isinstance(value, tuple) else ():
+            head, *rest = _lines(item, margin + "    ")
+            yield from (f"{margin}  - {head.removeprefix(f'{margin}    ')}", *rest)
+        if nested and not isinstance(value, tuple):
             yield from _lines(value, margin + "  ")
 
 

@@ -21,14 +21,21 @@ from lpo_jax.config.schema import ONCE_EVERYWHERE, Objective, RunConfig
 from lpo_jax.objectives import OBJECTIVES
 
 Keys = tuple[str, ...]
-"""The keys that lead to a value: ("stages", "sft", "optim", "lr")."""
+"""The keys that lead to a value: ("stages", "sft", "optim", "lr"), ("stages", "sft", "data", "0", "path")."""
 
 _OVERRIDE = "override "
 
 MOST_VALUES = 10_000
 """In a config: anchors within anchors stand for billions, which nobody has written and nobody waits for."""
 
-_WORDS = {"int": "int", "float": "float", "bool": "bool", "string": "str", **dict.fromkeys(("dict", "dataclass", "model"), "a mapping")}
+_WORDS = {
+    "int": "int",
+    "float": "float",
+    "bool": "bool",
+    "string": "str",
+    "tuple": "a list",
+    **dict.fromkeys(("dict", "dataclass", "model"), "a mapping"),
+}
 """pydantic's names of types begin with the left word; we say the right one."""
 
 
@@ -113,7 +120,9 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Keys, str]]:
                 None, None, f"with what its anchors repeat it holds more than {MOST_VALUES} values", node.start_mark if node else None
             )
         if isinstance(node, yaml.SequenceNode):
-            return [plain(item, above) for item in node.value]
+            for index, item in enumerate(node.value):
+                places[*above, str(index)] = f"{name}:{item.start_mark.line + 1}"
+            return [plain(item, (*above, str(index))) for index, item in enumerate(node.value)]
         if node is None:
             return None
         if not isinstance(node, yaml.MappingNode):
@@ -187,7 +196,7 @@ def _build(cls: type, raw: Mapping[str, Any], places: Mapping[Keys, str]) -> Any
 
 
 def _located(cls: Any, loc: tuple[int | str, ...]) -> tuple[Keys, Any]:
-    """An error's keys, and the dataclass (or dict type) that the last one belongs to. pydantic puts an objective's name behind its key."""
+    """An error's keys, and the dataclass (or type of a dict or list) that the last one belongs to. pydantic puts an objective's name behind its key."""
     keys: list[str] = []
     owner = cls
     for key in map(str, loc):
@@ -196,7 +205,8 @@ def _located(cls: Any, loc: tuple[int | str, ...]) -> tuple[Keys, Any]:
             continue
         keys.append(key)
         owner = cls
-        hint = typing.get_type_hints(cls, include_extras=True).get(key) if dataclasses.is_dataclass(cls) else typing.get_args(cls)[1]
+        item = 0 if typing.get_origin(cls) is tuple else 1  # of tuple[X, ...] or dict[str, X]
+        hint = typing.get_type_hints(cls, include_extras=True).get(key) if dataclasses.is_dataclass(cls) else typing.get_args(cls)[item]
         optional = isinstance(hint, types.UnionType)
         cls = next(option for option in typing.get_args(hint) if option is not type(None)) if optional else hint
     return tuple(keys), owner

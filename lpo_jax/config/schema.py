@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from data_pipeline import order
 from foundation.errors import ConfigError
 from foundation.settings import LARGEST, Count, Decay, Positive, PositiveNumber, Settings, Share, Weight
 from lpo_jax import objectives
@@ -49,6 +50,18 @@ Axis = Annotated[int, Field(ge=-1, le=LARGEST)]
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _check_sets(sets: "tuple[ShardSet, ...]") -> None:
+    paths, weights = [one.path for one in sets], [one.weight for one in sets if one.weight is not None]
+    _check(bool(paths), "data: name a shard set, e.g. [{path: data/pairs}], or null: the run's data")
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise ConfigError(f"data: {twice} stands there twice; to read it more often give it a larger weight")
+    _check(len(weights) in (0, len(paths)), "data: either each set has a weight, or none")
+    if weights and 0 in (parts := order.shares(weights)):
+        raise ConfigError(
+            f"data: {paths[parts.index(0)]} has less than one row in {order.CYCLE} by its weight; give it more, or take it out"
+        )
 
 
 @dataclass(frozen=True)
@@ -203,6 +216,16 @@ class OptimConfig(Settings):
 
 
 @dataclass(frozen=True)
+class ShardSet(Settings):
+    """One of the shard sets that a stage is trained on."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """its directory"""
+    weight: PositiveNumber | None = None
+    """its share of the stage's rows, in proportion to the others' weights; null, for all: the sets are joined, each row once an epoch"""
+
+
+@dataclass(frozen=True)
 class StageConfig(Settings):
     """One stage of a run: an objective, an optimizer and a length. Set one of `epochs` and `steps`."""
 
@@ -214,8 +237,10 @@ class StageConfig(Settings):
     """packed rows in one optimizer step, over all devices"""
     accumulate: Positive = 1
     """microbatches that a step is cut into"""
+    data: tuple[ShardSet, ...] | None = None
+    """the shard sets that this stage is trained on; null: the run's. Held-out metrics are always those of the run's"""
     epochs: PositiveNumber | None = None
-    """the length in passes over the train split"""
+    """the length in passes over the train split; of several sets: in as many rows as they have together"""
     steps: Positive | None = None
     """the length in optimizer steps"""
 
@@ -225,6 +250,8 @@ class StageConfig(Settings):
             self.batch_rows % self.accumulate == 0,
             f"stage: batch_rows ({self.batch_rows}) must be a multiple of accumulate ({self.accumulate})",
         )
+        if self.data is not None:
+            _check_sets(self.data)
 
 
 @dataclass(frozen=True)
@@ -256,7 +283,7 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True)
 class PlanConfig(Settings):
-    """What `lpo plan` assumes of shards that aren't built yet; where data.path holds some, it reads their manifest."""
+    """What `lpo plan` assumes of shards that aren't built yet; where a stage's lie there, it reads their manifests."""
 
     row_tokens: Positive = 4096
     """tokens in a packed row, T"""
@@ -273,7 +300,7 @@ class RunConfig(Settings):
     run_dir: Annotated[str, Field(min_length=1)]
     """where the run lives: checkpoints, metrics, report; a directory or a bucket (gs://...)"""
     data: DataConfig
-    """what it is trained on"""
+    """what it is trained on, but for stages with data of their own, and evaluated on"""
     model: ModelSource
     """what is trained"""
     stages: dict[str, StageConfig]
@@ -315,3 +342,18 @@ class RunConfig(Settings):
                 f"stages: {name!r} names files: write letters, digits, _, - and . (64 at most), the first a letter or digit",
             )
         _check("\0" not in self.run_dir, "run_dir: a path holds no NUL")
+
+    def shard_sets(self, stage: str) -> dict[str, ShardSet]:
+        """What a stage is trained on, by key: "data.path", or "stages.sft.data.0.path" and so on."""
+        own = self.stages[stage].data
+        if own is None:
+            return {"data.path": ShardSet(self.data.path)}
+        return {f"stages.{stage}.data.{index}.path": one for index, one in enumerate(own)}
+
+    def shard_paths(self) -> dict[str, str]:
+        """The directories of all shard sets that the run reads, each once, by the first key that names it."""
+        keys = {self.data.path: "data.path"}
+        for stage in self.stages:
+            for key, one in self.shard_sets(stage).items():
+                keys.setdefault(one.path, key)
+        return {key: path for path, key in keys.items()}

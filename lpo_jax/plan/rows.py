@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.row import RowShape
 from data_pipeline.shards import Manifest
 from lpo_jax.config import PlanConfig, RunConfig
 
@@ -18,13 +19,17 @@ class PlannedRows:
     mean_pairs: float
 
     @staticmethod
-    def of(config: RunConfig) -> "PlannedRows":
-        """Those of the run's shards, or what it assumes of shards that aren't built yet."""
-        if not (Path(config.data.path) / "manifest.json").is_file():
+    def of(config: RunConfig, stage: str) -> "PlannedRows":
+        """Those of the stage's shards, or what it assumes where one of the sets isn't built yet."""
+        sets = config.shard_sets(stage).values()
+        if not all((Path(one.path) / "manifest.json").is_file() for one in sets):
             return PlannedRows.assumed(config.plan)
-        manifest = Manifest.load(config.data.path)
-        train = manifest.splits["train"]
-        return PlannedRows(*manifest.row_shape, mean_pairs=train["pairs"] / train["rows"])
+        found = [Manifest.load(one.path) for one in sets]
+        trains = [manifest.splits["train"] for manifest in found]
+        shares = [one.weight or train["rows"] or 1 for one, train in zip(sets, trains, strict=True)]
+        pairs = sum(share * train["pairs"] / (train["rows"] or 1) for share, train in zip(shares, trains, strict=True)) / sum(shares)
+        widest = RowShape(*map(max, zip(*(manifest.row_shape for manifest in found), strict=True)))
+        return PlannedRows(*widest, mean_pairs=pairs)
 
     @staticmethod
     def assumed(config: PlanConfig) -> "PlannedRows":

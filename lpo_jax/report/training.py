@@ -69,8 +69,18 @@ def _sentence(config: Json) -> str:
     for name, stage in config["stages"].items():
         objective = stage["objective"]
         mode = f", mode {objective['mode']}" if objective["name"] == "lpo" and "mode" in objective else ""
-        parts.append(f"stage “{name}” by {OBJECTIVES[objective['name']].title} ({objective['name']}{mode})")
-    return f"This run trained {start}: {', then '.join(parts)}."
+        own = f" on {_sets(stage['data'])}" if stage.get("data") else ""
+        parts.append(f"stage “{name}” by {OBJECTIVES[objective['name']].title} ({objective['name']}{mode}){own}")
+    sentence = f"This run trained {start}: {', then '.join(parts)}."
+    if any(stage.get("data") for stage in config["stages"].values()):
+        sentence += f" Held-out pairs are those of {config['data']['path']}."
+    return sentence
+
+
+def _sets(sets: list[Json]) -> str:
+    """A stage's own shard sets, with their shares of its rows."""
+    total = sum(one["weight"] or 0 for one in sets)
+    return " and ".join(one["path"] + (f" ({one['weight'] / total:.3g} of the rows)" if one["weight"] else "") for one in sets)
 
 
 def _number(value: float, form: str = ".3f") -> str:

@@ -35,7 +35,7 @@ class Progress:
     stage: str
     step: int
     total_step: int  # steps of the whole run, the checkpoint's number
-    data_key: str  # the shard set's build_key
+    data_key: str  # of what the run is trained on, see `train.data.data_key`
     config: Json  # the run's settings
 
 

@@ -15,7 +15,7 @@ from lpo_jax.report.training import write_report
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import checkpoint, reference, run_dir
 from lpo_jax.train.checkpoint import Checkpoints, Progress
-from lpo_jax.train.data import check_fit, open_data
+from lpo_jax.train.data import check_fit, data_key, open_data, own_sets
 from lpo_jax.train.distributed import all_or_none
 from lpo_jax.train.evaluate import evaluate, read_summary, write_evaluation
 from lpo_jax.train.metrics import MetricLog
@@ -41,20 +41,21 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
     """
     # --- Check everything that can be known before the first step.
     with all_or_none():
-        data, decode = open_data(config)
+        data, feeds, decode = open_data(config)
         mesh, model = make_mesh(config.mesh), hf.open_model(config.model)
-        check_fit(config, data.manifest, model, mesh)
-        beside = {name: open_beside(config, name, data.manifest) for name in config.stages}
+        check_fit(config, data, feeds, model, mesh)
+        beside = {name: open_beside(config, name, feeds[name].manifest) for name in config.stages}
         target = checkpoint_target(config, model, mesh)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target))
+    key, own = data_key(config, data, feeds), own_sets(config, feeds)
 
-    with run_dir.claimed(config, data.manifest, size) as claim, jax.set_mesh(mesh), StopRequest() as stop, ExitStack() as writers:
+    with run_dir.claimed(config, data.manifest, own, size) as claim, jax.set_mesh(mesh), StopRequest() as stop, ExitStack() as writers:
         directory = claim.directory
         # --- Resume: the newest checkpoint, else the model's own weights.
         done, state = checkpoint.restore(directory, target) or (None, None)
-        if done and done.data_key != data.manifest.build_key:
+        if done and done.data_key != key:
             raise ConfigError(
-                f"{directory}: its checkpoints were trained on other shards than {config.data.path} holds now; "
+                f"{directory}: its checkpoints were trained on other shards than {' and '.join(config.shard_paths().values())} hold now; "
                 "choose a new run_dir, or delete the directory to start again"
             )
         resumed = done.total_step if done else -1
@@ -72,7 +73,7 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         def save(stage: Stage, step: int, state: TrainState, measured: dict[str, float]) -> None:
             claim.check()
             metrics.sync()
-            progress = Progress(stage.name, step, stage.before + step, data.manifest.build_key, to_dict(config))
+            progress = Progress(stage.name, step, stage.before + step, key, to_dict(config))
             checkpoints.save(state, progress, measured)
 
         if done is None:
@@ -81,7 +82,7 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         # --- The stages, each with a fresh optimizer.
         names, total = list(config.stages), 0
         for index, name in enumerate(names):
-            stage = Stage(config, name, index, total, model, mesh, data, beside[name])
+            stage = Stage(config, name, index, total, model, mesh, feeds[name], beside[name])
             total += stage.length
             if done and names.index(done.stage) > index:
                 continue

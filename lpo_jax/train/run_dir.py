@@ -1,6 +1,6 @@
 """A run's directory: whose it is, and whether a run can live there. It may be a bucket (gs://...).
 
-config.json  data.json  owner.json  metrics.jsonl  tensorboard/  eval/  checkpoints/  summary.json  report.html
+config.json  data.json  data_STAGE_N.json  owner.json  metrics.jsonl  tensorboard/  eval/  checkpoints/  summary.json  report.html
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -68,10 +68,12 @@ class Claim:
 
 
 @contextmanager
-def claimed(config: RunConfig, manifest: Manifest, checkpoint_bytes: int) -> Iterator[Claim]:
+def claimed(config: RunConfig, manifest: Manifest, own: Mapping[str, Sequence[Manifest]], checkpoint_bytes: int) -> Iterator[Claim]:
     """Make `config.run_dir` this config's, or check that it is, and that checkpoints can be written there. All processes call it together.
 
     Args:
+      manifest: of the run's data.
+      own: of the sets of each stage that has data of its own.
       checkpoint_bytes: what one checkpoint takes, at most.
 
     Raises:
@@ -97,16 +99,28 @@ def claimed(config: RunConfig, manifest: Manifest, checkpoint_bytes: int) -> Ite
             _check_shared(run_dir)
         if jax.process_index() == 0 and not (run_dir / "config.json").exists():
             files.write_json(run_dir / "data.json", dataclasses.asdict(manifest))
+            for stage, sets in own.items():
+                for index, one in enumerate(sets):
+                    files.write_json(run_dir / stage_data(stage, index), dataclasses.asdict(one))
             files.write_json(run_dir / "config.json", to_dict(config))
         yield Claim(run_dir)
 
 
+def stage_data(stage: str, index: int) -> str:
+    """Where a run's directory holds the manifest of one of a stage's own shard sets, as data.json is that of the run's."""
+    return f"data_{stage}_{index}.json"
+
+
 def _check_owner(run_dir: epath.Path, config: RunConfig) -> None:
+    def facts(config: RunConfig) -> Json:
+        """Its settings, but for the stages' shards, which are compared by their content as the run's are."""
+        return to_dict(dataclasses.replace(config, stages={name: dataclasses.replace(s, data=None) for name, s in config.stages.items()}))
+
     def with_defaults(written: Json) -> Json:
         """Keys that came later stand at their defaults."""
-        return to_dict(from_dict(RunConfig, written, str(run_dir / "config.json")))
+        return facts(from_dict(RunConfig, written, str(run_dir / "config.json")))
 
-    if differ := files.differing(run_dir / "config.json", to_dict(config), _FREE, with_defaults):
+    if differ := files.differing(run_dir / "config.json", facts(config), _FREE, with_defaults):
         raise ConfigError(f"{run_dir} holds a run with another {', '.join(differ)}; choose a new run_dir, or delete the directory")
 
 

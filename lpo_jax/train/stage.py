@@ -37,7 +37,7 @@ class Stage:
     before: int  # steps of the stages in front of it
     model: Model
     mesh: Mesh
-    data: "Feed"
+    data: "Feed"  # what it is trained on, its own or the run's
     beside: Teacher | Reference | None
 
     @property

@@ -102,11 +102,11 @@ def check_rows(config: RunConfig, mesh: Mesh) -> None:
             raise ConfigError(f"{key} is {size}: it must be a multiple of data * fsdp = {ways}")
 
 
-def check_length(config: RunConfig, manifest: Manifest, model: str, max_positions: int) -> None:
-    """Refuse shards with sequences that are longer than a model was made for; `model` is how errors call it."""
+def check_length(shards: str, manifest: Manifest, model: str, max_positions: int) -> None:
+    """Refuse shards with sequences that are longer than a model was made for; `shards` and `model` are how errors call them."""
     if manifest.longest_path > max_positions:
         raise ConfigError(
-            f"{config.data.path} holds sequences of {manifest.longest_path} tokens, {model} was made for {max_positions}: "
+            f"{shards} holds sequences of {manifest.longest_path} tokens, {model} was made for {max_positions}: "
             f"build the shards with --row-tokens {max_positions}, which drops them"
         )
 

@@ -65,7 +65,7 @@ def open_teacher(config: RunConfig, stage: str, manifest: Manifest | None) -> Te
             "a teacher shares the student's tokenizer, or one that begins with it"
         )
     if manifest is not None:
-        check_length(config, manifest, f"the teacher {path}", shape.max_positions)
+        check_length(f"the data of stage {stage}", manifest, f"the teacher {path}", shape.max_positions)
     return Teacher(vocab, 0, Model(shape, config.model.compute_dtype, config.model.compute_dtype))
 
 
@@ -143,7 +143,9 @@ def facts(path: str | Path) -> Json | None:
 def _check(computed: Json, path: str, manifest: Manifest, objective: FrozenOptions) -> None:
     """Refuse log-probabilities of other tokens than the stage scores."""
     if computed["shards"] != per_token.hash_of(manifest):
-        raise ConfigError(f"{path} was computed of other shards than data.path holds: run `lpo teacher` again, into another directory")
+        raise ConfigError(
+            f"{path} was computed of other shards than the stage is trained on: run `lpo teacher` again, into another directory"
+        )
     if computed["score_prompt"] != objective.score_prompt:
         raise ConfigError(f"{path} was computed with score_prompt {computed['score_prompt']}, the stage has {objective.score_prompt}")
     if missing := per_token.missing(Path(path), computed["rows"]):

@@ -71,10 +71,11 @@ def test_a_job_that_nobody_knows(slurm):
 
 def test_all_that_is_missing_is_said_at_once(slurm):
     (slurm.bin / "sbatch").unlink()
-    done = slurm.run("slurm", CONFIG, "data.path=runs/none")
+    done = slurm.run("slurm", CONFIG, "data.path=runs/none", "stages.lpo.data=[{path: configs}, {path: runs/nor}]")
     assert done.returncode == 2
     assert "the program sbatch" in done.stderr
     assert "data.path=runs/none: no such shard set" in done.stderr
+    assert "stages.lpo.data.1.path=runs/nor: no such shard set" in done.stderr and "path=configs" not in done.stderr
     assert slurm.calls == []
 
 

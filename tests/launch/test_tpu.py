@@ -121,6 +121,29 @@ def test_inputs_that_lie_here_are_uploaded(cloud):
     ]
 
 
+def test_the_stages_own_data_travel_too_each_directory_once(cloud):
+    sets = "[{path: tests, weight: 1}, {path: docs, weight: 3}]"
+    assert up(cloud, "data.path=tests", f"stages.sft.data={sets}", "stages.lpo.data=[{path: docs}]").returncode == 0
+    assert cloud.lines("rsync| cp ") == [f"gcloud storage rsync --recursive {name} gs://bkt/{name}" for name in ("tests", "docs")]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (
+            "runs/none",
+            "stages.sft.data.0.path=runs/none is neither here nor in gs://bkt: build it with `lpo-data build ... --out runs/none`",
+        ),
+        ("/data/disco", "stages.sft.data.0.path=/data/disco: give a path relative to this checkout"),
+    ],
+)
+def test_a_stages_own_data_must_be_there(cloud, path, said):
+    cloud.answer("storage ls", "no such object", 1, first=True)
+    done = up(cloud, "data.path=tests", f"stages.sft.data=[{{path: {path}}}]")
+    assert done.returncode == 2 and said in done.stderr
+    assert cloud.lines("create ") == []
+
+
 def test_delete_after_success(cloud):
     assert up(cloud, "--delete=success").returncode == 0
     assert cloud.order(STEPS)[-2:] == ["follow", "tpu-vm delete"]

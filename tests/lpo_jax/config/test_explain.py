@@ -32,6 +32,19 @@ def test_stages_of_any_name_are_printed_so_that_they_load(tmp_path):
     assert config.load(tmp_path / "whole.yaml") == run
 
 
+def test_a_stages_sets_are_printed_so_that_they_load(tmp_path):
+    """Each with the keys in two columns, as everywhere."""
+    run = config.load(CONFIGS / "tiny_cpu.yaml", ["stages.sft.data=[{path: 'null', weight: 1}, {path: b, weight: 3}]"])
+    (tmp_path / "whole.yaml").write_text(explain(run))
+    assert config.load(tmp_path / "whole.yaml") == run
+    lines = explain(run).splitlines()
+    assert (
+        "      - path: 'null'                      # its directory" in lines
+        and "      - path: b                           # its directory" in lines
+    )
+    assert any(line.startswith("        weight: 3.0                       # its share") for line in lines)
+
+
 @pytest.mark.parametrize("cls", [*SCHEMA, KlConfig, *(record.options for record in OBJECTIVES.values())], ids=lambda cls: cls.__name__)
 def test_every_key_has_an_explanation(cls):
     told = {"name": "the record's title"} if cls in [record.options for record in OBJECTIVES.values()] else {}

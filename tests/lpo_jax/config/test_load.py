@@ -1,9 +1,13 @@
 """What a config file may get wrong: the message names the file, the line and the key."""
 
+import json
+import re
+
 import pytest
 
 from lpo_jax import config
-from lpo_jax.config import ConfigError, RunConfig
+from lpo_jax.config import ConfigError, RunConfig, ShardSet
+from tests.helpers.paths import REPO
 
 GOOD = """\
 run_dir: r
@@ -104,6 +108,58 @@ def test_errors_within_an_objective(tmp_path, objective, message):
     with pytest.raises(ConfigError) as error:
         load(tmp_path, GOOD.replace("{name: sft}", objective))
     assert str(error.value).removeprefix(f"{tmp_path}/c.yaml:6: ").startswith(message)
+
+
+SETS = "    data:\n      - path: a\n        weight: 1\n      - path: b\n        weight: 3\n"
+
+
+def test_a_stages_data_are_a_list_in_the_file_and_in_an_override(tmp_path):
+    sets = (ShardSet("a", 1.0), ShardSet("b", 3.0))
+    run = load(tmp_path, GOOD + SETS)
+    assert run.stages["sft"].data == sets
+    assert load(tmp_path, GOOD, "stages.sft.data=[{path: a, weight: 1}, {path: b, weight: 3}]") == run
+    assert load(tmp_path, GOOD + SETS, "stages.sft.data=null") == load(tmp_path, GOOD)
+    assert config.from_dict(RunConfig, json.loads(json.dumps(config.to_dict(run)))) == run
+    old = config.to_dict(load(tmp_path, GOOD))
+    assert old["stages"]["sft"].pop("data") is None  # as it stands in run directories from before there was such a key
+    assert config.from_dict(RunConfig, old) == load(tmp_path, GOOD)
+
+
+def test_what_a_stage_reads_has_a_key_each(tmp_path):
+    run = load(tmp_path, GOOD + SETS)
+    assert run.shard_sets("sft") == {"stages.sft.data.0.path": ShardSet("a", 1.0), "stages.sft.data.1.path": ShardSet("b", 3.0)}
+    assert run.shard_paths() == {"data.path": "p", "stages.sft.data.0.path": "a", "stages.sft.data.1.path": "b"}
+    again = load(tmp_path, GOOD + SETS.replace("path: b", "path: p"))
+    assert again.shard_paths() == {"data.path": "p", "stages.sft.data.0.path": "a"}
+    assert load(tmp_path, GOOD).shard_sets("sft") == {"data.path": ShardSet("p")}
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (SETS.replace("weight: 3", "wait: 3"), "c.yaml:14: unknown key stages.sft.data.1.wait: did you mean 'weight'?"),
+        (SETS.replace("weight: 3", "weight: 0"), "c.yaml:14: stages.sft.data.1.weight=0: it must be greater than 0"),
+        (SETS.replace("weight: 3", "weight: .inf"), "c.yaml:14: stages.sft.data.1.weight=inf: it must be a finite number"),
+        (SETS.replace("path: b\n        ", ""), "c.yaml:13: missing key stages.sft.data.1.path"),
+        (SETS.replace("path: b", "path: [b]"), "c.yaml:13: stages.sft.data.1.path: expected str, not ['b']"),
+        (SETS + "      - c\n", "c.yaml:15: stages.sft.data.2: expected a mapping, not 'c'"),
+        ("    data: {path: a}", "c.yaml:10: stages.sft.data: expected a list, not {'path': 'a'}"),
+        ("    data: []", "c.yaml:5: stages.sft: data: name a shard set, e.g. [{path: data/pairs}], or null: the run's data"),
+        (SETS.replace("path: b", "path: a"), "c.yaml:5: stages.sft: data: a stands there twice; to read it more often give it a larger"),
+        (SETS.replace("        weight: 3\n", ""), "c.yaml:5: stages.sft: data: either each set has a weight, or none"),
+        (SETS.replace("weight: 3", "weight: 3000"), "c.yaml:5: stages.sft: data: a has less than one row in 1000 by its weight"),
+    ],
+)
+def test_errors_within_a_stages_data(tmp_path, sets, message):
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, GOOD + sets)
+    assert str(error.value).removeprefix(f"{tmp_path}/").startswith(message)
+
+
+def test_the_example_in_the_documentation_loads(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (REPO / "docs" / "data.md").read_text(), re.DOTALL)
+    run = load(tmp_path, text + "run_dir: r\nmodel: {path: m}\n")
+    assert [one.weight for one in run.stages["sft"].data] == [1.0, 3.0] and run.stages["lpo"].data is None
 
 
 def test_a_stage_may_be_called_objective(tmp_path):

@@ -25,6 +25,22 @@ def test_headline_numbers_and_their_change(tmp_path: Path) -> None:
     assert "localized preference optimization (lpo, mode paper)" in page
 
 
+def test_what_stages_read_is_said_where_it_is_not_the_runs_data(tmp_path: Path) -> None:
+    sft, lpo = CONFIG["stages"]["sft"], CONFIG["stages"]["lpo"]
+    sets = [{"path": "data/pairs", "weight": 1.0}, {"path": "data/plain", "weight": 3.0}]
+    run = make_run(tmp_path / "fake", SUMMARY)
+    own = CONFIG | {"data": {"path": "data/pairs"}, "stages": {"sft": sft | {"data": sets}, "lpo": lpo | {"data": None}}}
+    page = write_report(run, own, SUMMARY).read_text()
+    assert "(sft) on data/pairs (0.25 of the rows) and data/plain (0.75 of the rows), then stage “lpo”" in page
+    assert "mode paper). Held-out pairs are those of data/pairs." in page
+    joined = [{**one, "weight": None} for one in sets]
+    assert (
+        "(sft) on data/pairs and data/plain, then"
+        in write_report(run, own | {"stages": {"sft": sft | {"data": joined}, "lpo": lpo}}, SUMMARY).read_text()
+    )
+    assert "Held-out pairs are those" not in write_report(run, CONFIG, SUMMARY).read_text()
+
+
 def test_tokens_show_mask_and_change_between_the_last_two_evaluations(tmp_path: Path) -> None:
     page = write_report(make_run(tmp_path / "fake", SUMMARY), CONFIG, SUMMARY).read_text()
     span = re.search(r"<span class=\"([^\"]*)\" style=\"([^\"]*)\" title=\"([^\"]*)\">eval\(x\)</span>", page)
