@@ -92,11 +92,7 @@ def make_train_step(
     states, replicated = state_shardings(model, tx, mesh), NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         step,
-        in_shardings=(
-            states,
-            frozen_shardings(model, mesh, teacher.model if teacher else None, reference),
-            batch_sharding(mesh, accumulated=True),
-        ),
+        in_shardings=(states, frozen_shardings(model, mesh, teacher.model if teacher else None, reference), batch_sharding(mesh, accumulated=True)),
         out_shardings=(states, replicated),
         donate_argnums=0,
     )
