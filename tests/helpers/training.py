@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+from lpo_jax import config
 from lpo_jax.config import ModelConfig, OptimConfig
 from lpo_jax.objectives.lpo import Lpo
 from tests.helpers.paths import REPO
@@ -22,6 +23,11 @@ def tiny_args(shards, run_dir, *more):
         "stages.lpo.epochs=null", "stages.lpo.steps=12", "stages.lpo.batch_rows=8", "checkpoint_every_steps=3", "eval_every_steps=5",
         "report_pairs=2", *more,
     ]  # fmt: skip
+
+
+def load(args):
+    """The run of such a command line."""
+    return config.load(args[1], args[2:])
 
 
 def start(shards, run_dir, *more):

@@ -11,21 +11,17 @@ import pytest
 from data_pipeline.build import BuildOptions, build
 from data_pipeline.feed import Feed
 from data_pipeline.shards import Manifest
-from lpo_jax import cli, config
+from lpo_jax import cli
 from lpo_jax.config import ConfigError
 from lpo_jax.model import hf
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import stop
 from lpo_jax.train.data import check_fit, data_key, open_data
-from tests.helpers.training import read_log, tiny_args
+from tests.helpers.training import load, read_log, tiny_args
 
 
 def mixture(stage, *sets):
     return f"stages.{stage}.data={json.dumps([{'path': str(path), **({} if weight is None else {'weight': weight})} for path, weight in sets])}"
-
-
-def load(*args):
-    return config.load(args[1], args[2:])
 
 
 def check(run):
@@ -53,12 +49,12 @@ def odd(seed_shards, tmp_path_factory):
 
 def test_plain_rows_are_refused_only_where_a_stage_reads_them(seed_shards, plain_shards, tmp_path):
     pairs, key = seed_shards["trimmed"], "stages.lpo.objective"
-    check(load(*tiny_args(pairs, tmp_path, mixture("sft", (pairs, 1), (plain_shards, 3)))))
-    check(load(*tiny_args(plain_shards, tmp_path, mixture("lpo", (pairs, None)))))  # the run's own data serve sft alone
+    check(load(tiny_args(pairs, tmp_path, mixture("sft", (pairs, 1), (plain_shards, 3)))))
+    check(load(tiny_args(plain_shards, tmp_path, mixture("lpo", (pairs, None)))))  # the run's own data serve sft alone
     with pytest.raises(ConfigError, match=rf"^stages\.lpo on {plain_shards}: objective lpo learns from what differs"):
-        check(load(*tiny_args(pairs, tmp_path, mixture("lpo", (pairs, 1), (plain_shards, 3)))))
+        check(load(tiny_args(pairs, tmp_path, mixture("lpo", (pairs, 1), (plain_shards, 3)))))
     with pytest.raises(ConfigError, match=rf"^stages\.lpo on {pairs}: objective simpo scores whole rejected answers.*--untrimmed"):
-        check(load(*tiny_args(seed_shards["untrimmed"], tmp_path, f"{key}.name=simpo", f"{key}.alpha=null", mixture("lpo", (pairs, None)))))
+        check(load(tiny_args(seed_shards["untrimmed"], tmp_path, f"{key}.name=simpo", f"{key}.alpha=null", mixture("lpo", (pairs, None)))))
 
 
 @pytest.mark.parametrize(
@@ -74,15 +70,15 @@ def test_plain_rows_are_refused_only_where_a_stage_reads_them(seed_shards, plain
 def test_sets_that_can_not_be_used_are_named_with_their_stage(seed_shards, odd, tmp_path, name, message):
     pairs = seed_shards["trimmed"]
     with pytest.raises(ValueError, match=r"^stages\.sft") as error:
-        check(load(*tiny_args(pairs, tmp_path, mixture("sft", (pairs, 1), (odd / name, 1)))))
+        check(load(tiny_args(pairs, tmp_path, mixture("sft", (pairs, 1), (odd / name, 1)))))
     assert message.format(odd / name) in str(error.value) and str(odd / name) in str(error.value)
 
 
 def test_another_template_is_a_warning(seed_shards, plain_shards, odd, tmp_path, caplog):
     pairs = seed_shards["trimmed"]
-    check(load(*tiny_args(pairs, tmp_path, mixture("sft", (pairs, None), (plain_shards, None)))))  # the same, but nothing to think about
+    check(load(tiny_args(pairs, tmp_path, mixture("sft", (pairs, None), (plain_shards, None)))))  # the same, but nothing to think about
     assert not caplog.records
-    check(load(*tiny_args(pairs, tmp_path, mixture("sft", (pairs, 1), (odd / "asked", 1)))))
+    check(load(tiny_args(pairs, tmp_path, mixture("sft", (pairs, 1), (odd / "asked", 1)))))
     assert [record.getMessage() for record in caplog.records] == [
         f"stages.sft.data: {odd / 'asked'} was built with template plain, {pairs} with alpaca: the model will be asked in the latter"
     ]
@@ -93,7 +89,7 @@ def test_the_key_of_the_data_is_what_is_read(seed_shards, plain_shards, tmp_path
     pairs = seed_shards["trimmed"]
 
     def key(*more):
-        run = load(*tiny_args(pairs, tmp_path, *more))
+        run = load(tiny_args(pairs, tmp_path, *more))
         data, feeds, _ = open_data(run)
         return data_key(run, data, feeds)
 
@@ -173,9 +169,22 @@ def test_a_stopped_mixture_goes_on_bit_equal_and_only_with_its_data(seed_shards,
 
 
 @pytest.mark.slow
+def test_a_stage_is_trained_on_its_own_set_as_if_it_were_the_runs(seed_shards, plain_shards, tmp_path):
+    def trained(name, shards, own):
+        kept = [a for a in tiny_args(shards, tmp_path / name) if not a.startswith("stages.")]
+        stage = {"objective": {"name": "sft"}, "optim": {"lr": 1e-2}, "batch_rows": 8, "epochs": 0.2, "data": own}
+        assert cli.main([*kept, f"stages={json.dumps({'sft': stage})}"]) == 0
+        return [line for line in read_log(tmp_path / name) if line["group"] == "train"]
+
+    expected = trained("runs", plain_shards, None)
+    assert trained("own", seed_shards["trimmed"], [{"path": str(plain_shards)}]) == expected
+    assert len(expected) > 1
+
+
+@pytest.mark.slow
 def test_a_teacher_computed_before_belongs_to_all_rows_of_a_mixture(seed_shards, plain_shards, tmp_path, capsys):
     pairs, teacher = seed_shards["trimmed"], tmp_path / "teacher"
-    model = hf.open_model(load(*tiny_args(pairs, tmp_path)).model)
+    model = hf.open_model(load(tiny_args(pairs, tmp_path)).model)
     hf.write_params(teacher, model, jax.jit(model.init)(jax.random.key(3)))
     for file in (pairs / "tokenizer").iterdir():
         shutil.copy(file, teacher)

@@ -22,7 +22,7 @@ from lpo_jax.sharding import make_mesh
 from lpo_jax.train import per_token, stop, teacher
 from lpo_jax.train.step import Teacher
 from tests.helpers.paths import REPO, SEED_PAIRS
-from tests.helpers.training import tiny_args
+from tests.helpers.training import load, tiny_args
 
 TEACHER = Model(ModelConfig("llama", 520, 48, 1, 2, 1, 24, 64, 384))
 
@@ -56,10 +56,6 @@ def kd_args(plain, run_dir, *more):
 
 def losses(run_dir):
     return [line["loss"] for line in map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines()) if line["group"] == "train"]
-
-
-def load(args):
-    return config.load(args[1], args[2:])
 
 
 @pytest.fixture(scope="module")
