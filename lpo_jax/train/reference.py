@@ -1,8 +1,8 @@
 """The reference of a stage: the model as it was when the stage began (e.g. after SFT), with which DPO and its kin compare the trained one.
 
 It runs inside the step, or its log-probabilities are computed when the stage begins and lie in the directory `objective.reference` (see
-`lpo_jax.train.per_token`). A run that is resumed needs the same reference: run_dir/reference/STAGE.json holds its fingerprint, and beside it
-lies a copy, if neither the base model beneath the adapters nor the directory is the reference.
+`lpo_jax.train.per_token`). A run that is resumed needs the same reference: run_dir/reference/STAGE.json holds its fingerprint. Beside it lies
+a copy, but of a first stage's, which is loaded again: what lies in `objective.reference` may be gone with a machine.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from lpo_jax.train.run_dir import reason
 from lpo_jax.train.state import batch_sharding, fingerprint, frozen_shardings, trainable_shapes, trainable_shardings
 from lpo_jax.train.step import Reference, forward
 from lpo_jax.train.stop import CheckpointError, TrainingError
-from lpo_jax.train.weights import load_base
+from lpo_jax.train.weights import load_params
 
 if TYPE_CHECKING:
     from data_pipeline.feed import Feed
@@ -107,22 +107,20 @@ def start(origin: Origin, beside: Reference, params: Params, frozen: Params) -> 
     if beside.where == "base":
         return {}
     mark = _mark(origin.model, params, frozen)
-    found = {}
-    if beside.where == "batch":
-        _compute(origin, params, frozen, mark)
-    else:
-        found = {"reference": jax.jit(lambda x: jax.tree.map(jnp.copy, x))(params)}
-        if not origin.first:  # the first stage's is loaded again
-            try:
-                with ocp.StandardCheckpointer() as writer:
-                    writer.save(origin.copy, params, force=True)
-            except Exception as error:
-                raise CheckpointError(
-                    f"the reference of stage {origin.stage} couldn't be written to {origin.run_dir}: {reason(error)}"
-                ) from error
+    if not origin.first:
+        try:
+            with ocp.StandardCheckpointer() as writer:
+                writer.save(origin.copy, params, force=True)
+        except Exception as error:
+            raise CheckpointError(
+                f"the reference of stage {origin.stage} couldn't be written to {origin.run_dir}: {reason(error)}"
+            ) from error
     if jax.process_index() == 0:
         write_json(origin.facts, {"fingerprint": mark})
-    return found
+    if beside.where == "batch":
+        _compute(origin, params, frozen, mark)
+        return {}
+    return {"reference": jax.jit(lambda x: jax.tree.map(jnp.copy, x))(params)}
 
 
 def resume(origin: Origin, beside: Reference, frozen: Params) -> Params:
@@ -140,15 +138,23 @@ def resume(origin: Origin, beside: Reference, frozen: Params) -> Params:
     if beside.where == "batch":
         with all_or_none():
             _refuse_others(origin.run, origin.stage, origin.data.manifest, mark)
-            directory, rows = origin.directory, origin.data.rows("train")
-            if missing := per_token.missing(directory, rows):
-                raise ConfigError(
-                    f"{directory}: {len(missing)} files of the log-probabilities that stage {origin.stage} began with are missing; "
-                    "copy them back, or start again in another run_dir"
-                )
+        if _there(origin).all():
+            return {}
+    params = _begun_with(origin, frozen, mark)
+    if beside.where == "batch":
+        _compute(origin, params, frozen, mark)
         return {}
+    return {"reference": params}
+
+
+def _begun_with(origin: Origin, frozen: Params, mark: str) -> Params:
+    """What was trained when the stage began: the first stage's is loaded again, a later one's is the copy.
+
+    Raises:
+      TrainingError: it isn't there, or isn't the same.
+    """
     if origin.first:
-        params, where = load_base(origin.run, origin.model, origin.mesh), origin.run.model.path
+        params, where = load_params(origin.run, origin.model, origin.mesh)[0], origin.run.model.path
     else:
         where = str(origin.copy)
         shapes = jax.tree.map(
@@ -163,7 +169,7 @@ def resume(origin: Origin, beside: Reference, frozen: Params) -> Params:
             raise TrainingError(f"{where}: the reference can't be read: {reason(error)}; copy it back, or start again elsewhere") from error
     if _mark(origin.model, params, frozen) != mark:
         raise TrainingError(f"{where} isn't the model that stage {origin.stage} began with; restore it, or start again in another run_dir")
-    return {"reference": params}
+    return params
 
 
 def join(batches: Iterator[PackedRows], rows: Iterator[np.ndarray], config: RunConfig, stage: str) -> Iterator[TreeBatch]:
@@ -186,11 +192,6 @@ def _compute(origin: Origin, params: Params, frozen: Params, mark: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         _refuse_others(origin.run, origin.stage, origin.data.manifest, mark)
         write_json(directory / _FACTS, _job(origin.run, origin.data.manifest, mark))
-    there = np.ones(-(-total // per_token.BLOCK_ROWS), bool)
-    there[[start // per_token.BLOCK_ROWS for start in per_token.missing(directory, total)]] = False
-    if jax.process_count() > 1:  # what one lacks all compute
-        there = multihost_utils.process_allgather(there).all(0)
-
     replicated = NamedSharding(mesh, PartitionSpec())
     logps = jax.jit(
         lambda params, frozen, batch: (batch.pair >= 0, forward(model, params, frozen, batch)),
@@ -205,8 +206,16 @@ def _compute(origin: Origin, params: Params, frozen: Params, mark: str) -> None:
     def batches(start: int) -> Iterator[PackedRows]:
         return origin.data.in_order("train", rows, my_rows(mesh, rows), start)
 
-    blocks = (per_token.BLOCK_ROWS * np.flatnonzero(~there)).tolist()
+    blocks = (per_token.BLOCK_ROWS * np.flatnonzero(~_there(origin))).tolist()
     per_token.write(directory, total, blocks, batches, compute, f"{origin.stage}, reference")
+
+
+def _there(origin: Origin) -> np.ndarray:
+    """Which blocks all processes have: [blocks] bool. What one lacks all compute."""
+    total = origin.data.rows("train")
+    there = np.ones(-(-total // per_token.BLOCK_ROWS), bool)
+    there[[start // per_token.BLOCK_ROWS for start in per_token.missing(origin.directory, total)]] = False
+    return there if jax.process_count() == 1 else multihost_utils.process_allgather(there).all(0)
 
 
 def _job(config: RunConfig, manifest: Manifest, mark: str | None) -> Json:
