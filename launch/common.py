@@ -151,9 +151,13 @@ def read_config(path: str, overrides: Sequence[str]) -> RunConfig:
 
 
 def inputs(config: RunConfig) -> dict[str, str]:
-    """The paths that a run reads, by key: its shard sets first."""
+    """The paths that a run reads, by key: its shard sets first, at last what stands beside the trained model."""
     settings = to_dict(config)
     found = {f"{part}.{key}": settings[part].get(key) for part, key in INPUTS}
+    for name, stage in settings["stages"].items():
+        objective = stage["objective"]
+        found[f"stages.{name}.objective.kl.teacher"] = (objective.get("kl") or {}).get("teacher")
+        found[f"stages.{name}.objective.reference"] = objective.get("reference")
     return config.shard_paths() | {key: value for key, value in found.items() if value is not None}
 
 

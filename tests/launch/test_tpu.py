@@ -127,6 +127,12 @@ def test_the_stages_own_data_travel_too_each_directory_once(cloud):
     assert cloud.lines("rsync| cp ") == [f"gcloud storage rsync --recursive {name} gs://bkt/{name}" for name in ("tests", "docs")]
 
 
+def test_a_teacher_that_lies_here_travels_too(cloud):
+    kd = "{name: kd, kl: {direction: reverse, weight: 0.5, teacher: docs}}"
+    assert up(cloud, "data.path=tests", f"stages.sft.objective={kd}").returncode == 0
+    assert cloud.lines("rsync| cp ") == [f"gcloud storage rsync --recursive {name} gs://bkt/{name}" for name in ("tests", "docs")]
+
+
 @pytest.mark.parametrize(
     ("path", "said"),
     [
