@@ -25,7 +25,7 @@ from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.placement import to_devices
-from lpo_jax.train.step import make_train_step, objective_terms
+from lpo_jax.train.step import Reference, make_train_step, objective_terms
 from tests.helpers import oracle
 from tests.helpers.training import MODEL, OPTIM
 
@@ -58,8 +58,12 @@ OBJECTIVE = {
     "safecoder, mean": SafeCoder(reduction="mean"),
 }
 SLOW = {
+    "clean, skip",
+    "paper, mean, answer",
+    "cpo",
     "cpo, hinge",
     "orpo",
+    "orpo, prompt",
     "dpo, hinge",
     "dpo, ipo",
     "dpo, a token",
@@ -84,7 +88,8 @@ def tree_loss(model, params, batch, config, frozen=None):
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
     [pytest.param(name, "float64", 1e-10, marks=[pytest.mark.slow] if name in SLOW else []) for name in OBJECTIVE]
-    + [(name, "float32", 1e-5) for name in ("clean", "paper", "reference", "simpo")],
+    + [("clean", "float32", 1e-5)]
+    + [pytest.param(name, "float32", 1e-5, marks=pytest.mark.slow) for name in ("paper", "reference", "simpo")],
 )
 def test_tree_equals_two_sequences(name, dtype, tolerance):
     config, pairs = OBJECTIVE[name], oracle.random_pairs()
@@ -114,7 +119,7 @@ def run_steps(shards, config, mesh_config, accumulate=1, steps=3, rows=8):
         init = jax.jit(model.init, out_shardings=state.param_shardings(model, mesh))
         trained, reference = state.new_state(init(jax.random.key(0)), tx), OBJECTIVES[config.name].frozen is not None
         frozen = {"reference": init(jax.random.key(1))} if reference else {}
-        step = make_train_step(model, config, tx, mesh, reference=reference)
+        step = make_train_step(model, config, tx, mesh, beside=Reference("frozen") if reference else None)
         (batch,) = Feed(shards).batches(rows, 0, 1)
         losses = []
         for _ in range(steps):
@@ -135,7 +140,7 @@ def test_one_device_equals_eight_and_parts_the_whole(name, shards, seed_shards):
             np.testing.assert_allclose(x, flatten_dict(params, sep=".")[path], atol=5e-3, err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["clean", "reference"])
+@pytest.mark.parametrize("name", ["clean", pytest.param("reference", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", ["tpu", "gpu"])
 def test_tree_equals_two_sequences_through_the_kernels(backend, name, monkeypatch):
     """The kernels are interpreted here; the CPU's back end is what every other test runs."""
