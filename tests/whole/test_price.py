@@ -14,7 +14,6 @@ from data_pipeline.trees import Encoded, pack, plant
 from lpo_jax.config import MeshConfig, ModelConfig, OptimConfig
 from lpo_jax.losses import logps
 from lpo_jax.model.decoder import Model
-from lpo_jax.plan import flops
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
 from lpo_jax.train.optimizer import optimizer
@@ -85,7 +84,7 @@ def test_what_a_reference_costs(real_pairs):
             batch = prices.batch_for(name, pairs, step_benchmark.fullest)
             costs[name] = prices.cost(model, params, batch, name, mesh)
         batch = prices.batch_for("dpo, in step", pairs, step_benchmark.fullest)
-        forward = flops.count(jax.jit(partial(reference_logps, model)).trace({"reference": params}, batch).jaxpr.jaxpr).executed
+        forward = prices.counted(jax.jit(partial(reference_logps, model)), {"reference": params}, batch)
     assert costs["dpo, kept"] <= 1.05 * costs["simpo"]
     assert costs["dpo, in step"] - costs["dpo, kept"] == forward > 0
     assert costs["dpo changed, kept"] < costs["dpo, kept"], "trimmed trees serve it"
