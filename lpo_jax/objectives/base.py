@@ -43,6 +43,10 @@ def nothing_is_linear(batch: TreeBatch, options: Options) -> None:
     """What holds of an objective that doesn't claim anything else: the loss is linear in no token's log-probability."""
 
 
+def reads_all(batch: TreeBatch, options: Options) -> None:
+    """What holds of an objective that needs the log-probability of every scored token."""
+
+
 def any_shards(options: Options) -> None:
     """What holds of an objective that scores chosen sides, or changed tokens only."""
 
@@ -59,6 +63,7 @@ class Objective:
         from that model at each scored token, or, of a "reference", its log-probability.
       linear: (batch, options) -> [B, N] or None: the gradient of the loss *sum* by each log-probability that the loss is linear in, 0 at
         other tokens. It lets the head's gradient be computed beside the log-probabilities. A claim that isn't true makes gradients wrong.
+      reads: (batch, options) -> [B, N] bool or None: the tokens whose log-probabilities it needs. At others they are 0: the head isn't applied.
       frozen: the model that the trained one is compared with: a "teacher" (``options.kl.teacher``), the "base" model beneath the adapters, or
         the "reference": the model as it was at the stage's start.
       compares_sides: it learns from what differs between two sides, so plain rows (an answer and nothing beside it) can't serve it.
@@ -70,6 +75,7 @@ class Objective:
     options: type[Options]
     terms: Callable[..., Terms]
     linear: Callable[[TreeBatch, Any], jax.Array | None] = nothing_is_linear
+    reads: Callable[[TreeBatch, Any], jax.Array | None] = reads_all
     frozen: Literal["teacher", "base", "reference"] | None = None
     compares_sides: bool = True
     whole_rejected: Callable[[Any], str | None] = any_shards

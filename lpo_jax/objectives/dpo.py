@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from foundation.settings import PositiveNumber, Smoothing
 from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import Objective, ReferenceOptions, Terms
-from lpo_jax.objectives.preference import Coefficients, answer_sides, check_smoothing, preference_terms, whole_answers
+from lpo_jax.objectives.preference import Coefficients, answer_sides, changed_tokens, check_smoothing, preference_terms, whole_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,12 @@ def terms(logps: jax.Array, batch: TreeBatch, options: Dpo, reference: jax.Array
     )
 
 
+def reads(batch: TreeBatch, options: Dpo) -> jax.Array | None:
+    return changed_tokens(batch) if options.tokens == "changed" else None
+
+
 def whole_rejected(options: Dpo) -> str | None:
     return f"{whole_answers(options)}, or set tokens: changed" if options.tokens == "answer" else None
 
 
-OBJECTIVE = Objective("dpo", "direct preference optimization", Dpo, terms, frozen="reference", whole_rejected=whole_rejected)
+OBJECTIVE = Objective("dpo", "direct preference optimization", Dpo, terms, reads=reads, frozen="reference", whole_rejected=whole_rejected)

@@ -33,6 +33,11 @@ def answer_sides(batch: TreeBatch) -> tuple[jax.Array, jax.Array]:
     return answer & (batch.side >= 0), answer & (batch.side <= 0)
 
 
+def changed_tokens(batch: TreeBatch) -> jax.Array:
+    """The changed answer tokens of both sides, [B, N] bool."""
+    return batch.answer & batch.changed & (batch.pair >= 0)
+
+
 def side_sums(values: jax.Array, weights: Coefficients, batch: TreeBatch) -> tuple[jax.Array, jax.Array]:
     """Each pair's weighted sums over its chosen and its rejected side: [B, N] -> [B, P] each."""
     return pair_sum(weights.chosen * values, batch), pair_sum(weights.rejected * values, batch)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import Objective, Options, Terms, log1mexp, pair_mean
-from lpo_jax.objectives.preference import answer_sides
+from lpo_jax.objectives.preference import answer_sides, changed_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,4 +37,6 @@ def terms(logps: jax.Array, batch: TreeBatch, options: SafeCoder) -> Terms:
     return {"loss": (likely + unlikely, pairs), "likelihood": (likely, pairs), "unlikelihood": (unlikely, pairs)}
 
 
-OBJECTIVE = Objective("safecoder", "likelihood and unlikelihood of changed tokens", SafeCoder, terms)
+OBJECTIVE = Objective(
+    "safecoder", "likelihood and unlikelihood of changed tokens", SafeCoder, terms, reads=lambda batch, _: changed_tokens(batch)
+)

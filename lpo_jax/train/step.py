@@ -144,10 +144,12 @@ def objective_terms(
     """The objective of a batch; differentiate the sum of its ``"loss"``."""
     record = objectives.of(objective)
     if record.frozen in (None, "reference"):
-        logps = forward(model, params, frozen, batch, dropout_key, record.linear(batch, objective))
+        needed = record.reads(batch, objective)
+        scored = batch if needed is None else dataclasses.replace(batch, pair=jnp.where(needed, batch.pair, -1))
+        logps = forward(model, params, frozen, scored, dropout_key, record.linear(batch, objective))
         if record.frozen is None:
             return record.terms(logps, batch, objective)
-        reference = reference_logps(model, frozen, batch) if batch.reference is None else batch.reference
+        reference = reference_logps(model, frozen, scored) if batch.reference is None else batch.reference
         return record.terms(logps, batch, objective, jax.lax.stop_gradient(reference))
     trained = output(model, params, frozen, batch, dropout_key)
     other: Output | TeacherTop | None

@@ -15,8 +15,10 @@ from lpo_jax.batch import TreeBatch
 from lpo_jax.config import ModelConfig
 from lpo_jax.model.decoder import Model
 from lpo_jax.objectives import OBJECTIVES
-from lpo_jax.objectives.base import nothing_is_linear
+from lpo_jax.objectives.base import nothing_is_linear, reads_all
+from lpo_jax.objectives.dpo import Dpo
 from lpo_jax.objectives.lpo import Lpo
+from lpo_jax.objectives.safecoder import SafeCoder
 from lpo_jax.objectives.sft import Sft
 from lpo_jax.objectives.simpo import Simpo
 from lpo_jax.train.step import objective_terms
@@ -71,6 +73,26 @@ def test_claims_are_the_gradient(name, batch):
         logps = -jnp.exp(jax.random.normal(jax.random.key(seed), batch.pair.shape))
         gradient = jax.grad(lambda x: record.terms(x, batch, options)["loss"][0])(logps)
         np.testing.assert_allclose(np.where(claim != 0, gradient, 0), claim, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [Dpo(beta=0.3, tokens="changed", loss="ipo"), SafeCoder(), SafeCoder(reduction="mean")])
+def test_what_is_not_read_changes_nothing(options, batch):
+    record, rng = objectives.of(options), np.random.default_rng(0)
+    needed = record.reads(batch, options)
+    assert 0 < needed.sum() < (batch.pair >= 0).sum()
+    logps, reference = (-rng.exponential(size=batch.pair.shape) for _ in range(2))
+
+    def terms(logps, reference):
+        return record.terms(logps, batch, options, *([reference] if record.frozen else []))
+
+    found = terms(jnp.where(needed, logps, 0), jnp.where(needed, reference, 0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), terms(logps, reference), found)
+    gradient = jax.grad(lambda x: terms(x, reference)["loss"][0])(jnp.array(logps))
+    np.testing.assert_array_equal(gradient != 0, needed)
+
+
+def test_every_objective_that_leaves_tokens_unread_is_here():
+    assert {name for name, record in OBJECTIVES.items() if record.reads is not reads_all} == {"dpo", "safecoder"}
 
 
 @pytest.mark.parametrize("name", ["sft", "clean"])
