@@ -12,6 +12,7 @@ PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+NonEmpty = Annotated[str, Field(min_length=1)]
 Smoothing = Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False)]
 
 

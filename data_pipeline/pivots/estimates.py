@@ -126,6 +126,8 @@ class Estimates:
         remedy = "run the same command again to go on"
         if is_hopeless(error):
             remedy = "check OPENAI_API_KEY, --base-url and --model"
+        elif isinstance(error, ValueError):
+            remedy = "does --base-url speak OpenAI's /completions, and give --samples completions of one prompt (its `n`)?"
         elif refused:
             remedy = "prompts are token ids: is --tokenizer that of the model there, and does it take --samples completions at once?"
         return DataError(f"{self._host} gave no continuation ({describe(error)}: {said}); {remedy}")

@@ -70,6 +70,8 @@ def search(
         with contextlib.closing(Journal(beside(out, "journal.jsonl"))) as journal:
             found, cost = job.plan(rows, journal.answers, journal.add)
             kept, requests = asyncio.run(job.run(found, journal))
+        if limit is not None and out.exists() and len(kept) < len(out.read_text("utf-8").splitlines()):
+            raise DataError(f"{out}: holds pairs that --limit {limit} leaves out; give a larger --limit, or choose another --out")
         write_text(beside(out, "dropped.tsv"), "".join(f"{row}\t{' '.join(reason.split())}\n" for row, reason in drops.rows))
         write_lines(out, kept)
     spans = sum(len(row[f"{side}_spans"]) for row in kept for side in what.sides)

@@ -3,6 +3,7 @@
 A YAML file lists what differs from the defaults; `lpo config FILE` prints the whole of it with these explanations.
 """
 
+import os
 import re
 from dataclasses import dataclass, field, fields
 from functools import reduce
@@ -13,7 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from data_pipeline import order
 from foundation.errors import ConfigError
-from foundation.settings import LARGEST, Count, Decay, Positive, PositiveNumber, Settings, Share, Weight
+from foundation.settings import LARGEST, Count, Decay, NonEmpty, Positive, PositiveNumber, Settings, Share, Weight
 from lpo_jax import objectives
 
 ONCE_EVERYWHERE = {
@@ -53,7 +54,7 @@ def _check(condition: bool, message: str) -> None:
 
 
 def _check_sets(sets: "tuple[ShardSet, ...]") -> None:
-    paths, weights = [one.path for one in sets], [one.weight for one in sets if one.weight is not None]
+    paths, weights = [os.path.normpath(one.path) for one in sets], [one.weight for one in sets if one.weight is not None]
     _check(bool(paths), "data: name a shard set, e.g. [{path: data/pairs}], or null: the run's data")
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise ConfigError(f"data: {twice} stands there twice; to read it more often give it a larger weight")
@@ -219,7 +220,7 @@ class OptimConfig(Settings):
 class ShardSet(Settings):
     """One of the shard sets that a stage is trained on."""
 
-    path: Annotated[str, Field(min_length=1)]
+    path: NonEmpty
     """its directory"""
     weight: PositiveNumber | None = None
     """its share of the stage's rows, in proportion to the others' weights; null, for all: the sets are joined, each row once an epoch"""
@@ -297,7 +298,7 @@ class PlanConfig(Settings):
 class RunConfig(Settings):
     """A whole run: stages that follow one another on one model, e.g. sft, then lpo."""
 
-    run_dir: Annotated[str, Field(min_length=1)]
+    run_dir: NonEmpty
     """where the run lives: checkpoints, metrics, report; a directory or a bucket (gs://...)"""
     data: DataConfig
     """what it is trained on, but for stages with data of their own, and evaluated on"""
@@ -341,6 +342,16 @@ class RunConfig(Settings):
                 re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) is not None and ".." not in name,
                 f"stages: {name!r} names files: write letters, digits, _, - and . (64 at most), the first a letter or digit",
             )
+        kept = dict[str, str]()  # directory -> the stage whose reference lies there
+        for name, stage in self.stages.items():
+            if where := getattr(stage.objective, "reference", None):
+                where = os.path.normpath(where)
+                _check(
+                    where not in kept,
+                    f"stages.{name}.objective.reference: {where} is stage {kept.get(where)}'s; each stage begins with another model, "
+                    "so give each a directory of its own",
+                )
+                kept[where] = name
         _check("\0" not in self.run_dir, "run_dir: a path holds no NUL")
 
     def shard_sets(self, stage: str) -> dict[str, ShardSet]:

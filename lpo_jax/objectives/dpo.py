@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from foundation.settings import PositiveNumber, Smoothing
+from foundation.settings import NonEmpty, PositiveNumber, Smoothing
 from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import Objective, ReferenceOptions, Terms
 from lpo_jax.objectives.preference import Coefficients, answer_sides, changed_tokens, check_smoothing, preference_terms, whole_answers
@@ -38,8 +38,9 @@ class Dpo(ReferenceOptions):
     """compare log-ratios a token, not their sums; ipo always does"""
     tokens: Literal["answer", "changed"] = "answer"
     """which tokens of a side are compared: whole answers, or the changed ones (localised DPO)"""
-    reference: str | None = None
-    """where the reference's log-probabilities lie or will be written; null: the reference runs inside the step"""
+    reference: NonEmpty | None = None
+    """a directory for the reference's log-probabilities, computed when the stage begins, on a disk; null: the reference, which is the model at the
+    stage's start, runs inside the step"""
 
     def __post_init__(self) -> None:
         check_smoothing(self, self.loss, self.label_smoothing)

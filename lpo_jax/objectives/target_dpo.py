@@ -13,7 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from foundation.settings import PositiveNumber, Weight
+from foundation.settings import NonEmpty, PositiveNumber, Weight
 from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives.base import Objective, ReferenceOptions, Terms, pair_mean
 from lpo_jax.objectives.preference import Coefficients, answer_sides, preference_terms
@@ -28,8 +28,9 @@ class TargetDpo(ReferenceOptions):
     """scale of the rewards"""
     alpha: Weight = 1.0
     """weight of the imitation term, the mean negative log-likelihood of the chosen answer"""
-    reference: str | None = None
-    """where the reference's log-probabilities lie or will be written; null: the reference runs inside the step"""
+    reference: NonEmpty | None = None
+    """a directory for the reference's log-probabilities, computed when the stage begins, on a disk; null: the reference, which is the model at the
+    stage's start, runs inside the step"""
 
 
 def terms(logps: jax.Array, batch: TreeBatch, options: TargetDpo, reference: jax.Array) -> Terms:

@@ -55,7 +55,7 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         done, state = checkpoint.restore(directory, target) or (None, None)
         if done and done.data_key != key:
             raise ConfigError(
-                f"{directory}: its checkpoints were trained on other shards than {' and '.join(config.shard_paths().values())} hold now; "
+                f"{directory}: its checkpoints were trained on other data than {' and '.join(config.shard_paths().values())} hold now (shards, their order or weights); "
                 "choose a new run_dir, or delete the directory to start again"
             )
         resumed = done.total_step if done else -1

@@ -1,12 +1,13 @@
 """What a frozen model said of each scored token of a train split: computed once, kept in a directory, joined to batches.
 
 A JSON file says what was computed of what. Each `BLOCK_ROWS` rows have a file, rows-00000.safetensors and so on, that is there or not, never
-half: so the work can be stopped and repeated.
+half: so the work can be stopped and repeated. A file says itself what it belongs to (`key_of`) and what its content's hash is.
 
 Dims: B rows and N scored tokens of a batch; S scored tokens of all rows of a file, in the rows' order.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from tqdm import tqdm
 from data_pipeline.row import PackedRows
 from data_pipeline.shards import Manifest
 from foundation import files
+from foundation.files import Json
 from lpo_jax.config import ConfigError
 from lpo_jax.tensors import save_file
+from lpo_jax.train.stop import TrainingError
 
 BLOCK_ROWS = 256
 
@@ -29,13 +32,24 @@ Compute = Callable[[PackedRows], tuple[np.ndarray, Mapping[str, np.ndarray]]]
 """A batch -> which of its tokens are scored, [B, N] bool, and columns. B may be larger than the given part of the batch: all of it."""
 
 
-def missing(directory: Path, rows: int) -> list[int]:
-    """The first rows of the blocks that aren't there."""
-    return [start for start in range(0, rows, BLOCK_ROWS) if not _file(directory, start).is_file()]
+def key_of(facts: Json) -> str:
+    """A hash of what was computed of what."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def unsound(directory: Path, rows: int, key: str) -> list[int]:
+    """The first rows of the blocks that aren't there, are damaged, or belong to something else."""
+    return [start for start in range(0, rows, BLOCK_ROWS) if not _sound(_file(directory, start), key)]
 
 
 def write(
-    directory: Path, rows: int, blocks: Iterable[int], batches: Callable[[int], Iterable[PackedRows]], compute: Compute, title: str
+    directory: Path,
+    rows: int,
+    blocks: Iterable[int],
+    batches: Callable[[int], Iterable[PackedRows]],
+    compute: Compute,
+    key: str,
+    title: str,
 ) -> None:
     """Compute and write the blocks that begin with these rows; `batches` gives the split's batches from a row on.
 
@@ -47,22 +61,25 @@ def write(
     quiet = jax.process_index() > 0
     with tqdm(total=rows, initial=rows - sum(sizes), desc=title, unit=" rows", dynamic_ncols=True, disable=quiet) as bar:
         for start, size in zip(wanted, sizes, strict=True):
-            _write_block(_file(directory, start), _block(compute, batches(start), size))
+            _write_block(_file(directory, start), _block(compute, batches(start), size), key)
             bar.update(size)
 
 
 def join(
-    batches: Iterable[PackedRows], rows: Iterable[np.ndarray], directory: Path, scored: Callable[[PackedRows], np.ndarray]
+    batches: Iterable[PackedRows], rows: Iterable[np.ndarray], directory: Path, key: str, scored: Callable[[PackedRows], np.ndarray]
 ) -> Iterator[tuple[PackedRows, Columns]]:
     """Batches with what was computed of them.
 
     Args:
       rows: those of the split that each batch holds.
       scored: which tokens were, [B, N] bool. At others, columns are 0.
+
+    Raises:
+      TrainingError: a file is gone, or is another one by now.
     """
     for batch, read in zip(batches, rows, strict=True):
         where = scored(batch)
-        found = [_read(directory, row) for row in read]
+        found = [_read(_file(directory, row), row, key) for row in read]
         columns = {}
         for name, first in found[0].items():
             columns[name] = np.zeros((*where.shape, *first.shape[1:]), first.dtype)
@@ -88,19 +105,42 @@ def _block(compute: Compute, batches: Iterable[PackedRows], size: int) -> dict[s
     return {"starts": np.cumsum(counts)} | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _write_block(file: Path, tensors: dict[str, np.ndarray]) -> None:
+def _write_block(file: Path, tensors: dict[str, np.ndarray], key: str) -> None:
     try:
         with files.replaced(file) as unfinished:
-            save_file(tensors, unfinished)
+            save_file(tensors, unfinished, {"of": key, "sha256": _hash(tensors)})
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{file} can't be written: {error}; what is finished stays, and the same command goes on from there") from None
 
 
-def _read(directory: Path, row: int) -> Columns:
+def _hash(tensors: Mapping[str, np.ndarray]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode() + np.ascontiguousarray(tensors[name]).tobytes())
+    return found.hexdigest()
+
+
+def _sound(file: Path, key: str) -> bool:
+    try:
+        with safe_open(file, framework="np") as tensors:
+            facts = tensors.metadata() or {}  # files of earlier versions have none
+            if facts.get("of", key) != key:
+                return False
+            return facts.get("sha256") in (None, _hash({name: tensors.get_tensor(name) for name in tensors.keys()}))  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError):
+        return False
+
+
+def _read(file: Path, row: int, key: str) -> Columns:
     """A row's columns, [its scored tokens, ...] each."""
-    with safe_open(_file(directory, row), framework="np") as tensors:
-        start, stop = tensors.get_slice("starts")[row % BLOCK_ROWS : row % BLOCK_ROWS + 2]
-        return {name: tensors.get_slice(name)[start:stop] for name in tensors.keys() if name != "starts"}  # noqa: SIM118 (no mapping)
+    try:
+        with safe_open(file, framework="np") as tensors:
+            if (tensors.metadata() or {}).get("of", key) != key:
+                raise TrainingError(f"{file} is another one than when the stage began: something else writes to this directory")
+            start, stop = tensors.get_slice("starts")[row % BLOCK_ROWS : row % BLOCK_ROWS + 2]
+            return {name: tensors.get_slice(name)[start:stop] for name in tensors.keys() if name != "starts"}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{file}, which was there when the stage began, can't be read: {error}; run the same command again") from None
 
 
 def _file(directory: Path, row: int) -> Path:

@@ -6,6 +6,7 @@ a copy, but of a first stage's, which is loaded again: what lies in `objective.r
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipeline.row import PackedRows
 from data_pipeline.shards import Manifest
-from foundation import files
-from foundation.files import Json, read_json, write_json
+from foundation.files import Json, read_object, write_json
 from lpo_jax import objectives
 from lpo_jax.batch import TreeBatch
 from lpo_jax.config import ConfigError, RunConfig
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from data_pipeline.feed import Feed
 
 _FACTS = "reference.json"
+_OWN = re.compile(r"reference\.json.*|rows-\d+\.safetensors.*|\.lock")
 FOLDER = "reference"
 """Of a run's directory."""
 
@@ -83,16 +84,16 @@ def open_reference(config: RunConfig, stage: str, manifest: Manifest | None) -> 
       manifest: the shards', or None where they aren't built yet (`lpo plan`).
 
     Raises:
-      ConfigError: the directory `objective.reference` holds what was computed of other shards, or with another tokenizer.
+      ConfigError: the directory `objective.reference` can't be used, or holds what was computed of other shards, or with another tokenizer.
     """
     objective = config.stages[stage].objective
     if objectives.of(objective).frozen != "reference":
         return None
     assert isinstance(objective, ReferenceOptions)
     if objective.reference is not None:
-        file = Path(objective.reference) / _FACTS
-        if manifest is not None and file.is_file():
-            _refuse_others(config, stage, manifest, read_json(file).get("model"))
+        if manifest is not None:
+            _check_directory(config, stage)
+            _refuse_others(config, stage, manifest)
         return Reference("batch")
     return Reference("base" if config.model.lora and stage == next(iter(config.stages)) else "frozen")
 
@@ -104,8 +105,6 @@ def start(origin: Origin, beside: Reference, params: Params, frozen: Params) -> 
       ConfigError: `objective.reference` holds another reference's log-probabilities, or can't be written.
       CheckpointError: the copy can't be written.
     """
-    if beside.where == "base":
-        return {}
     mark = _mark(origin.model, params, frozen)
     if not origin.first:
         try:
@@ -119,6 +118,7 @@ def start(origin: Origin, beside: Reference, params: Params, frozen: Params) -> 
         write_json(origin.facts, {"fingerprint": mark})
     if beside.where == "batch":
         _compute(origin, params, frozen, mark)
+    if beside.where != "frozen":
         return {}
     return {"reference": jax.jit(lambda x: jax.tree.map(jnp.copy, x))(params)}
 
@@ -134,11 +134,12 @@ def resume(origin: Origin, beside: Reference, frozen: Params) -> Params:
     with all_or_none():
         if not origin.facts.exists():
             raise TrainingError(f"{origin.facts}: no such file; copy it back, or start again in another run_dir")
-        mark = read_json(origin.facts)["fingerprint"]
+        mark = str(read_object(origin.facts, "delete the run's directory to start again").get("fingerprint"))
     if beside.where == "batch":
         with all_or_none():
+            _check_directory(origin.run, origin.stage)
             _refuse_others(origin.run, origin.stage, origin.data.manifest, mark)
-        if _there(origin).all():
+        if _there(origin, mark).all():
             return {}
     params = _begun_with(origin, frozen, mark)
     if beside.where == "batch":
@@ -174,12 +175,14 @@ def _begun_with(origin: Origin, frozen: Params, mark: str) -> Params:
 
 def join(batches: Iterator[PackedRows], rows: Iterator[np.ndarray], config: RunConfig, stage: str) -> Iterator[TreeBatch]:
     """Batches with the reference's log-probabilities; `rows` are those of the train split that each holds."""
-    for batch, columns in per_token.join(batches, rows, _directory(config, stage), lambda batch: np.asarray(batch.pair) >= 0):
+    directory = _directory(config, stage)
+    key = per_token.key_of(_facts(directory))
+    for batch, columns in per_token.join(batches, rows, directory, key, lambda batch: np.asarray(batch.pair) >= 0):
         yield TreeBatch.of(batch, reference=columns["logps"])
 
 
 def forget(run_dir: epath.Path) -> None:
-    """Delete the copies of a finished run."""
+    """Delete the copies of a finished run, which fill its `FOLDER`: no log-probabilities may lie there."""
     if jax.process_index() == 0 and (run_dir / FOLDER).exists():
         (run_dir / FOLDER).rmtree()
 
@@ -189,7 +192,7 @@ def _compute(origin: Origin, params: Params, frozen: Params, mark: str) -> None:
     directory, model, mesh = origin.directory, origin.model, origin.mesh
     total, rows = origin.data.rows("train"), origin.run.eval_rows
     with all_or_none():
-        directory.mkdir(parents=True, exist_ok=True)
+        _check_directory(origin.run, origin.stage)
         _refuse_others(origin.run, origin.stage, origin.data.manifest, mark)
         write_json(directory / _FACTS, _job(origin.run, origin.data.manifest, mark))
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -206,15 +209,19 @@ def _compute(origin: Origin, params: Params, frozen: Params, mark: str) -> None:
     def batches(start: int) -> Iterator[PackedRows]:
         return origin.data.in_order("train", rows, my_rows(mesh, rows), start)
 
-    blocks = (per_token.BLOCK_ROWS * np.flatnonzero(~_there(origin))).tolist()
-    per_token.write(directory, total, blocks, batches, compute, f"{origin.stage}, reference")
+    blocks = (per_token.BLOCK_ROWS * np.flatnonzero(~_there(origin, mark))).tolist()
+    per_token.write(directory, total, blocks, batches, compute, _key(origin, mark), f"{origin.stage}, reference")
 
 
-def _there(origin: Origin) -> np.ndarray:
+def _key(origin: Origin, mark: str) -> str:
+    return per_token.key_of(_job(origin.run, origin.data.manifest, mark))
+
+
+def _there(origin: Origin, mark: str) -> np.ndarray:
     """Which blocks all processes have: [blocks] bool. What one lacks all compute."""
     total = origin.data.rows("train")
     there = np.ones(-(-total // per_token.BLOCK_ROWS), bool)
-    there[[start // per_token.BLOCK_ROWS for start in per_token.missing(origin.directory, total)]] = False
+    there[[start // per_token.BLOCK_ROWS for start in per_token.unsound(origin.directory, total, _key(origin, mark))]] = False
     return there if jax.process_count() == 1 else multihost_utils.process_allgather(there).all(0)
 
 
@@ -228,10 +235,34 @@ def _job(config: RunConfig, manifest: Manifest, mark: str | None) -> Json:
     }
 
 
-def _refuse_others(config: RunConfig, stage: str, manifest: Manifest, mark: str | None) -> None:
-    """Raise ConfigError where the directory holds log-probabilities of another reference."""
+def _facts(directory: Path) -> Json:
+    """What a directory's log-probabilities are of; {}: none lie there."""
+    return read_object(directory / _FACTS, f"delete {directory}: it is computed again")
+
+
+def _check_directory(config: RunConfig, stage: str) -> None:
+    """Make the directory, or raise ConfigError where log-probabilities can't or mustn't lie."""
+    directory, key = _directory(config, stage), f"stages.{stage}.objective.reference"
+    advice = "name a directory on this disk for log-probabilities alone, e.g. data/reference (the reference itself is the model at the stage's start)"
+    if re.match(r"\w+:/", str(directory)):  # a Path has made one slash of two
+        raise ConfigError(f"{key}: {directory} is a bucket; {advice}")
+    if "://" not in config.run_dir and directory.absolute().is_relative_to(Path(config.run_dir, FOLDER).absolute()):
+        raise ConfigError(f"{key}: {directory} is deleted when the run is finished; {advice}")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        found = sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{key}: {directory} can't be used: {error.strerror}; {advice}") from None
+    if other := next((name for name in found if not _OWN.fullmatch(name)), None):
+        raise ConfigError(f"{key}: {directory} holds {other}; {advice}")
+
+
+def _refuse_others(config: RunConfig, stage: str, manifest: Manifest, mark: str | None = None) -> None:
+    """Raise ConfigError where the directory holds log-probabilities of another reference. `mark` None: nothing is known of the model yet."""
     directory = _directory(config, stage)
-    if differ := files.differing(directory / _FACTS, _job(config, manifest, mark)):
+    theirs = _facts(directory)
+    ours = _job(config, manifest, theirs.get("model") if mark is None else mark)
+    if theirs and (differ := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))):
         raise ConfigError(
             f"stages.{stage}.objective.reference: {directory} holds the log-probabilities of another reference (other {', '.join(differ)}); "
             "choose another directory, or delete it"

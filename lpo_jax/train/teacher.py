@@ -76,7 +76,9 @@ def load(teacher: Model, objective: FrozenOptions, mesh: Mesh) -> Params:
 
 def join(batches: Iterable[PackedRows], rows: Iterable[np.ndarray], objective: FrozenOptions) -> Iterator[TreeBatch]:
     """Batches with what was computed of them; `rows` are those of the train split that each holds."""
-    for batch, columns in per_token.join(batches, rows, Path(path_of(objective)), lambda batch: _scored(batch, objective)):
+    path = Path(path_of(objective))
+    key = per_token.key_of(read_json(path / _FACTS))
+    for batch, columns in per_token.join(batches, rows, path, key, lambda batch: _scored(batch, objective)):
         yield TreeBatch.of(batch, TeacherTop(**columns))  # type: ignore[arg-type]  # numpy's, until they are on devices
 
 
@@ -126,7 +128,8 @@ def write(config: RunConfig, stage: str, data: "Feed", out: str | Path, k: int) 
         def batches(start: int) -> Iterator[PackedRows]:
             return data.in_order("train", config.eval_rows, start_row=start)
 
-        per_token.write(out, total, per_token.missing(out, total), batches, compute, "teacher")
+        key = per_token.key_of(job)
+        per_token.write(out, total, per_token.unsound(out, total, key), batches, compute, key, "teacher")
 
 
 def _scored(batch: PackedRows, objective: FrozenOptions) -> np.ndarray:
@@ -148,9 +151,11 @@ def _check(computed: Json, path: str, manifest: Manifest, objective: FrozenOptio
         )
     if computed["score_prompt"] != objective.score_prompt:
         raise ConfigError(f"{path} was computed with score_prompt {computed['score_prompt']}, the stage has {objective.score_prompt}")
-    if missing := per_token.missing(Path(path), computed["rows"]):
+    if missing := per_token.unsound(Path(path), computed["rows"], per_token.key_of(computed)):
         count = -(-computed["rows"] // per_token.BLOCK_ROWS)
-        raise ConfigError(f"{path} is unfinished: {len(missing)} of {count} files are missing; repeat the `lpo teacher` that wrote it")
+        raise ConfigError(
+            f"{path} is unfinished: {len(missing)} of {count} files are missing or damaged; repeat the `lpo teacher` that wrote it"
+        )
 
 
 def taught(config: RunConfig, stage: str) -> FrozenOptions | None:

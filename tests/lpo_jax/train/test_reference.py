@@ -11,6 +11,7 @@ from lpo_jax import cli
 from lpo_jax.config import ConfigError
 from lpo_jax.train import per_token, reference, stop
 from lpo_jax.train.step import Reference
+from lpo_jax.train.stop import TrainingError
 from tests.helpers.training import load, read_log, tiny_args
 
 STAGE = {"objective": {"name": "dpo", "beta": 0.5, "tokens": "changed"}, "optim": {"lr": 1e-2}, "batch_rows": 8, "steps": 5}
@@ -94,8 +95,58 @@ def test_another_reference_is_refused_by_name(seed_shards, tmp_path, capsys):
     assert "(other shards)" in refused(f"data.path={seed_shards['untrimmed']}")
     facts = json.loads((kept / "reference.json").read_text())
     (kept / "reference.json").write_text(json.dumps(facts | {"tokenizer": "other"}))
-    assert "(other tokenizer)" in refused()
-    assert "choose another directory, or delete it" in refused()
+    assert "(other tokenizer); choose another directory, or delete it" in refused()
+    (kept / "reference.json").write_text("[1]")
+    assert f"delete {kept}: it is computed again" in refused()
+
+
+def test_only_a_directory_of_its_own_will_do(seed_shards, tmp_path):
+    """Said before the first step; nothing is written into what is somebody else's."""
+
+    def refused(where):
+        run = load(dpo_args(seed_shards["trimmed"], tmp_path / "run", f"stages.dpo.objective.reference={where}"))
+        with pytest.raises(ConfigError) as told:
+            reference.open_reference(run, "dpo", Manifest.load(seed_shards["trimmed"]))
+        assert str(told.value).startswith("stages.dpo.objective.reference: ")
+        return str(told.value)
+
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").touch()
+    assert f"{model} holds config.json; name a directory on this disk" in refused(model)
+    assert sorted(path.name for path in model.iterdir()) == ["config.json"]
+    assert "holds manifest.json" in refused(seed_shards["trimmed"]) or "holds dropped.tsv" in refused(seed_shards["trimmed"])
+    assert "can't be used: File exists" in refused(model / "config.json")
+    assert "is a bucket" in refused("gs://bucket/reference")
+    assert "is deleted when the run is finished" in refused(tmp_path / "run" / "reference" / "mine")
+
+
+def test_two_stages_cannot_share_a_directory(seed_shards, tmp_path):
+    twice = {name: STAGE | {"objective": STAGE["objective"] | {"reference": "data/kept/"}} for name in ("one", "two")}
+    with pytest.raises(ConfigError, match="stages.two.objective.reference: data/kept is stage one's"):
+        load([*dpo_args(seed_shards["trimmed"], tmp_path / "run"), f"stages={json.dumps(twice)}"])
+
+
+def test_what_is_damaged_or_anothers_is_not_read(tmp_path):
+    tensors = {"starts": np.array([0, 2, 3]), "logps": np.array([-1.0, -2.0, -3.0], np.float32)}
+    file = tmp_path / "rows-00000.safetensors"
+
+    def written(key="mine"):
+        per_token._write_block(file, tensors, key)
+        return file.read_bytes()
+
+    whole = written()
+    assert per_token.unsound(tmp_path, 2, "mine") == []
+    assert per_token._read(file, 1, "mine")["logps"].tolist() == [-3.0]
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    for damage in (b"", whole[:-4], flipped, written("another's")):
+        file.write_bytes(damage)
+        assert per_token.unsound(tmp_path, 2, "mine") == [0]
+    with pytest.raises(TrainingError, match="something else writes to this directory"):
+        per_token._read(file, 1, "mine")
+    file.unlink()
+    with pytest.raises(TrainingError, match="run the same command again"):
+        per_token._read(file, 1, "mine")
 
 
 @pytest.mark.slow
@@ -124,8 +175,8 @@ def test_what_a_stopped_run_needs_must_be_there(seed_shards, tmp_path, capsys, m
     file = next((tmp_path / "kept").glob("rows-*"))
     before = file.read_bytes()
     shutil.rmtree(tmp_path / "kept")  # as on a machine that was taken away
-    assert cli.main(list(args)) == 0
-    assert file.read_bytes() == before
+    assert cli.main([*args, f"stages.dpo.objective.reference={tmp_path / 'elsewhere'}"]) == 0
+    assert (tmp_path / "elsewhere" / file.name).read_bytes() == before
 
 
 def test_an_early_word_on_the_wrong_shards(seed_shards, tmp_path):

@@ -96,7 +96,7 @@ def test_computed_before_is_the_same_and_can_be_resumed(plain, straight, tmp_pat
     files[1].unlink()
     args.append(f"stages.kd.objective.kl.teacher={tmp_path / 'top'}")
     assert cli.main(args) == 2
-    assert f"is unfinished: 1 of {len(files)} files are missing" in capsys.readouterr().err
+    assert f"is unfinished: 1 of {len(files)} files are missing or damaged" in capsys.readouterr().err
     untouched = files[0].stat().st_mtime_ns
     assert cli.main(write) == 0
     assert (files[0].read_bytes(), files[1].read_bytes(), files[0].stat().st_mtime_ns) == (first, second, untouched)
