@@ -214,7 +214,8 @@ def test_command_line_errors_are_one_line(tmp_path, capsys):
     assert main(["show", str(tmp_path)]) == 2
 
 
-@pytest.mark.parametrize("name", [pytest.param("qwen", marks=pytest.mark.slow), "codellama"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen", "codellama"])
 def test_real_rows_with_real_tokenizers(shared_data, tmp_path, name, capsys):
     tok = str(shared_data / "tokenizers" / name)
     for file, rows in (("safecoder/sec-new-desc.train.jsonl", 420), ("sven/train.python.jsonl", 342)):

@@ -217,6 +217,7 @@ run(Benchmark("made", "completion", "ab", tasks), Completions("m", 2, lambda _: 
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path):
     def start(out):
         env = os.environ | {"PYTHONPATH": str(REPO)}

@@ -80,6 +80,7 @@ def test_the_text_given_is_that_of_the_ids(tmp_path, tok, texts, model):
         assert theirs(row["prompt"], add_special_tokens=False)["input_ids"] == row["chosen_ids"][: row["answer_start"]]
 
 
+@pytest.mark.slow
 def test_the_expected_log_is_that_of_whole_sequences(texts, model):
     params = model.init(jax.random.key(0))
     pairs = [pair for _, pair in texts]

@@ -46,6 +46,7 @@ def real_pairs(shared_data):
     return list({(p.chosen[p.chosen_code_start :].tobytes(), p.rejected[p.rejected_code_start :].tobytes()): p for p in pairs}.values())
 
 
+@pytest.mark.slow
 def test_a_tree_is_half_of_two_sequences(real_pairs):
     pairs = [with_prefix(p, 250) for p in real_pairs]
     pairs = [p for p in pairs if len(p.chosen) <= 8192 and len(p.rejected) <= 8192]
@@ -56,6 +57,7 @@ def test_a_tree_is_half_of_two_sequences(real_pairs):
     assert tree / sft <= 1.10
 
 
+@pytest.mark.slow
 def test_rows_are_full(real_pairs):
     sizes = [len(plant(p).tokens) for p in real_pairs]
     sizes = [size for size in sizes if size <= 4096]
@@ -74,6 +76,7 @@ def test_nothing_is_compiled_again_after_the_first_step(seed_shards):
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_what_a_reference_costs(real_pairs):
     """Kept on disk next to nothing; in the step exactly one forward pass, which no gradient follows."""
     model, mesh = Model(ModelConfig("llama", 4096, 32, 2, 2, 2, 16, 64, 2048)), make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])

@@ -99,6 +99,7 @@ def test_what_cannot_go_on_says_why(model, tmp_path, capsys):
     assert (tmp_path / "theirs.jsonl").read_text() == "{}\n"
 
 
+@pytest.mark.slow
 def test_two_models_and_what_they_thought(model, tmp_path, capsys):
     """--security with the model itself: every proposal is taken, and the trace says so; at tau = 1 none is."""
     prompts, pair = write(tmp_path / "prompts.jsonl", PROMPTS[:2]), ("--security", str(model), "--trace")

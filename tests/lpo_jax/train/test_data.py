@@ -161,7 +161,7 @@ def test_a_stopped_mixture_goes_on_bit_equal_and_only_with_its_data(seed_shards,
     capsys.readouterr()
     other = mixture("sft", (seed_shards["trimmed"], 1), (plain_shards, 2))
     assert cli.main([*args, other]) == 2
-    assert f"were trained on other shards than {seed_shards['trimmed']} and {plain_shards} hold now" in capsys.readouterr().err
+    assert f"were trained on other data than {seed_shards['trimmed']} and {plain_shards} hold now" in capsys.readouterr().err
     moved = shutil.copytree(plain_shards, tmp_path / "moved")
     assert cli.main([*args, mixture("sft", (seed_shards["trimmed"], 1), (moved, 3))]) == 0
     jax.tree.map(np.testing.assert_array_equal, final_params(run), final_params(straight))

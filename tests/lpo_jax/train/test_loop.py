@@ -157,7 +157,7 @@ def test_run_resume_export_and_refusals(seed_shards, tmp_path, capsys):
     assert "holds a run with another stages; choose a new run_dir" in capsys.readouterr().err
     elsewhere = [f"data.path={seed_shards['untrimmed']}" if a.startswith("data.path=") else a for a in args]
     assert cli.main(elsewhere) == 2
-    assert "its checkpoints were trained on other shards" in capsys.readouterr().err
+    assert "its checkpoints were trained on other data" in capsys.readouterr().err
 
     import transformers
 

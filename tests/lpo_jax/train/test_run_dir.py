@@ -3,6 +3,7 @@
 import contextlib
 import json
 
+import pytest
 from etils import epath
 
 from foundation import files
@@ -22,6 +23,7 @@ def test_a_second_job_in_a_run_dir_is_refused(seed_shards, tmp_path, capsys):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_without_locks_the_job_that_was_started_last_goes_on(seed_shards, tmp_path, capsys, monkeypatch):
     """As in a bucket: the older job notices it before its next checkpoint, and writes nothing more."""
     monkeypatch.setattr(files, "hold", contextlib.nullcontext)

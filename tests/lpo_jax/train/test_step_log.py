@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from data_pipeline.feed import Feed
 from lpo_jax import cli
 from tests.helpers.training import tiny_args
 
 
+@pytest.mark.slow
 def test_too_many_of_them_stop_the_run_and_are_listed(seed_shards, tmp_path, capsys):
     args = tiny_args(seed_shards["trimmed"], tmp_path, "stages.sft.optim.lr=1e30", "max_skipped_steps=3", "checkpoint_every_steps=1")
     assert cli.main(args) == 2

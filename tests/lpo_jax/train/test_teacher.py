@@ -158,6 +158,7 @@ def test_plans_count_the_teacher(plain, tmp_path):
     assert 2 * tokens * matrices + head < more < 2 * tokens * matrices + attention + 2 * head * 1.1
 
 
+@pytest.mark.slow
 def test_security_run_by_the_command(seed_shards, tmp_path):
     args = [a for a in tiny_args(seed_shards["trimmed"], tmp_path / "run") if not a.startswith("stages.")]
     stage = {
