@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -108,7 +109,7 @@ def _block(compute: Compute, batches: Iterable[PackedRows], size: int) -> dict[s
 def _write_block(file: Path, tensors: dict[str, np.ndarray], key: str) -> None:
     try:
         with files.replaced(file) as unfinished:
-            save_file(tensors, unfinished, {"of": key, "sha256": _hash(tensors)})
+            save_file(tensors, unfinished, {"of": f"{key} {_hash(tensors)}"})  # of several entries safetensors draws the order
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{file} can't be written: {error}; what is finished stays, and the same command goes on from there") from None
 
@@ -120,13 +121,17 @@ def _hash(tensors: Mapping[str, np.ndarray]) -> str:
     return found.hexdigest()
 
 
+def _told(tensors: Any, key: str) -> tuple[str, str]:
+    """What an open file says that it belongs to, and its content's hash; files of earlier versions say nothing: (`key`, "")."""
+    of, _, digest = (tensors.metadata() or {}).get("of", key).partition(" ")
+    return of, digest
+
+
 def _sound(file: Path, key: str) -> bool:
     try:
         with safe_open(file, framework="np") as tensors:
-            facts = tensors.metadata() or {}  # files of earlier versions have none
-            if facts.get("of", key) != key:
-                return False
-            return facts.get("sha256") in (None, _hash({name: tensors.get_tensor(name) for name in tensors.keys()}))  # noqa: SIM118 (no mapping)
+            of, digest = _told(tensors, key)
+            return of == key and digest in ("", _hash({name: tensors.get_tensor(name) for name in tensors.keys()}))  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError):
         return False
 
@@ -135,7 +140,7 @@ def _read(file: Path, row: int, key: str) -> Columns:
     """A row's columns, [its scored tokens, ...] each."""
     try:
         with safe_open(file, framework="np") as tensors:
-            if (tensors.metadata() or {}).get("of", key) != key:
+            if _told(tensors, key)[0] != key:
                 raise TrainingError(f"{file} is another one than when the stage began: something else writes to this directory")
             start, stop = tensors.get_slice("starts")[row % BLOCK_ROWS : row % BLOCK_ROWS + 2]
             return {name: tensors.get_slice(name)[start:stop] for name in tensors.keys() if name != "starts"}  # noqa: SIM118 (no mapping)
