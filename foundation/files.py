@@ -138,7 +138,11 @@ def read_journal(path: Path, fields: Mapping[str, type] | None = None) -> list[J
 
 
 def differing(
-    file: Path, facts: Mapping[str, Any], free: Collection[str] = (), upgrade: Callable[[Json], Mapping[str, Any]] = lambda facts: facts
+    file: Path,
+    facts: Mapping[str, Any],
+    free: Collection[str] = (),
+    upgrade: Callable[[Json], Mapping[str, Any]] = lambda facts: facts,
+    remedy: str = "copy it again, or name another place",
 ) -> list[str]:
     """In which facts the job that a directory belongs to differs from this one; [] where it is the same, or the directory nobody's.
 
@@ -147,10 +151,11 @@ def differing(
       facts: what this job is, as JSON holds it.
       free: facts that may differ.
       upgrade: brings facts that an earlier version wrote to today's form.
+      remedy: what to do about a damaged file.
     """
     if not file.exists():
         return []
-    theirs = read_object(file, "copy it again, or name another place")
+    theirs = read_object(file, remedy)
     mine, theirs = json.loads(json.dumps(facts)), json.loads(json.dumps(upgrade(theirs)))
     return [key for key in sorted(mine.keys() | theirs.keys()) if key not in free and mine.get(key) != theirs.get(key)]
 

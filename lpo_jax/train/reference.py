@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipeline.row import PackedRows
 from data_pipeline.shards import Manifest
+from foundation import files
 from foundation.files import Json, read_object, write_json
 from lpo_jax import objectives
 from lpo_jax.batch import TreeBatch
@@ -237,7 +238,11 @@ def _job(config: RunConfig, manifest: Manifest, mark: str | None) -> Json:
 
 def _facts(directory: Path) -> Json:
     """What a directory's log-probabilities are of; {}: none lie there."""
-    return read_object(directory / _FACTS, f"delete {directory}: it is computed again")
+    return read_object(directory / _FACTS, _computed_again(directory))
+
+
+def _computed_again(directory: Path) -> str:
+    return f"delete {directory}: it is computed again"
 
 
 def _check_directory(config: RunConfig, stage: str) -> None:
@@ -260,9 +265,8 @@ def _check_directory(config: RunConfig, stage: str) -> None:
 def _refuse_others(config: RunConfig, stage: str, manifest: Manifest, mark: str | None = None) -> None:
     """Raise ConfigError where the directory holds log-probabilities of another reference. `mark` None: nothing is known of the model yet."""
     directory = _directory(config, stage)
-    theirs = _facts(directory)
-    ours = _job(config, manifest, theirs.get("model") if mark is None else mark)
-    if theirs and (differ := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))):
+    unknown = ("model",) if mark is None else ()
+    if differ := files.differing(directory / _FACTS, _job(config, manifest, mark), unknown, remedy=_computed_again(directory)):
         raise ConfigError(
             f"stages.{stage}.objective.reference: {directory} holds the log-probabilities of another reference (other {', '.join(differ)}); "
             "choose another directory, or delete it"
