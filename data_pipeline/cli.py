@@ -70,13 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     distill.add_argument("--temperature", type=number(), default=0.7, help="of the teacher (default: 0.7)")
     distill.add_argument("--max-tokens", type=whole(1), default=3000, help="of an answer (default: 3000)")
     distill.add_argument("--rounds", type=whole(0), default=1, help="of refinement by the judges' findings (default: 1)")
-    distill.add_argument(
-        "--judges",
-        nargs="*",
-        default=["bandit", "semgrep"],
-        metavar="JUDGE",
-        help="who looks at the code: bandit, semgrep, codeql (default: bandit semgrep); the option without a name: nobody",
-    )
+    _judges(distill, "who looks at the code")
     distill.add_argument("--split-by", choices=("rule", "cwe", "row"), default="rule", help="what no two splits share (default: rule)")
     distill.add_argument(
         "--near",
@@ -86,9 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     distill.add_argument("--base-url", help="of the endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
     distill.add_argument("--concurrency", type=whole(1), default=16, help="requests under way at once (default: 16)")
-    distill.add_argument("--timeout", type=number(above=True), default=180, help="seconds for an answer (default: 180)")
-    distill.add_argument("--tries", type=whole(1), default=8, help="of a request in a run (default: 8)")
-    distill.add_argument("--backoff", type=number(), default=1.0, help="seconds of the first wait after a failure; it doubles (default: 1)")
+    _patience(distill)
     distill.add_argument("--price-in", type=number(), default=0.0, help="dollars for a million tokens asked")
     distill.add_argument("--price-out", type=number(), default=0.0, help="dollars for a million tokens answered")
     distill.add_argument("--budget", type=number(), help="dollars for the job, all its runs together")
@@ -103,13 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     pivots.add_argument("--base-url", help="of the endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
     pivots.add_argument("--template", metavar="NAME", help="how instructions are put, as for `lpo-data build`: give both the same")
     pivots.add_argument("--system", default="", metavar="TEXT", help="the system text of a chat, likewise")
-    pivots.add_argument(
-        "--judges",
-        nargs="*",
-        default=["bandit", "semgrep"],
-        metavar="JUDGE",
-        help="who judges where there is no check: bandit, semgrep, codeql (default: bandit semgrep); the option without a name: nobody",
-    )
+    _judges(pivots, "who judges where there is no check")
     pivots.add_argument("--tests", metavar="DIR", type=Path, help="executable checks, as `lpo-data check` runs them: they judge the pairs that have one")  # fmt: skip
     pivots.add_argument("--sides", nargs="+", choices=("chosen", "rejected"), default=["chosen", "rejected"], metavar="SIDE", help="which to search: chosen, rejected (default: both); the other keeps its spans, or gets those of a diff")  # fmt: skip
     pivots.add_argument("--samples", type=whole(1, 128), default=50, help="continuations of each prefix (default: 50)")
@@ -120,9 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     pivots.add_argument("--limit", type=whole(1), metavar="N", help="only the first N pairs; a later run may go on with more")
     pivots.add_argument("--dry-run", action="store_true", help="only say which pairs can be judged, and what the search costs")
     pivots.add_argument("--concurrency", type=whole(1), default=4, help="requests under way at once, each of --samples continuations (default: 4)")  # fmt: skip
-    pivots.add_argument("--timeout", type=number(above=True), default=180, help="seconds for an answer (default: 180)")
-    pivots.add_argument("--tries", type=whole(1), default=8, help="of a request in a run (default: 8)")
-    pivots.add_argument("--backoff", type=number(), default=1.0, help="seconds of the first wait after a failure; it doubles (default: 1)")
+    _patience(pivots)
     pivots.add_argument("--jobs", type=whole(1), default=2, help="processes that judge (default: 2)")
 
     stats = program.command("stats", "what a data set holds", _stats.__doc__, _stats)
@@ -190,6 +174,23 @@ def _build(args: argparse.Namespace) -> int:
     if manifest.drops:
         print(f"the dropped rows are listed in {args.out / 'dropped.tsv'}")
     return 0
+
+
+def _judges(parser: argparse.ArgumentParser, who: str) -> None:
+    parser.add_argument(
+        "--judges",
+        nargs="*",
+        default=["bandit", "semgrep"],
+        metavar="JUDGE",
+        help=f"{who}: bandit, semgrep, codeql (default: bandit semgrep); the option without a name: nobody",
+    )
+
+
+def _patience(parser: argparse.ArgumentParser) -> None:
+    """How long an endpoint is waited for, and how often it is asked again."""
+    parser.add_argument("--timeout", type=number(above=True), default=180, help="seconds for an answer (default: 180)")
+    parser.add_argument("--tries", type=whole(1), default=8, help="of a request in a run (default: 8)")
+    parser.add_argument("--backoff", type=number(), default=1.0, help="seconds of the first wait after a failure; it doubles (default: 1)")
 
 
 def _rule_filters(parser: argparse.ArgumentParser) -> None:
