@@ -5,6 +5,9 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+from flax.traverse_util import flatten_dict
+
 from lpo_jax import config
 from lpo_jax.config import ModelConfig, OptimConfig
 from lpo_jax.objectives.lpo import Lpo
@@ -41,6 +44,14 @@ def start(shards, run_dir, *more):
         *tiny_args(shards, run_dir, "mesh.data=1", "stages.sft.batch_rows=1", "stages.lpo.batch_rows=1", *more),
     ]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def assert_same_training(found, expected):
+    """Losses and trained parameters, of each; sums are added up in another order on other devices."""
+    (losses, params), (alone, own) = found, expected
+    np.testing.assert_allclose(losses, alone, rtol=1e-5)
+    for path, x in flatten_dict(params, sep=".").items():
+        np.testing.assert_allclose(x, flatten_dict(own, sep=".")[path], atol=5e-3, err_msg=path)
 
 
 def read_log(run_dir):

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax.traverse_util import flatten_dict
 from torch.nn import functional
 
 from data_pipeline.feed import Feed
@@ -27,7 +26,7 @@ from lpo_jax.train.placement import to_devices
 from lpo_jax.train.step import Teacher, make_train_step, objective_terms
 from tests.helpers import oracle
 from tests.helpers.oracle import P, Q, flat
-from tests.helpers.training import MODEL, OPTIM
+from tests.helpers.training import MODEL, OPTIM, assert_same_training
 
 DIRECTIONS = ("reverse", "forward")
 
@@ -281,12 +280,9 @@ def run_steps(feed, mesh_config, name, direction, accumulate=1, steps=3, rows=8)
 @pytest.mark.parametrize(("name", "direction"), [("kd", "reverse"), ("security", "forward")])
 def test_one_device_equals_eight_and_parts_the_whole(seed_shards, name, direction):
     feed = Feed(seed_shards["trimmed"])
-    alone, params = run_steps(feed, MeshConfig(1, 1, 1), name, direction)
-    assert alone[-1] < alone[0]
-    losses, many = run_steps(feed, MeshConfig(2, 2, 2), name, direction, accumulate=2)
-    np.testing.assert_allclose(losses, alone, rtol=1e-5)
-    for path, x in flatten_dict(many, sep=".").items():
-        np.testing.assert_allclose(x, flatten_dict(params, sep=".")[path], atol=5e-3, err_msg=path)
+    alone = run_steps(feed, MeshConfig(1, 1, 1), name, direction)
+    assert alone[0][-1] < alone[0][0]
+    assert_same_training(run_steps(feed, MeshConfig(2, 2, 2), name, direction, accumulate=2), alone)
 
 
 def test_security_needs_adapters_and_kd_a_teacher():
