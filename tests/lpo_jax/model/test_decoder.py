@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
-from lpo_jax.model.families import config_from_hf
+from lpo_jax.model.translate import config_from_hf
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
 from tests.helpers.families import FAMILIES, SHAPE, TOKENS
