@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from foundation.files import Json
+from lpo_jax.config import LayerKind
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,28 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Layers:
+    """How a config.json tells layers of two kinds apart."""
+
+    key: str  # a list with a word for each layer
+    words: Mapping[str | int, LayerKind]
+    interval: str  # the key of a number; where the list is missing, every so many layers one is of the last kind
+    every: int  # where the number is missing too
+
+
+@dataclass(frozen=True)
 class Family:
     """What sets a family apart."""
 
     architecture: str
-    keys: Mapping[str, str]  # ModelConfig field -> config.json key
+    keys: Mapping[str, str]  # ModelConfig field -> config.json key, of the same value but for `translate.CONVERTED`
     tensors: tuple[Tensor, ...]
     fixed: Json = field(default_factory=dict)  # ModelConfig fields that every model of the family has
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # config.json boolean -> ModelConfig fields
     only: Json = field(default_factory=dict)  # config.json options that are computed for this value alone
-    tied_head: bool = False  # where config.json doesn't say
+    defaults: Json = field(default_factory=dict)  # ModelConfig fields where config.json doesn't say
+    layers: Layers | None = None
+    scaled_embed: bool = False  # by the square root of their width
 
 
 def _linear(name: str, *paths: str, partitions: int = 1) -> tuple[Tensor, ...]:
@@ -86,6 +99,20 @@ _NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"
 _LLAMA_BLOCKS = _ATTENTION | _NORMS | {"o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
 _LLAMA_TENSORS = _model(_LLAMA_BLOCKS)
 _QWEN3_TENSORS = _model(_LLAMA_BLOCKS | {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"})
+_FUSED_BLOCKS = _NORMS | {"o": "self_attn.o_proj", "down": "mlp.down_proj"}
+_PHI3_TENSORS = (
+    *_model(_FUSED_BLOCKS),
+    *_linear("model.layers.{layer}.self_attn.qkv_proj", "blocks.q", "blocks.k", "blocks.v"),
+    *_linear("model.layers.{layer}.mlp.gate_up_proj", "blocks.gate", "blocks.up"),
+)
+_GEMMA_NORMS = {
+    "attn_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+}
+_GEMMA_TENSORS = _model(_LLAMA_BLOCKS | _GEMMA_NORMS)
 _STARCODER2_TENSORS = _model(_ATTENTION | _NORMS | {"o": "self_attn.o_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"})
 _PHI_BLOCKS = _ATTENTION | {"attn_norm": "input_layernorm", "o": "self_attn.dense", "up": "mlp.fc1", "down": "mlp.fc2"}
 _PHI_TENSORS = _model(_PHI_BLOCKS, final_norm="model.final_layernorm")
@@ -115,11 +142,20 @@ _SIZES = dict(zip(_OURS, _NAMES, strict=True))
 _GPT_KEYS = dict(zip(_OURS, _GPT_NAMES, strict=True)) | {"norm_eps": "layer_norm_epsilon"}
 _LLAMA_KEYS = _SIZES | {"n_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "norm_eps": "rms_norm_eps"}
 _LAYER_NORM = {"norm": "layer", "gated_mlp": False}
-_ATTENTION_BIAS = {"attention_bias": ("qkv_bias", "out_bias")}
+_ATTENTION_BIAS: dict[str, tuple[str, ...]] = {"attention_bias": ("qkv_bias", "out_bias")}
+_MLP_BIAS: dict[str, tuple[str, ...]] = {"mlp_bias": ("mlp_bias",)}
 _NO_WINDOW = {"use_sliding_window": False}
+_TIED = {"tied_head": True}
+_GRANITE_SCALES = {
+    "embed_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "score_scale": "attention_multiplier",
+    "logit_divisor": "logits_scaling",
+}
+_GEMMA_KEYS = {"activation": "hidden_activation", "window": "sliding_window", "score_scale": "query_pre_attn_scalar"}
 
 FAMILIES = {
-    "llama": Family("LlamaForCausalLM", _LLAMA_KEYS, _LLAMA_TENSORS, flags=_ATTENTION_BIAS | {"mlp_bias": ("mlp_bias",)}),
+    "llama": Family("LlamaForCausalLM", _LLAMA_KEYS, _LLAMA_TENSORS, flags=_ATTENTION_BIAS | _MLP_BIAS),
     "mistral": Family("MistralForCausalLM", _LLAMA_KEYS | {"window": "sliding_window"}, _LLAMA_TENSORS),
     "qwen2": Family("Qwen2ForCausalLM", _LLAMA_KEYS, _LLAMA_TENSORS, fixed={"qkv_bias": True}, only=_NO_WINDOW),
     "qwen3": Family("Qwen3ForCausalLM", _LLAMA_KEYS, _QWEN3_TENSORS, fixed={"qk_norm": True}, flags=_ATTENTION_BIAS, only=_NO_WINDOW),
@@ -130,7 +166,7 @@ FAMILIES = {
         fixed=_LAYER_NORM,
         flags={"use_bias": ("qkv_bias", "out_bias", "mlp_bias")},
         only={"mlp_type": "default"},
-        tied_head=True,
+        defaults=_TIED,
     ),
     "gpt_bigcode": Family(
         "GPTBigCodeForCausalLM",
@@ -138,7 +174,7 @@ FAMILIES = {
         _BIGCODE_TENSORS,
         fixed=_LAYER_NORM | {"n_kv_heads": 1, "positions": "learned", "qkv_bias": True, "out_bias": True, "mlp_bias": True},
         only={"multi_query": True, "scale_attn_weights": True, "add_cross_attention": False},
-        tied_head=True,
+        defaults=_TIED,
     ),
     "codegen": Family(
         "CodeGenForCausalLM",
@@ -152,5 +188,33 @@ FAMILIES = {
         _PHI_TENSORS,
         fixed=_LAYER_NORM | {"parallel": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True, "head_bias": True},
         only={"qk_layernorm": False},
+    ),
+    "phi3": Family("Phi3ForCausalLM", _LLAMA_KEYS | {"window": "sliding_window"}, _PHI3_TENSORS),
+    "granite": Family(
+        "GraniteForCausalLM",
+        _LLAMA_KEYS | _GRANITE_SCALES,
+        _LLAMA_TENSORS,
+        flags=_ATTENTION_BIAS | _MLP_BIAS,
+        defaults=dict.fromkeys(_GRANITE_SCALES, 1.0),
+    ),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        _LLAMA_KEYS,
+        _LLAMA_TENSORS,
+        flags=_ATTENTION_BIAS | _MLP_BIAS,
+        only=_NO_WINDOW,
+        defaults=_TIED | {"rope_theta": 2e6},
+        layers=Layers("no_rope_layers", {1: "full", 0: "no_rope"}, "no_rope_layer_interval", 4),
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        _LLAMA_KEYS | _GEMMA_KEYS,
+        _GEMMA_TENSORS,
+        fixed={"norm": "rms_plus_one", "qk_norm": True, "post_norms": True},
+        flags=_ATTENTION_BIAS,
+        only={"final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": False},
+        defaults=_TIED | {"head_dim": 256, "rope_theta": 1e6, "window_rope_theta": 1e4},
+        layers=Layers("layer_types", {"sliding_attention": "window", "full_attention": "full"}, "sliding_window_pattern", 6),
+        scaled_embed=True,
     ),
 }

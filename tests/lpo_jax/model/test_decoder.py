@@ -20,7 +20,10 @@ from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
 from tests.helpers.families import FAMILIES, SHAPE, TOKENS
 
-ONE_EACH = ("llama untied", "mistral window", "qwen2 tied", "qwen3", "starcoder2 window", "gpt_bigcode", "codegen", "phi")
+ONE_EACH = (
+    "llama untied", "mistral window", "qwen2 tied", "qwen3", "starcoder2 window", "gpt_bigcode", "codegen", "phi", "qwen2 yarn",
+    "phi3 longrope", "granite", "smollm3", "gemma3",
+)  # fmt: skip
 
 
 @pytest.fixture(params=[name if name in ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES])
