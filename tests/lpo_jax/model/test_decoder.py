@@ -133,8 +133,8 @@ def test_bfloat16_weights(torch_model, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: codegen, gpt_bigcode, llama"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' is not supported"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: codegen, gemma3_text, gpt_bigcode, granite, llama"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope type 'dynamic' is not supported"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window=True is not supported for qwen2, only False"),
         ({"model_type": "gpt_bigcode", "multi_query": False}, "multi_query=False is not supported"),
         ({"hidden_size": None}, "missing hidden_size"),
