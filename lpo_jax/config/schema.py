@@ -183,7 +183,7 @@ class ModelConfig(Settings):
             self.layers is None or len(self.layers) == self.n_layers,
             f"model shape: layers has {len(self.layers or ())} kinds, n_layers is {self.n_layers}",
         )
-        _check("window" not in self.kinds or self.window is not None, "model shape: layers names layers with a window, but window is null")
+        _check("window" not in self.kinds or self.window is not None, "model shape: layers: some have a window, but window is null")
         _check(self.positions == "rope" or "no_rope" not in self.kinds, "model shape: learned positions leave no layer without rope")
         _check(not (self.parallel and self.post_norms), "model shape: a parallel block has no post_norms")
         _check(self.rope_scaling is None or self.rope_theta > 1, f"model shape: rope_theta ({self.rope_theta}) must be above 1")
@@ -195,6 +195,13 @@ class ModelConfig(Settings):
                 f"model shape: max_positions ({self.max_positions}) must be at most original_positions ({scaling.original_positions}): "
                 "longrope isn't computed beyond it",
             )
+
+    @property
+    def limit(self) -> str:
+        """The longest sequence, for errors."""
+        if self.rope_scaling is None or self.rope_scaling.kind != "longrope":
+            return f"{self.max_positions} tokens"
+        return f"{self.max_positions} tokens (original_max_position_embeddings; longrope isn't computed beyond)"
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:

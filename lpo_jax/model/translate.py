@@ -17,6 +17,13 @@ CONVERTED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 }
 """The config.json keys whose values aren't ours: read, written."""
 
+_TEXT_MODELS = {
+    "gemma3": "it holds a vision tower too. Save its text model with transformers: whole = Gemma3ForConditionalGeneration.from_pretrained(DIR); "
+    "text = Gemma3ForCausalLM(whole.config.text_config); text.model, text.lm_head = whole.model.language_model, whole.lm_head; "
+    "text.save_pretrained(NEW_DIR)"
+}
+"""What to do with a model whose text model we have: `from_pretrained` of the text model's class would find no weights there."""
+
 _ROPE_NAMES = {"original_positions": "original_max_position_embeddings", "short_factors": "short_factor", "long_factors": "long_factor"}
 _NULLABLE = ("n_kv_heads", "head_dim", "d_mlp", "window", "rope_dim")
 
@@ -29,7 +36,8 @@ def config_from_hf(raw: Json) -> ModelConfig:
     """
     name = raw.get("model_type") if isinstance(raw, dict) else None
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ConfigError(f"config.json: model_type {name!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
+        remedy = _TEXT_MODELS.get(str(name), f"supported: {', '.join(sorted(FAMILIES))}")
+        raise ConfigError(f"config.json: model_type {name!r} is not supported; {remedy}")
     family = FAMILIES[name]
     try:
         return from_dict(ModelConfig, _translated(raw, name, family))
