@@ -6,6 +6,7 @@ from lpo_jax.config.load import from_dict as from_dict
 from lpo_jax.config.load import load as load
 from lpo_jax.config.load import to_dict as to_dict
 from lpo_jax.config.schema import DataConfig as DataConfig
+from lpo_jax.config.schema import LayerKind as LayerKind
 from lpo_jax.config.schema import LoraConfig as LoraConfig
 from lpo_jax.config.schema import MeshConfig as MeshConfig
 from lpo_jax.config.schema import ModelConfig as ModelConfig

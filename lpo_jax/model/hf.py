@@ -19,7 +19,8 @@ from tqdm import tqdm
 from foundation.files import Json, directory_of, read_json, write_json
 from lpo_jax.config import ConfigError, ModelConfig, ModelSource
 from lpo_jax.model.decoder import Model, Params
-from lpo_jax.model.families import FAMILIES, Tensor, config_from_hf, config_to_hf
+from lpo_jax.model.families import FAMILIES, Tensor
+from lpo_jax.model.translate import config_from_hf, config_to_hf
 from lpo_jax.tensors import save_file
 
 MAX_FILE_BYTES = 5 * 10**9

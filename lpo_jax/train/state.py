@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipeline.shards import Manifest
 from lpo_jax import sharding
-from lpo_jax.config import ConfigError, RunConfig
+from lpo_jax.config import ConfigError, ModelConfig, RunConfig
 from lpo_jax.model import adapters
 from lpo_jax.model.decoder import Model, Params
 
@@ -102,12 +102,12 @@ def check_rows(config: RunConfig, mesh: Mesh) -> None:
             raise ConfigError(f"{key} is {size}: it must be a multiple of data * fsdp = {ways}")
 
 
-def check_length(shards: str, manifest: Manifest, model: str, max_positions: int) -> None:
+def check_length(shards: str, manifest: Manifest, model: str, shape: ModelConfig) -> None:
     """Refuse shards with sequences that are longer than a model was made for; `shards` and `model` are how errors call them."""
-    if manifest.longest_path > max_positions:
+    if manifest.longest_path > shape.max_positions:
         raise ConfigError(
-            f"{shards} holds sequences of {manifest.longest_path} tokens, {model} was made for {max_positions}: "
-            f"build the shards with --row-tokens {max_positions}, which drops them"
+            f"{shards} holds sequences of {manifest.longest_path} tokens, {model} was made for {shape.limit}: "
+            f"build the shards with --row-tokens {shape.max_positions}, which drops them"
         )
 
 

@@ -15,12 +15,15 @@ from safetensors.numpy import load_file, save_file
 from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
-from lpo_jax.model.families import config_from_hf
+from lpo_jax.model.translate import config_from_hf
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
 from tests.helpers.families import FAMILIES, SHAPE, TOKENS
 
-ONE_EACH = ("llama untied", "mistral window", "qwen2 tied", "qwen3", "starcoder2 window", "gpt_bigcode", "codegen", "phi")
+ONE_EACH = (
+    "llama untied", "mistral window", "qwen2 tied", "qwen3", "starcoder2 window", "gpt_bigcode", "codegen", "phi", "qwen2 yarn",
+    "phi3 longrope", "granite", "smollm3", "gemma3",
+)  # fmt: skip
 
 
 @pytest.fixture(params=[name if name in ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES])
@@ -130,8 +133,8 @@ def test_bfloat16_weights(torch_model, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: codegen, gpt_bigcode, llama"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' is not supported"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: codegen, gemma3_text, gpt_bigcode, granite, llama"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope type 'dynamic' is not supported"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window=True is not supported for qwen2, only False"),
         ({"model_type": "gpt_bigcode", "multi_query": False}, "multi_query=False is not supported"),
         ({"hidden_size": None}, "missing hidden_size"),

@@ -22,6 +22,7 @@ from lpo_jax.objectives.sft import Sft
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
 from lpo_jax.train.weights import load_base
+from tests.helpers import families
 from tests.helpers.families import TOKENS
 
 COMMON = {"vocab_size": 97, "initializer_range": 0.2, "attn_implementation": "eager", "bos_token_id": None, "eos_token_id": 0}
@@ -29,9 +30,16 @@ LLAMA = transformers.LlamaConfig(
     hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64, **COMMON,
 )  # fmt: skip
 GPT = {"n_embd": 64, "n_layer": 2, "n_head": 8, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+LLAMA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FAMILIES = {  # a config and the modules that PEFT adapts
     "llama": (LLAMA, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]),
     "gpt_bigcode": (transformers.GPTBigCodeConfig(n_inner=96, **GPT, **COMMON), ["c_attn", "attn.c_proj", "mlp.c_proj", "c_fc", "lm_head"]),
+    "phi3": (families.FAMILIES["phi3 window"](), ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"]),
+    "gemma3": (families.FAMILIES["gemma3"](), LLAMA_LAYERS),
+    "granite": (families.FAMILIES["granite"](), LLAMA_LAYERS),
+    "smollm3": (families.FAMILIES["smollm3"](), [*LLAMA_LAYERS, "lm_head"]),
+    "llama": (LLAMA, [*LLAMA_LAYERS, "lm_head"]),
+    "gpt_bigcode": (transformers.GPTBigCodeConfig(n_inner=96, **GPT, **COMMON), ["c_attn", "attn.c_proj", "mlp.c_proj", "c_fc"]),
     "codegen": (
         transformers.CodeGenConfig(n_inner=96, rotary_dim=4, n_ctx=64, tie_word_embeddings=False, **GPT, **COMMON),
         ["qkv_proj", "out_proj", "fc_in", "fc_out", "lm_head"],
@@ -42,7 +50,7 @@ TINY = Model(SHAPE)
 LORA = LoraConfig(rank=3, alpha=7.0, targets=r"blocks\.(q|o|down)|head")
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in ("granite", "smollm3") else name for name in FAMILIES])
 def base(request, tmp_path):
     """(family, a saved tiny model's directory, our model, its parameters)."""
     return make_base(request.param, tmp_path)
