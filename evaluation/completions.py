@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from data_pipeline import records
-from evaluation.benchmarks import Task
+from evaluation.tasks import Task
 from foundation.errors import UserError, masked
 from foundation.files import Json, read_journal
 

@@ -21,7 +21,7 @@ import transformers
 from data_pipeline import tokenizer
 from evaluation import cli
 from evaluation import run as evaluation_run
-from evaluation.benchmarks import BENCHMARKS, Benchmark, Task
+from evaluation.benchmarks import BENCHMARKS, Benchmark
 from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
 from evaluation.run import Options, run
 from judges.sandbox import backends
