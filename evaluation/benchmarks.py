@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.formats import text_of
-from evaluation import cweval, seccodeplt
+from evaluation import cweval, own, seccodeplt
 from evaluation.extract import body_indent, open_name
 from evaluation.tasks import BenchmarkError, Task, code_task, cwe_of, rows, sentence_task
 from foundation.files import sha256
@@ -28,11 +28,11 @@ class Source:
     """A benchmark's file: whence it comes and how it is read."""
 
     title: str
-    form: str  # the form that it comes in: "completion" or "instruction"
+    form: str  # the form that it comes in: "completion" or "instruction"; "": as its tasks
     origin: str
     licence: str
     read: Callable[[Path, bytes], Iterator[Task]]
-    sha256: frozenset[str] = frozenset()
+    sha256: frozenset[str] | None = frozenset()  # None: anything is welcome
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def load(name: str, data: Path | None, any_hash: bool = False) -> Benchmark:
         raise BenchmarkError(f"{data} is a device or a pipe. {whence}")
     content = b"" if data.is_dir() else data.read_bytes()
     found = _directory_sha256(data) if data.is_dir() else hashlib.sha256(content).hexdigest()
-    if found not in source.sha256 and not any_hash:
+    if source.sha256 is not None and found not in source.sha256 and not any_hash:
         raise BenchmarkError(
             f"{data} isn't a version of {name} that is known here (sha256 {found}): its scores can't be compared with others' "
             "without a word. Pass --any-data to take it as it is"
@@ -80,7 +80,7 @@ def load(name: str, data: Path | None, any_hash: bool = False) -> Benchmark:
         raise BenchmarkError(f"{data}: {error}") from None
     if not tasks:
         raise BenchmarkError(f"{data} holds no task")
-    return Benchmark(name, source.form, found, tuple(_with_unique_ids(tasks)))
+    return Benchmark(name, source.form or own.form(tasks), found, tuple(_with_unique_ids(tasks)))
 
 
 def _checked(task: Task) -> Task:
@@ -198,4 +198,5 @@ BENCHMARKS = {
         "MBXP, Python", "completion", f"{_GITHUB}/amazon-science/mxeval (data/mbxp/mbpp_release_v1.jsonl)", "CC-BY-4.0", _humaneval,
         frozenset({"2ea7949f20ed5ecaacf4c9970d29430ec3f13772f4dd379665b1234f14b0ec3e"}),
     ),
+    "own": Source("your own benchmark", "", "yourself (JSON lines; evaluation/own.py says which keys)", "yours", own.read, None),
 }  # fmt: skip

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     draw.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="an endpoint: requests at once (default: 8)")
     add_asking(run.add_argument_group("asking (a model of ours, with --form instruction)"))
     how = run.add_argument_group("judging")
-    how.add_argument("--judges", nargs="+", default=["bandit", "semgrep"], metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: bandit semgrep)")  # fmt: skip
+    how.add_argument("--judges", nargs="+", metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: bandit semgrep; none where every task has a security test)")  # fmt: skip
     how.add_argument("--noise", action="store_true", help=f"count rules too that say little of security: {', '.join(NOISE)}; judges/findings.py says why")  # fmt: skip
     how.add_argument("--cache", type=new_directory, metavar="DIR", help="keep findings there, by the code's hash")
     how.add_argument("--workers", type=whole(1), metavar="N", help="programs at work at once (default: one a processor)")
@@ -79,20 +79,25 @@ def _run(args: argparse.Namespace) -> int:
     sources (--completions):
       canonical    the benchmark's own solutions: they have to pass
       insecure     its known-insecure programs, where it has them: they have to be found
-      FILE.jsonl   lines {"task_id": ..., "completion": TEXT}, with "sample": NUMBER where a task has several
+      FILE.jsonl   lines {"task_id": ..., "completion": TEXT}, with "sample": NUMBER where a task has several; or what `lpo generate` has written
+                   for prompts whose ids are the tasks'
       URL          an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; "openai" reads OPENAI_BASE_URL. The key comes from OPENAI_API_KEY.
                    It is asked at /completions, with --form instruction at /chat/completions
-      MODEL        a Hugging Face directory, a hub id, or the run_dir of a trained config: our own sampler. With --form instruction it is asked as it
-                   was trained (--template): run.json and the report say how
+      MODEL        a Hugging Face directory, a hub id, the directory of a PEFT adapter (its adapter_config.json names the base model), or the run_dir of a
+                   trained config: our own sampler. With --form instruction it is asked as it was trained (--template): the first line, run.json and the
+                   report say how
     """
     from evaluation.run import Options, run
 
     benchmark = load(args.benchmark, args.data, args.any_data)
     benchmark = replace(benchmark, tasks=benchmark.tasks[: args.limit])
     form = args.form or benchmark.form
-    tools = () if args.judges == ["none"] else tuple(args.judges)
+    judges = args.judges or (["none"] if all(task.security_test for task in benchmark.tasks) else ["bandit", "semgrep"])
+    tools = () if judges == ["none"] else tuple(judges)
     options = Options(form, tools, args.noise, args.time_s, args.memory_mb, args.workers, args.unsafe_exec, args.cache)
-    scores = run(benchmark, _source(args, benchmark, form), options, args.out)
+    source = _source(args, benchmark, form)
+    print(f"{benchmark.name}: form {form}, {'as asked for' if args.form else 'in which it comes'}; {source.asked}", flush=True)
+    scores = run(benchmark, source, options, args.out)
     print(f"{benchmark.name}: {scores['tasks']} tasks, {scores['samples']} samples in {args.out}")
     for key, found in scores["measures"].items():
         times = 1 if key == "issues" else 100

@@ -25,18 +25,21 @@ def read(path: Path, content: bytes) -> Iterator[Task]:
         source = test.read_text(encoding="utf-8")
         functional, security = (with_pytest(source, mark) for mark in ("functionality", "security"))
         tests = {"canonical": parts[2], "functional_test": functional, "security_test": security, "packages": True, "module": file.stem}
-        yield code_task(file.stem.removesuffix("_task"), prompt, cwe=cwe_of(file.stem), names=_imported(source, file.stem), **tests)
+        yield code_task(file.stem.removesuffix("_task"), prompt, cwe=cwe_of(file.stem), names=imported(parse(source), file.stem), **tests)
 
 
-def _imported(test: str, module: str) -> tuple[str, ...]:
+def imported(tree: ast.Module | None, module: str) -> tuple[str, ...]:
     """What a test imports from a module."""
-    tree = parse(test)
     nodes = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == module) if tree else ()
     return tuple(dict.fromkeys(alias.name for node in nodes for alias in node.names if alias.name != "*"))
 
 
-def with_pytest(test: str, mark: str) -> str:
+def with_pytest(test: str, mark: str, names: tuple[str, ...] = ()) -> str:
     """A program that runs the tests of one mark against the code that they import, and raises unless every one ran to its end.
+
+    Args:
+      mark: what pytest's -m takes.
+      names: what they use of that code without importing it.
 
     Nothing is read from the working directory, where the tested code may have put what it likes: the tests are handed over in memory, in place of a
     file of Python's own.
@@ -48,6 +51,7 @@ for _name in [_name for _name in _os.environ if _name.startswith("PYTEST")]:
 import pytest as _pytest
 _tests = type(_sys)("check_test")
 _tests.__file__ = _os.path.abspath("check_test.py")
+_tests.__dict__.update((_name, globals()[_name]) for _name in {names!r} if _name in globals())
 exec(compile({test!r}, "check_test.py", "exec"), _tests.__dict__)
 
 class _Plugin:

@@ -144,7 +144,7 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) 
     for (record, key, task, case), result in zip(cases, results, strict=True):
         assert case.test is not None
         doubtful = result.opaque or (bool(task.module and task.names) and result.outcome != "pass")
-        inside = doubtful and _needs_objects(task, key, options)
+        inside = doubtful and (result.opaque if task.canonical is None else _needs_objects(task, key, options))
         if inside:
             case = replace(case, test=replace(case.test, names=()))
             result = run_one(case, unsafe_exec=options.unsafe_exec)
@@ -169,7 +169,8 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) 
 def case_of(code: str, task: Task, test: str, options: Options) -> Case:
     limits = Limits(time_s=options.time_s, memory_mb=options.memory_mb)
     modules = (task.module,) if task.module else ()
-    held = Test(test, task.names, task.given, keep=("pytest.main",) if task.module else (), modules=modules)
+    keep = ("pytest.main",) if 'kept_["pytest.main"]' in test else ()
+    held = Test(test, task.names, task.given, keep=keep, modules=modules)
     return Case(_behind(task.setup, code), limits=limits, packages=task.packages, test=held)
 
 
@@ -182,12 +183,11 @@ def _behind(setup: str, code: str) -> str:
 
 
 def _needs_objects(task: Task, key: str, options: Options) -> bool:
-    """A task's test has to run in the program's process: its own solution (or there is none) hands out what is no plain value, too.
+    """A task's test has to run in the program's process: its own solution hands out what is no plain value, too.
 
     Tests that import the program may also patch or inspect it: there, its own solution fails apart.
     """
-    if task.canonical is None:
-        return True
+    assert task.canonical is not None
     known = (task.task_id, key)
     if known not in _objects:
         test = task.functional_test if key == "functional" else task.security_test

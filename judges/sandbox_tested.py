@@ -143,7 +143,7 @@ def serve(program: str, asks: int, answers: int, before: dict[str, Any]) -> None
         name, args, keywords = what[0], unpack(what[1]), unpack(what[2])
         try:
             value = space[name](*args, **keywords)
-            send(answers, ["return", pack(value), pack([args, keywords])])
+            send(answers, ["return", pack(value), plain([args, keywords])])
         except OpaqueError as error:
             send(answers, ["opaque", str(error)])
         except BaseException as error:
@@ -162,7 +162,7 @@ def plain(values: Any) -> Any:
 
 
 def refill(old: Any, new: Any) -> None:
-    """What a call has done to its arguments."""
+    """What a call has done to its arguments, where they are still plain."""
     if type(old) is not type(new):
         return
     if isinstance(old, tuple):
