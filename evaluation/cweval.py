@@ -25,11 +25,12 @@ def read(path: Path, content: bytes) -> Iterator[Task]:
         source = test.read_text(encoding="utf-8")
         functional, security = (with_pytest(source, mark) for mark in ("functionality", "security"))
         tests = {"canonical": parts[2], "functional_test": functional, "security_test": security, "packages": True, "module": file.stem}
-        yield code_task(file.stem.removesuffix("_task"), prompt, cwe=cwe_of(file.stem), names=imported(parse(source), file.stem), **tests)
+        yield code_task(file.stem.removesuffix("_task"), prompt, cwe=cwe_of(file.stem), names=_imported(source, file.stem), **tests)
 
 
-def imported(tree: ast.Module | None, module: str) -> tuple[str, ...]:
+def _imported(test: str, module: str) -> tuple[str, ...]:
     """What a test imports from a module."""
+    tree = parse(test)
     nodes = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == module) if tree else ()
     return tuple(dict.fromkeys(alias.name for node in nodes for alias in node.names if alias.name != "*"))
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from data_pipeline import records
 from data_pipeline.formats import RowError, text_of
-from evaluation.cweval import imported, with_pytest
+from evaluation.cweval import with_pytest
 from evaluation.tasks import BenchmarkError, Task, code_task, cwe_of, sentence_task
 from foundation.files import Json
 from judges.prepare import parse
@@ -107,13 +107,18 @@ def _used(tree: ast.Module, imports: list[ast.stmt], key: str) -> dict[str, bool
     """
     nodes = list(ast.walk(tree))
     called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
-    ours = set(imported(tree, MODULE))
-    ours |= {MODULE} if any(isinstance(node, ast.Import) and any(alias.name == MODULE for alias in node.names) for node in nodes) else set()
-    bound = {name for statement in (*nodes, *imports) for name in _bound(statement)} - ours | set(dir(builtins)) | {"__name__", "__file__"}
+    ours: dict[str, str] = {}  # a name within the test -> the program's own
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module == MODULE:
+            ours |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            ours |= {alias.asname or alias.name: MODULE for alias in node.names if alias.name == MODULE}
+    bound = {name for statement in (*nodes, *imports) for name in _bound(statement)} | set(dir(builtins)) | {"__name__", "__file__"}
     found: dict[str, bool] = {}
     for node in nodes:
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in bound:
-            found[node.id] = found.get(node.id, True) and id(node) in called
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and (node.id in ours or node.id not in bound):
+            name = ours.get(node.id, node.id)
+            found[name] = found.get(name, True) and id(node) in called
     if not found:
         raise RowError(f"{key}: it uses nothing of the program: call its functions by their names, or import them from {MODULE}")
     return found
