@@ -33,6 +33,7 @@ class Source:
     licence: str
     read: Callable[[Path, bytes], Iterator[Task]]
     sha256: frozenset[str] | None = frozenset()  # None: anything is welcome
+    judges: tuple[str, ...] = ("bandit", "semgrep")  # where none are named
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ BENCHMARKS = {
     "cweval": Source("CWEval", "completion", f"{_GITHUB}/Co1lin/CWEval (benchmark/core/py)", "Apache-2.0", cweval.read),
     "seccodeplt": Source(
         "SecCodePLT+", "instruction", f"{_GITHUB}/yaof20/ReaL (data/seccodeplt/train.parquet, test.parquet)", "Apache-2.0", seccodeplt.read,
-        frozenset({"c5e8a63e41e1e00ad70ff57058ab23f3090f4e1c7de12ced2bdf3098e752be05"}),
+        frozenset({"c5e8a63e41e1e00ad70ff57058ab23f3090f4e1c7de12ced2bdf3098e752be05"}), judges=(),
     ),
     "humaneval": Source(
         "HumanEval", "completion", f"{_GITHUB}/openai/human-eval (data/HumanEval.jsonl.gz)", "MIT", _humaneval,
@@ -198,5 +199,5 @@ BENCHMARKS = {
         "MBXP, Python", "completion", f"{_GITHUB}/amazon-science/mxeval (data/mbxp/mbpp_release_v1.jsonl)", "CC-BY-4.0", _humaneval,
         frozenset({"2ea7949f20ed5ecaacf4c9970d29430ec3f13772f4dd379665b1234f14b0ec3e"}),
     ),
-    "own": Source("your own benchmark", "", "yourself (JSON lines; evaluation/own.py says which keys)", "yours", own.read, None),
+    "own": Source("your own benchmark", "", "a file of your own (its keys: docs/evaluation.md)", "yours", own.read, None),
 }  # fmt: skip
