@@ -220,7 +220,7 @@ class LoraConfig(Settings):
     dropout: Decay = 0.0
     """of the adapters' inputs: of each token's and each module's on its own, as in PEFT"""
     targets: str = r"blocks\.(q|k|v|o|gate|up|down)|head"
-    """regular expression, matched against whole parameter paths; a tied head is a head too: its adapter leaves the embeddings alone"""
+    """regular expression, matched against whole parameter paths; a tied head is called tied_head: its adapter leaves the embeddings alone"""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from foundation.files import Json, read_object, write_json
 from foundation.settings import LARGEST
 from lpo_jax.config import ConfigError, LoraConfig
-from lpo_jax.model.adapters import matrix_dims, split_dims
+from lpo_jax.model.adapters import matrix_dims, split_dims, target
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor
 from lpo_jax.model.hf import FLOATS, opened
@@ -148,7 +148,7 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
         raise ConfigError(
             f"{directory}: these modules are no matrices of {model.config.family}: {', '.join(' '.join(name.split()) for name in sorted(found)[:8])}"
         )
-    targets = "|".join(map(re.escape, adapters))
+    targets = "|".join(re.escape(target(model, path)) for path in adapters)
     return unflatten_dict(adapters, sep="."), LoraConfig(rank=rank, alpha=alpha, dropout=settings.get("lora_dropout", 0.0), targets=targets)
 
 
