@@ -101,7 +101,7 @@ def test_model_flops_by_hand():
     assert step_benchmark.model_flops(shape, batch) == 3 * (2 * 3 * layer * 32 + 2 * 32 * 64 * 32 + 4 * 3 * 4 * 8 * (32 * 33 // 2))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_tree_step_holds_half_of_the_padded_steps_memory(shared_data):
     """8B with a vocabulary of 128k on v5e:4x4, by the TPU compiler's own account; no logits beyond a chunk's."""
     pytest.importorskip("libtpu")
