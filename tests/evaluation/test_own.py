@@ -8,10 +8,9 @@ from evaluation import benchmarks
 from evaluation.benchmarks import BenchmarkError
 from evaluation.completions import Completions, from_benchmark
 from evaluation.run import Options, run
-from judges.sandbox import backends
+from tests.helpers.marks import needs_sandbox
 from tests.helpers.paths import REPO
 
-sandboxed = pytest.mark.skipif(not backends(), reason="no sandbox works on this machine")
 EXAMPLE = REPO / "evaluation/examples/own.jsonl"
 OPTIONS = Options("instruction", tools=(), workers=2, time_s=30)
 ADD = "def add(a, b):\n    return a + b\n"
@@ -31,7 +30,7 @@ def judged(found, out, answer):
     return [tuple(row[key] and row[key]["outcome"] for key in ("functional", "security")) for row in rows]
 
 
-@sandboxed
+@needs_sandbox
 def test_the_example(tmp_path):
     found = benchmarks.load("own", EXAMPLE)
     assert (found.form, [task.task_id for task in found.tasks]) == ("instruction", ["join", "total", "token"])
@@ -44,7 +43,7 @@ def test_the_example(tmp_path):
         assert [row["security"] and row["security"]["outcome"] for row in rows] == [outcome, outcome, None]
 
 
-@sandboxed
+@needs_sandbox
 def test_every_way_to_write_tests(tmp_path):
     setup = "import math\nSTATE = []\n\n\ndef seen():\n    return len(STATE)\n"
     marked = "import pytest\n@pytest.mark.security\ndef test_a():\n    assert add(1, 2) == 4\ndef test_b():\n    assert add(1, 2) == 3\n"
@@ -62,7 +61,10 @@ def test_every_way_to_write_tests(tmp_path):
         "the module": {"tests": "import program\nassert program.add(1, 2) == 3"},
         "pytest": {"tests": "def test_it():\n    assert [*map(add, [1], [2])] == [3]"},
     }
-    found = load(tmp_path, *(ASK | {"id": f"{kind} {name}"} | row for kind, rows in (("apart", apart), ("inside", inside)) for name, row in rows.items()))
+    found = load(
+        tmp_path,
+        *(ASK | {"id": f"{kind} {name}"} | row for kind, rows in (("apart", apart), ("inside", inside)) for name, row in rows.items()),
+    )
     assert [bool(task.names) for task in found.tasks] == [True] * len(apart) + [name == "a class" for name in inside]
     right = judged(found, tmp_path / "right", ADD)
     assert right == [("pass", None)] * 3 + [("pass", "fail"), ("pass", "pass")] + [("pass", None)] * 5
@@ -72,17 +74,25 @@ def test_every_way_to_write_tests(tmp_path):
     assert {row["task_id"] for row in rows if row["functional"].get("inside")} == {f"inside {name}" for name in inside}
 
 
-@sandboxed
+@needs_sandbox
 def test_a_wrong_answer_is_not_run_again_where_it_can_forge_a_pass(tmp_path):
     """A test that fails apart from the program goes into its process only if the task's own solution needs that, too."""
     forged = "```python\nimport sys\nsys.modules['program'] = None\nclass Any(int):\n    __eq__ = lambda *a: True\ndef add(a, b):\n    return Any(7)\n```"
-    found = load(tmp_path, ASK | {"tests": "from program import add\nassert add(1, 2) == 3"}, ASK | {"tests": "assert add(1, 2) == 3", "solution": ADD})
+    found = load(
+        tmp_path,
+        ASK | {"tests": "from program import add\nassert add(1, 2) == 3"},
+        ASK | {"tests": "assert add(1, 2) == 3", "solution": ADD},
+    )
     assert judged(found, tmp_path / "run", forged) == [("fail", None)] * 2
 
 
 def test_forms(tmp_path):
     coded, asked = {"prompt": "def add(a, b):\n", "tests": "assert add(1, 2) == 3"}, ASK
-    assert (load(tmp_path, coded).form, load(tmp_path, coded, asked).form, load(tmp_path, coded | asked).form) == ("completion", "instruction", "instruction")
+    assert (load(tmp_path, coded).form, load(tmp_path, coded, asked).form, load(tmp_path, coded | asked).form) == (
+        "completion",
+        "instruction",
+        "instruction",
+    )
     first, second = load(tmp_path, coded | asked | {"cwe": "cwe-089", "id": 7}, asked).tasks
     assert (first.prompt, first.instruction, first.task_id, second.task_id) == (coded["prompt"], ASK["instruction"], "7", "2")
     assert second.instruction == ASK["instruction"] and second.prompt == f'"""\n{ASK["instruction"]}\n"""\n'
