@@ -186,8 +186,9 @@ class ModelConfig(Settings):
         _check("window" not in self.kinds or self.window is not None, "model shape: layers: some have a window, but window is null")
         _check(self.positions == "rope" or "no_rope" not in self.kinds, "model shape: learned positions leave no layer without rope")
         _check(not (self.parallel and self.post_norms), "model shape: a parallel block has no post_norms")
-        _check(self.rope_scaling is None or self.rope_theta > 1, f"model shape: rope_theta ({self.rope_theta}) must be above 1")
-        if (scaling := self.rope_scaling) is not None and scaling.kind == "longrope":
+        if (scaling := self.rope_scaling) is not None and scaling.kind == "yarn":
+            _check(self.rope_theta > 1, f"model shape: rope_theta ({self.rope_theta}) must be above 1 for yarn")
+        if scaling is not None and scaling.kind == "longrope":
             pairs, lengths = rotated // 2, [len(scaling.short_factors), len(scaling.long_factors)]
             _check(lengths == [pairs, pairs], f"model shape: short_factors and long_factors have {lengths} numbers, both must have {pairs}")
             _check(
