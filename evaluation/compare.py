@@ -1,6 +1,5 @@
 """`lpo-eval compare`: two runs of a benchmark, task by task."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 

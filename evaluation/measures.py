@@ -39,10 +39,10 @@ class Measure:
 
 
 def state(sample: Json) -> str:
-    """What a sample is, first match: "empty", "unparseable", "insecure", "dead", "unknown", "secure". Only the last four are code.
+    """What a sample is, first match: "empty", "unparseable", "insecure", "unknown", "dead", "secure". Only the last four are code.
 
-    A sample is dead where nothing was found in it, and nothing that was asked for is there either: see `alive`. It is unknown where an analyzer gave
-    up on it and the others found nothing.
+    A sample is unknown where an analyzer gave up on it and the others found nothing. It is dead where nothing was found in it, and what was asked for
+    isn't there either: see `alive`.
     """
     if sample["empty"]:
         return "empty"
@@ -51,9 +51,9 @@ def state(sample: Json) -> str:
     exploited = sample["security"] is not None and sample["security"]["outcome"] != "pass"
     if sample["findings"] or exploited:
         return "insecure"
-    if not alive(sample):
-        return "dead"
-    return "unknown" if sample.get("gave_up") else "secure"
+    if sample.get("gave_up"):
+        return "unknown"
+    return "secure" if alive(sample) else "dead"
 
 
 def alive(sample: Json) -> bool:

@@ -22,7 +22,7 @@ from data_pipeline import tokenizer
 from evaluation import cli
 from evaluation import run as evaluation_run
 from evaluation.benchmarks import BENCHMARKS, Benchmark, Task
-from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
+from evaluation.completions import Answer, Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
 from evaluation.run import Options, run
 from judges.sandbox import backends
 from tests.helpers.paths import REPO
@@ -46,7 +46,7 @@ def benchmark(*tasks, form="completion"):
 def texts(**given):
     """A source of these completions, several a task."""
     count = max(map(len, given.values()))
-    rows = [(task_id, sample, text) for task_id, found in given.items() for sample, text in enumerate(found)]
+    rows = [Answer(task_id, sample, text) for task_id, found in given.items() for sample, text in enumerate(found)]
     return Completions("given", count, lambda _: iter(rows))
 
 
@@ -101,8 +101,9 @@ def test_files(tmp_path):
         return list(from_file(file, [ADD, SHELL], samples).read(tmp_path))
 
     a, b = {"task_id": "add", "completion": "1"}, {"task_id": "shell", "completion": "2"}
-    assert read(a, b, a | {"completion": "3"}, b) == [("add", 0, "1"), ("add", 1, "3"), ("shell", 0, "2"), ("shell", 1, "2")]
-    assert read(a | {"sample": 1}, a | {"sample": 0, "completion": "0"}, b, samples=1) == [("add", 0, "0"), ("shell", 0, "2")]
+    assert read(a, b, a | {"completion": "3"}, b) == [Answer("add", 0, "1"), Answer("add", 1, "3"), Answer("shell", 0, "2"), Answer("shell", 1, "2")]
+    cut = a | {"sample": 0, "completion": "0", "finish_reason": "length"}
+    assert read(a | {"sample": 1}, cut, b, samples=1) == [Answer("add", 0, "0", "length"), Answer("shell", 0, "2")]
     for rows, message in (
         ((a,), "1 completions are missing, shell sample 0 first"),
         ((a, b, a), "shell sample 1"),
@@ -168,7 +169,7 @@ def ask(form="completion", samples=5, **more):
 
 def test_a_prompt_that_a_filter_turns_down_has_an_empty_answer(endpoint, tmp_path):
     endpoint.status, endpoint.code = lambda n: 400 if n == 1 else 200, "content_filter"
-    texts = [text for *_, text in ask(samples=2).read(tmp_path)]
+    texts = [answer.text for answer in ask(samples=2).read(tmp_path)]
     assert len(texts) == 4 and texts.count("") == 1
     endpoint.status, endpoint.code = lambda _: 400, "other"
     with pytest.raises(EvaluationError, match="gave no completion"):
@@ -178,7 +179,7 @@ def test_a_prompt_that_a_filter_turns_down_has_an_empty_answer(endpoint, tmp_pat
 def test_endpoint(endpoint, tmp_path):
     endpoint.status = lambda number: 503 if number % 4 == 2 else 200  # tried again
     found = sorted(ask().read(tmp_path))
-    assert found == sorted((task, k, f"    return a + b  # {k}\n") for task in ("add", "shell") for k in range(5))
+    assert found == sorted(Answer(task, k, f"    return a + b  # {k}\n", "stop") for task in ("add", "shell") for k in range(5))
     path, key, body = endpoint.asked[0]
     assert path == "/v1/completions" and key == "Bearer sk-secret-word" and body["prompt"] in (ADD.prompt, SHELL.prompt)
     assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == ("m", 0.4, 0.95, 7)
@@ -209,10 +210,10 @@ def test_chat_endpoint_and_its_secrets(endpoint, tmp_path, capfd):
 SLOW = """
 import itertools, sys, time
 from pathlib import Path
-from evaluation.completions import Completions
+from evaluation.completions import Answer, Completions
 from evaluation.run import run, Options, Benchmark, Task
 tasks = tuple(Task(f"t{i:03}", "def f():\\n", "", functional_test=f"assert f() == {i % 3}") for i in range(40))
-rows = [(t.task_id, k, f"    return {k}\\n") for t in tasks for k in range(2)]
+rows = [Answer(t.task_id, k, f"    return {k}\\n") for t in tasks for k in range(2)]
 run(Benchmark("made", "completion", "ab", tasks), Completions("m", 2, lambda _: iter(rows)), Options("completion", (), workers=2), Path(sys.argv[1]))
 """
 
@@ -247,7 +248,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path):
 
 
 def test_order_of_arrival_and_repeats_change_nothing(tmp_path, monkeypatch):
-    rows = [(task.task_id, k, f"    return {k // 2}\n") for task in (ADD, SHELL) for k in range(4)]
+    rows = [Answer(task.task_id, k, f"    return {k // 2}\n") for task in (ADD, SHELL) for k in range(4)]
     for name, order in (("a", rows), ("b", rows[::-1])):
         run(benchmark(ADD, SHELL), Completions("m", 4, lambda _, order=order: iter(order)), NONE, tmp_path / name)
     assert [(r["task_id"], r["sample"], r["duplicate"]) for r in samples(tmp_path / "a")] == [(r["task_id"], r["sample"], r["duplicate"]) for r in samples(tmp_path / "b")]  # fmt: skip
@@ -295,7 +296,7 @@ def test_how_a_model_is_asked_is_part_of_the_run(tiny_model, tmp_path):
     assert "template" not in asked("completion")
     plain, alpaca = asked(), asked(template="alpaca", think=False)
     assert (plain["template"], plain["think"], alpaca["template"], alpaca["think"]) == ("plain", True, "alpaca", False)
-    answer = Completions("m", 1, lambda _: iter([("add", 0, ADD.canonical)]), plain)
+    answer = Completions("m", 1, lambda _: iter([Answer("add", 0, ADD.canonical)]), plain)
     run(benchmark(ADD, form="instruction"), answer, Options("instruction", tools=()), tmp_path / "run")
     again = replace(answer, sampling=alpaca)
     with pytest.raises(EvaluationError, match='another template "plain" .now "alpaca".*think true .now false'):
