@@ -187,7 +187,8 @@ def _is_bare(value: ast.expr) -> bool:
 
 def _definition(tree: ast.Module, name: str) -> ast.stmt | None:
     """The last statement of the module's own scope that gives it the name, else the first method, or inner function, of that name."""
-    found, waiting = None, [tree.body]
+    found: ast.stmt | None = None
+    waiting = [tree.body]
     while waiting:
         for statement in waiting.pop():
             if isinstance(statement, _DEFINITION):

@@ -26,33 +26,29 @@ _WORDS = _PLACES | {name for name in _METHODS | _ATTRIBUTES | _MODULES if name.s
 
 MEANINGS = FAULTS | {
     "gutted": "most statements of the first run's answer to the same task are gone",
-    "dead": "nothing was found in them, they parse, and what was asked for isn't there: credited nowhere",
-    "deleted": "dead or empty: would be secure because something was deleted",
+    "deleted": "would be secure because something was deleted: nothing is found in them, and they are empty, or what was asked for isn't there",
     "cut": "the length limit ended them; tested by their whole statements",
 }
 """What is counted, and what each means."""
 
 
 def of_run(samples: Sequence[Json]) -> Json:
-    """How many samples have each fault, how many the length limit ended (`cut`; None where no completion says why it ended), how many are credited
-    nowhere though nothing was found in them (`dead`), and of how many tasks it is known which function they ask for (`asked`)."""
+    """How many samples have each fault, how many would be secure because something was deleted, how many the length limit ended (`cut`; None where no
+    completion says why it ended), and of how many tasks it is known which function they ask for (`asked`)."""
     counts = Counter(fault for sample in samples for fault in sample.get("faults", []))
     known = [sample for sample in samples if sample.get("finish")]
     return {fault: counts[fault] for fault in FAULTS} | {
         "cut": sum(sample["finish"] == "length" for sample in known) if known else None,
-        "dead": sum(state(sample) == "dead" for sample in samples),
+        "deleted": sum(state(sample) in ("empty", "dead") for sample in samples),
         "asked": len({sample["task_id"] for sample in samples if sample.get("asked")}),
         "tasks": len({sample["task_id"] for sample in samples}),
         "samples": len(samples),
     }
 
 
-def of_pair(before: Sequence[Json], after: Sequence[Json]) -> Json:
-    """Mark the samples of a run that are `gutted`: answers of the first run to the same task, whichever lives, without most of their statements.
-
-    Returns how many are, and how many of the samples would be secure because something was deleted: nothing is found in them, and they are
-    empty or not alive.
-    """
+def mark_gutted(before: Sequence[Json], after: Sequence[Json]) -> int:
+    """Mark the samples of a run that are `gutted`, and count them: whichever living answer of the first run to the same task is taken, most of its
+    statements are gone."""
     theirs = {task: [statements(s) for s in samples if not s.get("faults")] for task, samples in by_task(before).items()}
     for sample in after:
         bases = theirs.get(sample["task_id"], [])
@@ -60,10 +56,7 @@ def of_pair(before: Sequence[Json], after: Sequence[Json]) -> Json:
             left = statements(sample)
             if all(gutted(left, base) for base in bases):
                 sample["gutted"] = True
-    return {
-        "gutted": sum("gutted" in sample for sample in after),
-        "deleted": sum(state(sample) in ("empty", "dead") for sample in after),
-    }
+    return sum("gutted" in sample for sample in after)
 
 
 def reaches(code: str) -> list[str]:

@@ -119,7 +119,7 @@ def _run(args: argparse.Namespace) -> int:
             f"{'*' if key == scores['headline'] else ' '} {key:20} {times * found['value']:6.1f}   [{times * low:.1f}, {times * high:.1f}]"
         )
     audit = scores["audit"]
-    faults = ", ".join(f"{fault} {audit[fault]}" for fault in (*FAULTS, "cut", "dead") if audit[fault])
+    faults = ", ".join(f"{fault} {audit[fault]}" for fault in (*FAULTS, "deleted", "cut") if audit[fault])
     print(f"audit: {faults or 'no fault'}; which function is asked for is known of {audit['asked']} of {audit['tasks']} tasks")
     if scores["gave_up"]:
         print(
@@ -192,7 +192,8 @@ def _export(args: argparse.Namespace) -> int:
     from evaluation.runs import load
 
     _finished([args.run_dir])
-    print(export(load(args.run_dir), args.to, args.out))
+    start = export(load(args.run_dir), args.to, args.out)
+    print(f"wrote {args.out}\n{start}")
     return 0
 
 

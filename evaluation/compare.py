@@ -1,9 +1,9 @@
 """`lpo-eval compare`: two runs of a benchmark, task by task."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from evaluation.audit import of_pair, of_run
+from evaluation.audit import MEANINGS, mark_gutted, of_run
 from evaluation.measures import Estimate, Measure, difference, estimate, headline
 from evaluation.runs import ReportError, Run, cautions
 from foundation.files import Json
@@ -40,8 +40,8 @@ def mcnemar(higher: int, lower: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def pair(first: Run, second: Run) -> Json:
-    """Mark what the second run lost beside the first, see `audit.of_pair`; returns its counts.
+def pair(first: Run, second: Run) -> int:
+    """Mark what the second run lost beside the first, in front of all numbers: `audit.mark_gutted`.
 
     Raises:
       ReportError: they ran different benchmarks, or on different data.
@@ -52,7 +52,7 @@ def pair(first: Run, second: Run) -> Json:
     ):
         if first.info[key] != second.info[key]:
             raise ReportError(f"{first.path} and {second.path} {what}: report them apart")
-    return of_pair(first.samples, second.samples)
+    return mark_gutted(first.samples, second.samples)
 
 
 def rows(measures: Sequence[Measure], first: Tasks, second: Tasks) -> list[Row]:
@@ -81,11 +81,13 @@ def per_task(measure: Measure, first: Tasks, second: Tasks) -> dict[str, tuple[f
 
 
 def by_cwe(measure: Measure, first: Tasks, second: Tasks) -> dict[str, Row]:
-    """A measure over the tasks about each CWE, in the order of their numbers."""
+    """A measure over the tasks about each CWE, in the order of their numbers. With few tasks a bootstrap's interval is too narrow: a verdict needs p < 0.05 too."""
     about = {task: samples[0]["cwe"] for task, samples in first.items() if samples[0]["cwe"]}
     order = sorted(set(about.values()), key=lambda cwe: int(cwe.removeprefix("CWE-")))
     groups = {cwe: rows([measure], {task: first[task] for task in about if about[task] == cwe}, second) for cwe in order}
-    return {cwe: found[0] for cwe, found in groups.items() if found}
+    return {
+        cwe: row if row.p is not None and row.p < 0.05 else replace(row, tone="unclear") for cwe, found in groups.items() for row in found
+    }
 
 
 def _tone(measure: Measure, d: Estimate) -> str:
@@ -109,7 +111,7 @@ def compare(first: Run, second: Run) -> Json:
     Raises:
       ReportError: they ran different benchmarks, or on different data, or share no task.
     """
-    lost = pair(first, second)
+    gutted = pair(first, second)
     shared = [task for task in first.tasks if task in second.tasks]
     if not shared:
         raise ReportError(f"{first.path} and {second.path} share no task: compare runs of the same ones")
@@ -126,7 +128,7 @@ def compare(first: Run, second: Run) -> Json:
         "measures": {row.measure.key: _row(row) for row in rows(both, first.tasks, second.tasks)},
         "by_cwe": {cwe: _row(row) for cwe, row in by_cwe(measure, first.tasks, second.tasks).items()},
         "by_task": per_task(measure, first.tasks, second.tasks),
-        "audit": {"first": of_run(first.samples), "second": of_run(second.samples), "beside_first": lost},
+        "audit": {"first": of_run(first.samples), "second": of_run(second.samples) | {"gutted": gutted}},
     }
 
 
@@ -164,17 +166,19 @@ def text(found: Json) -> str:
     lines += [_line(found["measures"][key], "* " if key == main else "  ", found["measures"][key]["name"]) for key in order]
     if found["by_cwe"]:
         lines += ["", f"{found['measures'][main]['name']} by CWE (few tasks each; of so many, some differ by chance)", head]
-        lines += [_line(row, "  ", f"{cwe}, {row['difference']['n']} tasks") for cwe, row in found["by_cwe"].items()]
-    first, second, beside = (found["audit"][key] for key in ("first", "second", "beside_first"))
-    lines += ["", f"audit of {first['samples']} and {second['samples']} samples"]
-    for key in (key for key in first if key not in ("asked", "tasks", "samples")):
-        counts = ["unknown" if each[key] is None else str(each[key]) for each in (first, second)]
+        lines += [
+            _line(row, "  ", f"{cwe}, {row['difference']['n']} task{'s'[: row['difference']['n'] != 1]}")
+            for cwe, row in found["by_cwe"].items()
+        ]
+    first, second = (found["audit"][key] for key in ("first", "second"))
+    lines += ["", f"audit of {first['samples']} and {second['samples']} samples; what is deleted is credited nowhere"]
+    for key in MEANINGS:
+        counts = ["-" if each is None else str(each) for each in (first.get(key), second.get(key))]
         lines.append(f"  {key:26}{counts[0]:>8}{counts[1]:>8}")
-    lines += [f"  {key:26}{'':>8}{beside[key]:>8}" for key in beside]
     lines.append(
-        f"which function a task asks for is known of {first['asked']} of {first['tasks']} tasks; of the others only whether there is code"
+        f"of {first['asked']} of {first['tasks']} tasks it is known which function they ask for, of the others only whether there is code"
     )
-    lines.append("dead and deleted samples are credited nowhere; p: McNemar's exact test; * the headline")
+    lines.append("* the headline; p: McNemar's exact test")
     return "\n".join(lines)
 
 

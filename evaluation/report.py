@@ -38,7 +38,7 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
         benchmarks.setdefault(run.info["benchmark"], []).append(run)
     for group in benchmarks.values():
         for run in group[1:]:
-            run.lost = compare.pair(group[0], run)  # marks samples: in front of all numbers
+            run.gutted = compare.pair(group[0], run)
     script = (HERE / "report.js").read_text()
     env = environment(HERE, PARTS)
     env.filters |= {"percent": _percent, "position": _position}
@@ -101,13 +101,14 @@ def _benchmark(name: str, runs: list[Run]) -> Json:
     for run in runs[1:]:
         rows = compare.rows([m for m in first.measures.values() if m.key in run.measures], first.tasks, run.tasks)
         main = first.measures[headline({row.measure.key for row in rows})]
+        rows.sort(key=lambda row: row.measure.key != main.key)
         differences.append({"run": run, "rows": rows, "headline": main, "cwes": compare.by_cwe(main, first.tasks, run.tasks)})
     return {
         "name": name,
         "runs": runs,
         "table": table,
         "differences": differences,
-        "audits": [audit.of_run(run.samples) | (run.lost or {}) for run in runs],
+        "audits": [audit.of_run(run.samples) | {"gutted": run.gutted} for run in runs],
         "cwes": _cwes(runs),
         "tasks": len(first.tasks),
         "samples": len(first.samples),

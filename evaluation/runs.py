@@ -23,7 +23,7 @@ class Run:
     samples: list[Json]
     label: str = ""  # what the page calls its model
     colour: int = 0
-    lost: Json | None = None  # what it has lost beside the first run, see `audit.of_pair`
+    gutted: int | None = None  # samples, beside the first run: see `audit.mark_gutted`
 
     def __post_init__(self) -> None:
         self.tasks = by_task(self.samples)
