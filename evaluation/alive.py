@@ -4,6 +4,7 @@ Nothing here runs a program. A fault is something that a reader would see at onc
 """
 
 import ast
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ FAULTS = {
     "looping": "repeats itself to its end; an answer to an instruction is looked at whole, a continuation as far as the prompt's function goes",
     "copied": "gives the task's text back and adds no statement",
     "missing": "the function that the task asks for isn't there",
-    "hollow": "the function is there, and nothing in it works: `pass`, texts, comments, a `raise`, a bare number or truth value that is returned, code behind a `return`",
+    "hollow": "the function is there, and nothing in it works: `pass`, texts, comments, a `raise`, code behind a `return`, a constant that is returned (of a function without arguments a text is none)",
 }
 """What can be wrong with a sample by itself, and what each means."""
 
@@ -51,7 +52,9 @@ def audit(sample: Json) -> None:
     Args:
       sample: a line of samples.jsonl; `asked` stands in it unless an earlier version wrote it.
     """
-    names = sample.setdefault("asked", asked(sample["prompt"]))
+    if "asked" not in sample:
+        sample["asked"] = asked(sample["prompt"])
+    names = sample["asked"]
     tree = parse(sample["code"]) if sample["parses"] else None
     added = statements(sample)
     sample["statements"] = added.total()
@@ -95,7 +98,7 @@ def loops(text: str) -> bool:
     end = text.rstrip()[-_TAIL:][::-1]
     for period, length in enumerate(_repeats(end)):
         reach = period + length
-        if period and end[:period].strip() and (reach >= max(8 * period, 100) or reach >= max(4 * period, 400)):
+        if reach >= 100 and period and (reach >= 8 * period or (reach >= 400 and reach >= 4 * period)) and end[:period].strip():
             return True
     return False
 
@@ -114,6 +117,7 @@ def _repeats(text: str) -> Iterator[int]:
         yield length
 
 
+@functools.lru_cache(4096)
 def _code(prompt: str) -> str:
     """The code of a task's text: the text itself, or what it holds in a fence; "" if there is none."""
     if not prompt.strip():
@@ -170,7 +174,8 @@ def _is_filler(statement: ast.stmt) -> bool:
 def _is_idle(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.Return):
         return statement.value is None or _is_bare(statement.value)
-    return isinstance(statement, _IDLE) or _is_filler(statement)
+    switch = isinstance(statement, ast.If | ast.While) and isinstance(statement.test, ast.Constant)  # if 0: ...
+    return switch or isinstance(statement, _IDLE) or _is_filler(statement)
 
 
 def _is_bare(value: ast.expr) -> bool:
@@ -209,4 +214,17 @@ def _gives(statement: ast.stmt, name: str) -> bool:
 
 
 def _is_hollow(definition: ast.stmt | None) -> bool:
-    return isinstance(definition, _DEFINITION) and not _working(definition.body)
+    if not isinstance(definition, _DEFINITION):
+        return False
+    takes = not isinstance(definition, ast.ClassDef) and _takes(definition.args)
+    return all(takes and _is_constant(statement) for statement in _working(definition.body))
+
+
+def _is_constant(statement: ast.stmt) -> bool:
+    """It returns a text, or the like, whatever it was given."""
+    return isinstance(statement, ast.Return) and not any(isinstance(node, ast.Name | ast.Call) for node in ast.walk(statement))
+
+
+def _takes(args: ast.arguments) -> bool:
+    names = [arg.arg for arg in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
+    return bool(args.vararg or args.kwarg or [name for name in names if name not in ("self", "cls")])

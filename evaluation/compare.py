@@ -60,7 +60,7 @@ def rows(measures: Sequence[Measure], first: Tasks, second: Tasks) -> list[Row]:
     shared = [task for task in first if task in second]
     first, second = ({task: run[task] for task in shared} for run in (first, second))
     found = []
-    for measure in measures:
+    for measure in measures if shared else ():
         a, b, d = estimate(measure, first), estimate(measure, second), difference(measure, first, second)
         if a is None or b is None or d is None:
             continue
@@ -157,7 +157,7 @@ WORDS = {"better": "better", "worse": "worse", "unclear": "no clear difference",
 def text(found: Json) -> str:
     """A comparison for people, the headline first."""
     names = [found[side]["model"] for side in ("first", "second")]
-    lines = [f"{found['benchmark']}: {names[1]} (second) minus {names[0]} (first) over {found['tasks']} tasks that both have"]
+    lines = [f"{found['benchmark']}: {names[1]} (second) minus {names[0]} (first) over {_tasks(found['tasks'])} that both have"]
     lines += [f"mind: {caution}" for caution in found["cautions"]]
     head = f"  {'':26}{'first':>8}{'second':>8}{'difference':>12}{'95 % interval':>18}{'tasks up, down':>16}{'p':>8}"
     lines += ["", head]
@@ -167,7 +167,7 @@ def text(found: Json) -> str:
     if found["by_cwe"]:
         lines += ["", f"{found['measures'][main]['name']} by CWE (few tasks each; of so many, some differ by chance)", head]
         lines += [
-            _line(row, "  ", f"{cwe}, {row['difference']['n']} task{'s'[: row['difference']['n'] != 1]}")
+            _line(row, "  ", f"{cwe}, {_tasks(row['difference']['n'])}")
             for cwe, row in found["by_cwe"].items()
         ]
     first, second = (found["audit"][key] for key in ("first", "second"))
@@ -180,6 +180,10 @@ def text(found: Json) -> str:
     )
     lines.append("* the headline; p: McNemar's exact test")
     return "\n".join(lines)
+
+
+def _tasks(count: int) -> str:
+    return f"{count} task{'s'[: count != 1]}"
 
 
 def _line(row: Json, mark: str, name: str) -> str:

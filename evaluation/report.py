@@ -99,8 +99,8 @@ def _benchmark(name: str, runs: list[Run]) -> Json:
     table = [(m, [estimate(m, run.tasks) if m.key in run.measures else None for run in runs]) for m in union.values()]
     differences = []
     for run in runs[1:]:
+        main = first.measures[headline(first.measures.keys() & run.measures.keys())]
         rows = compare.rows([m for m in first.measures.values() if m.key in run.measures], first.tasks, run.tasks)
-        main = first.measures[headline({row.measure.key for row in rows})]
         rows.sort(key=lambda row: row.measure.key != main.key)
         differences.append({"run": run, "rows": rows, "headline": main, "cwes": compare.by_cwe(main, first.tasks, run.tasks)})
     return {
