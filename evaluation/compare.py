@@ -166,10 +166,7 @@ def text(found: Json) -> str:
     lines += [_line(found["measures"][key], "* " if key == main else "  ", found["measures"][key]["name"]) for key in order]
     if found["by_cwe"]:
         lines += ["", f"{found['measures'][main]['name']} by CWE (few tasks each; of so many, some differ by chance)", head]
-        lines += [
-            _line(row, "  ", f"{cwe}, {_tasks(row['difference']['n'])}")
-            for cwe, row in found["by_cwe"].items()
-        ]
+        lines += [_line(row, "  ", f"{cwe}, {_tasks(row['difference']['n'])}") for cwe, row in found["by_cwe"].items()]
     first, second = (found["audit"][key] for key in ("first", "second"))
     lines += ["", f"audit of {first['samples']} and {second['samples']} samples; what is deleted is credited nowhere"]
     for key in MEANINGS:

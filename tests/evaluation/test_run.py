@@ -137,7 +137,7 @@ def endpoint(monkeypatch):
             text = body.get("prompt") or body["messages"][0]["content"]
             status = self.server.status(number)
             chat = {"message": {"role": "assistant", "content": f"chat {text}"}}
-            choice = {"index": 0, "finish_reason": "stop"} | (
+            choice = {"index": 0, "finish_reason": self.server.finish} | (
                 chat if "messages" in body else {"text": f"    return a + b  # {body['seed']}\n"}
             )
             answer = {"id": "x", "object": "x", "created": 0, "model": "m", "choices": [choice]}
@@ -157,7 +157,7 @@ def endpoint(monkeypatch):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked, server.now, server.most, server.lock, server.status = [], 0, 0, threading.Lock(), lambda _: 200
-    server.code = None
+    server.code, server.finish = None, "stop"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
@@ -245,16 +245,19 @@ def test_endpoint(endpoint, tmp_path):
     assert path == "/v1/completions" and key == "Bearer sk-secret-word" and body["prompt"] in (ADD.prompt, SHELL.prompt)
     assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == ("m", 0.4, 0.95, 7)
     assert 1 < endpoint.most <= 3
-    count = len(endpoint.asked)
+    endpoint.finish = "length"
+    assert {answer.finish for answer in ask(samples=6).read(tmp_path) if answer.sample == 5} == {"length"}
+    count, found = len(endpoint.asked), sorted(ask(samples=6).read(tmp_path))
     with (tmp_path / "completions.jsonl").open("a") as file:
         file.write('{"id": "add", "sam')
-    assert sorted(ask().read(tmp_path)) == found and len(endpoint.asked) == count  # nothing is asked twice
+    assert sorted(ask(samples=6).read(tmp_path)) == found and len(endpoint.asked) == count  # nothing is asked twice
 
 
 def test_chat_endpoint_and_its_secrets(endpoint, tmp_path, capfd):
     out = tmp_path / "chat"
     scores = run(benchmark(ADD, SHELL), ask("instruction", 1), Options("instruction", tools=()), out)
     assert scores["measures"]["unparseable"]["value"] == 1
+    assert {row["finish"] for row in samples(out)} == {"stop"}
     assert {row["completion"] for row in samples(out)} == {f"chat {ADD.instruction}", f"chat {SHELL.instruction}"}
     assert endpoint.asked[0][0] == "/v1/chat/completions"
     assert json.loads((out / "run.json").read_text())["sampling"]["endpoint"] == f"chat at 127.0.0.1:{endpoint.server_port}/v1"
@@ -407,6 +410,9 @@ def test_a_model_through_two_benchmarks_to_a_report(tiny_model, tmp_path, capsys
         for source, args in (("tiny", model), ("answers", [*shared, "--completions", tmp_path / f"{name}-answers.jsonl"])):
             runs[name, source] = tmp_path / f"{name}-{source}"
             assert cli.main([*map(str, args), "-o", str(runs[name, source])]) == 0, capsys.readouterr().err
+    kept = [json.loads(line)["finish"] for line in (runs["humaneval", "tiny"] / "completions.jsonl").read_text().splitlines()]
+    cut = json.loads((runs["humaneval", "tiny"] / "scores.json").read_text())["audit"]["cut"]
+    assert sorted(row["finish"] for row in samples(runs["humaneval", "tiny"])) == sorted(kept) and cut == kept.count("length") > 0
     drawn = [(row["task_id"], row["sample"]) for row in samples(runs["humaneval", "tiny"])]
     assert drawn == [(row["task_id"], k) for row in function for k in range(3)]
     assert len({row["completion"] for row in samples(runs["humaneval", "tiny"])}) > 12
