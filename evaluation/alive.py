@@ -4,6 +4,7 @@ Nothing here runs a program. A fault is something that a reader would see at onc
 """
 
 import ast
+import builtins
 import functools
 import re
 from collections import Counter
@@ -28,11 +29,16 @@ _DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 _IDLE = ast.Pass | ast.Import | ast.ImportFrom | ast.Global | ast.Nonlocal | ast.Raise | ast.Break | ast.Continue
 _END = ast.Return | ast.Raise | ast.Break | ast.Continue
 _TAIL = 4000  # characters of a text in which a loop is looked for
+_NAME = r"([A-Za-z_]\w*)"
 _NAMED = (
-    re.compile(r"\bdef\s+([A-Za-z_]\w*)\s*\("),  # of sentences only: a definition in the task's code is there already
-    re.compile(r"`([A-Za-z_]\w*)\([^`\n]*\)`"),
-    re.compile(r"\b(?:function|method|class)\s+(?:called|named)\s+[`'\"]?([A-Za-z_]\w*)"),
-    re.compile(r"\b(?:function|method|class)\s+`([A-Za-z_]\w*)`|`([A-Za-z_]\w*)`\s+(?:function|method|class)\b"),
+    re.compile(rf"\bdef\s+{_NAME}\s*\("),  # of sentences only: a definition in the task's code is there already
+    re.compile(rf"\bfunction(?:'s)? name is\s+[`'\"]?{_NAME}"),
+    re.compile(
+        rf"\b(?:write|implement|create|define|develop|complete|add|build)\b(?:(?!\bus(?:es?|ing)\b)[^.`\n]){{0,60}}`{_NAME}\([^`\n]*\)`",
+        re.IGNORECASE,
+    ),
+    re.compile(rf"\b(?:function|method|class)\s+(?:called|named)\s+[`'\"]?{_NAME}"),
+    re.compile(rf"\b(?:function|method|class)\s+[`'\"]{_NAME}[`'\"(]"),
 )
 
 
@@ -43,7 +49,7 @@ def asked(prompt: str) -> list[str]:
         return [name]
     text = prompt if code else re.sub(r"^(```|~~~).*?^\1", "", prompt, flags=re.DOTALL | re.MULTILINE)
     found = (match for pattern in _NAMED[bool(code) :] if (match := pattern.search(text)))
-    return [next(filter(None, match.groups())) for match in found][:1]
+    return [match[1] for match in found if not hasattr(builtins, match[1])][:1]
 
 
 def audit(sample: Json) -> None:
@@ -58,14 +64,17 @@ def audit(sample: Json) -> None:
     tree = parse(sample["code"]) if sample["parses"] else None
     added = statements(sample)
     sample["statements"] = added.total()
-    prompt, said = " ".join(sample["prompt"].split()), " ".join(sample["completion"].split())
+    prompt, said = (
+        " ".join(sample["prompt"].split()),
+        " ".join(re.sub(r"^(```|~~~).*$", "", sample["completion"], flags=re.MULTILINE).split()),
+    )
     code = " ".join(_code(sample["prompt"]).split())
     continues = bool(code) and sample["code"].startswith(sample["prompt"].rstrip())
     found = {
         "empty": sample["empty"],
         "unparseable": not sample["parses"],
         "looping": loops(sample["code"] if continues else sample["completion"]),
-        "copied": not added and (bool(code) and code in said or (said in prompt and len(said) * 2 >= len(prompt))),
+        "copied": not added and ((tree is not None and bool(code) and code in said) or (said in prompt and len(said) * 2 >= len(prompt))),
         "missing": tree is not None and any(_definition(tree, name) is None for name in names),
         "hollow": tree is not None and any(_is_hollow(_definition(tree, name)) for name in names),
     }
@@ -143,19 +152,23 @@ def _statements(code: str, tree: ast.Module) -> Counter[str]:
 
 
 def _working(body: list[ast.stmt]) -> list[ast.stmt]:
-    """The statements of a body, at any depth, that can be reached and do something."""
-    found, waiting = [], [body]
+    """The statements of a body, at any depth, that can be reached and do something; one with blocks does what stands in them."""
+    reached: list[tuple[ast.stmt, int]] = []  # each with its place of the one around it
+    waiting = [(body, -1)]
     while waiting:  # no recursion: a model may write a thousand `elif`
-        for statement in waiting.pop():
-            blocks = _blocks(statement)
-            waiting += blocks
-            if isinstance(statement, _DEFINITION):
-                continue
-            if not _is_idle(statement) and (not blocks or any(not _is_filler(each) for block in blocks for each in block)):
-                found.append(statement)
+        block, around = waiting.pop()
+        for statement in block:
+            waiting += [(inner, len(reached)) for inner in _blocks(statement)]
+            reached.append((statement, around))
             if isinstance(statement, _END):
                 break
-    return found
+    does = [not _blocks(statement) and not _is_filler(statement) for statement, _ in reached]
+    for at, (_, around) in reversed(list(enumerate(reached))):
+        if around >= 0 and does[at]:
+            does[around] = True
+    return [
+        each for (each, _), done in zip(reached, does, strict=True) if done and not isinstance(each, _DEFINITION) and not _is_idle(each)
+    ]
 
 
 def _blocks(statement: ast.stmt) -> list[list[ast.stmt]]:

@@ -101,7 +101,7 @@ def _without_credit(found: list[Row]) -> list[Row]:
     secure = next((row for row in found if row.measure.key == "secure"), None)
     if secure is None or secure.difference.value > 0:
         return found
-    of_findings = ("insecure", "insecure_parseable", "issues")
+    of_findings = ("insecure", "insecure_parseable", "issues", "codeql")
     return [Row(**(vars(row) | {"tone": "less"})) if row.tone == "better" and row.measure.key in of_findings else row for row in found]
 
 

@@ -125,7 +125,10 @@ def test_which_measure_is_the_headline():
         (INSTRUCTION, ["find_user"]),
         ('"""\nWrite a function called `load` that reads.\n"""\n', ["load"]),
         ("Write `badge(name)` as a helper, and call `other(x)` in it.", ["badge"]),
-        ("Write a class `Safe`: `unlock(digits)` returns whether", ["unlock"]),
+        ("Write a class `Safe`: `unlock(digits)` returns whether", ["Safe"]),
+        ("This function updates. More specifically:\n1. The function name is update_mail.\n2. The arguments", ["update_mail"]),
+        ("Develop a function 'clean' that takes a URL, and use the `eval` function or `check_output()`.", ["clean"]),
+        ("Write a program that uses `parse(x)`, which calls a function named `eval`. It should use the `make` function.", []),
         ("Implement def parse(text): as above", ["parse"]),
         ("Write a function that adds two numbers.", []),
         ("import os\n\n\ndef helper():\n    return os.getcwd()\n\n\n# list a directory\n", []),
@@ -225,6 +228,13 @@ class Drop(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
+def working(statement):
+    """How many statements work in one, itself included: `pass` doesn't, and what holds nothing else doesn't either."""
+    blocks = [*getattr(statement, "body", []), *getattr(statement, "finalbody", [])]
+    inner = sum(map(working, blocks))
+    return inner + bool(inner) if blocks else not isinstance(statement, ast.Pass)
+
+
 @given(bodies(), st.data())
 def test_statements_that_are_dropped_at_random(made, data):
     lines, count = made
@@ -239,10 +249,7 @@ def test_statements_that_are_dropped_at_random(made, data):
         audit(found)
         both.append(found)
     base, answer = both
-    kept = sum(isinstance(node, ast.stmt) and not isinstance(node, ast.FunctionDef | ast.Pass) for node in ast.walk(ast.parse(left)))
-    kept -= sum(
-        isinstance(node, ast.If | ast.For) and all(isinstance(each, ast.Pass) for each in node.body) for node in ast.walk(ast.parse(left))
-    )
+    kept = sum(map(working, ast.parse(left).body[0].body))
     assert base["statements"] == count and answer["statements"] == kept
     assert state(base) == "secure" and mark_gutted([base], [base | {}]) == 0
     lost = mark_gutted([base], [answer])
