@@ -59,7 +59,9 @@ def _targets(model: Model, config: LoraConfig) -> list[str]:
         return targets
     others = [path for path in flatten_dict(model.shapes(), sep=".") if pattern.fullmatch(path)]
     why = f"only {', '.join(others)}, and embeddings, norms and biases have no adapters" if others else "no parameter"
-    raise ConfigError(f"lora.targets {config.targets!r} matches {why}; it must fully match one of: {', '.join(target(model, path) for path in model.inputs())}")
+    raise ConfigError(
+        f"lora.targets {config.targets!r} matches {why}; it must fully match one of: {', '.join(target(model, path) for path in model.inputs())}"
+    )
 
 
 def target(model: Model, path: str) -> str:
