@@ -32,6 +32,7 @@ CORRECTED_CWE = {
 """Rule -> CWE, where Bandit's own is missing, general or of another kind of weakness."""
 
 ONE_CORE = True  # run several side by side
+ANY_TEXT = False
 TIMEOUT_S = 600
 
 
