@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.formats import text_of
+from evaluation import cyberseceval
 from evaluation.extract import body_indent, open_name
 from foundation.errors import UserError
 from foundation.files import Json, sha256
@@ -49,6 +50,7 @@ class Task:
     names: tuple[str, ...] = ()
     given: str = ""
     module: str = ""  # by which its tests import the program
+    fragment: bool = False  # `prompt` is cut out of a file: only what is found behind it counts, and neither need be Python for the judges that read any text
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Source:
     licence: str
     read: Callable[[Path, bytes], Iterator[Task]]
     sha256: frozenset[str] = frozenset()
+    judges: tuple[str, ...] = ("bandit", "semgrep")  # where none are named
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def _checked(task: Task) -> Task:
       RowError: one is something else.
     """
     for field, value in vars(task).items():
-        if field != "packages":
+        if field not in ("packages", "fragment"):
             text_of(value, f"task {task.task_id}: {field}")
     return task
 
@@ -277,6 +280,10 @@ if _code or _plugin.left:
 """
 
 
+def _cyberseceval(reader: Callable[[Iterator[Json]], Iterator[Json]]) -> Callable[[Path, bytes], Iterator[Task]]:
+    return lambda path, content: (Task(**fields) for fields in reader(_rows(path, content)))
+
+
 def _humaneval(path: Path, content: bytes) -> Iterator[Task]:
     """HumanEval and MBXP: `check` is called with the function; HumanEval-X's tests call it themselves."""
     for row in _rows(path, content):
@@ -310,6 +317,14 @@ BENCHMARKS = {
         _scenarios, frozenset({"20833382a6b1d22c1e04334b9da1d1921a9df0b0ad1f9b7e2c5ee520bbf376ce"}),
     ),
     "cweval": Source("CWEval", "completion", f"{_GITHUB}/Co1lin/CWEval (benchmark/core/py)", "Apache-2.0", _cweval),
+    "cyberseceval-instruct": Source(
+        "CyberSecEval's instruct tests, Python", "instruction", f"{_GITHUB}/meta-llama/PurpleLlama (CybersecurityBenchmarks/datasets/instruct)", "MIT",
+        _cyberseceval(cyberseceval.instruct), frozenset({"be91cc097e5139268f8901c7e03c87ce5bb83b0385b58958e39b0f223d10eebb"}), ("codeshield",),
+    ),
+    "cyberseceval-autocomplete": Source(
+        "CyberSecEval's autocomplete tests, Python", "completion", f"{_GITHUB}/meta-llama/PurpleLlama (CybersecurityBenchmarks/datasets/autocomplete)", "MIT",
+        _cyberseceval(cyberseceval.autocomplete), frozenset({"393b280f4829fd86b579f34d2b384b9ebd657e926cb5901622d01f38e5ba40cd"}), ("codeshield",),
+    ),
     "humaneval": Source(
         "HumanEval", "completion", f"{_GITHUB}/openai/human-eval (data/HumanEval.jsonl.gz)", "MIT", _humaneval,
         frozenset({"b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"}),

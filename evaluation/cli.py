@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     draw.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="an endpoint: requests at once (default: 8)")
     add_asking(run.add_argument_group("asking (a model of ours, with --form instruction)"))
     how = run.add_argument_group("judging")
-    how.add_argument("--judges", nargs="+", default=["bandit", "semgrep"], metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: bandit semgrep)")  # fmt: skip
+    how.add_argument("--judges", nargs="+", metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: the benchmark's own, of most bandit semgrep)")  # fmt: skip
     how.add_argument("--noise", action="store_true", help=f"count rules too that say little of security: {', '.join(NOISE)}; judges/findings.py says why")  # fmt: skip
     how.add_argument("--cache", type=new_directory, metavar="DIR", help="keep findings there, by the code's hash")
     how.add_argument("--workers", type=whole(1), metavar="N", help="programs at work at once (default: one a processor)")
@@ -90,7 +90,8 @@ def _run(args: argparse.Namespace) -> int:
     benchmark = load(args.benchmark, args.data, args.any_data)
     benchmark = replace(benchmark, tasks=benchmark.tasks[: args.limit])
     form = args.form or benchmark.form
-    tools = () if args.judges == ["none"] else tuple(args.judges)
+    judges = args.judges or BENCHMARKS[benchmark.name].judges
+    tools = () if args.judges == ["none"] else tuple(judges)
     options = Options(form, tools, args.noise, args.time_s, args.memory_mb, args.workers, args.unsafe_exec, args.cache)
     scores = run(benchmark, _source(args, benchmark, form), options, args.out)
     print(f"{benchmark.name}: {scores['tasks']} tasks, {scores['samples']} samples in {args.out}")
@@ -147,7 +148,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _benchmarks(args: argparse.Namespace) -> int:
     for name, source in BENCHMARKS.items():
-        print(f"{name:16}{source.title}\n{'':16}form: {source.form}; licence: {source.licence}\n{'':16}{source.origin}")
+        print(f"{name:26}{source.title}\n{'':26}form: {source.form}; licence: {source.licence}; judges: {' '.join(source.judges)}\n{'':26}{source.origin}")
     return 0
 
 

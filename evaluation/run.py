@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from evaluation.audit import reaches
 from evaluation.benchmarks import Benchmark, Task
 from evaluation.completions import Completions, EvaluationError
+from evaluation.cyberseceval import completed
 from evaluation.extract import extract
 from evaluation.measures import Estimate, by_cwe, by_task, estimate, measures
 from foundation.files import Json, claim, foreign, hold_directory, read_journal, read_json, write_json, write_text
@@ -59,10 +61,12 @@ def _run(benchmark: Benchmark, completions: Completions, options: Options, out: 
     todo = (c for c in completions.read(out) if c[0] in tasks and c[1] < completions.samples and c[:2] not in done)
     total = len(tasks) * completions.samples
     first = next(todo, None)  # only now: a source may show a bar of its own while it draws
-    with tqdm(total=total, initial=len(done), desc=f"judge {benchmark.name}", unit=" samples", dynamic_ncols=True) as bar:
+    own_cache = tempfile.TemporaryDirectory(prefix="findings-")  # equal programs of one run are judged once
+    with own_cache, tqdm(total=total, initial=len(done), desc=f"judge {benchmark.name}", unit=" samples", dynamic_ncols=True) as bar:
+        cache = options.cache or Path(own_cache.name)
         rest = itertools.chain([first] if first else [], todo)
         while chunk := list(itertools.islice(rest, _CHUNK if options.tools else _CHUNK_TESTS)):
-            records = _judge([(tasks[task_id], sample, text) for task_id, sample, text in chunk], options, bar)
+            records = _judge([(tasks[task_id], sample, text) for task_id, sample, text in chunk], options, cache, bar)
             with journal.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(record) + "\n" for record in records))
     return _finish(benchmark, completions.samples, options, out)
@@ -110,10 +114,10 @@ def _begin(benchmark: Benchmark, completions: Completions, options: Options, out
     claim(file, settings, refuse, free=["name"])
 
 
-def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) -> list[Json]:
+def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, cache: Path, bar: tqdm) -> list[Json]:
     records, cases = [], []
     for task, sample, text in chunk:
-        program = extract(task.prompt, text, options.form, task.suffix)
+        program = completed(task.prompt, text) if task.fragment else extract(task.prompt, text, options.form, task.suffix)
         record: Json = {
             "task_id": task.task_id,
             "sample": sample,
@@ -151,11 +155,14 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) 
         bar.update(last[id(record)] == key)
     if options.tools:
         bar.set_postfix_str("analyzers")
-        readable = [record for record in records if record["parses"] and not record["empty"]]
+        any_text = any(TOOLS[name].ANY_TEXT for name in options.tools)
+        readable = [(record, task) for record, (task, *_) in zip(records, chunk, strict=True) if not record["empty"] and (record["parses"] or any_text)]
         workers = options.workers or os.cpu_count() or 1
-        verdicts = judge([r["code"] for r in readable], options.tools, workers=workers, cache=options.cache, noise=options.noise)
-        for record, verdict in zip(readable, verdicts, strict=True):
-            record["findings"] = [asdict(finding) for finding in verdict.findings]
+        verdicts = judge([r["code"] for r, _ in readable], options.tools, workers=workers, cache=cache, noise=options.noise)
+        for (record, task), verdict in zip(readable, verdicts, strict=True):
+            given = task.prompt.count("\n") if task.fragment else 0
+            counted = (f for f in verdict.findings if f.line > given and (record["parses"] or TOOLS[f.judge].ANY_TEXT))
+            record["findings"] = [asdict(finding) for finding in counted]
             if verdict.failed:
                 record["gave_up"] = list(verdict.failed)
     bar.update(len(records) - len(last))

@@ -57,8 +57,8 @@ def run(directory: Path, workers: int) -> tuple[list[tuple[str, Finding]], set[s
     for name, text in texts.items():
         found |= {(name, finding) for finding in _regex_findings(text)}
         if parse(text) is None:
-            pieces, origin[name] = mended(text)
-            (directory / _MENDED / name).write_text(pieces, encoding="utf-8")
+            mended, origin[name] = pieces(text)
+            (directory / _MENDED / name).write_text(mended, encoding="utf-8")
     results, unread = semgrep.scan(directory, _parts()[0], workers)
     for result in results:
         file = Path(result["path"])
@@ -72,7 +72,7 @@ def run(directory: Path, workers: int) -> tuple[list[tuple[str, Finding]], set[s
     return sorted(found, key=lambda each: (each[0], each[1].line, each[1].rule)), gave_up
 
 
-def mended(text: str) -> tuple[str, list[int]]:
+def pieces(text: str) -> tuple[str, list[int]]:
     """The pieces of a text that Python reads, one behind the other, and of each line of them the line of `text` (from 1) that it is.
 
     A piece begins with lines `if True:` for the blocks that it stands in. Lines that no piece holds are left out.

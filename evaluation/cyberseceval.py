@@ -1,0 +1,61 @@
+"""CyberSecEval's insecure coding tests, their Python rows: what Meta's detector (`judges.codeshield`) flags of what a model writes.
+
+"instruct" asks for a function. "autocomplete" gives some ten lines that stood in front of a flagged one, cut out of a file: they needn't be Python by
+themselves. As in Meta's own harness, the detector reads them in front of the completion, and only what it finds in the completion counts.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipeline import answers
+from evaluation.extract import Program
+from judges.codeshield import pieces
+from judges.prepare import parse
+
+Fields = dict[str, Any]
+
+
+def instruct(rows: Iterator[Fields]) -> Iterator[Fields]:
+    """The fields of `Task`. The row's own code, which the detector flagged, is what `insecure` gives."""
+    for row in _python(rows, "instruct"):
+        sentence = row["test_case_prompt"]
+        quoted = sentence.strip().replace("\\", "\\\\").replace('"""', r"\"\"\"")
+        yield _fields(row) | {"prompt": f'"""\n{quoted}\n"""\n', "instruction": sentence, "insecure": f"```python\n{row['origin_code']}\n```\n"}
+
+
+def autocomplete(rows: Iterator[Fields]) -> Iterator[Fields]:
+    """The fields of `Task`. As a prompt, the lines in front of the flagged one; as an instruction, the published text, which has them too."""
+    for row in _python(rows, "autocomplete"):
+        before, found, after = row["origin_code"].partition(row["line_text"])
+        if not found:
+            raise ValueError(f"row {row['prompt_id']}: its line_text isn't in its origin_code")
+        yield _fields(row) | {"prompt": before, "instruction": row["test_case_prompt"], "insecure": row["origin_code"], "fragment": True}
+
+
+def _python(rows: Iterator[Fields], variant: str) -> Iterator[Fields]:
+    for row in rows:
+        if row["variant"] != variant:
+            raise ValueError(f"row {row['prompt_id']} is of the variant {row['variant']}: this benchmark is cyberseceval-{row['variant']}")
+        if row["language"] == "python":
+            yield row
+
+
+def _fields(row: Fields) -> Fields:
+    return {"task_id": f"cyberseceval/{row['prompt_id']}", "cwe": row["cwe_identifier"]}
+
+
+def completed(before: str, completion: str) -> Program:
+    """The program of a completion of `before`, lines cut out of a file: these, and the answer's first block of code or, without any, all of it.
+
+    It "parses" where the completion's own lines do, in the blocks that they stand in.
+    """
+    text = answers.final(answers.normalised(completion), before)
+    fences = answers.fences(text)
+    text = fences[0].code if fences else text
+    text = text.removeprefix(before) if before.strip() else text
+    code = before + text
+    given = before.count("\n")
+    read = {number for number in pieces(code)[1] if number > given}
+    wanted = {n for n, line in enumerate(code.split("\n"), 1) if n > given and line.strip() and not line.lstrip().startswith("#")}
+    return Program(code, parse(code) is not None or wanted <= read, not wanted)
