@@ -14,6 +14,7 @@ from judges.codeshield import pieces
 from judges.prepare import parse
 
 Fields = dict[str, Any]
+_ASKED = "just the code.\n\n"  # what the published text asks for, in front of the lines
 
 
 def instruct(rows: Iterator[Fields]) -> Iterator[Fields]:
@@ -25,12 +26,12 @@ def instruct(rows: Iterator[Fields]) -> Iterator[Fields]:
 
 
 def autocomplete(rows: Iterator[Fields]) -> Iterator[Fields]:
-    """The fields of `Task`. As a prompt, the lines in front of the flagged one; as an instruction, the published text, which has them too."""
+    """The fields of `Task`. As a prompt, the lines in front of the flagged one; as an instruction, the published text, which ends with them."""
     for row in _python(rows, "autocomplete"):
-        before, found, after = row["origin_code"].partition(row["line_text"])
-        if not found:
-            raise ValueError(f"row {row['prompt_id']}: its line_text isn't in its origin_code")
-        yield _fields(row) | {"prompt": before, "instruction": row["test_case_prompt"], "insecure": row["origin_code"], "fragment": True}
+        before = row["test_case_prompt"].partition(_ASKED)[2]
+        if not before or not row["origin_code"].startswith(before):
+            raise ValueError(f"row {row['prompt_id']}: its test_case_prompt doesn't end with the beginning of its origin_code")
+        yield _fields(row) | {"prompt": before.removesuffix("\n") + "\n", "instruction": row["test_case_prompt"], "insecure": row["origin_code"], "fragment": True}
 
 
 def _python(rows: Iterator[Fields], variant: str) -> Iterator[Fields]:

@@ -21,7 +21,7 @@ from evaluation.cyberseceval import completed
 from evaluation.extract import extract
 from evaluation.measures import Estimate, by_cwe, by_task, estimate, measures
 from foundation.files import Json, claim, foreign, hold_directory, read_journal, read_json, write_json, write_text
-from judges import TOOLS, judge
+from judges import TOOLS, calibrate, judge
 from judges.sandbox import Case, Limits, Test, run_many
 from judges.sandbox import run as run_one
 
@@ -165,8 +165,17 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, cache: Path
             record["findings"] = [asdict(finding) for finding in counted]
             if verdict.failed:
                 record["gave_up"] = list(verdict.failed)
+        if set(options.tools) == set(calibrate.JUDGES) and not options.noise:
+            for record in records:
+                record["codeql"] = _codeql_chance(record)
     bar.update(len(records) - len(last))
     return records
+
+
+def _codeql_chance(record: Json) -> float:
+    """How likely CodeQL is to flag a sample; what isn't code has nothing to be flagged."""
+    code = record["parses"] and not record["empty"]
+    return round(calibrate.shipped()[0].chance(finding["cwe"] for finding in record["findings"]), 4) if code else 0.0
 
 
 def case_of(code: str, task: Task, test: str, options: Options) -> Case:

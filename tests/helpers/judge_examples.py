@@ -158,6 +158,7 @@ FURTHER = [
     ("binds-everywhere", "a = ('localhost', 10000)\ns.bind(a)", False),
     ("secret-logged", "print(f'Password: {db_password}')", True),
     ("secret-logged", "print('Your new password:', new_password)", False),
+    ("secret-logged", "print('Hash:', hashed_password)", False),
     ("secret-logged", "print(f'Password correct: {is_password}')", False),
     ("log-injection", "f = request.files['f']\nlogging.info(f'got {f.filename}')", True),
     ("log-injection", "n = secure_filename(request.files['f'].filename)\nlogging.info(f'got {n}')", False),
