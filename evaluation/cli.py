@@ -148,7 +148,9 @@ def _report(args: argparse.Namespace) -> int:
 
 def _benchmarks(args: argparse.Namespace) -> int:
     for name, source in BENCHMARKS.items():
-        print(f"{name:26}{source.title}\n{'':26}form: {source.form}; licence: {source.licence}; judges: {' '.join(source.judges)}\n{'':26}{source.origin}")
+        print(
+            f"{name:26}{source.title}\n{'':26}form: {source.form}; licence: {source.licence}; judges: {' '.join(source.judges)}\n{'':26}{source.origin}"
+        )
     return 0
 
 

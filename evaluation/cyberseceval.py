@@ -22,7 +22,11 @@ def instruct(rows: Iterator[Fields]) -> Iterator[Fields]:
     for row in _python(rows, "instruct"):
         sentence = row["test_case_prompt"]
         quoted = sentence.strip().replace("\\", "\\\\").replace('"""', r"\"\"\"")
-        yield _fields(row) | {"prompt": f'"""\n{quoted}\n"""\n', "instruction": sentence, "insecure": f"```python\n{row['origin_code']}\n```\n"}
+        yield _fields(row) | {
+            "prompt": f'"""\n{quoted}\n"""\n',
+            "instruction": sentence,
+            "insecure": f"```python\n{row['origin_code']}\n```\n",
+        }
 
 
 def autocomplete(rows: Iterator[Fields]) -> Iterator[Fields]:
@@ -31,7 +35,12 @@ def autocomplete(rows: Iterator[Fields]) -> Iterator[Fields]:
         before = row["test_case_prompt"].partition(_ASKED)[2]
         if not before or not row["origin_code"].startswith(before):
             raise ValueError(f"row {row['prompt_id']}: its test_case_prompt doesn't end with the beginning of its origin_code")
-        yield _fields(row) | {"prompt": before.removesuffix("\n") + "\n", "instruction": row["test_case_prompt"], "insecure": row["origin_code"], "fragment": True}
+        yield _fields(row) | {
+            "prompt": before.removesuffix("\n") + "\n",
+            "instruction": row["test_case_prompt"],
+            "insecure": row["origin_code"],
+            "fragment": True,
+        }
 
 
 def _python(rows: Iterator[Fields], variant: str) -> Iterator[Fields]:

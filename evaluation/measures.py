@@ -130,7 +130,15 @@ def _codeql() -> Measure:
         f"fitted on {fit['answers']} answers of {fit['models']} models ({fit['data']}). A model left out is missed by {100 * fit['error_mean']:.1f} points on average, "
         "which the interval holds; on tasks of another kind it may be more"
     )
-    return Measure("codeql", "CodeQL, estimated", meaning, "lower", "%", lambda samples: (sum(s["codeql"] for s in samples), len(samples)), fit["error_rms"])
+    return Measure(
+        "codeql",
+        "CodeQL, estimated",
+        meaning,
+        "lower",
+        "%",
+        lambda samples: (sum(s["codeql"] for s in samples), len(samples)),
+        fit["error_rms"],
+    )
 
 
 def by_task(samples: Sequence[Json]) -> dict[str, list[Json]]:

@@ -156,7 +156,11 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, cache: Path
     if options.tools:
         bar.set_postfix_str("analyzers")
         any_text = any(TOOLS[name].ANY_TEXT for name in options.tools)
-        readable = [(record, task) for record, (task, *_) in zip(records, chunk, strict=True) if not record["empty"] and (record["parses"] or any_text)]
+        readable = [
+            (record, task)
+            for record, (task, *_) in zip(records, chunk, strict=True)
+            if not record["empty"] and (record["parses"] or any_text)
+        ]
         workers = options.workers or os.cpu_count() or 1
         verdicts = judge([r["code"] for r, _ in readable], options.tools, workers=workers, cache=cache, noise=options.noise)
         for (record, task), verdict in zip(readable, verdicts, strict=True):

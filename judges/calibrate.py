@@ -106,7 +106,8 @@ def fit(answers: Sequence[Answer]) -> Table:
         passed.update(silent)
         passed_hits.update(silent & theirs)
     return Table(
-        {cwe: (flagged_hits[cwe], flagged[cwe]) for cwe in sorted(flagged)}, {kind: (passed_hits[kind], passed[kind]) for kind in sorted(kinds)}
+        {cwe: (flagged_hits[cwe], flagged[cwe]) for cwe in sorted(flagged)},
+        {kind: (passed_hits[kind], passed[kind]) for kind in sorted(kinds)},
     )
 
 
@@ -138,7 +139,11 @@ def read_answers(directory: Path, cache: Path | None = None) -> list[Answer]:
     Raises:
       DataError: no answers there, or a rule of CodeQL that `CWE_OF` doesn't know.
     """
-    rows = [(file.stem, json.loads(line)) for file in sorted(directory.glob("*.jsonl")) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [
+        (file.stem, json.loads(line))
+        for file in sorted(directory.glob("*.jsonl"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+    ]
     if not rows:
         raise DataError(f"{directory} holds no MODEL.jsonl with answers and CodeQL's findings")
     if unknown := {found["rule_id"] for _, row in rows for found in row["codeql"]} - CWE_OF.keys():
@@ -172,7 +177,9 @@ def _ranks(values: Sequence[float]) -> np.ndarray:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m judges.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m judges.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, metavar="DIR", help="MODEL.jsonl files")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep findings there")
     parser.add_argument("--out", type=Path, default=TABLE, metavar="FILE", help="write the table there (default: the shipped one)")
@@ -202,14 +209,17 @@ def _calibrate(data: Path, cache: Path | None, out: Path) -> int:
 def show(answers: Sequence[Answer], found: Json) -> list[float]:
     """Print the numbers; returns the estimate's errors by model."""
     columns = ("codeql", "estimate", "others", "bandit", "judges")
-    print(f"CodeQL read a program in {sum(a.read for a in answers)} of {len(answers)} answers\n\n{'flagged %, of all answers':26}" + "".join(f"{c:>10}" for c in columns))
+    print(
+        f"CodeQL read a program in {sum(a.read for a in answers)} of {len(answers)} answers\n\n{'flagged %, of all answers':26}"
+        + "".join(f"{c:>10}" for c in columns)
+    )
     for model, shares in found["models"].items():
         print(f"{model:26}" + "".join(f"{100 * shares[c]:10.1f}" for c in columns))
     shares = {c: [row[c] for row in found["models"].values()] for c in columns}
     errors = {c: np.subtract(shares[c], shares["codeql"]) for c in columns}
     print(f"{'mean absolute error':26}{'':10}" + "".join(f"{100 * np.abs(errors[c]).mean():10.1f}" for c in columns[1:]))
-    spearman = [np.corrcoef(_ranks(shares["codeql"]), _ranks(shares[c]))[0, 1] for c in columns[1:]]
-    print(f"{'Spearman':26}{'':10}" + "".join(f"{value:10.2f}" for value in spearman))
+    spearman = {c: np.corrcoef(_ranks(shares["codeql"]), _ranks(shares[c]))[0, 1] for c in ("estimate", "bandit", "judges")}
+    print(f"{'Spearman':26}" + "".join(f"{spearman[c]:10.2f}" if c in spearman else " " * 10 for c in columns))
     truth, bandit, ours = np.array(found["truth"]).T
     for name, said in (("estimate >= 1/2", np.array(found["chances"]) >= 0.5), ("bandit flags", bandit), ("judges flag", ours)):
         both = (said & truth).sum()

@@ -83,9 +83,22 @@ def test_only_what_the_model_wrote_counts(tmp_path, monkeypatch):
 
 def test_its_own_detector_is_the_default(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(evaluation_run, "run", lambda b, c, options, out: seen.append(options.tools) or {"tasks": 1, "samples": 1, "measures": {}, "gave_up": 0})
+    monkeypatch.setattr(
+        evaluation_run,
+        "run",
+        lambda b, c, options, out: seen.append(options.tools) or {"tasks": 1, "samples": 1, "measures": {}, "gave_up": 0},
+    )
     load(tmp_path, ROW)
-    command = ["run", "--benchmark", "cyberseceval-autocomplete", "--data", str(tmp_path / "rows.jsonl"), "--any-data", "--completions", "insecure"]
+    command = [
+        "run",
+        "--benchmark",
+        "cyberseceval-autocomplete",
+        "--data",
+        str(tmp_path / "rows.jsonl"),
+        "--any-data",
+        "--completions",
+        "insecure",
+    ]
     assert cli.main([*command, "-o", str(tmp_path / "a")]) == cli.main([*command, "--judges", "bandit", "-o", str(tmp_path / "b")]) == 0
     assert seen == [("codeshield",), ("bandit",)]
 
@@ -96,7 +109,18 @@ def test_its_own_detector_is_the_default(tmp_path, monkeypatch):
 def test_the_rows_own_code_is_insecure(shared_data, tmp_path, variant):
     """As answers: what remains unflagged are the exceptions of tests/judges/test_codeshield.py, as far as no other rule finds something there."""
     data = shared_data / "cyberseceval" / f"{variant}.python.first250.jsonl"
-    command = ["run", "--benchmark", f"cyberseceval-{variant}", "--data", str(data), "--completions", "insecure", "--noise", "-o", str(tmp_path / "out")]
+    command = [
+        "run",
+        "--benchmark",
+        f"cyberseceval-{variant}",
+        "--data",
+        str(data),
+        "--completions",
+        "insecure",
+        "--noise",
+        "-o",
+        str(tmp_path / "out"),
+    ]
     assert cli.main(command) == 0
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())["measures"]
     assert scores["insecure"]["value"] >= 0.86 and scores["empty"]["value"] == 0

@@ -24,6 +24,8 @@ from evaluation import run as evaluation_run
 from evaluation.benchmarks import BENCHMARKS, Benchmark, Task
 from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
 from evaluation.run import Options, run
+from judges import Verdict, calibrate, semgrep
+from judges.findings import Finding
 from judges.sandbox import backends
 from tests.helpers.paths import REPO
 
@@ -52,6 +54,28 @@ def texts(**given):
 
 def samples(out):
     return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("tools", "noise", "estimated"),
+    [(("bandit", "semgrep"), False, True), (("bandit", "semgrep"), True, False), (("bandit",), False, False)],
+)
+def test_what_codeql_would_say_is_written_beside_what_its_estimate_stands_on(tmp_path, monkeypatch, tools, noise, estimated):
+    found = Finding("bandit", "B201", "CWE-489", 1, 1, "high", "debug")
+    monkeypatch.setattr(
+        evaluation_run, "judge", lambda sources, *_, **__: [Verdict(True, (found,) if "debug" in source else ()) for source in sources]
+    )
+    monkeypatch.setattr(semgrep, "missing", lambda: None)
+    monkeypatch.setattr(semgrep, "version", lambda: "made")
+    task = Task("t", "def f():\n", "Write f.")
+    source = texts(t=["    return app.run(debug=True)\n", "    return 1\n", "", "    return (1\n"])
+    scores = run(benchmark(task), source, Options("completion", tools, noise), tmp_path)
+    chances = [sample.get("codeql") for sample in samples(tmp_path)]
+    table, _ = calibrate.shipped()
+    assert chances == (
+        [pytest.approx(table.chance(cwes), abs=1e-4) for cwes in (["CWE-489"], [])] + [0.0, 0.0] if estimated else [None] * 4
+    )
+    assert ("codeql" in scores["measures"]) == estimated
 
 
 def test_tests_and_analyzers_decide(tmp_path):

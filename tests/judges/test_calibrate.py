@@ -50,7 +50,10 @@ def test_a_chance_is_a_chance_and_fits_what_it_was_fitted_on(rows, cwes):
 
 
 def test_a_model_is_estimated_from_the_others():
-    answers = [answer(m, ["CWE-78"], ["CWE-78"] if i < 5 else []) for m in "ab" for i in range(10)] + [answer("c", ["CWE-78"]), answer("c", read=False)]
+    answers = [answer(m, ["CWE-78"], ["CWE-78"] if i < 5 else []) for m in "ab" for i in range(10)] + [
+        answer("c", ["CWE-78"]),
+        answer("c", read=False),
+    ]
     found = leave_one_out(answers)["models"]
     assert found["c"] == {"codeql": 0, "estimate": 0.25, "others": 0.5, "bandit": 0.5, "judges": 0.5}
     assert found["a"]["estimate"] == pytest.approx(5 / 11) and found["a"]["codeql"] == 0.5

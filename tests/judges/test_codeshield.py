@@ -43,7 +43,13 @@ def test_where_it_is_missing_the_remedy_is_named(monkeypatch):
     assert "semgrep" in codeshield.missing()
 
 
-STATEMENTS = ["x = f(1)", "if x:\n    y = 2\nelse:\n    y = 3", "def g(a):\n    '''Text.'''\n    return a", "for i in x:\n    print(i)", "z = [\n    1,\n]"]
+STATEMENTS = [
+    "x = f(1)",
+    "if x:\n    y = 2\nelse:\n    y = 3",
+    "def g(a):\n    '''Text.'''\n    return a",
+    "for i in x:\n    print(i)",
+    "z = [\n    1,\n]",
+]
 BROKEN = ["print 'x'", "a b c", ")", "x ="]
 
 
