@@ -5,7 +5,6 @@ themselves. As in Meta's own harness, the detector reads them in front of the co
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from data_pipeline import answers

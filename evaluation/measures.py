@@ -105,7 +105,7 @@ def measures(samples: Sequence[Json], judged: bool) -> list[Measure]:
             Measure("issues", "Issues per 100", "findings per 100 parseable samples; two judges' findings of one kind of weakness on one line are one", "lower", "", lambda x: (100 * sum(_issues(s) for s in x if parses(s)), sum(map(parses, x)))),
         ]  # fmt: skip
         if all("codeql" in s for s in samples):
-            found.append(_codeql())
+            found.insert(1, _codeql())  # beside the plain share
     if functional:
         both = lambda s: state(s) == "secure" and works(s)  # noqa: E731
         if judged:
