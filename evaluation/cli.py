@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     draw.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="an endpoint: requests at once (default: 8)")
     add_asking(run.add_argument_group("asking (a model of ours, with --form instruction)"))
     how = run.add_argument_group("judging")
-    how.add_argument("--judges", nargs="+", metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: the benchmark's own, of most bandit semgrep)")  # fmt: skip
+    how.add_argument("--judges", nargs="+", metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: the benchmark's own: none where its tests say it all, else bandit semgrep)")  # fmt: skip
     how.add_argument("--noise", action="store_true", help=f"count rules too that say little of security: {', '.join(NOISE)}; judges/findings.py says why")  # fmt: skip
     how.add_argument("--cache", type=new_directory, metavar="DIR", help="keep findings there, by the code's hash")
     how.add_argument("--workers", type=whole(1), metavar="N", help="programs at work at once (default: one a processor)")
@@ -70,20 +70,26 @@ def _run(args: argparse.Namespace) -> int:
     Every model gets the same text of a task. Code that doesn't parse and empty code are never counted as secure. The same command goes on where it was
     stopped; a directory of other settings is refused. Data is not shipped: without --data the error says where it comes from.
 
+    Your own tasks are a benchmark too: --benchmark own --data FILE, lines of prompt or instruction, with tests, security_tests, setup and cwe where you
+    have them (Python; docs/evaluation.md, evaluation/examples/own.jsonl).
+
     examples:
       lpo-eval run --benchmark humaneval --data HumanEval.jsonl.gz --completions canonical -o runs/eval/check
       lpo-eval run --benchmark securityeval --data dataset.jsonl --completions runs/disco -n 5 -o runs/eval/disco-securityeval
       lpo-eval run --benchmark llmseceval --data LLMSecEval-prompts.csv --completions http://localhost:8000/v1 --model Qwen2.5-Coder-7B-Instruct -o DIR
+      lpo-eval run --benchmark own --data evaluation/examples/own.jsonl --completions canonical -o runs/eval/own
       lpo-eval run --benchmark mbxp --data mbpp_release_v1.jsonl --completions mine.jsonl --judges none -o DIR
 
     sources (--completions):
       canonical    the benchmark's own solutions: they have to pass
       insecure     its known-insecure programs, where it has them: they have to be found
-      FILE.jsonl   lines {"task_id": ..., "completion": TEXT}, with "sample": NUMBER where a task has several
+      FILE.jsonl   lines {"task_id": ..., "completion": TEXT}, with "sample": NUMBER where a task has several; or what `lpo generate` has written
+                   for prompts whose ids are the tasks'
       URL          an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; "openai" reads OPENAI_BASE_URL. The key comes from OPENAI_API_KEY.
                    It is asked at /completions, with --form instruction at /chat/completions
-      MODEL        a Hugging Face directory, a hub id, or the run_dir of a trained config: our own sampler. With --form instruction it is asked as it
-                   was trained (--template): run.json and the report say how
+      MODEL        a Hugging Face directory, a hub id, the directory of a PEFT adapter (its adapter_config.json names the base model), or the run_dir of a
+                   trained config: our own sampler. With --form instruction it is asked as it was trained (--template): the first line, run.json and the
+                   report say how
     """
     from evaluation.run import Options, run
 
@@ -93,7 +99,9 @@ def _run(args: argparse.Namespace) -> int:
     judges = args.judges or BENCHMARKS[benchmark.name].judges
     tools = () if args.judges == ["none"] else tuple(judges)
     options = Options(form, tools, args.noise, args.time_s, args.memory_mb, args.workers, args.unsafe_exec, args.cache)
-    scores = run(benchmark, _source(args, benchmark, form), options, args.out)
+    source = _source(args, benchmark, form)
+    print(f"{benchmark.name}: form {form}, {'as asked for' if args.form else 'in which it comes'}; {source.asked}", flush=True)
+    scores = run(benchmark, source, options, args.out)
     print(f"{benchmark.name}: {scores['tasks']} tasks, {scores['samples']} samples in {args.out}")
     for key, found in scores["measures"].items():
         times = 1 if key == "issues" else 100
@@ -148,9 +156,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _benchmarks(args: argparse.Namespace) -> int:
     for name, source in BENCHMARKS.items():
-        print(
-            f"{name:26}{source.title}\n{'':26}form: {source.form}; licence: {source.licence}; judges: {' '.join(source.judges)}\n{'':26}{source.origin}"
-        )
+        print(f"{name:26}{source.title}\n{'':26}form: {source.form or 'as its tasks'}; licence: {source.licence}; judges: {' '.join(source.judges) or 'its tests alone'}\n{'':26}{source.origin}")
     return 0
 
 

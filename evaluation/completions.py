@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from data_pipeline import records
-from evaluation.benchmarks import Task
+from evaluation.tasks import Task
 from foundation.errors import UserError, masked
 from foundation.files import Json, read_journal
 
@@ -40,6 +40,7 @@ class Completions:
     samples: int  # of each task
     read: Callable[[Path], Iterator[tuple[str, int, str]]]
     sampling: Json = field(default_factory=dict)
+    asked: str = "nobody is asked"  # how, and why so; for people
 
 
 def from_benchmark(which: str, tasks: Sequence[Task]) -> Completions:
@@ -52,7 +53,9 @@ def from_benchmark(which: str, tasks: Sequence[Task]) -> Completions:
 
 
 def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Completions:
-    """A JSONL file of {task_id, completion[, sample]}; samples are numbered as they come where they have no number.
+    """A file of {task_id, completion[, sample]}, or of what `lpo generate` writes ({id, text, sample}, a task's id each).
+
+    Samples are numbered as they come where they have no number.
 
     Raises:
       EvaluationError: a row can't be read, twice the same sample, another task, or a task without all its samples.
@@ -61,11 +64,11 @@ def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Complet
     for where, row in records.read(path, records.raising(EvaluationError)):
         number = where.rpartition(":")[2]
         try:
-            task_id, text = str(row["task_id"]), row["completion"]
+            task_id, text = (str(row["task_id"]), row["completion"]) if "task_id" in row else (str(row["id"]), row["text"])
             key = task_id, int(row.get("sample", count[task_id]))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise EvaluationError(
-                f'{path}:{number}: write {{"task_id": ..., "completion": TEXT}}, and "sample": NUMBER if you like'
+                f'{path}:{number}: write {{"task_id": ..., "completion": TEXT}}, and "sample": NUMBER if you like; or {{"id": ..., "text": TEXT}}'
             ) from None
         if not isinstance(text, str) or key in rows:
             problem = "its completion is no text" if key not in rows else f"sample {key[1]} of {task_id} stands above already"
@@ -144,11 +147,13 @@ def from_endpoint(
         yield from _kept(journal)
 
     settings = vars(sampling) | {"endpoint": ("chat at " if chat else "completions at ") + _host(url)}
-    return Completions(model, samples, read, settings)
+    asked = "in the template that the server has for chats" if chat else "as it stands, in no template"
+    return Completions(model, samples, read, settings, asked)
 
 
 def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampling: Sampling, *, think: bool = True, template: str | None = None, system: str = "", dtype: str | None = None, rows: int | None = None, security: str | None = None, preset: str = "aligned", threshold: float = 0.3) -> Completions:  # fmt: skip
-    """Our own sampler on a Hugging Face directory, a hub id or the run directory of a training: `lpo generate` into the run's completions.jsonl.
+    """Our own sampler on a Hugging Face directory, a hub id, a PEFT adapter's directory (on the base that its config names) or the run directory
+    of a training: `lpo generate` into the run's completions.jsonl.
 
     A prompt is given as it is, an instruction as the model was trained to read it: see `lpo_jax.decode.prompts.asking`.
 
@@ -161,11 +166,13 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
     """
     from lpo_jax.decode import PRESETS, SamplingConfig, job
     from lpo_jax.decode.load import Models
+    from lpo_jax.model.peft import base_of
 
+    base = base_of(path)
     key = "prompt" if form == "completion" else "instruction"
     config = SamplingConfig(temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens)
     rule = None if security is None else replace(PRESETS[preset], threshold=threshold)
-    models = Models(model=path, security=security, rule=rule, rows=rows, dtype=dtype)
+    models = Models(model=base or path, adapter=path if base else None, security=security, rule=rule, rows=rows, dtype=dtype)
     what = job.Job("", "", models, samples=samples, seed=sampling.seed, think=think, template=template, system=system, sampling=config)
 
     def read(directory: Path) -> Iterator[tuple[str, int, str]]:
@@ -176,8 +183,10 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
         yield from _kept(out)
 
     pair = {} if security is None else {"security": security, "preset": preset, "threshold": threshold}
-    asked = job.asking_of(what).facts if form == "instruction" else {}
-    return Completions(path, samples, read, vars(sampling) | asked | pair)
+    if form == "completion":
+        return Completions(path, samples, read, vars(sampling) | pair, "as it stands, in no template")
+    how = job.asking_of(what)
+    return Completions(path, samples, read, vars(sampling) | how.facts | pair, f"in the template {how.template.name}: {how.why}")
 
 
 def _kept(journal: Path) -> Iterator[tuple[str, int, str]]:

@@ -5,53 +5,46 @@ themselves. As in Meta's own harness, the detector reads them in front of the co
 """
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 from data_pipeline import answers
 from evaluation.extract import Program
+from evaluation.tasks import Task, rows, sentence_task
+from foundation.files import Json
 from judges.codeshield import pieces
 from judges.prepare import parse
 
-Fields = dict[str, Any]
 _ASKED = "just the code.\n\n"  # what the published text asks for, in front of the lines
 
 
-def instruct(rows: Iterator[Fields]) -> Iterator[Fields]:
-    """The fields of `Task`. The row's own code, which the detector flagged, is what `insecure` gives."""
-    for row in _python(rows, "instruct"):
-        sentence = row["test_case_prompt"]
-        quoted = sentence.strip().replace("\\", "\\\\").replace('"""', r"\"\"\"")
-        yield _fields(row) | {
-            "prompt": f'"""\n{quoted}\n"""\n',
-            "instruction": sentence,
-            "insecure": f"```python\n{row['origin_code']}\n```\n",
-        }
+def instruct(path: Path, content: bytes) -> Iterator[Task]:
+    """The row's own code, which the detector flagged, is what `insecure` gives."""
+    for row in _python(path, content, "instruct"):
+        task = sentence_task(_id(row), row["test_case_prompt"], cwe=row["cwe_identifier"], insecure=f"```python\n{row['origin_code']}\n```\n")
+        yield replace(task, instruction=row["test_case_prompt"])
 
 
-def autocomplete(rows: Iterator[Fields]) -> Iterator[Fields]:
-    """The fields of `Task`. As a prompt, the lines in front of the flagged one; as an instruction, the published text, which ends with them."""
-    for row in _python(rows, "autocomplete"):
-        before = row["test_case_prompt"].partition(_ASKED)[2]
-        if not before or not row["origin_code"].startswith(before):
+def autocomplete(path: Path, content: bytes) -> Iterator[Task]:
+    """As a prompt, the lines in front of the flagged one; as an instruction, the published text, which ends with them."""
+    for row in _python(path, content, "autocomplete"):
+        asked, code = row["test_case_prompt"], row["origin_code"]
+        before = asked.partition(_ASKED)[2]
+        if not before or not code.startswith(before):
             raise ValueError(f"row {row['prompt_id']}: its test_case_prompt doesn't end with the beginning of its origin_code")
-        yield _fields(row) | {
-            "prompt": before.removesuffix("\n") + "\n",
-            "instruction": row["test_case_prompt"],
-            "insecure": row["origin_code"],
-            "fragment": True,
-        }
+        yield Task(_id(row), before.removesuffix("\n") + "\n", asked, row["cwe_identifier"], insecure=code, fragment=True)
 
 
-def _python(rows: Iterator[Fields], variant: str) -> Iterator[Fields]:
-    for row in rows:
+def _python(path: Path, content: bytes, variant: str) -> Iterator[Json]:
+    for row in rows(path, content):
         if row["variant"] != variant:
             raise ValueError(f"row {row['prompt_id']} is of the variant {row['variant']}: this benchmark is cyberseceval-{row['variant']}")
         if row["language"] == "python":
             yield row
 
 
-def _fields(row: Fields) -> Fields:
-    return {"task_id": f"cyberseceval/{row['prompt_id']}", "cwe": row["cwe_identifier"]}
+def _id(row: Json) -> str:
+    return f"cyberseceval/{row['prompt_id']}"
 
 
 def completed(before: str, completion: str) -> Program:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.benchmarks import json_lines
+from evaluation.tasks import json_lines
 from evaluation.measures import RESAMPLES, Estimate, Measure, by_cwe, by_task, difference, estimate, measures, state
 from foundation.errors import UserError
 from foundation.files import Json, read_json, replaced

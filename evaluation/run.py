@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,11 +16,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from evaluation.audit import reaches
-from evaluation.benchmarks import Benchmark, Task
+from evaluation.benchmarks import Benchmark
 from evaluation.completions import Completions, EvaluationError
 from evaluation.cyberseceval import completed
 from evaluation.extract import extract
 from evaluation.measures import Estimate, by_cwe, by_task, estimate, measures
+from evaluation.tasks import Task
 from foundation.files import Json, claim, foreign, hold_directory, read_journal, read_json, write_json, write_text
 from judges import TOOLS, calibrate, judge
 from judges.sandbox import Case, Limits, Test, run_many
@@ -146,11 +148,13 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, cache: Path
     for (record, key, task, case), result in zip(cases, results, strict=True):
         assert case.test is not None
         doubtful = result.opaque or (bool(task.module and task.names) and result.outcome != "pass")
-        inside = doubtful and _needs_objects(task, key, options)
+        inside = doubtful and (result.opaque if task.canonical is None else _needs_objects(task, key, options))
         if inside:
             case = replace(case, test=replace(case.test, names=()))
             result = run_one(case, unsafe_exec=options.unsafe_exec)
-        found = {"outcome": result.outcome, "detail": result.detail, "seconds": round(result.seconds, 3)}
+        found: Json = {"outcome": result.outcome, "detail": result.detail, "seconds": round(result.seconds, 3)}
+        if result.reports:
+            found["cases"] = list(result.reports)
         record[key] = found | ({"inside": True} if inside or not task.names else {})
         bar.update(last[id(record)] == key)
     if options.tools:
@@ -185,17 +189,25 @@ def _codeql_chance(record: Json) -> float:
 def case_of(code: str, task: Task, test: str, options: Options) -> Case:
     limits = Limits(time_s=options.time_s, memory_mb=options.memory_mb)
     modules = (task.module,) if task.module else ()
-    held = Test(test, task.names, task.given, keep=("pytest.main",) if task.module else (), modules=modules)
-    return Case(code, limits=limits, packages=task.packages, test=held)
+    keep = ("pytest.main",) if 'kept_["pytest.main"]' in test else ()
+    held = Test(test, task.names, task.given, keep=keep, modules=modules)
+    return Case(_behind(task.setup, code), limits=limits, packages=task.packages, test=held)
+
+
+_FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
+
+
+def _behind(setup: str, code: str) -> str:
+    """A program behind its task's setup: what it imports from the future has to come first."""
+    return "\n".join([*_FUTURE.findall(code), setup, _FUTURE.sub("", code)]) if setup.strip() else code
 
 
 def _needs_objects(task: Task, key: str, options: Options) -> bool:
-    """A task's test has to run in the program's process: its own solution (or there is none) hands out what is no plain value, too.
+    """A task's test has to run in the program's process: its own solution hands out what is no plain value, too.
 
     Tests that import the program may also patch or inspect it: there, its own solution fails apart.
     """
-    if task.canonical is None:
-        return True
+    assert task.canonical is not None
     known = (task.task_id, key)
     if known not in _objects:
         test = task.functional_test if key == "functional" else task.security_test

@@ -87,6 +87,21 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
     write_json(directory / _CONFIG, settings)
 
 
+def base_of(directory: str | Path) -> str | None:
+    """The model that a PEFT directory's adapters are for; None: it is no such directory.
+
+    Raises:
+      ConfigError: it doesn't say.
+    """
+    file = Path(directory) / _CONFIG
+    if not file.is_file():
+        return None
+    name = read_object(file).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"{file}: base_model_name_or_path names no model; write there the directory or hub id that the adapter was trained on")
+    return name
+
+
 def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
     """Read a PEFT directory: adapters as host arrays, and the config that `merge` needs. Its `targets` are exactly the paths found.
 

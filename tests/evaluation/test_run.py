@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import replace
 
+import peft
 import pytest
 import torch
 import transformers
@@ -21,9 +22,11 @@ import transformers
 from data_pipeline import tokenizer
 from evaluation import cli
 from evaluation import run as evaluation_run
-from evaluation.benchmarks import BENCHMARKS, Benchmark, Task
+from evaluation.benchmarks import BENCHMARKS, Benchmark
 from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
 from evaluation.run import Options, run
+from evaluation.tasks import Task
+from foundation.errors import ConfigError
 from judges import Verdict, calibrate, semgrep
 from judges.findings import Finding
 from judges.sandbox import backends
@@ -127,6 +130,8 @@ def test_files(tmp_path):
     a, b = {"task_id": "add", "completion": "1"}, {"task_id": "shell", "completion": "2"}
     assert read(a, b, a | {"completion": "3"}, b) == [("add", 0, "1"), ("add", 1, "3"), ("shell", 0, "2"), ("shell", 1, "2")]
     assert read(a | {"sample": 1}, a | {"sample": 0, "completion": "0"}, b, samples=1) == [("add", 0, "0"), ("shell", 0, "2")]
+    c, d = {"id": "add", "sample": 0, "text": "5", "finish": "stop", "tokens": 1}, {"id": "shell", "sample": 0, "text": "6"}
+    assert read(c, d) == [("add", 0, "5"), ("shell", 0, "6")]  # as `lpo generate` writes
     for rows, message in (
         ((a,), "1 completions are missing, shell sample 0 first"),
         ((a, b, a), "shell sample 1"),
@@ -324,6 +329,48 @@ def test_how_a_model_is_asked_is_part_of_the_run(tiny_model, tmp_path):
     again = replace(answer, sampling=alpaca)
     with pytest.raises(EvaluationError, match='another template "plain" .now "alpaca".*think true .now false'):
         run(benchmark(ADD, form="instruction"), again, Options("instruction", tools=()), tmp_path / "run")
+
+
+def test_an_adapter_is_asked_on_its_base(tiny_model, tmp_path):
+    """Its directory is all that is named: what it draws is what transformers' model with PEFT's adapter draws."""
+    torch.manual_seed(1)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    config = peft.LoraConfig(r=2, lora_alpha=64, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(base, config).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_model)
+    (tmp_path / "run").mkdir()
+    greedy = Sampling(temperature=0, max_new_tokens=12)
+    (answer,) = from_model(str(tmp_path / "adapter"), [ADD], "completion", 1, greedy, rows=8).read(tmp_path / "run")
+    tok = tokenizer.load(tiny_model)
+    ids = torch.tensor([tok.document(ADD.prompt)])
+    texts = []
+    for model in (adapted, transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)):
+        drawn = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
+        texts.append(tok.backend.decode(drawn[: drawn.index(0)] if 0 in drawn else drawn))
+    assert answer[2] == texts[0] != texts[1]
+    broken = tmp_path / "adapter/adapter_config.json"
+    broken.write_text(json.dumps(json.loads(broken.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(ConfigError, match="adapter_config.json: base_model_name_or_path names no model"):
+        from_model(str(tmp_path / "adapter"), [ADD], "completion", 1, greedy)
+
+
+def test_the_first_line_says_how_a_model_is_asked_and_why(tiny_model, tmp_path, capsys):
+    (tmp_path / "own.jsonl").write_text(json.dumps({"instruction": "Add two numbers.", "tests": "assert add(1, 2) == 3"}))
+    (tmp_path / "generated.jsonl").write_text(json.dumps({"id": "1", "sample": 0, "text": "def add(a, b):\n    return a + b\n"}))
+    shared = ["run", "--benchmark", "own", "--data", tmp_path / "own.jsonl", "--judges", "none", "--max-new-tokens", 2, "--rows", 8]
+    for name, args, said in (
+        ("model", (tiny_model,), "own: form instruction, in which it comes; in the template plain: its tokenizer has no chat template"),
+        ("file", (tmp_path / "generated.jsonl", "--form", "completion"), "own: form completion, as asked for; nobody is asked"),
+    ):
+        assert cli.main([*map(str, [*shared, "--completions", *args, "-o", tmp_path / name])]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == said
+    for form, how, said in (
+        ("instruction", {"template": "alpaca"}, "in the template alpaca: as asked for"),
+        ("completion", {}, "as it stands, in no template"),
+    ):
+        assert from_model(str(tiny_model), [ADD], form, 1, Sampling(), **how).asked == said
+    assert samples(tmp_path / "file")[0]["functional"]["outcome"] == "pass"
 
 
 def recompute(out):
