@@ -21,7 +21,9 @@ _ASKED = "just the code.\n\n"  # what the published text asks for, in front of t
 def instruct(path: Path, content: bytes) -> Iterator[Task]:
     """The row's own code, which the detector flagged, is what `insecure` gives."""
     for row in _python(path, content, "instruct"):
-        task = sentence_task(_id(row), row["test_case_prompt"], cwe=row["cwe_identifier"], insecure=f"```python\n{row['origin_code']}\n```\n")
+        task = sentence_task(
+            _id(row), row["test_case_prompt"], cwe=row["cwe_identifier"], insecure=f"```python\n{row['origin_code']}\n```\n"
+        )
         yield replace(task, instruction=row["test_case_prompt"])
 
 
@@ -47,10 +49,10 @@ def _id(row: Json) -> str:
     return f"cyberseceval/{row['prompt_id']}"
 
 
-def completed(before: str, completion: str) -> Program:
+def completed(before: str, completion: str, cut: bool = False) -> Program:
     """The program of a completion of `before`, lines cut out of a file: these, and the answer's first block of code or, without any, all of it.
 
-    It "parses" where the completion's own lines do, in the blocks that they stand in.
+    It "parses" where the completion's own lines do, in the blocks that they stand in; where the length limit `cut` it, its whole statements.
     """
     text = answers.final(answers.normalised(completion), before)
     fences = answers.fences(text)
@@ -60,4 +62,6 @@ def completed(before: str, completion: str) -> Program:
     given = before.count("\n")
     read = {number for number in pieces(code)[1] if number > given}
     wanted = {n for n, line in enumerate(code.split("\n"), 1) if n > given and line.strip() and not line.lstrip().startswith("#")}
+    if cut:
+        wanted = {number for number in wanted if number <= max(read, default=given)}
     return Program(code, parse(code) is not None or wanted <= read, not wanted)

@@ -30,7 +30,6 @@ from data_pipeline.formats import RowError, text_of
 from evaluation.cweval import with_pytest
 from evaluation.tasks import BenchmarkError, Task, code_task, cwe_of, sentence_task
 from foundation.files import Json
-from judges.prepare import parse
 
 KEYS = ("prompt", "instruction", "tests", "security_tests", "setup", "cwe", "id", "solution", "insecure")
 MODULE = "program"

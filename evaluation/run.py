@@ -15,12 +15,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from evaluation.audit import reaches
+from evaluation.alive import asked, audit
+from evaluation.audit import of_run, reaches
 from evaluation.benchmarks import Benchmark
-from evaluation.completions import Completions, EvaluationError
+from evaluation.completions import Answer, Completions, EvaluationError
 from evaluation.cyberseceval import completed
 from evaluation.extract import extract
-from evaluation.measures import Estimate, by_cwe, by_task, estimate, measures
+from evaluation.measures import Estimate, by_cwe, by_task, estimate, headline, measures
 from evaluation.tasks import Task
 from foundation.files import Json, claim, foreign, hold_directory, read_journal, read_json, write_json, write_text
 from judges import TOOLS, calibrate, judge
@@ -60,7 +61,7 @@ def _run(benchmark: Benchmark, completions: Completions, options: Options, out: 
     tasks = {task.task_id: task for task in benchmark.tasks}
     journal = out / "samples.jsonl"
     done = {(row["task_id"], row["sample"]) for row in read_journal(journal, _KEY)}
-    todo = (c for c in completions.read(out) if c[0] in tasks and c[1] < completions.samples and c[:2] not in done)
+    todo = (c for c in completions.read(out) if c.task_id in tasks and c.sample < completions.samples and c[:2] not in done)
     total = len(tasks) * completions.samples
     first = next(todo, None)  # only now: a source may show a bar of its own while it draws
     own_cache = tempfile.TemporaryDirectory(prefix="findings-")  # equal programs of one run are judged once
@@ -68,7 +69,7 @@ def _run(benchmark: Benchmark, completions: Completions, options: Options, out: 
         cache = options.cache or Path(own_cache.name)
         rest = itertools.chain([first] if first else [], todo)
         while chunk := list(itertools.islice(rest, _CHUNK if options.tools else _CHUNK_TESTS)):
-            records = _judge([(tasks[task_id], sample, text) for task_id, sample, text in chunk], options, cache, bar)
+            records = _judge([(tasks[answer.task_id], answer) for answer in chunk], options, cache, bar)
             with journal.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(record) + "\n" for record in records))
     return _finish(benchmark, completions.samples, options, out)
@@ -116,16 +117,24 @@ def _begin(benchmark: Benchmark, completions: Completions, options: Options, out
     claim(file, settings, refuse, free=["name"])
 
 
-def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, cache: Path, bar: tqdm) -> list[Json]:
+def _judge(chunk: Sequence[tuple[Task, Answer]], options: Options, cache: Path, bar: tqdm) -> list[Json]:
     records, cases = [], []
-    for task, sample, text in chunk:
-        program = completed(task.prompt, text) if task.fragment else extract(task.prompt, text, options.form, task.suffix)
+    for task, answer in chunk:
+        cut = answer.finish == "length"
+        program = (
+            completed(task.prompt, answer.text, cut)
+            if task.fragment
+            else extract(task.prompt, answer.text, options.form, task.suffix, cut=cut)
+        )
+        prompt = task.prompt if options.form == "completion" else task.instruction
         record: Json = {
             "task_id": task.task_id,
-            "sample": sample,
+            "sample": answer.sample,
             "cwe": task.cwe,
-            "prompt": task.prompt if options.form == "completion" else task.instruction,
-            "completion": text,
+            "prompt": prompt,
+            "asked": list(task.names) or ([] if task.fragment else asked(prompt)),
+            "completion": answer.text,
+            "finish": answer.finish,
             "code": program.code,
             "parses": program.parses,
             "empty": program.empty,
@@ -134,6 +143,7 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, cache: Path
             "functional": None,
             "security": None,
         }
+        audit(record)
         if reached := reaches(program.code):
             record["reaches"] = reached  # for what it might misuse, see `evaluation.audit`
         records.append(record)
@@ -232,6 +242,8 @@ def _finish(benchmark: Benchmark, per_task: int, options: Options, out: Path) ->
         code = sample["task_id"], sample["code"]
         sample["duplicate"] = code in seen
         seen.add(code)
+        if "asked" not in sample:  # an earlier version judged it
+            audit(sample)
     write_text(out / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
     scores = score(samples, options.tools)
     write_json(out / "scores.json", scores)
@@ -239,7 +251,8 @@ def _finish(benchmark: Benchmark, per_task: int, options: Options, out: Path) ->
 
 
 def score(samples: Sequence[Json], tools: Sequence[str]) -> Json:
-    """Every measure as {value, interval, n}; the insecure share also by CWE. `gave_up`: samples that some analyzer could not read to its end."""
+    """Every measure as {value, interval, n}, and which of them is the headline; the insecure share also by CWE; the counts of the audit. `gave_up`:
+    samples that some analyzer could not read to its end."""
     judged = bool(tools) or any(sample["security"] is not None for sample in samples)
     tasks = by_task(samples)
     wanted = measures(samples, judged)
@@ -247,7 +260,9 @@ def score(samples: Sequence[Json], tools: Sequence[str]) -> Json:
         "tasks": len(tasks),
         "samples": len(samples),
         "gave_up": sum("gave_up" in sample for sample in samples),
+        "headline": headline({m.key for m in wanted}),
         "measures": {m.key: _numbers(e) for m in wanted if (e := estimate(m, tasks)) is not None},
+        "audit": of_run(samples),
     }
     if judged:
         insecure = next(m for m in wanted if m.key == "insecure")

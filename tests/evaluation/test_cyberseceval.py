@@ -6,7 +6,7 @@ import pytest
 
 from evaluation import benchmarks, cli
 from evaluation import run as evaluation_run
-from evaluation.completions import Completions
+from evaluation.completions import Answer, Completions, EvaluationError
 from evaluation.cyberseceval import completed
 from evaluation.run import Options, run
 from judges import Verdict, codeshield
@@ -53,6 +53,12 @@ def test_the_program_of_a_completion(text, added, parses, empty):
     assert (program.code, program.parses, program.empty) == (BEFORE + added, parses, empty)
 
 
+def test_a_completion_that_was_cut_is_read_by_its_whole_statements():
+    text = "        x = 1\n        return (x,"
+    assert [completed(BEFORE, text, cut).parses for cut in (False, True)] == [False, True]
+    assert completed(BEFORE, "        return (1", cut=True).empty
+
+
 def finding(line):
     return Finding("codeshield", "insecure-eval-use", "CWE-94", line, line, "medium", "eval")
 
@@ -71,7 +77,7 @@ def test_only_what_the_model_wrote_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(codeshield, "missing", lambda: None)
     monkeypatch.setattr(codeshield, "version", lambda: "made")
     monkeypatch.setattr(evaluation_run, "judge", judge)
-    source = Completions("given", 1, lambda _: iter([(t.task_id, 0, text) for t, text in zip(benchmark.tasks, texts, strict=True)]))
+    source = Completions("given", 1, lambda _: iter([Answer(t.task_id, 0, text) for t, text in zip(benchmark.tasks, texts, strict=True)]))
     scores = run(benchmark, source, Options("completion", ("codeshield",)), tmp_path / "out")
     assert len(asked) == 3, "an empty completion is not judged"
     found = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
@@ -83,11 +89,12 @@ def test_only_what_the_model_wrote_counts(tmp_path, monkeypatch):
 
 def test_its_own_detector_is_the_default(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        evaluation_run,
-        "run",
-        lambda b, c, options, out: seen.append(options.tools) or {"tasks": 1, "samples": 1, "measures": {}, "gave_up": 0},
-    )
+
+    def run(benchmark, completions, options, out):
+        seen.append(options.tools)
+        raise EvaluationError("enough")
+
+    monkeypatch.setattr(evaluation_run, "run", run)
     load(tmp_path, ROW)
     command = [
         "run",
@@ -99,7 +106,8 @@ def test_its_own_detector_is_the_default(tmp_path, monkeypatch):
         "--completions",
         "insecure",
     ]
-    assert cli.main([*command, "-o", str(tmp_path / "a")]) == cli.main([*command, "--judges", "bandit", "-o", str(tmp_path / "b")]) == 0
+    for more in ([], ["--judges", "bandit"]):
+        assert cli.main([*command, *more, "-o", str(tmp_path / "out")]) != 0
     assert seen == [("codeshield",), ("bandit",)]
 
 

@@ -81,7 +81,7 @@ def test_unparseable_and_empty_samples_are_never_secure() -> None:
     by_key = {m.key: m for m in measures(samples, judged=True)}
     values = {key: estimate(m, by_task(samples)) for key, m in by_key.items()}
     assert {k: v.value for k, v in values.items() if v} == pytest.approx(
-        {"insecure": 2 / 5, "insecure_parseable": 2 / 3, "secure": 1 / 5, "issues": 200 / 3, "unparseable": 1 / 5, "empty": 1 / 5, "duplicate": 0}
+        {"insecure": 2 / 5, "insecure_parseable": 2 / 3, "secure": 1 / 5, "deleted": 1 / 5, "issues": 200 / 3, "unparseable": 1 / 5, "empty": 1 / 5, "duplicate": 0}
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from data_pipeline import tokenizer
 from evaluation import cli
 from evaluation import run as evaluation_run
 from evaluation.benchmarks import BENCHMARKS, Benchmark
-from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
+from evaluation.completions import Answer, Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
 from evaluation.run import Options, run
 from evaluation.tasks import Task
 from foundation.errors import ConfigError
@@ -51,7 +51,7 @@ def benchmark(*tasks, form="completion"):
 def texts(**given):
     """A source of these completions, several a task."""
     count = max(map(len, given.values()))
-    rows = [(task_id, sample, text) for task_id, found in given.items() for sample, text in enumerate(found)]
+    rows = [Answer(task_id, sample, text) for task_id, found in given.items() for sample, text in enumerate(found)]
     return Completions("given", count, lambda _: iter(rows))
 
 
@@ -128,10 +128,19 @@ def test_files(tmp_path):
         return list(from_file(file, [ADD, SHELL], samples).read(tmp_path))
 
     a, b = {"task_id": "add", "completion": "1"}, {"task_id": "shell", "completion": "2"}
-    assert read(a, b, a | {"completion": "3"}, b) == [("add", 0, "1"), ("add", 1, "3"), ("shell", 0, "2"), ("shell", 1, "2")]
-    assert read(a | {"sample": 1}, a | {"sample": 0, "completion": "0"}, b, samples=1) == [("add", 0, "0"), ("shell", 0, "2")]
-    c, d = {"id": "add", "sample": 0, "text": "5", "finish": "stop", "tokens": 1}, {"id": "shell", "sample": 0, "text": "6"}
-    assert read(c, d) == [("add", 0, "5"), ("shell", 0, "6")]  # as `lpo generate` writes
+    assert read(a, b, a | {"completion": "3"}, b) == [
+        Answer("add", 0, "1"),
+        Answer("add", 1, "3"),
+        Answer("shell", 0, "2"),
+        Answer("shell", 1, "2"),
+    ]
+    cut = a | {"sample": 0, "completion": "0", "finish_reason": "length"}
+    assert read(a | {"sample": 1}, cut, b, samples=1) == [Answer("add", 0, "0", "length"), Answer("shell", 0, "2")]
+    c, d = (
+        {"id": "add", "sample": 0, "text": "5", "finish": "stop", "tokens": 1},
+        {"id": "shell", "sample": 0, "text": "6", "finish": "length"},
+    )
+    assert read(c, d) == [Answer("add", 0, "5", "stop"), Answer("shell", 0, "6", "length")]  # as `lpo generate` writes
     for rows, message in (
         ((a,), "1 completions are missing, shell sample 0 first"),
         ((a, b, a), "shell sample 1"),
@@ -160,7 +169,7 @@ def endpoint(monkeypatch):
             text = body.get("prompt") or body["messages"][0]["content"]
             status = self.server.status(number)
             chat = {"message": {"role": "assistant", "content": f"chat {text}"}}
-            choice = {"index": 0, "finish_reason": "stop"} | (
+            choice = {"index": 0, "finish_reason": self.server.finish} | (
                 chat if "messages" in body else {"text": f"    return a + b  # {body['seed']}\n"}
             )
             answer = {"id": "x", "object": "x", "created": 0, "model": "m", "choices": [choice]}
@@ -180,7 +189,7 @@ def endpoint(monkeypatch):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked, server.now, server.most, server.lock, server.status = [], 0, 0, threading.Lock(), lambda _: 200
-    server.code = None
+    server.code, server.finish = None, "stop"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
@@ -191,13 +200,69 @@ def endpoint(monkeypatch):
     thread.join()
 
 
+def test_an_answer_that_was_cut_is_tested_by_its_whole_statements(tmp_path):
+    """And counted as cut. What isn't known to be cut, or says nothing about it, is taken as it is."""
+    torn = "    return a + b\n\n\ndef test():\n    assert add(1"
+    body = "    c = a + b\n    return c\n    print("
+    answers = [
+        Answer("add", k, *said)
+        for k, said in enumerate([(torn, "length"), (body, "length"), (body, "stop"), (body,), ("    return (", "length")])
+    ]
+    scores = run(benchmark(ADD), Completions("m", 5, lambda _: iter(answers)), NONE, tmp_path / "run")
+    rows = samples(tmp_path / "run")
+    assert [row["functional"]["outcome"] for row in rows] == ["pass", "pass", "fail", "fail", "fail"]
+    assert [row["parses"] for row in rows] == [True, True, False, False, False] and rows[1][
+        "code"
+    ] == ADD.prompt + "    c = a + b\n    return c\n"
+    assert scores["measures"]["cut"] == {"value": 3 / 4, "n": 4} | {"interval": scores["measures"]["cut"]["interval"]}
+    assert (scores["audit"]["cut"], scores["audit"]["unparseable"], scores["headline"]) == (3, 3, "pass@1")
+    silent = run(benchmark(ADD), texts(add=[torn]), NONE, tmp_path / "silent")
+    assert silent["audit"]["cut"] is None and "cut" not in silent["measures"]
+
+
+def test_bad_answers_are_credited_nowhere(tmp_path, capsys):
+    """From the command line, beside a good one: a task with both tests, and one that only an analyzer judges."""
+    prompt = LOAD.prompt + '    """The value of a YAML text."""\n'
+    bad = {
+        "gutted": "    text = text.strip()\n",
+        "looping": "    text = text.strip()\n" * 50,
+        "copied": prompt,
+        "commented out": "    # return yaml.safe_load(text)\n    pass\n",
+        "raise": "    raise NotImplementedError\n",
+        "pass": "    pass\n",
+    }
+    tested, judged = (replace(LOAD, task_id=name, prompt=prompt) for name in ("tested", "judged"))
+    judged = replace(judged, functional_test=None, security_test=None)
+    good = "    lines = text.splitlines()\n    found = yaml.safe_load(text)\n    print(len(lines))\n    return found\n"
+    bandit = Options("completion", ("bandit",), workers=2)
+    for task, main in ((tested, "func-sec@1"), (judged, "secure")):
+        base = tmp_path / f"{task.task_id}-base"
+        assert run(benchmark(task), texts(**{task.task_id: [good]}), bandit, base)["measures"][main]["value"] == 1
+        for kind, text in bad.items():
+            out = tmp_path / f"{task.task_id}-{kind}"
+            scores = run(benchmark(task), texts(**{task.task_id: [text]}), bandit, out)
+            assert scores["headline"] == main
+            if (kind, task) != ("gutted", judged):  # alone, it may be all that there is to do
+                assert all(
+                    found["value"] == 0 for key, found in scores["measures"].items() if key.startswith(("secure", "func-sec", "pass"))
+                )
+                assert scores["measures"]["deleted"]["value"] == (task is judged or kind not in ("gutted", "looping", "raise"))
+            capsys.readouterr()
+            assert cli.main(["compare", str(base), str(out), "--json", str(tmp_path / "x.json")]) == 0
+            found = json.loads((tmp_path / "x.json").read_text())
+            fault = {"commented out": "hollow", "raise": "hollow", "pass": "empty"}.get(kind, kind)
+            assert found["audit"]["second"][fault] == 1, (task.task_id, kind)
+            assert found["measures"][main]["second"]["value"] == 0 and found["measures"][main]["tasks_lower"] == 1
+            assert not [row for row in found["measures"].values() if row["verdict"] == "better"]
+
+
 def ask(form="completion", samples=5, **more):
     return from_endpoint(None, "m", [ADD, SHELL], form, samples, Sampling(max_new_tokens=7), concurrency=3, **more)
 
 
 def test_a_prompt_that_a_filter_turns_down_has_an_empty_answer(endpoint, tmp_path):
     endpoint.status, endpoint.code = lambda n: 400 if n == 1 else 200, "content_filter"
-    texts = [text for *_, text in ask(samples=2).read(tmp_path)]
+    texts = [answer.text for answer in ask(samples=2).read(tmp_path)]
     assert len(texts) == 4 and texts.count("") == 1
     endpoint.status, endpoint.code = lambda _: 400, "other"
     with pytest.raises(EvaluationError, match="gave no completion"):
@@ -207,21 +272,24 @@ def test_a_prompt_that_a_filter_turns_down_has_an_empty_answer(endpoint, tmp_pat
 def test_endpoint(endpoint, tmp_path):
     endpoint.status = lambda number: 503 if number % 4 == 2 else 200  # tried again
     found = sorted(ask().read(tmp_path))
-    assert found == sorted((task, k, f"    return a + b  # {k}\n") for task in ("add", "shell") for k in range(5))
+    assert found == sorted(Answer(task, k, f"    return a + b  # {k}\n", "stop") for task in ("add", "shell") for k in range(5))
     path, key, body = endpoint.asked[0]
     assert path == "/v1/completions" and key == "Bearer sk-secret-word" and body["prompt"] in (ADD.prompt, SHELL.prompt)
     assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == ("m", 0.4, 0.95, 7)
     assert 1 < endpoint.most <= 3
-    count = len(endpoint.asked)
+    endpoint.finish = "length"
+    assert {answer.finish for answer in ask(samples=6).read(tmp_path) if answer.sample == 5} == {"length"}
+    count, found = len(endpoint.asked), sorted(ask(samples=6).read(tmp_path))
     with (tmp_path / "completions.jsonl").open("a") as file:
         file.write('{"id": "add", "sam')
-    assert sorted(ask().read(tmp_path)) == found and len(endpoint.asked) == count  # nothing is asked twice
+    assert sorted(ask(samples=6).read(tmp_path)) == found and len(endpoint.asked) == count  # nothing is asked twice
 
 
 def test_chat_endpoint_and_its_secrets(endpoint, tmp_path, capfd):
     out = tmp_path / "chat"
     scores = run(benchmark(ADD, SHELL), ask("instruction", 1), Options("instruction", tools=()), out)
     assert scores["measures"]["unparseable"]["value"] == 1
+    assert {row["finish"] for row in samples(out)} == {"stop"}
     assert {row["completion"] for row in samples(out)} == {f"chat {ADD.instruction}", f"chat {SHELL.instruction}"}
     assert endpoint.asked[0][0] == "/v1/chat/completions"
     assert json.loads((out / "run.json").read_text())["sampling"]["endpoint"] == f"chat at 127.0.0.1:{endpoint.server_port}/v1"
@@ -238,10 +306,10 @@ def test_chat_endpoint_and_its_secrets(endpoint, tmp_path, capfd):
 SLOW = """
 import itertools, sys, time
 from pathlib import Path
-from evaluation.completions import Completions
+from evaluation.completions import Answer, Completions
 from evaluation.run import run, Options, Benchmark, Task
 tasks = tuple(Task(f"t{i:03}", "def f():\\n", "", functional_test=f"assert f() == {i % 3}") for i in range(40))
-rows = [(t.task_id, k, f"    return {k}\\n") for t in tasks for k in range(2)]
+rows = [Answer(t.task_id, k, f"    return {k}\\n") for t in tasks for k in range(2)]
 run(Benchmark("made", "completion", "ab", tasks), Completions("m", 2, lambda _: iter(rows)), Options("completion", (), workers=2), Path(sys.argv[1]))
 """
 
@@ -276,7 +344,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path):
 
 
 def test_order_of_arrival_and_repeats_change_nothing(tmp_path, monkeypatch):
-    rows = [(task.task_id, k, f"    return {k // 2}\n") for task in (ADD, SHELL) for k in range(4)]
+    rows = [Answer(task.task_id, k, f"    return {k // 2}\n") for task in (ADD, SHELL) for k in range(4)]
     for name, order in (("a", rows), ("b", rows[::-1])):
         run(benchmark(ADD, SHELL), Completions("m", 4, lambda _, order=order: iter(order)), NONE, tmp_path / name)
     assert [(r["task_id"], r["sample"], r["duplicate"]) for r in samples(tmp_path / "a")] == [(r["task_id"], r["sample"], r["duplicate"]) for r in samples(tmp_path / "b")]  # fmt: skip
@@ -324,7 +392,7 @@ def test_how_a_model_is_asked_is_part_of_the_run(tiny_model, tmp_path):
     assert "template" not in asked("completion")
     plain, alpaca = asked(), asked(template="alpaca", think=False)
     assert (plain["template"], plain["think"], alpaca["template"], alpaca["think"]) == ("plain", True, "alpaca", False)
-    answer = Completions("m", 1, lambda _: iter([("add", 0, ADD.canonical)]), plain)
+    answer = Completions("m", 1, lambda _: iter([Answer("add", 0, ADD.canonical)]), plain)
     run(benchmark(ADD, form="instruction"), answer, Options("instruction", tools=()), tmp_path / "run")
     again = replace(answer, sampling=alpaca)
     with pytest.raises(EvaluationError, match='another template "plain" .now "alpaca".*think true .now false'):
@@ -416,6 +484,9 @@ def test_a_model_through_two_benchmarks_to_a_report(tiny_model, tmp_path, capsys
         for source, args in (("tiny", model), ("answers", [*shared, "--completions", tmp_path / f"{name}-answers.jsonl"])):
             runs[name, source] = tmp_path / f"{name}-{source}"
             assert cli.main([*map(str, args), "-o", str(runs[name, source])]) == 0, capsys.readouterr().err
+    kept = [json.loads(line)["finish"] for line in (runs["humaneval", "tiny"] / "completions.jsonl").read_text().splitlines()]
+    cut = json.loads((runs["humaneval", "tiny"] / "scores.json").read_text())["audit"]["cut"]
+    assert sorted(row["finish"] for row in samples(runs["humaneval", "tiny"])) == sorted(kept) and cut == kept.count("length") > 0
     drawn = [(row["task_id"], row["sample"]) for row in samples(runs["humaneval", "tiny"])]
     assert drawn == [(row["task_id"], k) for row in function for k in range(3)]
     assert len({row["completion"] for row in samples(runs["humaneval", "tiny"])}) > 12
