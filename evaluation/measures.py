@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foundation.files import Json
+from judges import TOOLS
 from judges.calibrate import CWE_OF, shipped
 from judges.findings import family
 
@@ -49,7 +50,7 @@ def state(sample: Json) -> str:
     """
     if sample["empty"]:
         return "empty"
-    if not sample["parses"] and sample["findings"]:
+    if not sample["parses"] and any(TOOLS[finding["judge"]].ANY_TEXT for finding in sample["findings"] if "judge" in finding):
         return "insecure"
     if not sample["parses"]:
         return "unparseable"
