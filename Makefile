@@ -25,7 +25,8 @@ help: ## this list
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
-# Semgrep pins other versions of what TensorFlow needs, so it gets an environment of its own, where judges/semgrep.py looks for it.
+# Semgrep pins other versions of what TensorFlow needs, so it gets an environment of its own, where judges/semgrep.py looks for it, with Meta's detector
+# (codeshield, MIT), whose rules judges/codeshield.py reads there.
 .venv/installed-judges: .venv/installed requirements-semgrep.txt
 	$(PYTHON) -m venv .venv/semgrep
 	.venv/semgrep/bin/pip install --quiet -r requirements-semgrep.txt

@@ -101,8 +101,8 @@ def _run(args: argparse.Namespace) -> int:
       canonical    the benchmark's own solutions: they have to pass
       insecure     its known-insecure programs, where it has them: they have to be found
       FILE.jsonl   lines {"task_id": ..., "completion": TEXT}, with "sample": NUMBER where a task has several, and "finish_reason": "length" where
-                   the length limit cut an answer off: it is then tested by its whole statements; or what `lpo generate` has written for prompts
-                   whose ids are the tasks'
+                   the length limit cut an answer off: it is then tested by its whole statements; or what `lpo generate` has written for prompts whose
+                   ids are the tasks'
       URL          an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; "openai" reads OPENAI_BASE_URL. The key comes from OPENAI_API_KEY.
                    It is asked at /completions, with --form instruction at /chat/completions
       MODEL        a Hugging Face directory, a hub id, the directory of a PEFT adapter (its adapter_config.json names the base model), or the run_dir of a
@@ -215,7 +215,7 @@ def _finished(runs: list[Path]) -> None:
 def _benchmarks(args: argparse.Namespace) -> int:
     for name, source in BENCHMARKS.items():
         print(
-            f"{name:16}{source.title}\n{'':16}form: {source.form or 'as its tasks'}; licence: {source.licence}; judges: {' '.join(source.judges) or 'its tests alone'}\n{'':16}{source.origin}"
+            f"{name:26}{source.title}\n{'':26}form: {source.form or 'as its tasks'}; licence: {source.licence}; judges: {' '.join(source.judges) or 'its tests alone'}\n{'':26}{source.origin}"
         )
     return 0
 

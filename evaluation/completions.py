@@ -64,7 +64,7 @@ def from_benchmark(which: str, tasks: Sequence[Task]) -> Completions:
 
 
 def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Completions:
-    """A JSONL file of {task_id, completion[, sample, finish_reason]}, or of what `lpo generate` writes ({id, text, sample}, a task's id each).
+    """A file of {task_id, completion[, sample, finish_reason]}, or of what `lpo generate` writes ({id, text, sample, finish}, a task's id each).
 
     Samples are numbered as they come where they have no number.
 
@@ -81,7 +81,7 @@ def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Complet
             raise EvaluationError(
                 f'{path}:{number}: write {{"task_id": ..., "completion": TEXT}}, and "sample": NUMBER if you like; or {{"id": ..., "text": TEXT}}'
             ) from None
-        finish = row.get("finish_reason", row.get("finish"))  # `lpo generate` calls it finish
+        finish = row.get("finish_reason", row.get("finish"))
         if not isinstance(text, str) or key in rows:
             problem = "its completion is no text" if key not in rows else f"sample {key[1]} of {task_id} stands above already"
             raise EvaluationError(f"{path}:{number}: {problem}")

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from evaluation.alive import asked, audit
 from evaluation.audit import of_run, reaches
 from evaluation.benchmarks import Benchmark
 from evaluation.completions import Answer, Completions, EvaluationError
+from evaluation.cyberseceval import completed
 from evaluation.extract import extract
 from evaluation.measures import Estimate, by_cwe, by_task, estimate, headline, measures
 from evaluation.tasks import Task
 from foundation.files import Json, claim, foreign, hold_directory, read_journal, read_json, write_json, write_text
-from judges import TOOLS, judge
+from judges import TOOLS, calibrate, judge
 from judges.sandbox import Case, Limits, Test, run_many
 from judges.sandbox import run as run_one
 
@@ -62,10 +64,12 @@ def _run(benchmark: Benchmark, completions: Completions, options: Options, out: 
     todo = (c for c in completions.read(out) if c.task_id in tasks and c.sample < completions.samples and c[:2] not in done)
     total = len(tasks) * completions.samples
     first = next(todo, None)  # only now: a source may show a bar of its own while it draws
-    with tqdm(total=total, initial=len(done), desc=f"judge {benchmark.name}", unit=" samples", dynamic_ncols=True) as bar:
+    own_cache = tempfile.TemporaryDirectory(prefix="findings-")  # equal programs of one run are judged once
+    with own_cache, tqdm(total=total, initial=len(done), desc=f"judge {benchmark.name}", unit=" samples", dynamic_ncols=True) as bar:
+        cache = options.cache or Path(own_cache.name)
         rest = itertools.chain([first] if first else [], todo)
         while chunk := list(itertools.islice(rest, _CHUNK if options.tools else _CHUNK_TESTS)):
-            records = _judge([(tasks[answer.task_id], answer) for answer in chunk], options, bar)
+            records = _judge([(tasks[answer.task_id], answer) for answer in chunk], options, cache, bar)
             with journal.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(record) + "\n" for record in records))
     return _finish(benchmark, completions.samples, options, out)
@@ -113,17 +117,22 @@ def _begin(benchmark: Benchmark, completions: Completions, options: Options, out
     claim(file, settings, refuse, free=["name"])
 
 
-def _judge(chunk: Sequence[tuple[Task, Answer]], options: Options, bar: tqdm) -> list[Json]:
+def _judge(chunk: Sequence[tuple[Task, Answer]], options: Options, cache: Path, bar: tqdm) -> list[Json]:
     records, cases = [], []
     for task, answer in chunk:
-        program = extract(task.prompt, answer.text, options.form, task.suffix, cut=answer.finish == "length")
+        cut = answer.finish == "length"
+        program = (
+            completed(task.prompt, answer.text, cut)
+            if task.fragment
+            else extract(task.prompt, answer.text, options.form, task.suffix, cut=cut)
+        )
         prompt = task.prompt if options.form == "completion" else task.instruction
         record: Json = {
             "task_id": task.task_id,
             "sample": answer.sample,
             "cwe": task.cwe,
             "prompt": prompt,
-            "asked": list(task.names) or asked(prompt),
+            "asked": list(task.names) or ([] if task.fragment else asked(prompt)),
             "completion": answer.text,
             "finish": answer.finish,
             "code": program.code,
@@ -160,15 +169,31 @@ def _judge(chunk: Sequence[tuple[Task, Answer]], options: Options, bar: tqdm) ->
         bar.update(last[id(record)] == key)
     if options.tools:
         bar.set_postfix_str("analyzers")
-        readable = [record for record in records if record["parses"] and not record["empty"]]
+        any_text = any(TOOLS[name].ANY_TEXT for name in options.tools)
+        readable = [
+            (record, task)
+            for record, (task, *_) in zip(records, chunk, strict=True)
+            if not record["empty"] and (record["parses"] or any_text)
+        ]
         workers = options.workers or os.cpu_count() or 1
-        verdicts = judge([r["code"] for r in readable], options.tools, workers=workers, cache=options.cache, noise=options.noise)
-        for record, verdict in zip(readable, verdicts, strict=True):
-            record["findings"] = [asdict(finding) for finding in verdict.findings]
+        verdicts = judge([r["code"] for r, _ in readable], options.tools, workers=workers, cache=cache, noise=options.noise)
+        for (record, task), verdict in zip(readable, verdicts, strict=True):
+            given = task.prompt.count("\n") if task.fragment else 0
+            counted = (f for f in verdict.findings if f.line > given and (record["parses"] or TOOLS[f.judge].ANY_TEXT))
+            record["findings"] = [asdict(finding) for finding in counted]
             if verdict.failed:
                 record["gave_up"] = list(verdict.failed)
+        if set(options.tools) == set(calibrate.JUDGES) and not options.noise:
+            for record in records:
+                record["codeql"] = _codeql_chance(record)
     bar.update(len(records) - len(last))
     return records
+
+
+def _codeql_chance(record: Json) -> float:
+    """How likely CodeQL is to flag a sample; what isn't code has nothing to be flagged."""
+    code = record["parses"] and not record["empty"]
+    return round(calibrate.shipped()[0].chance(finding["cwe"] for finding in record["findings"]), 4) if code else 0.0
 
 
 def case_of(code: str, task: Task, test: str, options: Options) -> Case:

@@ -37,6 +37,9 @@ class Task:
     given: str = ""
     module: str = ""  # by which its tests import the program
     setup: str = ""  # code that runs in front of the program when it is tested; no analyzer sees it
+    fragment: bool = (
+        False  # `prompt` is cut out of a file: only what is found behind it counts, and a judge that reads any text reads it too
+    )
 
     @property
     def asked(self) -> tuple[str, ...]:

@@ -277,3 +277,13 @@ def test_without_javascript(page: Path, chromium: Any) -> None:
     assert tab.locator("noscript p").is_visible()
     assert not tab.locator("#browser").is_visible()
     context.close()
+
+
+def test_an_estimated_codeql_share_stands_beside_the_plain_one_and_says_whence_it_is(tmp_path):
+    run = make(tmp_path / "run", "models/base", 0.5)
+    lines = [json.loads(line) | {"codeql": 0.25} for line in (run / "samples.jsonl").read_text().splitlines()]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write([run], tmp_path / "report.html")
+    text = " ".join(re.sub(r"<[^>]+>", " ", (tmp_path / "report.html").read_text()).split())
+    assert "CodeQL, estimated lower is better 25.0 % [" in text
+    assert "fitted on 771 answers of 7 models (VulnBench" in text

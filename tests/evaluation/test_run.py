@@ -25,6 +25,9 @@ from evaluation.benchmarks import BENCHMARKS, Benchmark
 from evaluation.completions import Answer, Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
 from evaluation.run import Options, run
 from evaluation.tasks import Task
+from foundation.errors import ConfigError
+from judges import Verdict, calibrate, semgrep
+from judges.findings import Finding
 from judges.sandbox import backends
 from tests.helpers.paths import REPO
 
@@ -53,6 +56,28 @@ def texts(**given):
 
 def samples(out):
     return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("tools", "noise", "estimated"),
+    [(("bandit", "semgrep"), False, True), (("bandit", "semgrep"), True, False), (("bandit",), False, False)],
+)
+def test_what_codeql_would_say_is_written_beside_what_its_estimate_stands_on(tmp_path, monkeypatch, tools, noise, estimated):
+    found = Finding("bandit", "B201", "CWE-489", 1, 1, "high", "debug")
+    monkeypatch.setattr(
+        evaluation_run, "judge", lambda sources, *_, **__: [Verdict(True, (found,) if "debug" in source else ()) for source in sources]
+    )
+    monkeypatch.setattr(semgrep, "missing", lambda: None)
+    monkeypatch.setattr(semgrep, "version", lambda: "made")
+    task = Task("t", "def f():\n", "Write f.")
+    source = texts(t=["    return app.run(debug=True)\n", "    return 1\n", "", "    return (1\n"])
+    scores = run(benchmark(task), source, Options("completion", tools, noise), tmp_path)
+    chances = [sample.get("codeql") for sample in samples(tmp_path)]
+    table, _ = calibrate.shipped()
+    assert chances == (
+        [pytest.approx(table.chance(cwes), abs=1e-4) for cwes in (["CWE-489"], [])] + [0.0, 0.0] if estimated else [None] * 4
+    )
+    assert ("codeql" in scores["measures"]) == estimated
 
 
 def test_tests_and_analyzers_decide(tmp_path):
@@ -110,6 +135,11 @@ def test_files(tmp_path):
     ]
     cut = a | {"sample": 0, "completion": "0", "finish_reason": "length"}
     assert read(a | {"sample": 1}, cut, b, samples=1) == [Answer("add", 0, "0", "length"), Answer("shell", 0, "2")]
+    c, d = (
+        {"id": "add", "sample": 0, "text": "5", "finish": "stop", "tokens": 1},
+        {"id": "shell", "sample": 0, "text": "6", "finish": "length"},
+    )
+    assert read(c, d) == [Answer("add", 0, "5", "stop"), Answer("shell", 0, "6", "length")]  # as `lpo generate` writes
     for rows, message in (
         ((a,), "1 completions are missing, shell sample 0 first"),
         ((a, b, a), "shell sample 1"),
