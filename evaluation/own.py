@@ -77,6 +77,8 @@ def _task(row: Json, number: str) -> Task:
     used = {key: _used(tree, imports, key) for key, tree in trees.items()}
     names = tuple(dict.fromkeys(name for found in used.values() for name in found))
     functional, security = _tests(given, trees, names)
+    helpers = {name for statement in setup.body for name in _bound(statement)}
+    apart = all(all(found.values()) for found in used.values())  # they only call functions
     return replace(
         task,
         task_id=given.get("id", number),
@@ -85,7 +87,8 @@ def _task(row: Json, number: str) -> Task:
         insecure=given.get("insecure"),
         setup=given.get("setup", ""),
         packages=True,
-        names=names if all(all(found.values()) for found in used.values()) else (),
+        names=tuple(name for name in names if name not in helpers) if apart else (),
+        helpers=tuple(name for name in names if name in helpers),
         given=ast.unparse(ast.Module(imports, [])),
         module=MODULE,
         functional_test=functional,

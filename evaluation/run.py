@@ -200,7 +200,8 @@ def case_of(code: str, task: Task, test: str, options: Options) -> Case:
     limits = Limits(time_s=options.time_s, memory_mb=options.memory_mb)
     modules = (task.module,) if task.module else ()
     keep = ("pytest.main",) if 'kept_["pytest.main"]' in test else ()
-    held = Test(test, task.names, task.given, keep=keep, modules=modules)
+    names = (*task.names, *task.helpers) if task.names else ()
+    held = Test(test, names, task.given, keep=keep, modules=modules)
     return Case(_behind(task.setup, code), limits=limits, packages=task.packages, test=held)
 
 

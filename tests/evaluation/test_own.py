@@ -35,6 +35,7 @@ def test_the_example(tmp_path):
     found = benchmarks.load("own", EXAMPLE)
     assert (found.form, [task.task_id for task in found.tasks]) == ("instruction", ["join", "total", "token"])
     assert [bool(task.security_test) for task in found.tasks] == [True, True, False]
+    assert [(task.names, task.helpers) for task in found.tasks] == [(("read_note",), ("folder",)), (("total",), ()), (("token",), ())]
     assert all(task.names and task.cwe and task.prompt in task.instruction for task in found.tasks[1:2])
     for which, outcome in (("canonical", "pass"), ("insecure", "fail")):
         run(found, from_benchmark(which, found.tasks), OPTIONS, tmp_path / which)
@@ -58,6 +59,7 @@ def test_every_way_to_write_tests(tmp_path):
         "a class": {"tests": "assert add(Box().one, 1) == 2", "setup": "class Box:\n    one = 1\n"},
         "a variable": {"tests": "STATE.append(add(1, 2))\nassert STATE == [3]", "setup": setup},
         "passed on": {"tests": "assert list(map(add, [1], [2])) == [3]"},
+        "by the setup": {"tests": "check()", "setup": "def check():\n    assert add(1, 2) == 3\n"},
         "the module": {"tests": "import program\nassert program.add(1, 2) == 3"},
         "pytest": {"tests": "def test_it():\n    assert [*map(add, [1], [2])] == [3]"},
     }
@@ -67,7 +69,7 @@ def test_every_way_to_write_tests(tmp_path):
     )
     assert [bool(task.names) for task in found.tasks] == [True] * len(apart) + [name == "a class" for name in inside]
     right = judged(found, tmp_path / "right", ADD)
-    assert right == [("pass", None)] * 3 + [("pass", "fail"), ("pass", "pass")] + [("pass", None)] * 5
+    assert right == [("pass", None)] * 3 + [("pass", "fail"), ("pass", "pass")] + [("pass", None)] * 6
     wrong = judged(found, tmp_path / "wrong", ADD.replace("+", "-"))
     assert {outcome for outcome, _ in wrong} == {"fail"}
     rows = map(json.loads, (tmp_path / "right/samples.jsonl").read_text().splitlines())
