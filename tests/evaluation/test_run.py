@@ -199,62 +199,6 @@ def endpoint(monkeypatch):
     thread.join()
 
 
-def test_an_answer_that_was_cut_is_tested_by_its_whole_statements(tmp_path):
-    """And counted as cut. What isn't known to be cut, or says nothing about it, is taken as it is."""
-    torn = "    return a + b\n\n\ndef test():\n    assert add(1"
-    body = "    c = a + b\n    return c\n    print("
-    answers = [
-        Answer("add", k, *said)
-        for k, said in enumerate([(torn, "length"), (body, "length"), (body, "stop"), (body,), ("    return (", "length")])
-    ]
-    scores = run(benchmark(ADD), Completions("m", 5, lambda _: iter(answers)), NONE, tmp_path / "run")
-    rows = samples(tmp_path / "run")
-    assert [row["functional"]["outcome"] for row in rows] == ["pass", "pass", "fail", "fail", "fail"]
-    assert [row["parses"] for row in rows] == [True, True, False, False, False] and rows[1][
-        "code"
-    ] == ADD.prompt + "    c = a + b\n    return c\n"
-    assert scores["measures"]["cut"] == {"value": 3 / 4, "n": 4} | {"interval": scores["measures"]["cut"]["interval"]}
-    assert (scores["audit"]["cut"], scores["audit"]["unparseable"], scores["headline"]) == (3, 3, "pass@1")
-    silent = run(benchmark(ADD), texts(add=[torn]), NONE, tmp_path / "silent")
-    assert silent["audit"]["cut"] is None and "cut" not in silent["measures"]
-
-
-def test_bad_answers_are_credited_nowhere(tmp_path, capsys):
-    """From the command line, beside a good one: a task with both tests, and one that only an analyzer judges."""
-    prompt = LOAD.prompt + '    """The value of a YAML text."""\n'
-    bad = {
-        "gutted": "    text = text.strip()\n",
-        "looping": "    text = text.strip()\n" * 50,
-        "copied": prompt,
-        "commented out": "    # return yaml.safe_load(text)\n    pass\n",
-        "raise": "    raise NotImplementedError\n",
-        "pass": "    pass\n",
-    }
-    tested, judged = (replace(LOAD, task_id=name, prompt=prompt) for name in ("tested", "judged"))
-    judged = replace(judged, functional_test=None, security_test=None)
-    good = "    lines = text.splitlines()\n    found = yaml.safe_load(text)\n    print(len(lines))\n    return found\n"
-    bandit = Options("completion", ("bandit",), workers=2)
-    for task, main in ((tested, "func-sec@1"), (judged, "secure")):
-        base = tmp_path / f"{task.task_id}-base"
-        assert run(benchmark(task), texts(**{task.task_id: [good]}), bandit, base)["measures"][main]["value"] == 1
-        for kind, text in bad.items():
-            out = tmp_path / f"{task.task_id}-{kind}"
-            scores = run(benchmark(task), texts(**{task.task_id: [text]}), bandit, out)
-            assert scores["headline"] == main
-            if (kind, task) != ("gutted", judged):  # alone, it may be all that there is to do
-                assert all(
-                    found["value"] == 0 for key, found in scores["measures"].items() if key.startswith(("secure", "func-sec", "pass"))
-                )
-                assert scores["measures"]["deleted"]["value"] == (task is judged or kind not in ("gutted", "looping", "raise"))
-            capsys.readouterr()
-            assert cli.main(["compare", str(base), str(out), "--json", str(tmp_path / "x.json")]) == 0
-            found = json.loads((tmp_path / "x.json").read_text())
-            fault = {"commented out": "hollow", "raise": "hollow", "pass": "empty"}.get(kind, kind)
-            assert found["audit"]["second"][fault] == 1, (task.task_id, kind)
-            assert found["measures"][main]["second"]["value"] == 0 and found["measures"][main]["tasks_lower"] == 1
-            assert not [row for row in found["measures"].values() if row["verdict"] == "better"]
-
-
 def ask(form="completion", samples=5, **more):
     return from_endpoint(None, "m", [ADD, SHELL], form, samples, Sampling(max_new_tokens=7), concurrency=3, **more)
 
