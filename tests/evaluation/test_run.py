@@ -25,7 +25,6 @@ from evaluation.benchmarks import BENCHMARKS, Benchmark
 from evaluation.completions import Answer, Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
 from evaluation.run import Options, run
 from evaluation.tasks import Task
-from foundation.errors import ConfigError
 from judges import Verdict, calibrate, semgrep
 from judges.findings import Finding
 from judges.sandbox import backends
