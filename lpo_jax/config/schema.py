@@ -123,7 +123,7 @@ class ModelConfig(Settings):
     """each layer's kind; null: all alike. window: a token sees `window` positions; full: all of them; no_rope: all of them, and nothing is
     rotated"""
     norm: Literal["rms", "rms_plus_one", "layer"] = "rms"
-    """rms_plus_one: scaled by 1 + the weight; layer norms have a bias"""
+    """layer: with a bias; rms_plus_one: times 1 + weight"""
     norm_eps: PositiveNumber = 1e-6
     """added to a norm's variance"""
     positions: Literal["rope", "learned"] = "rope"

@@ -55,7 +55,7 @@ def test_it_says_choices_defaults_and_what_an_objective_is():
     lines = explain(config.load(CONFIGS / "tiny_cpu.yaml", ["seed=7"])).splitlines()
     assert "seed: 7                                   # of weights, the order of rows and dropout (default: 42)" in lines
     assert "      name: lpo                           # localized preference optimization" in lines
-    assert any(line.startswith("    norm: rms ") and line.endswith("[rms | rms_plus_one | layer]") for line in lines)
+    assert any(line.startswith("    positions: rope ") and line.endswith("[rope | learned]") for line in lines)
     assert max(map(len, lines)) <= 120
 
 
