@@ -1,6 +1,7 @@
 """What a LoRA step costs: the arithmetic that it needs, and no gradient of what is frozen."""
 
 import dataclasses
+import json
 import math
 import re
 
@@ -8,6 +9,7 @@ import jax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from benchmarks import lora as lora_benchmark
 from benchmarks import step as step_benchmark
 from lpo_jax import config
 from lpo_jax.config import LoraConfig, MeshConfig, ModelConfig, OptimConfig, StageConfig
@@ -26,7 +28,9 @@ from tests.helpers.paths import REPO
 
 def seven_billion(**changes):
     """CodeLlama-7B's model, its LPO stage and rows on v5e:4x4, remat none; `changes` are its shape's."""
-    run = config.load(str(REPO / "configs" / "codellama_7b.yaml"), ["model.remat=none", "mesh.topology=v5e:4x4", "stages.lpo.batch_rows=16"])
+    run = config.load(
+        str(REPO / "configs" / "codellama_7b.yaml"), ["model.remat=none", "mesh.topology=v5e:4x4", "stages.lpo.batch_rows=16"]
+    )
     mesh, model = make_mesh(run.mesh, topology_devices("v5e:4x4")), hf.open_model(run.model, planned=True)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, **changes))
     return model, run.stages["lpo"], PlannedRows.assumed(run.plan), mesh
@@ -48,7 +52,9 @@ def test_a_lora_step_of_7b_executes_what_it_must():
     # kernels, which keep no p, q k again; the second needs the gradient of p too.
     attention = 9 * 2 * c.n_layers * heads * 16 * (row.tokens * (row.tokens + 1) // 2)
     needed = frozen + adapters + attention
-    print(f"executed over needed: {found.executed / needed:.4f}; 4NT + 4VS {frozen:.4g}, adapters {adapters:.4g}, attention {attention:.4g}")
+    print(
+        f"executed over needed: {found.executed / needed:.4f}; 4NT + 4VS {frozen:.4g}, adapters {adapters:.4g}, attention {attention:.4g}"
+    )
     assert found.recomputed == 0
     assert needed <= found.executed <= 1.05 * needed
 
@@ -100,3 +106,14 @@ def test_neither_does_one_of_7b_on_a_slice(tmp_path):
         found[name] = made(file.read_text(), shapes)
     assert found["lora"] == set()
     assert found["whole"] >= shapes.keys() - {"embed"}, "it sees gradients where there are some"
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_checkouts(tmp_path, monkeypatch):
+    """This one with itself: equal losses, and a ratio."""
+    monkeypatch.delenv("LPO_REAL_MODELS", raising=False)
+    sizes = ["--pairs", "2", "--max-tokens", "700", "--d-model", "64", "--layers", "1", "--repeats", "1"]
+    assert lora_benchmark.main([*sizes, "--against", str(REPO), "--json", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["logged"]["here"] == found["logged"]["against"] and len(found["logged"]["here"]["loss"]) == 2
+    assert found["ratios"]["against_over_here"] > 0

@@ -122,7 +122,13 @@ def plain_batch(tokens):
     """Plain sequences [B, T] as a batch; each token but the first is scored."""
     B, T = tokens.shape
     fields = dict.fromkeys(TreeBatch.__dataclass_fields__)
-    row = {"tokens": tokens[0], "positions": np.arange(T), "subtree_end": np.full(T, T), "source": np.arange(T - 1), "pair": np.zeros(T - 1)}
+    row = {
+        "tokens": tokens[0],
+        "positions": np.arange(T),
+        "subtree_end": np.full(T, T),
+        "source": np.arange(T - 1),
+        "pair": np.zeros(T - 1),
+    }
     fields |= {name: jnp.broadcast_to(jnp.asarray(x, jnp.int32), (B, len(x))) for name, x in row.items()}
     return TreeBatch(**fields | {"tokens": jnp.asarray(tokens), "target": jnp.asarray(tokens[:, 1:])})
 
