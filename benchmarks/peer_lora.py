@@ -43,7 +43,7 @@ def main() -> None:
     model = decoder.Model(hf.read_config(directory), lora=lora)
     frozen = hf.read_params(directory, model, found("param_shardings", state)(model, mesh))
     with np.load(SPEC["batch"]) as arrays:
-        rows = {name: jnp.asarray(arrays[name])[None] for name in arrays}
+        rows: Any = {name: jnp.asarray(arrays[name])[None] for name in arrays}
     tx = found("optimizer", "lpo_jax.train.optimizer", state)(stage.optim, 100)
     losses = []
     with jax.set_mesh(mesh):
