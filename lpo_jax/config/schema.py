@@ -14,8 +14,9 @@ from pydantic import BeforeValidator, Field
 
 from data_pipeline import order
 from foundation.errors import ConfigError
-from foundation.settings import LARGEST, Count, Decay, NonEmpty, Positive, PositiveNumber, Settings, Share, Weight
+from foundation.settings import LARGEST, Count, Decay, NonEmpty, Positive, PositiveNumber, Settings
 from lpo_jax import objectives
+from lpo_jax.config.optim import Optim
 
 ONCE_EVERYWHERE = {
     "mode": "clean", "beta": None, "gamma": None, "alpha": None, "empty_side": "detach", "norm_len": "code", "imitation": "sum",
@@ -195,28 +196,6 @@ class ModelSource(Settings):
 
 
 @dataclass(frozen=True)
-class OptimConfig(Settings):
-    """AdamW with linear warm-up, cosine decay and clipping by global norm."""
-
-    lr: PositiveNumber
-    """peak learning rate"""
-    warmup_ratio: Share = 0.05
-    """share of the stage's steps"""
-    final_lr_ratio: Share = 0.0
-    """the cosine ends at this share of `lr`"""
-    weight_decay: Weight = 0.0
-    """on matrices only"""
-    b1: Decay = 0.9
-    """decay of Adam's first moment"""
-    b2: Decay = 0.999
-    """decay of Adam's second moment"""
-    eps: PositiveNumber = 1e-8
-    """added to the root of the second moment"""
-    clip_norm: PositiveNumber = 1.0
-    """gradients are scaled down to this global norm"""
-
-
-@dataclass(frozen=True)
 class ShardSet(Settings):
     """One of the shard sets that a stage is trained on."""
 
@@ -232,8 +211,8 @@ class StageConfig(Settings):
 
     objective: Objective
     """what is optimised: its name, and the options of that objective"""
-    optim: OptimConfig
-    """the optimizer, fresh in each stage"""
+    optim: Optim
+    """the optimizer, fresh in each stage: its name, and the options of that optimizer; without a name adamw"""
     batch_rows: Positive
     """packed rows in one optimizer step, over all devices"""
     accumulate: Positive = 1

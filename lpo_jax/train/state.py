@@ -50,12 +50,25 @@ def _shardings(axes: Params, shapes: Params, mesh: Mesh) -> Params:
 
 
 def state_shardings(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The sharding of the whole state: an optimizer moment lies as its parameter does, everything else is replicated."""
+    """The sharding of the whole state.
+
+    What an optimizer keeps of a parameter lies as the parameter does; a factor, which lacks one of its dims, as the others do. Everything else
+    is replicated.
+    """
     replicated = NamedSharding(mesh, PartitionSpec())
-    params = trainable_shardings(model, mesh)
-    opt_state = optax.tree.map_params(
-        tx, lambda _, s: s, jax.eval_shape(tx.init, trainable_shapes(model)), params, transform_non_params=lambda _: replicated
-    )
+    params, shapes = trainable_shardings(model, mesh), trainable_shapes(model)
+    own = {path: (x.shape, place.spec) for (path, x), place in zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(params), strict=True)}
+
+    def place(path: tuple[Any, ...], kept: jax.ShapeDtypeStruct) -> NamedSharding:
+        shape, cut = next((own[path[start:]] for start in range(len(path)) if path[start:] in own), ((), ()))
+        cut = (*cut, *(None,) * (len(shape) - len(cut)))
+        if kept.shape == shape:
+            return NamedSharding(mesh, PartitionSpec(*cut))
+        rest = (dim for dim in range(len(shape)) if kept.shape == (*shape[:dim], *shape[dim + 1 :]))
+        lacks = next(rest, None)
+        return replicated if lacks is None else NamedSharding(mesh, PartitionSpec(*cut[:lacks], *cut[lacks + 1 :]))
+
+    opt_state = jax.tree.map_with_path(place, jax.eval_shape(tx.init, shapes))
     return TrainState(step=replicated, params=params, opt_state=opt_state, skipped=replicated, skipped_in_row=replicated)
 
 

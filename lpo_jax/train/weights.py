@@ -61,12 +61,12 @@ def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None
       TrainingError: none can be read.
     """
     mesh, model = mesh or make_mesh(MeshConfig(data=1, fsdp=-1)), hf.open_model(config.model)
-    found = checkpoint.restore(epath.Path(path), checkpoint_target(config, model, mesh), config.best_metric if best else None)
+    found = checkpoint.restore(epath.Path(path), checkpoint_targets(config, model, mesh), config.best_metric if best else None)
     if found is None:
         raise ConfigError(f"{path}: no checkpoint; run `lpo train` first")
     return model, found[1].params, load_base(config, model, mesh) if model.lora else {}
 
 
-def checkpoint_target(config: RunConfig, model: Model, mesh: Mesh) -> TrainState:
-    """How the state lies here, to restore a checkpoint into. All stages have the same."""
-    return abstract_state(model, optimizer(next(iter(config.stages.values())).optim, 1), mesh)
+def checkpoint_targets(config: RunConfig, model: Model, mesh: Mesh) -> dict[str, TrainState]:
+    """How each stage's state lies here, to restore a checkpoint into. What an optimizer keeps doesn't depend on the stage's length."""
+    return {name: abstract_state(model, optimizer(stage.optim, 1, model), mesh) for name, stage in config.stages.items()}
