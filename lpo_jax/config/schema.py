@@ -186,6 +186,9 @@ class ModelSource(Settings):
     every other matrix product's, so that little is left to recompute (on CPUs it is faster than none); none: everything"""
     lora: LoraConfig | None = None
     """train adapters instead of the weights"""
+    quantize: Literal["int8", "int4", "nf4"] | None = None
+    """under adapters, how the layers' frozen matrices are held: int8 with a scale for each output, int4 or nf4 with one for 64 inputs; null: in
+    param_dtype, as embeddings, head, norms and biases always are"""
 
     def __post_init__(self) -> None:
         _check(
@@ -193,6 +196,12 @@ class ModelSource(Settings):
             "model: set exactly one of model.path (a Hugging Face directory) and model.new (a shape)",
         )
         _check(self.shape is None or self.new is None, "model.shape describes model.path; model.new is a shape itself")
+        _check(self.quantize is None or self.lora is not None, "model.quantize is for a frozen base: set model.lora, or take it out")
+        _check(
+            self.quantize is None or self.adapter is None,
+            "model.adapter can't be merged into a quantised model: merge it into the float one once (peft's merge_and_unload, "
+            "or `lpo export --merge`), and give that as model.path",
+        )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lpo_jax.config import LoraConfig, ModelConfig
-from lpo_jax.model import lora
+from lpo_jax.model import lora, quantized
 from lpo_jax.model.attention import ancestors, attend, attend_cached
 from lpo_jax.model.embedding import embed
 from lpo_jax.model.lora import Params
@@ -153,6 +153,7 @@ class Model:
     param_dtype: str = "float32"
     remat: str = "dots"  # "none" keeps everything; the others recompute what isn't in _KEPT
     lora: LoraConfig | None = None
+    quantize: str | None = None  # how a LoRA model's frozen base holds the blocks' matrices
 
     @cached_property
     def _variables(self) -> nnx.State:
@@ -171,6 +172,14 @@ class Model:
         """The parameters as `jax.ShapeDtypeStruct`s."""
         dtype = jnp.dtype(self.param_dtype)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), nnx.to_pure_dict(self._variables))
+
+    def base_shapes(self) -> Params:
+        """The parameters beneath the adapters: `shapes`, the blocks' matrices quantised as `quantize` says."""
+        return jax.eval_shape(self.base, self.shapes())
+
+    def base(self, params: Params) -> Params:
+        """Parameters as they are held beneath the adapters."""
+        return params if self.quantize is None else quantized.blocks(params, self.quantize, self.inputs())
 
     def axes(self) -> Params:
         """For each parameter, the names of its dimensions (see `lpo_jax.sharding.RULES`)."""

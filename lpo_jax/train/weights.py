@@ -14,7 +14,7 @@ from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import checkpoint
 from lpo_jax.train.optimizer import optimizer
-from lpo_jax.train.state import TrainState, abstract_state, param_shardings, trainable_shardings
+from lpo_jax.train.state import TrainState, abstract_state, base_shardings, trainable_shardings
 
 
 def open_run(path: str | Path) -> RunConfig | None:
@@ -39,12 +39,15 @@ def load_params(config: RunConfig, model: Model, mesh: Mesh) -> tuple[Params, Pa
 
 
 def load_base(config: RunConfig, model: Model, mesh: Mesh) -> Params:
-    """The parameters that a run starts from, sharded: those of model.path, or random; model.adapter is merged into them."""
-    shardings = param_shardings(model, mesh)
+    """The parameters that a run starts from, sharded: those of model.path, or random; model.adapter is merged into them.
+
+    Under adapters they are quantised as model.quantize says.
+    """
+    shardings = base_shardings(model, mesh)
     if config.model.path is not None:
         params = hf.read_params(hf.locate(config.model.path), model, shardings)
     else:
-        params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(config.seed))
+        params = jax.jit(lambda key: model.base(model.init(key)), out_shardings=shardings)(jax.random.key(config.seed))
     if config.model.adapter is not None:
         earlier, settings = peft.load_peft(config.model.adapter, model)
         params = jax.jit(partial(lora.merge, config=settings), out_shardings=shardings, donate_argnums=0)(params, earlier)
