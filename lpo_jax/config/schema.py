@@ -160,9 +160,9 @@ class LoraConfig(Settings):
     alpha: PositiveNumber
     """the adapters' product is scaled by alpha / rank"""
     dropout: Decay = 0.0
-    """of the adapters' inputs, one mask for all tokens of a step"""
+    """of the adapters' inputs: of each token's and each module's on its own, as in PEFT"""
     targets: str = r"blocks\.(q|k|v|o|gate|up|down)|head"
-    """regular expression, matched against whole parameter paths"""
+    """regular expression, matched against whole parameter paths; a tied head is a head too: its adapter leaves the embeddings alone"""
 
 
 @dataclass(frozen=True)
