@@ -25,7 +25,7 @@ class OptimOptions(Settings):
     line"""
     warmup_ratio: Share = 0.05
     """share of the stage's steps"""
-    decay_ratio: Share = 0.1
+    cooldown_ratio: Share = 0.1
     """wsd: share of the stage's steps, its last ones, in which the rate falls"""
     final_lr_ratio: Share = 0.0
     """what falls ends at this share of `lr`"""
@@ -35,13 +35,13 @@ class OptimOptions(Settings):
     """gradients are scaled down to this global norm"""
 
     def __post_init__(self) -> None:
-        if self.schedule != "wsd" and self.decay_ratio != 0.1:
-            raise ConfigError(f"decay_ratio is an option of schedule wsd, this is {self.schedule}; take it out")
+        if self.schedule != "wsd" and self.cooldown_ratio != 0.1:
+            raise ConfigError(f"cooldown_ratio is an option of schedule wsd, this is {self.schedule}; take it out")
         if self.schedule == "constant" and self.final_lr_ratio:
             raise ConfigError("final_lr_ratio: schedule constant doesn't fall; take it out, or choose linear, cosine or wsd")
-        if self.schedule == "wsd" and self.warmup_ratio + self.decay_ratio > 1:
+        if self.schedule == "wsd" and self.warmup_ratio + self.cooldown_ratio > 1:
             raise ConfigError(
-                f"warmup_ratio ({self.warmup_ratio}) and decay_ratio ({self.decay_ratio}) are more than the whole stage; lower one"
+                f"warmup_ratio ({self.warmup_ratio}) and cooldown_ratio ({self.cooldown_ratio}) are more than the whole stage; lower one"
             )
 
 

@@ -6,6 +6,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from foundation.files import Json, directory_of, read_json, write_json
 from lpo_jax.config import ConfigError, ModelConfig, ModelSource
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor, config_from_hf, config_to_hf
-from lpo_jax.model.quantized import quantize
+from lpo_jax.model.quantized import CODES, quantize
 from lpo_jax.tensors import save_file
 
 MAX_FILE_BYTES = 5 * 10**9
@@ -145,6 +146,9 @@ def read_params(directory: str | Path, model: Model, shardings: Params) -> Param
                         placed[path] = jax.tree.map(lambda x, s: _zeros((layers, *x.shape), x.dtype, s)(), on_devices, place)
                     placed[path] = _set_layer(placed[path], on_devices, layer) if tensor.stacked else on_devices
                 bar.update()
+            for path in tensor.paths:
+                if isinstance(places[path], QArray):
+                    placed[path] = _packed(placed[path])
     return unflatten_dict(placed, sep=".")
 
 
@@ -155,7 +159,18 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype, place: jax.sharding.NamedSha
 
 @cache
 def _quantizer(own: QArray, inputs: int) -> Callable[[jax.Array], QArray]:
-    return jax.jit(partial(quantize, kind=own.qtype, leading=0, inputs=inputs), out_shardings=own, donate_argnums=0)
+    """Codes of 4 bits are bytes until the last layer is read: to write a layer of such an array XLA copies it whole on CPUs."""
+
+    def make(w: jax.Array) -> QArray:
+        found = quantize(w, own.qtype, 0, inputs)
+        return replace(found, qvalue=found.qvalue.astype(jax.numpy.int8))
+
+    return jax.jit(make, out_shardings=own)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _packed(w: QArray) -> QArray:
+    return replace(w, qvalue=w.qvalue.astype(CODES[w.qtype]))
 
 
 def _of_a_layer(place: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:

@@ -2,7 +2,8 @@
 
 Qwix's `quantize` chooses codes and scales, and its `QArray` holds them. Qwix would also rewrite a model's products, by intercepting the calls of
 Flax modules or JAX functions; ours are plain functions of a tree of arrays, so here a matrix is dequantised where it is multiplied. That is done
-with elementwise operations alone: each device dequantises what it holds, and XLA has nothing to reshard (Qwix's lookup of nf4 flattens an array).
+with elementwise operations alone: each device dequantises what it holds, and XLA has nothing to reshard. For nf4 Qwix flattens the array, and
+looks each number up by itself: its codes are found here in the same way as they are read.
 
 nf4's 16 values are the quantiles of a normal distribution between its extremes (Dettmers et al. 2023, QLoRA, appendix E). Scales are
 float32: 0.5 bits a weight with blocks of 64.
@@ -11,6 +12,7 @@ Dims: in and out a matrix' input and output dims, one or more each; behind leadi
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +26,9 @@ from lpo_jax import sharding
 
 BLOCK = 64
 """Most inputs that share a scale in int4 and nf4; where it doesn't divide the last input dim, the largest number below that does."""
+
+CODES = {"int8": jnp.int8, "int4": jnp.int4, "nf4": jnp.uint4}
+"""By kind, the dtype of the codes."""
 
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
@@ -40,14 +45,20 @@ def quantize(w: jax.Array, kind: str, leading: int, inputs: int) -> QArray:
       leading: how many dims come before the matrix' own.
       inputs: how many of these are inputs.
     """
-    last = leading + inputs - 1
+    last, wide = leading + inputs - 1, w.astype(jnp.float32)
     own = {*range(leading), *range(leading + inputs, w.ndim)}  # dims along which each place has a scale of its own
     tiled = {}
     if kind != "int8":
         own |= set(range(leading, last))
         tiled = {last: max(size for size in range(1, BLOCK + 1) if w.shape[last] % size == 0)}
-    found = qwix.quantize(w.astype(jnp.float32), kind, channelwise_axes=sorted(own), tiled_axes=tiled)
-    return dataclasses.replace(found, qtype=kind)
+    if kind != "nf4":
+        return dataclasses.replace(qwix.quantize(wide, kind, channelwise_axes=sorted(own), tiled_axes=tiled), qtype=kind)
+    blocks = wide.reshape(*w.shape[:last], -1, tiled[last], *w.shape[last + 1 :])
+    largest = jnp.abs(blocks).max(last + 1, keepdims=True)
+    scale = jnp.where(largest > 1e-19, largest, 1)
+    between = [(low + high) / 2 for low, high in itertools.pairwise(NF4)]
+    codes = sum((blocks / scale > middle).astype(jnp.int32) for middle in between)
+    return QArray(codes.reshape(w.shape).astype(CODES[kind]), scale.squeeze(last + 1), qtype=kind)
 
 
 def dequantize(w: QArray, dtype: Any) -> jax.Array:

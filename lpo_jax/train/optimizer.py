@@ -57,7 +57,7 @@ def learning_rate(config: OptimOptions, steps: int) -> optax.Schedule:
             decay_steps=max(steps, warmup + 1),
             end_value=end,
         )
-    falling = {"linear": steps - warmup, "constant": 0, "wsd": round(config.decay_ratio * steps)}[config.schedule]
+    falling = {"linear": steps - warmup, "constant": 0, "wsd": round(config.cooldown_ratio * steps)}[config.schedule]
     parts = [optax.linear_schedule(0.0, peak, warmup), optax.constant_schedule(peak), optax.linear_schedule(peak, end, falling)]
     return optax.join_schedules(parts, [warmup, steps - falling])
 

@@ -1,5 +1,6 @@
 """A run's model, its tokenizer, and its weights: new, read from a directory, or from the run's own checkpoints."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -73,6 +74,11 @@ def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None
     if found is None:
         raise ConfigError(f"{path}: no checkpoint; run `lpo train` first")
     return model, found[1].params, load_base(config, model, mesh) if model.lora else {}
+
+
+def float_base(config: RunConfig) -> RunConfig:
+    """The same run with its adapters beside the weights as they were before they were quantised: adapters are merged into these."""
+    return replace(config, model=replace(config.model, quantize=None))
 
 
 def checkpoint_targets(config: RunConfig, model: Model, mesh: Mesh) -> dict[str, TrainState]:

@@ -38,7 +38,7 @@ OPTIMIZERS = {
     "muon": Muon(**COMMON, momentum=0.9, b1=0.8, b2=0.95),
     "muon by shape": Muon(**COMMON, rms=None, moments="bfloat16", schedule="linear"),
     "sgd": Sgd(**COMMON, schedule="constant"),
-    "sgd with momentum": Sgd(**COMMON, momentum=0.9, moments="bfloat16", schedule="wsd", decay_ratio=0.5),
+    "sgd with momentum": Sgd(**COMMON, momentum=0.9, moments="bfloat16", schedule="wsd", cooldown_ratio=0.5),
 }
 STEPS = 4
 FURTHER = {"adamw", "adafactor with momentum", "muon by shape", "sgd"}
@@ -226,9 +226,9 @@ def test_decay_spares_norms_and_biases():
     [
         ({}, [0.0, 0.5, 1.0, 0.55, 0.1]),
         ({"schedule": "linear"}, [0.0, 0.5, 1.0, 0.55, 0.1]),
-        ({"schedule": "wsd", "decay_ratio": 0.9}, [0.0, 0.5, 1.0, 0.55, 0.1]),
-        ({"schedule": "wsd", "decay_ratio": 0.3}, [0.0, 0.5, 1.0, 1.0, 0.1]),
-        ({"schedule": "wsd", "decay_ratio": 0.3, "warmup_ratio": 0.0}, [1.0, 1.0, 1.0, 1.0, 0.1]),
+        ({"schedule": "wsd", "cooldown_ratio": 0.9}, [0.0, 0.5, 1.0, 0.55, 0.1]),
+        ({"schedule": "wsd", "cooldown_ratio": 0.3}, [0.0, 0.5, 1.0, 1.0, 0.1]),
+        ({"schedule": "wsd", "cooldown_ratio": 0.3, "warmup_ratio": 0.0}, [1.0, 1.0, 1.0, 1.0, 0.1]),
         ({"schedule": "constant", "final_lr_ratio": 0.0}, [0.0, 0.5, 1.0, 1.0, 1.0]),
     ],
 )
@@ -252,9 +252,12 @@ def test_a_cosine_and_a_line_differ_between_their_ends():
         ("stages.lpo.optim={name: adam, lr: 1e-3}", "unknown value stages.lpo.optim.name=adam: did you mean 'adamw'?"),
         ("stages.lpo.optim={name: muon}", "missing key stages.lpo.optim.lr"),
         ("stages.lpo.optim={name: lion, lr: 1e-3, moments: int8}", "unknown value stages.lpo.optim.moments=int8"),
-        ("stages.lpo.optim={lr: 1e-3, decay_ratio: 0.2}", "stages.lpo.optim: decay_ratio is an option of schedule wsd, this is cosine"),
+        (
+            "stages.lpo.optim={lr: 1e-3, cooldown_ratio: 0.2}",
+            "stages.lpo.optim: cooldown_ratio is an option of schedule wsd, this is cosine",
+        ),
         ("stages.lpo.optim={lr: 1e-3, schedule: constant, final_lr_ratio: 0.2}", "final_lr_ratio: schedule constant doesn't fall"),
-        ("stages.lpo.optim={lr: 1e-3, schedule: wsd, warmup_ratio: 0.6, decay_ratio: 0.5}", "are more than the whole stage; lower one"),
+        ("stages.lpo.optim={lr: 1e-3, schedule: wsd, warmup_ratio: 0.6, cooldown_ratio: 0.5}", "are more than the whole stage; lower one"),
     ],
 )
 def test_an_option_that_it_does_not_have_is_refused(override, message):
