@@ -57,7 +57,7 @@ def quantize(w: jax.Array, kind: str, leading: int, inputs: int) -> QArray:
     largest = jnp.abs(blocks).max(last + 1, keepdims=True)
     scale = jnp.where(largest > 1e-19, largest, 1)
     between = [(low + high) / 2 for low, high in itertools.pairwise(NF4)]
-    codes = sum((blocks / scale > middle).astype(jnp.int32) for middle in between)
+    codes = sum(((blocks / scale > middle).astype(jnp.int32) for middle in between), jnp.zeros((), jnp.int32))
     return QArray(codes.reshape(w.shape).astype(CODES[kind]), scale.squeeze(last + 1), qtype=kind)
 
 
