@@ -34,16 +34,6 @@ def some(names):
     return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 
 
-@pytest.fixture(params=some(ONE_EACH))
-def torch_model(request):
-    return loud_model(request.param)
-
-
-@pytest.fixture(params=some(set(ONE_EACH) - set(LIKE_OTHERS)))
-def stored_model(request):
-    return loud_model(request.param)
-
-
 def loud_model(family):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation="eager").eval()
@@ -52,6 +42,13 @@ def loud_model(family):
             if name.endswith("bias") or "norm" in name or "ln_" in name:
                 value += 0.3 * torch.randn_like(value)
     return model
+
+
+def a_model_of(names):
+    return pytest.fixture(params=some(names))(lambda request: loud_model(request.param))
+
+
+torch_model, stored_model = a_model_of(ONE_EACH), a_model_of(set(ONE_EACH) - set(LIKE_OTHERS))
 
 
 def load(directory, mesh_config=MeshConfig(data=8)):  # noqa: B008
