@@ -80,7 +80,7 @@ def test_codes_are_exchanged_between_devices_and_no_second_copy_is_kept():
     """With remat none the backward pass could keep what the forward pass dequantised; gathered floats could be four times as many bytes."""
     mesh = make_mesh(MeshConfig(1, 4, 1), jax.devices()[:4])
     model = Model(WIDE, lora=LORA, quantize="int8", remat="none")
-    stage, row = StageConfig(Sft(), AdamW(lr=1e-3), batch_rows=4, steps=1), PlannedRows(tokens=64, scored=32, pairs=1, mean_pairs=1.0)
+    stage, row = StageConfig(Sft(), AdamW(lr=1e-3), batch_rows=4, steps=1), PlannedRows(tokens=96, scored=32, pairs=1, mean_pairs=1.0)
     compiled = abstract.compile_step(abstract.trace_step(model, stage, row, mesh), mesh)
     gathered = re.findall(r"= (\w+)\[([\d,]+)\]\S* all-gather\(", compiled.as_text())
     sizes = {
@@ -88,13 +88,13 @@ def test_codes_are_exchanged_between_devices_and_no_second_copy_is_kept():
     }
     assert sizes["s8"] == 128 * 256  # a layer's largest matrix
     assert max(size for dtype, size in sizes.items() if dtype != "s8") <= 128 * 256  # embeddings and head: [256, 128]
-    whole = 4 * sum(x.size for x in jax.tree.leaves(Model(WIDE).shapes()["blocks"]))
-    stats = compiled.memory_analysis()
-    assert stats is not None and stats.temp_size_in_bytes < whole
+    matrices = {name: x for name, x in Model(WIDE).shapes()["blocks"].items() if not name.endswith(("norm", "bias"))}
+    stacks = re.findall(r"\b(?:f32|bf16)\[4,([\d,]+)\]", compiled.as_text())  # of all layers
+    assert not {np.prod([int(d) for d in dims.split(",")]) for dims in stacks} & {x.size // 4 for x in matrices.values()}
     held = memory.held(abstract.arguments(model, stage, row, mesh))
     plain = memory.held(abstract.arguments(Model(WIDE, lora=LORA), stage, row, mesh))
-    matrices = whole // 4 // 4  # numbers on each device, the norms and biases aside
-    assert 2.9 * matrices < plain["parameters"] - held["parameters"] < 3 * matrices
+    share = sum(x.size for x in matrices.values()) // 4  # numbers on each device; an output's scale stands for 128 or 256 of them
+    assert 2.9 * share < plain["parameters"] - held["parameters"] < 3 * share
 
 
 @pytest.fixture(scope="module")
