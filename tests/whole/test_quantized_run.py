@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_and_its_adapters_are_merged_into_the_float_weights
     for name in ("straight", "killed"):
         process = start(shards, tmp_path / name, *more)
         metrics = tmp_path / name / "metrics.jsonl"
-        deadline = time.time() + 300
+        deadline = time.time() + 900
         while name == "killed" and time.time() < deadline and not (metrics.is_file() and '"total_step": 7' in metrics.read_text()):
             time.sleep(0.01)
         if name == "killed":
@@ -132,7 +132,7 @@ def test_a_killed_run_goes_on_and_its_adapters_are_merged_into_the_float_weights
             process.communicate()
             assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
             process = start(shards, tmp_path / name, *more)
-        text, _ = process.communicate(timeout=300)
+        text, _ = process.communicate(timeout=900)
         assert process.returncode == 0, text
     assert read_log(tmp_path / "killed") == read_log(tmp_path / "straight")
 
