@@ -85,7 +85,7 @@ class RopeScaling(Settings):
 class ModelConfig(Settings):
     """The shape of a decoder. Families differ in these values only."""
 
-    family: Literal["codegen", "gpt_bigcode", "llama", "mistral", "phi", "qwen2", "qwen3", "starcoder2"]
+    family: Literal["codegen", "gpt_bigcode", "llama", "mistral", "phi", "qwen2", "qwen3", "qwen3_moe", "starcoder2"]
     """`model_type` of a Hugging Face config.json, see lpo_jax/model/families.py"""
     vocab_size: Positive
     """rows of the embedding table"""
@@ -137,6 +137,18 @@ class ModelConfig(Settings):
     """normalise every head's query and key"""
     tied_head: bool = False
     """the output head is the embedding table"""
+    experts: Count = 0
+    """MLPs that a router chooses from in each layer, see lpo_jax/model/moe.py; 0: there is one MLP and no router"""
+    experts_per_token: Positive = 1
+    """how many of them compute a token"""
+    d_expert: Count = 0
+    """width inside an expert; d_mlp is of no use beside it"""
+    normalized_experts: bool = False
+    """the weights of a token's experts add up to 1; false: those of all experts do"""
+    router_aux_loss_coef: Weight = 0.0
+    """kept for export, no more: that loss counts the tokens of a batch, so it would differ between a tree and its two sequences"""
+    output_router_logits: bool = False
+    """kept for export"""
 
     def __post_init__(self) -> None:
         _check(
@@ -147,6 +159,14 @@ class ModelConfig(Settings):
         _check(
             rotated % 2 == 0 and rotated <= self.head_dim,
             f"model shape: the rotated dims ({rotated}) must be even and at most head_dim ({self.head_dim})",
+        )
+        _check(
+            not self.experts or self.experts_per_token <= self.experts,
+            f"model shape: experts_per_token ({self.experts_per_token}) must be at most experts ({self.experts})",
+        )
+        _check(
+            not self.experts or (self.d_expert > 0 and self.gated_mlp and not self.mlp_bias),
+            "model shape: experts need d_expert, gated_mlp and no mlp_bias",
         )
 
 
@@ -161,7 +181,8 @@ class LoraConfig(Settings):
     dropout: Decay = 0.0
     """of the adapters' inputs, one mask for all tokens of a step"""
     targets: str = r"blocks\.(q|k|v|o|gate|up|down)|head"
-    """regular expression, matched against whole parameter paths"""
+    """regular expression, matched against whole parameter paths. The default is every matrix of a dense model. Of a mixture of experts it is
+    attention and head; blocks\.expert_(gate|up|down) are the experts, each with an adapter of its own; a router has none"""
 
 
 @dataclass(frozen=True)
@@ -265,11 +286,13 @@ class MeshConfig(Settings):
     """the batch and every parameter are cut along this axis"""
     tensor: Axis = 1
     """heads, mlp and vocabulary are cut along this axis"""
+    expert: Axis = 1
+    """the batch and a mixture's experts are cut along this axis"""
     topology: str | None = None
     """the TPU slice in JAX's names, e.g. v5e:4x4: `lpo plan` compiles for it; a run checks its size"""
 
     def __post_init__(self) -> None:
-        _check(0 not in (self.data, self.fsdp, self.tensor), "an axis of 0 devices: give their number, or -1 for all that are left")
+        _check(0 not in (self.data, self.fsdp, self.tensor, self.expert), "an axis of 0 devices: give their number, or -1 for all that are left")
 
 
 @dataclass(frozen=True)

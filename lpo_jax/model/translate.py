@@ -36,10 +36,12 @@ def config_from_hf(raw: Json) -> ModelConfig:
 
 def _translated(raw: Json, name: str, family: Family) -> Json:
     """A config.json's values under our names, unchecked."""
+    raw = {family.also[key]: raw[key] for key in family.also if key in raw} | raw
     for key, value in family.only.items():
         if raw.get(key, value) != value:
             raise ConfigError(f"config.json: {key}={raw[key]!r} is not supported for {name}, only {value!r}")
     values: Json = {ours: raw.get(theirs) for ours, theirs in family.keys.items()} | dict(family.fixed)
+    values |= {ours: value for ours, value in family.defaults.items() if values[ours] is None}
     if not isinstance(values["activation"], str) or values["activation"] not in _ACTIVATIONS:
         raise ConfigError(f"config.json: {family.keys['activation']} {values['activation']!r} is not supported for {name}")
     values["activation"] = _ACTIVATIONS[values["activation"]]

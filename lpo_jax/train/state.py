@@ -84,8 +84,8 @@ def fingerprint(state: TrainState | Params) -> jax.Array:
 
 
 def batch_sharding(mesh: Mesh, accumulated: bool) -> NamedSharding:
-    """Rows are cut over data and fsdp; with accumulation a leading microbatch axis stands in front."""
-    rows = PartitionSpec(("data", "fsdp"))
+    """Rows are cut over data, fsdp and expert; with accumulation a leading microbatch axis stands in front."""
+    rows = PartitionSpec(sharding.RULES["batch"])
     return NamedSharding(mesh, PartitionSpec(None, *rows) if accumulated else rows)
 
 
@@ -95,11 +95,11 @@ def check_rows(config: RunConfig, mesh: Mesh) -> None:
     Raises:
       ConfigError: naming the key and the number that it must be a multiple of.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = sharding.row_cuts(mesh)
     rows = {f"stages.{name}.batch_rows / accumulate": s.batch_rows // s.accumulate for name, s in config.stages.items()}
     for key, size in (rows | {"eval_rows": config.eval_rows}).items():
         if size % ways:
-            raise ConfigError(f"{key} is {size}: it must be a multiple of data * fsdp = {ways}")
+            raise ConfigError(f"{key} is {size}: it must be a multiple of data * fsdp * expert = {ways}")
 
 
 def check_length(shards: str, manifest: Manifest, model: str, max_positions: int) -> None:

@@ -18,7 +18,7 @@ from lpo_jax.sharding import make_mesh, spec
 from tests.helpers.families import FAMILIES
 
 GOLDEN = Path(__file__).parent / "sharding_golden.txt"
-MESH = {"data": 2, "fsdp": 4, "tensor": 2}
+MESH = {"data": 2, "fsdp": 4, "expert": 2, "tensor": 2}
 
 
 def describe():
