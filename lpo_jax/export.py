@@ -12,7 +12,7 @@ from data_pipeline import template, tokenizer
 from data_pipeline.shards import Manifest
 from foundation.files import foreign, hold_directory, read_json, write_json, write_text
 from lpo_jax.config import ConfigError, RunConfig, to_dict
-from lpo_jax.model import hf, lora, peft
+from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH
 from lpo_jax.train.evaluate import read_summary
 from lpo_jax.train.run_dir import stage_data
@@ -81,7 +81,7 @@ def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best:
     if model.lora is None:
         hf.write_params(out, model, params, ids)
     elif merge:
-        hf.write_params(out, model, lora.merge(frozen, params, model.lora), ids)
+        hf.write_params(out, adapters.untied(model, params), lora.merge(frozen, params, model.lora), ids)
     else:
         peft.save_peft(out, model, params, model.lora, config.model.path or "")
         loader = f"peft.PeftModel.from_pretrained(base, {str(out)!r})"

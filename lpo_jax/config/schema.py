@@ -179,10 +179,10 @@ class LoraConfig(Settings):
     alpha: PositiveNumber
     """the adapters' product is scaled by alpha / rank"""
     dropout: Decay = 0.0
-    """of the adapters' inputs, one mask for all tokens of a step"""
+    """of the adapters' inputs: of each token's and each module's on its own, as in PEFT"""
     targets: str = r"blocks\.(q|k|v|o|gate|up|down)|head"
-    """regular expression, matched against whole parameter paths. The default is every matrix of a dense model. Of a mixture of experts it is
-    attention and head; blocks\.expert_(gate|up|down) are the experts, each with an adapter of its own; a router has none"""
+    """regular expression, matched against whole parameter paths; a tied head is a head too: its adapter leaves the embeddings alone. The default
+    is every matrix but a mixture's experts (blocks.expert_gate, _up and _down), each of which gets an adapter of its own; a router has none"""
 
 
 @dataclass(frozen=True)

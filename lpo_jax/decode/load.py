@@ -20,6 +20,7 @@ from lpo_jax.decode.rules.codecode import CoDecoding
 from lpo_jax.decode.rules.crosec import CroSec
 from lpo_jax.decode.sampler import Sampler
 from lpo_jax.model import hf, lora, peft
+from lpo_jax.model.adapters import untied
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
@@ -164,13 +165,15 @@ def load_model(path: str, mesh: Mesh, dtype: str, adapter: str | None = None) ->
         params, ids = hf.read_params(directory, model, param_shardings(model, mesh)), _eos_ids(directory)
     else:
         trained, params, frozen = restore_params(path, run, mesh)
-        model = Model(trained.config, compute_dtype=dtype, param_dtype=dtype)
+        merged = trained if trained.lora is None else untied(trained, params)
+        model = Model(merged.config, compute_dtype=dtype, param_dtype=dtype)
         params = _convert(model, mesh, params, frozen, trained.lora)
         ids = _eos_ids(tokenizer_directory(run))
     if adapter is not None:
         adapters, settings = peft.load_peft(adapter, model)
-        merged = partial(lora.merge, config=settings)
-        params = jax.jit(merged, out_shardings=param_shardings(model, mesh), donate_argnums=0)(params, adapters)
+        model = untied(model, adapters)
+        merge = jax.jit(partial(lora.merge, config=settings), out_shardings=param_shardings(model, mesh), donate_argnums=0)
+        params = merge(params, adapters)
     return LoadedModel(model, params, mesh, ids)
 
 

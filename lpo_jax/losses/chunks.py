@@ -1,6 +1,6 @@
 """Scored tokens taken a chunk at a time, so that only a chunk's logits exist.
 
-Dims: B rows, T tokens, N scored tokens in a row, D model.
+Dims: B rows, T tokens, N scored tokens in a row, D model, R rank, V vocabulary, C tokens in a chunk.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,30 @@ import jax
 import jax.numpy as jnp
 
 from lpo_jax.losses.layout import Layout
+
+
+class States(NamedTuple):
+    """What a head multiplies, of tokens [..., D], and what its adapter does."""
+
+    hidden: Any  # [..., D]
+    low_rank: Any  # [..., R] or None
+
+
+class Head(NamedTuple):
+    """An output head, and the outer matrix of its adapter."""
+
+    matrix: Any  # [D, V]
+    low_rank: Any  # [R, V] or None
+    bias: Any  # [V] or None
+
+
+def logits(states: States, head: Head) -> jax.Array:
+    """[C, V] in float32 or wider."""
+    dtype = wide(states.hidden)
+    found = jnp.einsum("CD,DV->CV", states.hidden, head.matrix, preferred_element_type=dtype)
+    if head.low_rank is not None:
+        found += jnp.einsum("CR,RV->CV", states.low_rank, head.low_rank, preferred_element_type=dtype)
+    return found if head.bias is None else found + head.bias.astype(dtype)
 
 
 class Scored(NamedTuple):
@@ -27,19 +51,19 @@ class Chunks:
     Example: 8 scored tokens of which 5 are wanted, chunks of 2. The wanted ones are sorted to the front; the loop takes 3 chunks, not 4.
     """
 
-    def __init__(self, hidden: jax.Array, tokens: Scored, which: jax.Array, most: int, layout: Layout, share: int = 1):
+    def __init__(self, states: States, tokens: Scored, which: jax.Array, most: int, layout: Layout, share: int = 1):
         """Take the tokens where `which` [B, N] is true. At most `most` are in a chunk; usually one token in `share` is taken."""
-        B, T, D = hidden.shape
+        B, T, _ = states.hidden.shape
         rows = jnp.arange(B)[:, None] * T + tokens.source
         self._share = share
-        self.layout, self.wide, self._which = layout, wide(hidden), which
+        self.layout, self.wide, self._which = layout, wide(states.hidden), which
         self.size = min(max(min(4, layout.sharers) * most // layout.sharers, 1), rows.size)
         self.total = -(-rows.size // self.size) * self.size
         order = jnp.argsort(~which.reshape(-1), stable=True)
         self._rank = jnp.argsort(order)
         self._order = jnp.pad(order, (0, self.total - rows.size))
         self._count = which.sum()
-        self._hidden = hidden.reshape(-1, D)
+        self._states = jax.tree.map(lambda x: x.reshape(B * T, -1), states)
         self._rows, self._targets = self.sorted(rows), self.sorted(tokens.target)
 
     def sorted(self, x: jax.Array, beyond: float = 0) -> jax.Array:
@@ -59,15 +83,16 @@ class Chunks:
         return jax.lax.dynamic_update_slice_in_dim(x, part, at * self.size, 0)
 
     def row(self, at: jax.Array) -> jax.Array:
-        """Where the hidden states of a chunk stand in [B * T]."""
+        """Where the states of a chunk stand in [B * T]."""
         return self.slice(self._rows, at)
 
     def target(self, at: jax.Array) -> jax.Array:
         return self.slice(self._targets, at)
 
-    def states(self, at: jax.Array) -> jax.Array:
-        """[size, D]"""
-        return self._hidden[self.row(at)]
+    def states(self, at: jax.Array) -> States:
+        """Those of a chunk's tokens, [size, ...]."""
+        row = self.row(at)
+        return jax.tree.map(lambda x: x[row], self._states)
 
     def loop(self, step: Callable[..., Any], carry: Any) -> Any:
         """``carry = step(chunk, carry)`` for the chunks that hold tokens.

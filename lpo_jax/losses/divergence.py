@@ -1,7 +1,7 @@
 """Kullback-Leibler divergences from a frozen model at the scored tokens, without ever holding [tokens, V] logits.
 
 A chunk of scored positions at a time goes through both heads. The backward pass computes the chunk's logits again. Each device works on its
-own rows; the head's columns are cut along `tensor`. The head's gradient is summed over the devices once, after the last chunk.
+own rows; the head's columns are cut along `tensor`. The head's gradient, if it is trained, is summed over the devices once, after the last chunk.
 
 Dims: B rows, T tokens, N scored tokens in a row, D model, V vocabulary, K tokens kept of a teacher's distribution, C tokens in a chunk.
 """
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lpo_jax.batch import TeacherTop, TreeBatch
+from lpo_jax.losses.chunks import Head, States, logits, wide
+from lpo_jax.model.linear import LowRank
 from lpo_jax.sharding import constrain, spec
 
 X = TypeVar("X")
@@ -31,6 +33,7 @@ class Output(NamedTuple):
     hidden: jax.Array  # [B, T, D]
     head: jax.Array  # [D, V]
     bias: jax.Array | None  # [V]
+    low_rank: LowRank | None = None  # what the head's adapter adds to the logits: states are [B, T, R]
 
 
 def divergence(
@@ -50,44 +53,49 @@ def divergence(
     Returns:
       [B, N] twice, float32 or wider. No gradient reaches `frozen`.
     """
-    states, head, bias = _cut(trained, batch, vocab)
-    wide = jnp.promote_types(states.dtype, jnp.float32)
+    states, head = _cut(trained, batch, vocab)
     others, *frozen_head = jax.lax.stop_gradient((frozen,) if isinstance(frozen, TeacherTop) else _cut(frozen, batch, vocab))
 
     @jax.checkpoint
     def of_chunk(heads: Any, part: Any) -> tuple[jax.Array, jax.Array]:
         states, others, target = part
-        log_q = _log_softmax(states, *heads[0])
+        log_q = _log_softmax(states, heads[0])
         logp = jnp.take_along_axis(log_q, target[:, None], axis=1)[:, 0]
-        log_p, log_q = _events(others, log_q) if isinstance(others, TeacherTop) else (_log_softmax(others, *heads[1]), log_q)
+        log_p, log_q = _events(others, log_q) if isinstance(others, TeacherTop) else (_log_softmax(others, heads[1]), log_q)
         over, under = (log_q, log_p) if direction == "reverse" else (log_p, log_q)
         return logp, (jnp.exp(over) * (over - under)).sum(-1)
 
-    heads = (head.astype(wide), bias), frozen_head  # in `wide` the gradient is added up over the chunks
-    return _by_chunks(of_chunk, heads, (states, others, batch.target))
+    summed = jax.tree.map(lambda x: x.astype(wide(x)), head)  # so wide the gradient is added up over the chunks
+    return _by_chunks(of_chunk, (summed, *frozen_head), (states, others, batch.target))
 
 
 def top(model: Output, batch: TreeBatch, k: int, vocab: int | None = None) -> TeacherTop:
     """The `k` most probable tokens in the place of every scored one, for `divergence` to take as `frozen`; padding has values too."""
 
-    def of_chunk(head: Any, states: jax.Array) -> TeacherTop:
-        log_p = _log_softmax(states, *head)
+    def of_chunk(head: Head, states: States) -> TeacherTop:
+        log_p = _log_softmax(states, head)
         logps, ids = jax.lax.top_k(log_p, k)
         return TeacherTop(ids, logps, _rest(log_p, ids))
 
-    states, *head = _cut(model, batch, vocab)
+    states, head = _cut(model, batch, vocab)
     return _by_chunks(of_chunk, head, states)
 
 
-def _cut(model: Output, batch: TreeBatch, vocab: int | None) -> Output:
-    """The states at the scored positions, [B, N, D], and the head's first columns, as many as `tensor` divides."""
+def _cut(model: Output, batch: TreeBatch, vocab: int | None) -> tuple[States, Head]:
+    """The states at the scored positions, [B, N, ...], and the head's first columns, as many as `tensor` divides."""
     size = model.head.shape[1] if vocab is None else vocab
     padding = -size % dict(jax.sharding.get_abstract_mesh().shape).get("tensor", 1)
-    head, bias = model.head[:, :size], None if model.bias is None else model.bias[:size]
+    bias = None if model.bias is None else model.bias[:size]
     if padding:
         bias = jnp.zeros(size, jnp.float32) if bias is None else bias.astype(jnp.promote_types(bias.dtype, jnp.float32))
-        head, bias = jnp.pad(head, ((0, 0), (0, padding))), jnp.pad(bias, (0, padding), constant_values=NEVER)
-    return Output(jnp.take_along_axis(model.hidden, batch.source[..., None], axis=1), constrain(head, None, "vocab"), bias)
+        bias = jnp.pad(bias, (0, padding), constant_values=NEVER)
+
+    def columns(matrix: jax.Array) -> jax.Array:
+        return constrain(jnp.pad(matrix[:, :size], ((0, 0), (0, padding))), None, "vocab")
+
+    inner, outer = (None, None) if model.low_rank is None else model.low_rank
+    states = jax.tree.map(lambda x: jnp.take_along_axis(x, batch.source[..., None], axis=1), States(model.hidden, inner))
+    return states, Head(columns(model.head), None if outer is None else columns(outer), bias)
 
 
 def _by_chunks(f: Callable[[Any, Any], X], heads: Any, tokens: Any) -> X:
@@ -114,11 +122,10 @@ def _by_chunks(f: Callable[[Any, Any], X], heads: Any, tokens: Any) -> X:
     return jax.shard_map(local, in_specs=(whole, rows), out_specs=rows, axis_names={"data", "fsdp", "expert"}, check_vma=False)(heads, tokens)
 
 
-def _log_softmax(states: jax.Array, head: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """[C, V] in float32 or wider; the product is taken of what the states' dtype holds."""
-    wide = jnp.promote_types(states.dtype, jnp.float32)
-    logits = jnp.einsum("CD,DV->CV", states, head.astype(states.dtype), preferred_element_type=wide)
-    return jax.nn.log_softmax(logits if bias is None else logits + bias.astype(wide))
+def _log_softmax(states: States, head: Head) -> jax.Array:
+    """[C, V] in float32 or wider; the products are taken of what the states' dtype holds."""
+    matrix, outer = (None if x is None else x.astype(states.hidden.dtype) for x in (head.matrix, head.low_rank))
+    return jax.nn.log_softmax(logits(states, Head(matrix, outer, head.bias)))
 
 
 def _events(teacher: TeacherTop, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,19 +7,24 @@ The head is applied to scored positions only, a chunk of them at a time (`lpo_ja
 - Of the other tokens, few in LPO, the forward pass keeps one number, the log of their softmax's sum. The backward pass computes their logits
   again.
 
+What isn't differentiated, as the head of a LoRA model, gets no gradient: none is computed, and none takes memory.
+
 On a mesh the vocabulary is cut, see `lpo_jax.losses.layout`.
 
-Dims: B rows, T tokens, N scored tokens in a row, D model, V vocabulary, C tokens in a chunk, those gathered included.
+Dims: B rows, T tokens, N scored tokens in a row, D model, R rank, V vocabulary, C tokens in a chunk, those gathered included.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from lpo_jax.batch import TreeBatch
-from lpo_jax.losses.chunks import Chunks, Scored, wide
+from lpo_jax.losses.chunks import Chunks, Head, Scored, States, logits, wide
 from lpo_jax.losses.layout import Layout
+from lpo_jax.model.linear import LowRank
 
 CHUNK = 1024
 """Scored tokens whose logits exist at the same time, of one device; up to 4 times as many where several share a vocabulary."""
@@ -29,7 +34,12 @@ FEW = 8
 
 
 def token_logps(
-    hidden: jax.Array, head: jax.Array, batch: TreeBatch, bias: jax.Array | None = None, linear: jax.Array | None = None
+    hidden: jax.Array,
+    head: jax.Array,
+    batch: TreeBatch,
+    bias: jax.Array | None = None,
+    linear: jax.Array | None = None,
+    low_rank: LowRank | None = None,
 ) -> jax.Array:
     """Log-probability of every scored token; 0 at padding.
 
@@ -40,112 +50,122 @@ def token_logps(
       linear: [B, N], an objective's claim (`lpo_jax.objectives.base.Objective.linear`), or None. It promises: wherever this isn't 0, the gradient
         of the caller's loss by the log-probability is this times one number, the same for all tokens. For a mean over 50 tokens `linear` may
         be -1 at each of them, and the number is 1 / 50.
+      low_rank: what the head's adapter adds to the logits, or None.
 
     Returns:
       [B, N] float32 or wider.
     """
     source, target, real = (jnp.asarray(x) for x in (batch.source, batch.target, batch.pair >= 0))
-    layout = Layout(hidden)
-    padding = -head.shape[1] % layout.parts  # columns that make the vocabulary divisible
+    states, outer = (None, None) if low_rank is None else low_rank
+    padding = -head.shape[1] % Layout(hidden).parts  # columns that make the vocabulary divisible
     if padding:
         bias = jnp.zeros(head.shape[1], head.dtype) if bias is None else bias
-        head, bias = jnp.pad(head, ((0, 0), (0, padding))), jnp.pad(bias, (0, padding), constant_values=-jnp.inf)
-    return _token_logps(hidden, head, bias, Scored(source, target, real, linear))
+        head, outer = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, padding))), (head, outer))
+        bias = jnp.pad(bias, (0, padding), constant_values=-jnp.inf)
+    return _token_logps(States(hidden, states), Head(head, outer, bias), Scored(source, target, real, linear))
 
 
 class _Gradient(NamedTuple):
-    """The gradient of the loss, as far as it is known. Of the head and its bias each replica has its own part of the sum."""
+    """The gradient of the loss, as far as it is known. Of the head each replica has its own part of the sum."""
 
-    hidden: Any  # [B * T, D]
-    head: Any  # [replicas, D, V]
-    bias: Any  # [replicas, V] or None
+    states: Any  # States, [B * T, ...]
+    head: Any  # Head, [replicas, ...]; None for what isn't differentiated
+
+
+@flax.struct.dataclass
+class _Trained:
+    """Which parts of the head are differentiated."""
+
+    matrix: bool = flax.struct.field(pytree_node=False)
+    low_rank: bool = flax.struct.field(pytree_node=False)
+    bias: bool = flax.struct.field(pytree_node=False)
+
+    def of(self, head: Head) -> Head:
+        """None in the place of every other part."""
+        return Head(*(x if trained else None for x, trained in zip(head, (self.matrix, self.low_rank, self.bias), strict=True)))
 
 
 @jax.custom_vjp
-def _token_logps(hidden: jax.Array, head: jax.Array, bias: jax.Array | None, tokens: Scored) -> jax.Array:
-    layout = Layout(hidden)
+def _token_logps(states: States, head: Head, tokens: Scored) -> jax.Array:
+    layout = Layout(states.hidden)
 
-    def local(hidden: jax.Array, head: jax.Array, bias: jax.Array | None, tokens: Scored) -> jax.Array:
-        return _values(Chunks(hidden, tokens, tokens.real, CHUNK, layout), head, bias)[0]
+    def local(states: States, head: Head, tokens: Scored) -> jax.Array:
+        return _values(Chunks(states, tokens, tokens.real, CHUNK, layout), head)[0]
 
-    return layout.shard(local, (layout.rows, layout.head, layout.vocab, layout.rows), layout.rows)(hidden, head, bias, tokens)
+    return layout.shard(local, (layout.rows, _specs(layout, head), layout.rows), layout.rows)(states, head, tokens)
 
 
-def _forward(hidden: jax.Array, head: jax.Array, bias: jax.Array | None, tokens: Scored) -> tuple[jax.Array, Any]:
-    layout = Layout(hidden)
+def _forward(*inputs: Any) -> tuple[jax.Array, Any]:
+    """Of (states, head, tokens), each array with whether it is differentiated."""
+    states, head, tokens = jax.tree.map(lambda x: x.value, inputs)
+    trained = _Trained(*(x is not None and x.perturbed for x in inputs[1]))
+    layout, rows = Layout(states.hidden), Layout(states.hidden).rows
 
-    def local(hidden: jax.Array, head: jax.Array, bias: jax.Array | None, tokens: Scored) -> tuple[jax.Array, jax.Array, Any]:
-        logps, lse = _values(_rest(hidden, tokens, layout), head, bias)
+    def local(states: States, head: Head, tokens: Scored) -> tuple[jax.Array, jax.Array, Any]:
+        logps, lse = _values(_rest(states, tokens, layout), head)
         if tokens.linear is None:
             return logps, lse, None
-        chunks = Chunks(hidden, tokens, tokens.linear != 0, CHUNK, layout)
+        chunks = Chunks(states, tokens, tokens.linear != 0, CHUNK, layout)
         weights = chunks.sorted(tokens.linear)
 
         def step(at: jax.Array, carry: tuple[jax.Array, _Gradient]) -> tuple[jax.Array, _Gradient]:
-            states, target = layout.gather(chunks.states(at)), layout.gather(chunks.target(at))
-            logits = _logits(states, head, bias)
-            top, exp, total = layout.softmax(logits)
-            logp = layout.at_target(logits, target) - top - jnp.log(total)
+            here, target = jax.tree.map(layout.gather, (chunks.states(at), chunks.target(at)))
+            found = logits(here, head)
+            top, exp, total = layout.softmax(found)
+            logp = layout.at_target(found, target) - top - jnp.log(total)
             weight = layout.gather(chunks.slice(weights, at))
-            return chunks.write(carry[0], layout.own(logp), at), _add(carry[1], chunks, at, states, target, head, exp, total, weight)
+            return chunks.write(carry[0], layout.own(logp), at), _add(carry[1], chunks, at, here, target, head, exp, total, weight)
 
-        linear_logps, gradient = chunks.loop(step, (jnp.zeros(chunks.total, chunks.wide), _zeros(hidden, head, bias)))
+        linear_logps, gradient = chunks.loop(step, (jnp.zeros(chunks.total, chunks.wide), _zeros(states, trained.of(head))))
         return logps + chunks.unsorted(linear_logps), lse, gradient
 
-    rows, gradient = layout.rows, None if tokens.linear is None else _gradient_specs(layout, bias)
-    logps, lse, gradient = layout.shard(local, (rows, layout.head, layout.vocab, rows), (rows, rows, gradient))(hidden, head, bias, tokens)
-    return logps, (hidden, head, bias, tokens, lse, gradient)
+    gradient = None if tokens.linear is None else _Gradient(rows, _specs(layout, trained.of(head), parts=True))
+    logps, lse, gradient = layout.shard(local, (rows, _specs(layout, head), rows), (rows, rows, gradient))(states, head, tokens)
+    return logps, (states, head, tokens, lse, trained, gradient)
 
 
-def _backward(residuals: Any, dlogps: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None, None]:
-    hidden, head, bias, tokens, lse, gradient = residuals
-    layout = Layout(hidden)
+def _backward(residuals: Any, dlogps: jax.Array) -> tuple[States, Head, None]:
+    states, head, tokens, lse, trained, gradient = residuals
+    layout, rows = Layout(states.hidden), Layout(states.hidden).rows
 
     def local(
-        hidden: jax.Array,
-        head: jax.Array,
-        bias: jax.Array | None,
-        tokens: Scored,
-        lse: jax.Array,
-        dlogps: jax.Array,
-        known: _Gradient | None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        chunks = _rest(hidden, tokens, layout)
+        states: States, head: Head, tokens: Scored, lse: jax.Array, dlogps: jax.Array, known: _Gradient | None
+    ) -> tuple[States, Head]:
+        chunks = _rest(states, tokens, layout)
         # Beyond the chunks' tokens: weight 0, and exp(logits - inf) = 0 beside it.
         norms, weights = chunks.sorted(lse, beyond=jnp.inf), chunks.sorted(dlogps)
 
         def step(at: jax.Array, gradient: _Gradient) -> _Gradient:
-            states = layout.gather(chunks.states(at))
+            here = jax.tree.map(layout.gather, chunks.states(at))
             target, norm, weight = (layout.gather(x) for x in (chunks.target(at), chunks.slice(norms, at), chunks.slice(weights, at)))
-            probability = jnp.exp(_logits(states, head, bias) - norm[:, None])
-            return _add(gradient, chunks, at, states, target, head, probability, jnp.ones_like(weight), weight)
+            probability = jnp.exp(logits(here, head) - norm[:, None])
+            return _add(gradient, chunks, at, here, target, head, probability, jnp.ones_like(weight), weight)
 
-        found = chunks.loop(step, _zeros(hidden, head, bias) if known is None else known)
-        dhead = layout.over_replicas(found.head[0]).astype(head.dtype)
-        dbias = None if bias is None else layout.over_replicas(found.bias[0]).astype(bias.dtype)
-        return found.hidden.reshape(hidden.shape).astype(hidden.dtype), dhead, dbias
+        found = chunks.loop(step, _zeros(states, trained.of(head)) if known is None else known)
+        dstates = jax.tree.map(lambda found, x: found.reshape(x.shape).astype(x.dtype), found.states, states)
+        return dstates, jax.tree.map(lambda found, x: layout.over_replicas(found[0]).astype(x.dtype), found.head, trained.of(head))
 
     if gradient is not None:  # the one number that the caller has promised, by least squares over all tokens
         factor = (tokens.linear * dlogps).sum() / jnp.maximum(jnp.square(tokens.linear).sum(), jnp.finfo(dlogps.dtype).tiny)
         gradient = jax.tree.map(lambda x: factor * x, gradient)
-    rows, vocab = layout.rows, layout.vocab
-    in_specs = (rows, layout.head, vocab, rows, rows, rows, None if gradient is None else _gradient_specs(layout, bias))
-    grads = layout.shard(local, in_specs, (rows, layout.head, vocab))
-    return *grads(hidden, head, bias, tokens, lse, dlogps, gradient), None
+    known = None if gradient is None else _Gradient(rows, _specs(layout, trained.of(head), parts=True))
+    in_specs = (rows, _specs(layout, head), rows, rows, rows, known)
+    found = layout.shard(local, in_specs, (rows, _specs(layout, trained.of(head))))(states, head, tokens, lse, dlogps, gradient)
+    return *found, None
 
 
-_token_logps.defvjp(_forward, _backward)
+_token_logps.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _values(chunks: Chunks, head: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def _values(chunks: Chunks, head: Head) -> tuple[jax.Array, jax.Array]:
     """(log-probabilities, logs of the softmax's sums) of the chunks' tokens, [B, N] each; 0 elsewhere."""
     layout = chunks.layout
 
     def step(at: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits = _logits(layout.gather(chunks.states(at)), head, bias)
-        top, _, total = layout.softmax(logits)
+        found = logits(jax.tree.map(layout.gather, chunks.states(at)), head)
+        top, _, total = layout.softmax(found)
         lse = top + jnp.log(total)
-        logp = layout.at_target(logits, layout.gather(chunks.target(at))) - lse
+        logp = layout.at_target(found, layout.gather(chunks.target(at))) - lse
         return chunks.write(carry[0], layout.own(logp), at), chunks.write(carry[1], layout.own(lse), at)
 
     empty = jnp.zeros(chunks.total, chunks.wide)
@@ -157,9 +177,9 @@ def _add(
     gradient: _Gradient,
     chunks: Chunks,
     at: jax.Array,
-    states: jax.Array,
+    states: States,
     target: jax.Array,
-    head: jax.Array,
+    head: Head,
     exp: jax.Array,
     total: jax.Array,
     weight: jax.Array,
@@ -169,34 +189,46 @@ def _add(
     d logp / d logits is 1 in the target's column, minus the softmax. A token's `weight` and `total` are multiplied into its D hidden states,
     which is less work than into its V logits.
     """
-    layout, wide = chunks.layout, gradient.hidden.dtype
+    layout, row = chunks.layout, chunks.row(at)
     dlogits = jnp.where(layout.columns(exp) == target[:, None], total[:, None], 0) - exp
-    scale, dlogits = (weight / total)[:, None], dlogits.astype(states.dtype)
-    dstates = layout.own_sum(scale * jnp.einsum("CV,DV->CD", dlogits, head, preferred_element_type=wide))
-    dhead = jnp.einsum("CV,CD->DV", dlogits, (scale * states).astype(states.dtype), preferred_element_type=wide)
-    bias = None if gradient.bias is None else gradient.bias + jnp.einsum("CV,CR->RV", dlogits, scale, preferred_element_type=wide)
-    return _Gradient(gradient.hidden.at[chunks.row(at)].add(dstates), gradient.head + dhead, bias)
+    scale, dlogits = (weight / total)[:, None], dlogits.astype(states.hidden.dtype)
+    einsum = partial(jnp.einsum, preferred_element_type=chunks.wide)
+
+    def by_states(known: jax.Array, matrix: jax.Array) -> jax.Array:
+        return known.at[row].add(layout.own_sum(scale * einsum("CV,DV->CD", dlogits, matrix)))
+
+    def by_matrix(known: jax.Array, x: jax.Array) -> jax.Array:
+        return known + einsum("CV,CD->DV", dlogits, (scale * x).astype(x.dtype))
+
+    hidden, inner = gradient.states
+    matrix, outer, bias = gradient.head
+    return _Gradient(
+        States(by_states(hidden, head.matrix), None if inner is None else by_states(inner, head.low_rank)),
+        Head(
+            None if matrix is None else by_matrix(matrix, states.hidden),
+            None if outer is None else by_matrix(outer, states.low_rank),
+            None if bias is None else bias + einsum("CV,CR->RV", dlogits, scale),
+        ),
+    )
 
 
-def _gradient_specs(layout: Layout, bias: jax.Array | None) -> _Gradient:
-    """How a `_Gradient` lies on the mesh."""
-    return _Gradient(layout.rows, layout.head_parts, None if bias is None else layout.vocab_parts)
+def _specs(layout: Layout, head: Head, parts: bool = False) -> Head:
+    """How a head lies on the mesh, or with `parts` each replica's part of its gradient."""
+    matrix, vector = (layout.head_parts, layout.vocab_parts) if parts else (layout.head, layout.vocab)
+    return Head(*(None if x is None else spec for x, spec in zip(head, (matrix, matrix, vector), strict=True)))
 
 
-def _zeros(hidden: jax.Array, head: jax.Array, bias: jax.Array | None) -> _Gradient:
-    D, V = head.shape
-    shapes = (hidden.size // D, D), (1, D, V), None if bias is None else (1, V)
-    return _Gradient(*(None if shape is None else jnp.zeros(shape, wide(hidden)) for shape in shapes))
+def _zeros(states: States, head: Head) -> _Gradient:
+    """No gradient yet of these arrays."""
+    dtype = wide(states.hidden)
+    return _Gradient(
+        jax.tree.map(lambda x: jnp.zeros((x.size // x.shape[-1], x.shape[-1]), dtype), states),
+        jax.tree.map(lambda x: jnp.zeros((1, *x.shape), dtype), head),
+    )
 
 
-def _rest(hidden: jax.Array, tokens: Scored, layout: Layout) -> Chunks:
+def _rest(states: States, tokens: Scored, layout: Layout) -> Chunks:
     """The tokens in whose log-probability the loss isn't linear. Beside linear ones they are few, so their chunks are small."""
     if tokens.linear is None:
-        return Chunks(hidden, tokens, tokens.real, CHUNK, layout)
-    return Chunks(hidden, tokens, tokens.real & (tokens.linear == 0), -(-CHUNK // 4), layout, FEW)
-
-
-def _logits(states: jax.Array, head: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """[C, V]"""
-    logits = jnp.einsum("CD,DV->CV", states, head, preferred_element_type=wide(states))
-    return logits if bias is None else logits + bias.astype(logits.dtype)
+        return Chunks(states, tokens, tokens.real, CHUNK, layout)
+    return Chunks(states, tokens, tokens.real & (tokens.linear == 0), -(-CHUNK // 4), layout, FEW)

@@ -19,9 +19,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lpo_jax.config import LoraConfig, ModelConfig
-from lpo_jax.model import lora
 from lpo_jax.model.attention import ancestors, attend, attend_cached
 from lpo_jax.model.embedding import embed
+from lpo_jax.model.families import FAMILIES
+from lpo_jax.model.linear import Adapter, LowRank, adapters_of, low_rank, product
 from lpo_jax.model.lora import Params
 from lpo_jax.sharding import constrain
 
@@ -35,11 +36,12 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-# By remat policy, what a layer keeps for the backward pass beside its input: the outputs of these matrices, and of attention.
+# By remat policy, what a layer keeps for the backward pass beside its input: the outputs of these matrices, and of attention. The adapters'
+# inner products (low_rank) are a few numbers.
 _KEPT: dict[str, tuple[str, ...]] = {
     "block": (),
     "attention": ("attention",),
-    "dots": ("attention", "q", "k", "v", "o", "gate", "up", "down"),
+    "dots": ("attention", "q", "k", "v", "o", "gate", "up", "down", "low_rank"),
 }
 
 
@@ -51,7 +53,7 @@ def kept_width(c: ModelConfig, remat: str, tensor: int = 1) -> int:
     heads, kv_heads, mlp = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor, c.d_mlp // tensor
     widths = {"attention": heads, "q": heads, "k": kv_heads, "v": kv_heads, "o": c.d_model, "up": mlp, "down": c.d_model}
     widths["gate"] = mlp if c.gated_mlp else 0
-    return c.d_model + sum(widths[name] for name in _KEPT["dots" if remat == "none" else remat])
+    return c.d_model + sum(widths.get(name, 0) for name in _KEPT["dots" if remat == "none" else remat])
 
 
 @flax.struct.dataclass
@@ -91,33 +93,31 @@ class Block(nnx.Module):
         for name in ("q_norm", "k_norm") if c.qk_norm else ():
             setattr(self, name, _constant(1, (c.n_layers, c.head_dim), ("layers", None)))
 
-    def __call__(self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array], attend: Attend) -> tuple[jax.Array, Any]:
-        """[B, T, D] -> [B, T, D] for one layer, and what `attend` leaves behind."""
+    def __call__(
+        self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array], attend: Attend, adapters: Mapping[str, Adapter]
+    ) -> tuple[jax.Array, Any]:
+        """[B, T, D] -> [B, T, D] for one layer, and what `attend` leaves behind. Matrices with `adapters` are multiplied beside these."""
         c = self.c
         h = self._norm(x, "attn_norm")
-        q, k, v = (self._linear(name, h) for name in "qkv")
+        q, k, v = (self._linear(name, h, adapters) for name in "qkv")
         if c.qk_norm:
             q, k = self._norm(q, "q_norm"), self._norm(k, "k_norm")
         q, k = rotate(q), rotate(k)
         a, left = attend(q.reshape(*q.shape[:2], c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim), k, v)
-        a = self._linear("o", a.reshape(q.shape))
+        a = self._linear("o", a.reshape(q.shape), adapters)
         if c.parallel:
-            return constrain(x + a + self._mlp(h), "batch", None, None), left
+            return constrain(x + a + self._mlp(h, adapters), "batch", None, None), left
         x = constrain(x + a, "batch", None, None)
-        return constrain(x + self._mlp(self._norm(x, "mlp_norm")), "batch", None, None), left
+        return constrain(x + self._mlp(self._norm(x, "mlp_norm"), adapters), "batch", None, None), left
 
-    def _mlp(self, h: jax.Array) -> jax.Array:
-        up, activate = self._linear("up", h), _ACTIVATIONS[self.c.activation]
-        return self._linear("down", activate(self._linear("gate", h)) * up if self.c.gated_mlp else activate(up))
+    def _mlp(self, h: jax.Array, adapters: Mapping[str, Adapter]) -> jax.Array:
+        up, activate = self._linear("up", h, adapters), _ACTIVATIONS[self.c.activation]
+        inner = activate(self._linear("gate", h, adapters)) * up if self.c.gated_mlp else activate(up)
+        return self._linear("down", inner, adapters)
 
-    def _linear(self, name: str, x: jax.Array) -> jax.Array:
-        """[B, T, inputs ...] -> [B, T, outputs ...]
-
-        This is a product of two matrices. A product with several row or column dims has a backward pass that is half as fast on CPUs.
-        """
-        w, (B, T, *inputs) = _narrowed(getattr(self, name)[...], x.dtype), x.shape
-        y = x.reshape(B * T, -1) @ w.reshape(math.prod(inputs), -1)
-        y = checkpoint_name(y.reshape(B, T, *w.shape[len(inputs) :]), name)
+    def _linear(self, name: str, x: jax.Array, adapters: Mapping[str, Adapter]) -> jax.Array:
+        """[B, T, inputs ...] -> [B, T, outputs ...]"""
+        y = checkpoint_name(product(x, getattr(self, name)[...], adapters.get(name)), name)
         bias = getattr(self, name + "_bias", None)
         return y if bias is None else y + bias[...].astype(x.dtype)
 
@@ -177,9 +177,9 @@ class Model:
         return self._metadata("axes")
 
     def inputs(self) -> dict[str, int]:
-        """How many of each matrix' dims, behind the layer axis, are inputs: {"blocks.q": 1, "blocks.o": 2, ..., "head": 1}."""
+        """How many of each matrix' dims, behind the layer axis, are inputs: {"blocks.q": 1, "blocks.o": 2, ..., "head": 1}, tied heads too."""
         flat = jax.tree.leaves_with_path(self._metadata("inputs"))
-        return {".".join(key.key for key in path): inputs for path, inputs in flat}
+        return {".".join(key.key for key in path): inputs for path, inputs in flat} | {"head": 1}
 
     def hidden(
         self,
@@ -193,7 +193,7 @@ class Model:
         """[B, T] int32 each -> final hidden states [B, T, D] in the compute dtype.
 
         Args:
-          adapters: LoRA matrices. Each layer's are merged when its turn comes, so no second copy of the model exists.
+          adapters: LoRA matrices, which work beside their layers' own.
           dropout_key: draws the adapters' dropout; None: no dropout.
         """
         seen = ancestors(subtree_end, positions, self.config.window)
@@ -229,16 +229,16 @@ class Model:
         zeros = jnp.zeros((c.n_layers, rows, slots, c.n_kv_heads, c.head_dim), self.compute_dtype)
         return KVCache(zeros, zeros)
 
-    def head(
-        self, params: Params, adapters: Params | None = None, dropout_key: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array | None]:
+    def head(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
         """The output matrix [D, V] in the compute dtype, and its bias [V] or None."""
         matrix = params["embed"].T if self.config.tied_head else params["head"]
-        if adapters and "head" in adapters:
-            assert self.lora is not None
-            matrix = lora.merge({"head": matrix}, {"head": adapters["head"]}, self.lora, dropout_key)["head"]
         bias = params["head_bias"].astype(self.compute_dtype) if self.config.head_bias else None
         return matrix.astype(self.compute_dtype), bias
+
+    def head_adapter(self, hidden: jax.Array, adapters: Params | None, dropout_key: jax.Array | None = None) -> LowRank | None:
+        """What a head's adapter adds to the logits of hidden states [B, T, D], a tied head's too; None: it has no adapter."""
+        own = self._adapters({name: adapter for name, adapter in (adapters or {}).items() if name == "head"}, dropout_key)
+        return low_rank(hidden, own["head"]) if own else None
 
     def logits(self, params: Params, tokens: jax.Array, adapters: Params | None = None) -> jax.Array:
         """[B, T] ids of plain sequences -> [B, T, V] logits. This is for tests and inspection: training never builds them."""
@@ -246,8 +246,10 @@ class Model:
 
     def unembed(self, params: Params, hidden: jax.Array, adapters: Params | None = None) -> jax.Array:
         """[B, T, D] hidden states -> [B, T, V] logits."""
-        matrix, bias = self.head(params, adapters)
+        (matrix, bias), adapter = self.head(params), self.head_adapter(hidden, adapters)
         logits = jnp.einsum("BTD,DV->BTV", hidden, matrix)
+        if adapter is not None:
+            logits += jnp.einsum("BTR,RV->BTV", *adapter)
         return logits if bias is None else logits + bias
 
     def _run(
@@ -269,12 +271,9 @@ class Model:
         rotate = _rotation(c, positions, jnp.promote_types(dtype, jnp.float32)) if c.positions == "rope" else lambda y: y
 
         def layer(carry: tuple[jax.Array, jax.Array], inputs: tuple[Params, Params | None, Any]) -> tuple[tuple[jax.Array, jax.Array], Any]:
-            (x, index), (block, low_rank, mine) = carry, inputs
-            if low_rank:
-                assert self.lora is not None
-                key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-                block = lora.merge(block, low_rank, self.lora, key)
-            x, left = nnx.merge(self._block, nnx.State(block))(x, rotate, lambda q, k, v: attention(q, k, v, mine))
+            (x, index), (block, own, mine) = carry, inputs
+            own = self._adapters(own or {}, None if dropout_key is None else jax.random.fold_in(dropout_key, index), "blocks.")
+            x, left = nnx.merge(self._block, nnx.State(block))(x, rotate, lambda q, k, v: attention(q, k, v, mine), own)
             return (x, index + 1), left
 
         if self.remat != "none":
@@ -282,6 +281,14 @@ class Model:
         layers = params["blocks"], (adapters or {}).get("blocks"), per_layer
         (x, _), left = jax.lax.scan(layer, (x, jnp.zeros((), jnp.int32)), layers)
         return _normalised(x, params["final_norm"], params.get("final_norm_bias"), c.norm_eps), left
+
+    def _adapters(self, matrices: Params, key: jax.Array | None, under: str = "") -> dict[str, Adapter]:
+        """The adapters of one layer, or of the head, by their matrices' names."""
+        if not matrices:
+            return {}
+        assert self.lora is not None
+        modules = {path.removeprefix(under): t.name for t in FAMILIES[self.config.family].tensors for path in t.paths}
+        return adapters_of(matrices, self.lora, modules, key)
 
     def _metadata(self, name: str) -> Params:
         leaves, tree = jax.tree.flatten(self._variables, is_leaf=lambda x: isinstance(x, nnx.Variable))
@@ -301,17 +308,6 @@ def _matrix(rngs: nnx.Rngs, dims: Mapping[Any, int], inputs: int | None, std: fl
 
 def _constant(value: float, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
     return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
-
-
-def _narrowed(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`w.astype(dtype)`, bit for bit.
-
-    XLA moves a plain conversion of each layer's matrix out of the loop over layers. That makes a second copy of the whole model, which lives
-    as long as the step. It doesn't move a rounding, and the conversion behind it changes nothing more.
-    """
-    if w.dtype != dtype:
-        w = jax.lax.reduce_precision(w, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
-    return w.astype(dtype)
 
 
 def _normalised(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from foundation.files import Json, read_object, write_json
 from foundation.settings import LARGEST
 from lpo_jax.config import ConfigError, LoraConfig
-from lpo_jax.model.adapters import split_dims
+from lpo_jax.model.adapters import matrix_dims, split_dims
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor
 from lpo_jax.model.hf import FLOATS, opened
@@ -42,7 +42,7 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
     A tensor may fuse several of our matrices (qkv). It gets their a's, stacked, and a B with a block for each; its rank is the sum of
     theirs.
     """
-    flat, shapes, inputs = flatten_dict(adapters, sep="."), flatten_dict(model.shapes(), sep="."), model.inputs()
+    flat, dims, inputs = flatten_dict(adapters, sep="."), matrix_dims(model), model.inputs()
     tensors: dict[str, np.ndarray] = {}
     modules: list[str] = []
     ranks: dict[str, int] = {}
@@ -50,7 +50,7 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
         adapted = [path for path in tensor.paths if f"{path}.a" in flat]
         if not adapted:
             continue
-        sizes = [_sizes(path, shapes[path].shape, inputs[path]) for path in tensor.paths]
+        sizes = [_sizes(path, dims[path], inputs[path]) for path in tensor.paths]
         L, into, _ = sizes[0]  # the paths of a tensor have the same layers and inputs
         a = np.concatenate([np.asarray(flat[f"{path}.a"], np.float32).reshape(L, into, -1) for path in adapted], axis=-1)
         rank, start, blocks = a.shape[-1], 0, []
@@ -99,13 +99,13 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
     """
     directory = Path(directory)
     settings = _settings(directory)
-    shapes, inputs = flatten_dict(model.shapes(), sep="."), model.inputs()
+    dims, inputs = matrix_dims(model), model.inputs()
     found = _pairs(directory / _WEIGHTS)
     rank = settings["r"]
     alpha = settings["lora_alpha"] * (math.sqrt(rank) if settings.get("use_rslora") else 1.0)
     adapters: Params = {}
     for tensor in _matrices(model):
-        sizes = [_sizes(path, shapes[path].shape, inputs[path]) for path in tensor.paths]
+        sizes = [_sizes(path, dims[path], inputs[path]) for path in tensor.paths]
         L, into, outs = sizes[0][0], sizes[0][1], [out for _, _, out in sizes]
         own = {layer: name for layer in range(L) if (name := _module(tensor).format(layer=layer)) in found}
         if not own:
@@ -124,15 +124,14 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
             # Blocks of `save_peft` come back as they were: rank that a matrix doesn't use isn't its own.
             used = np.asarray(rows.any(axis=(0, 2)) if len(outs) > 1 and b.any() else np.ones(widest, bool))
             if used.any():
-                layers, in_dims, out_dims = split_dims(path, shapes[path].shape, inputs[path])
+                layers, in_dims, out_dims = split_dims(path, dims[path], inputs[path])
                 r = int(used.sum())
                 adapters[path] = {"a": a[..., used].reshape(*layers, *in_dims, r), "b": rows[:, used].reshape(*layers, r, *out_dims)}
         for name in own.values():
             del found[name]
     if found:
-        tied = "; this model's lm_head is its embedding table" if model.config.tied_head and "lm_head" in found else ""
         raise ConfigError(
-            f"{directory}: these modules are no matrices of {model.config.family}: {', '.join(' '.join(name.split()) for name in sorted(found)[:8])}{tied}"
+            f"{directory}: these modules are no matrices of {model.config.family}: {', '.join(' '.join(name.split()) for name in sorted(found)[:8])}"
         )
     targets = "|".join(map(re.escape, adapters))
     return unflatten_dict(adapters, sep="."), LoraConfig(rank=rank, alpha=alpha, dropout=settings.get("lora_dropout", 0.0), targets=targets)

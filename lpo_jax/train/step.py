@@ -128,8 +128,8 @@ def forward(
     model: Model, params: Params, frozen: Params, batch: TreeBatch, dropout_key: jax.Array | None = None, linear: jax.Array | None = None
 ) -> jax.Array:
     """Log-probabilities of a batch's scored tokens, [B, N]; `linear` is `token_logps`'s."""
-    hidden, head, bias = output(model, params, frozen, batch, dropout_key)
-    return token_logps(hidden, head, batch, bias, linear)
+    hidden, head, bias, low_rank = output(model, params, frozen, batch, dropout_key)
+    return token_logps(hidden, head, batch, bias, linear, low_rank)
 
 
 def objective_terms(
@@ -176,4 +176,4 @@ def output(model: Model, params: Params, frozen: Params, batch: TreeBatch, dropo
     """A batch's hidden states, and the head that goes with them."""
     base, adapters = (params, None) if model.lora is None else (frozen, params)
     hidden = model.hidden(base, batch.tokens, batch.positions, batch.subtree_end, adapters, dropout_key)
-    return Output(hidden, *model.head(base, adapters, dropout_key))
+    return Output(hidden, *model.head(base), model.head_adapter(hidden, adapters, dropout_key))

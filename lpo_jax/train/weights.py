@@ -47,6 +47,11 @@ def load_base(config: RunConfig, model: Model, mesh: Mesh) -> Params:
         params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(config.seed))
     if config.model.adapter is not None:
         earlier, settings = peft.load_peft(config.model.adapter, model)
+        if adapters.untied(model, earlier) != model:
+            raise ConfigError(
+                f"model.adapter: {config.model.adapter} adapts this model's tied head, and merged it makes another model: merge it once "
+                "with peft (merge_and_unload, save_pretrained) or `lpo export --merge`, and give that as model.path"
+            )
         params = jax.jit(partial(lora.merge, config=settings), out_shardings=shardings, donate_argnums=0)(params, earlier)
     return params
 

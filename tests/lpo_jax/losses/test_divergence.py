@@ -110,7 +110,7 @@ def pairs_batch(rows=None):
 def in_torch(student, teacher, batch, config, cut):
     """The loss and its gradients by the student's hidden states and head, one token and one pair at a time."""
     hidden, head = (torch.tensor(np.asarray(x), requires_grad=True) for x in student[:2])
-    frozen = [torch.tensor(np.asarray(x)) for x in teacher]
+    frozen = [torch.tensor(np.asarray(x)) for x in teacher[:3]]
     lm, kl = {}, {}
     for row, n in zip(*np.nonzero(np.asarray(answer_side(batch, config.score_prompt))), strict=True):
         at = batch.source[row, n]

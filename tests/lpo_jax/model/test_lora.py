@@ -13,13 +13,15 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from lpo_jax.config import ConfigError, LoraConfig, MeshConfig, ModelConfig
+from lpo_jax.config import ConfigError, DataConfig, LoraConfig, MeshConfig, ModelConfig, ModelSource, OptimConfig, RunConfig, StageConfig
 from lpo_jax.model import adapters as low_rank
 from lpo_jax.model import hf, lora
 from lpo_jax.model.decoder import Model
 from lpo_jax.model.peft import load_peft, save_peft
+from lpo_jax.objectives.sft import Sft
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
+from lpo_jax.train.weights import load_base
 from tests.helpers.families import TOKENS
 
 COMMON = {"vocab_size": 97, "initializer_range": 0.2, "attn_implementation": "eager", "bos_token_id": None, "eos_token_id": 0}
@@ -29,7 +31,7 @@ LLAMA = transformers.LlamaConfig(
 GPT = {"n_embd": 64, "n_layer": 2, "n_head": 8, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 FAMILIES = {  # a config and the modules that PEFT adapts
     "llama": (LLAMA, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]),
-    "gpt_bigcode": (transformers.GPTBigCodeConfig(n_inner=96, **GPT, **COMMON), ["c_attn", "attn.c_proj", "mlp.c_proj", "c_fc"]),
+    "gpt_bigcode": (transformers.GPTBigCodeConfig(n_inner=96, **GPT, **COMMON), ["c_attn", "attn.c_proj", "mlp.c_proj", "c_fc", "lm_head"]),
     "codegen": (
         transformers.CodeGenConfig(n_inner=96, rotary_dim=4, n_ctx=64, tie_word_embeddings=False, **GPT, **COMMON),
         ["qkv_proj", "out_proj", "fc_in", "fc_out", "lm_head"],
@@ -84,6 +86,10 @@ def logits(model, params, adapters=None):
     return np.asarray(model.logits(params, jnp.array(TOKENS), adapters))
 
 
+def merged_logits(model, params, adapters, config):
+    return logits(low_rank.untied(model, adapters), lora.merge(params, adapters, config))
+
+
 def trained(model, config, seed=0):
     """Adapters with random a and b."""
     random = np.random.default_rng(seed)
@@ -97,9 +103,8 @@ def test_an_adapter_of_peft_merges_to_its_logits(base, tmp_path):
     adapters, config = load_peft(tmp_path / "adapter", model)
     assert (config.rank, config.alpha, config.dropout) == (3, 7, 0.1)
     assert {path for path in model.inputs() if re.fullmatch(config.targets, path)} == model.inputs().keys()
-    merged = logits(model, lora.merge(params, adapters, config))
     assert np.abs(expected - logits(model, params)).max() > 0.1
-    np.testing.assert_allclose(merged, expected, atol=1e-4)
+    np.testing.assert_allclose(merged_logits(model, params, adapters, config), expected, atol=1e-4)
     np.testing.assert_allclose(logits(dataclasses.replace(model, lora=config), params, adapters), expected, atol=1e-4)
 
 
@@ -135,7 +140,7 @@ def test_peft_reads_our_adapters(base, tmp_path, targets):
     state = peft.get_peft_model_state_dict(theirs, save_embedding_layers=False)
     assert state.keys() == load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
     assert theirs.peft_config["default"].base_model_name_or_path == str(directory)
-    np.testing.assert_allclose(torch_logits(theirs), logits(model, lora.merge(params, adapters, config)), atol=1e-4)
+    np.testing.assert_allclose(torch_logits(theirs), merged_logits(model, params, adapters, config), atol=1e-4)
 
     again, read = load_peft(tmp_path / "adapter", model)
     assert (read.rank, read.alpha, read.dropout) == (3, 7, 0.25)
@@ -207,22 +212,6 @@ def test_gradients_reach_adapters_and_equal_the_weights_gradient_through_the_pro
     np.testing.assert_allclose(of_adapters["blocks"]["q"]["b"], 7 / 3 * np.einsum("LDNH,LDR->LRNH", G, a), rtol=1e-3, atol=1e-6)
 
 
-def test_dropout_drops_whole_inputs_and_keeps_the_expectation():
-    config = LoraConfig(rank=3, alpha=7.0, dropout=0.25, targets=LORA.targets)
-    params, adapters = TINY.init(jax.random.key(0)), trained(TINY, config)
-    plain = lora.merge(params, adapters, config)["blocks"]["o"] - params["blocks"]["o"]
-    draws = jax.vmap(lambda key: lora.merge(params, adapters, config, key)["blocks"]["o"] - params["blocks"]["o"])(
-        jax.random.split(jax.random.key(2), 4000)
-    )
-    dropped = (jnp.abs(draws) < 1e-6).all(axis=-1)  # [draws, L, N, H]: no output sees the input
-    np.testing.assert_allclose(dropped.mean(), 0.25, atol=0.01)
-    np.testing.assert_allclose(draws, jnp.where(dropped[..., None], 0, plain / 0.75), atol=1e-5)
-    np.testing.assert_allclose(draws.mean(0), plain, atol=0.05 * np.abs(plain).max())
-    drawn = lora.merge(params, adapters, config, jax.random.key(3))["blocks"]
-    q, o = ((drawn[name] == params["blocks"][name]).reshape(3, 24, 24).all(axis=-1) for name in "qo")  # [L, inputs]
-    assert (q != o).any(), "matrices share a mask"
-
-
 def test_adapters_are_cut_like_their_matrices():
     adapters = low_rank.init(jax.random.key(0), TINY, LORA)
     names = low_rank.axes(TINY, LORA)
@@ -247,10 +236,16 @@ def test_targets_that_match_no_matrix(targets, message):
         low_rank.init(jax.random.key(0), TINY, LoraConfig(3, 7.0, targets=targets))
 
 
-def test_a_tied_head_is_no_target():
-    tied = Model(dataclasses.replace(SHAPE, tied_head=True))
-    with pytest.raises(ConfigError, match="the head, which is tied"):
-        low_rank.init(jax.random.key(0), tied, LoraConfig(3, 7.0, targets="head"))
+def test_a_tied_heads_adapter_leaves_the_embeddings_alone():
+    tied, config = Model(dataclasses.replace(SHAPE, tied_head=True)), LoraConfig(3, 7.0, targets="head")
+    params, adapters = tied.init(jax.random.key(0)), trained(tied, config)
+    assert jax.tree.map(jnp.shape, adapters) == {"head": {"a": (24, 3), "b": (3, 31)}}
+    assert low_rank.axes(tied, config) == low_rank.axes(TINY, config)
+    own, merged = low_rank.untied(tied, adapters), lora.merge(params, adapters, config)
+    assert (own, low_rank.untied(tied, {"blocks": {}})) == (TINY, tied)
+    assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, own.shapes())
+    np.testing.assert_array_equal(merged["embed"], params["embed"])
+    np.testing.assert_allclose(merged["head"], params["embed"].T + 7 / 3 * adapters["head"]["a"] @ adapters["head"]["b"], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -302,13 +297,14 @@ def test_tensors_that_do_not_fit_are_refused_by_name(llama, tmp_path):
         load_peft(tmp_path, model)
 
 
-def test_a_tied_models_head_adapter_is_refused(llama, tmp_path):
-    directory, model = llama
-    save_adapter(directory, tmp_path, target_modules=["q_proj", "lm_head"])
-    file = directory / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
-    with pytest.raises(ConfigError, match="lm_head; this model's lm_head is its embedding table"):
-        load_peft(tmp_path, Model(hf.read_config(directory)))
+def test_a_run_does_not_begin_with_a_tied_heads_adapter(tmp_path):
+    """Merged it makes a model with a head of its own, which isn't the run's."""
+    _, directory, model, _ = make_base("gpt_bigcode", tmp_path)
+    save_adapter(directory, tmp_path / "adapter", target_modules=["lm_head"])
+    source = ModelSource(path=str(directory), adapter=str(tmp_path / "adapter"))
+    run = RunConfig(str(tmp_path), DataConfig(str(tmp_path)), source, {"sft": StageConfig(Sft(), OptimConfig(1e-3), batch_rows=1, steps=1)})
+    with pytest.raises(ConfigError, match="adapts this model's tied head.*give that as model.path"):
+        load_base(run, model, make_mesh(MeshConfig()))
 
 
 def test_missing_and_pickled_files_are_refused(llama, tmp_path):
