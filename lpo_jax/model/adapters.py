@@ -78,6 +78,6 @@ def untied(model: Model, adapters: Params) -> Model:
 
 
 def split_dims(path: str, dims: Sequence[X], inputs: int) -> tuple[tuple[X, ...], tuple[X, ...], tuple[X, ...]]:
-    """A matrix's dims, or their names, in three parts: the layer axis or nothing, inputs, outputs."""
-    layers = int(path.startswith("blocks."))
+    """A matrix's dims, or their names, in three parts: the layer axis, with the experts' if each has one, or nothing; inputs; outputs."""
+    layers = path.startswith("blocks.") + path.startswith("blocks.expert_")
     return tuple(dims[:layers]), tuple(dims[layers : layers + inputs]), tuple(dims[layers + inputs :])

@@ -55,7 +55,7 @@ def product(x: jax.Array, w: jax.Array, adapter: Adapter | None = None) -> jax.A
     These are products of two matrices. A product with several row or column dims has a backward pass that is half as fast on CPUs.
     """
     (B, T, *inputs), rows = x.shape, x.reshape(x.shape[0] * x.shape[1], -1)
-    y = rows @ _weight(w, x.dtype).reshape(rows.shape[1], -1)
+    y = rows @ weight(w, x.dtype).reshape(rows.shape[1], -1)
     if adapter is not None:
         states, matrix = low_rank(rows, adapter)
         y += states @ matrix
@@ -76,7 +76,7 @@ def kept(key: jax.Array, shape: tuple[int, ...], dropout: float) -> jax.Array:
     return jax.random.bernoulli(key, 1 - dropout, shape)
 
 
-def _weight(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def weight(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`w.astype(dtype)`, bit for bit.
 
     XLA moves a plain conversion of each layer's matrix out of the loop over layers. That makes a second copy of the whole model, which lives

@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from lpo_jax.config import ConfigError, ModelConfig
-from lpo_jax.model.linear import Adapter, narrowed
+from lpo_jax.model.linear import Adapter, weight
 from lpo_jax.sharding import spec
 
 X = TypeVar("X")
@@ -93,7 +93,7 @@ def mixture(
     specs = {"expert_gate": into, "expert_up": into, "expert_down": out}
     whole = PartitionSpec(cut)
     factor_specs = {name: (out, whole) if name == "expert_down" else (whole, into) for name in adapters}
-    given = {name: narrowed(matrices[name], h.dtype) for name in MATRICES}
+    given = {name: weight(matrices[name], h.dtype) for name in MATRICES}
     factors = {name: (adapter.a.astype(h.dtype), adapter.b.astype(h.dtype)) for name, adapter in adapters.items()}
     if mesh.empty:
         return local(h, counted, router, given, factors)
@@ -139,7 +139,8 @@ def _share(
         y = jax.lax.ragged_dot(rows, matrices[name], sizes)
         if name in factors:
             a, b = factors[name]
-            y += jax.lax.ragged_dot(jax.lax.ragged_dot(rows, a, sizes) * scales[name], b, sizes)
+            states = checkpoint_name(jax.lax.ragged_dot(rows, a, sizes), "low_rank")
+            y += jax.lax.ragged_dot(states * scales[name], b, sizes)
         return checkpoint_name(y, name)
 
     rows = filled(_spread(x, order, K))

@@ -12,6 +12,8 @@ GPT_SHAPE = {
     "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": 0,
 }  # fmt: skip
 
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "router_aux_loss_coef": 0.03, "output_router_logits": False}
+
 
 def rope(theta, **more):
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta} | more}
@@ -36,6 +38,8 @@ FAMILIES = {
     "qwen2 untied": lambda: llama_like(transformers.Qwen2Config, **rope(1e6), tie_word_embeddings=False),
     "qwen2 tied": lambda: llama_like(transformers.Qwen2Config, **rope(2e5), tie_word_embeddings=True),
     "qwen3": lambda: llama_like(transformers.Qwen3Config, **rope(2e5), head_dim=16),
+    "qwen3_moe": lambda: llama_like(transformers.Qwen3MoeConfig, **rope(2e5), head_dim=16, **EXPERTS, norm_topk_prob=True),
+    "qwen3_moe weights of all": lambda: llama_like(transformers.Qwen3MoeConfig, **rope(2e5), head_dim=16, **EXPERTS, attention_bias=True),
     "starcoder2 window": lambda: llama_like(transformers.Starcoder2Config, **rope(9e4), norm_epsilon=3e-4, sliding_window=7),
     "starcoder2 untied, no bias": lambda: llama_like(
         transformers.Starcoder2Config, **rope(9e4), norm_epsilon=3e-4, use_bias=False, tie_word_embeddings=False
