@@ -50,4 +50,19 @@ FAMILIES = {
         **{k: v for k, v in SHAPE.items() if k != "rms_norm_eps"}, layer_norm_eps=3e-4, **rope(7e4, partial_rotary_factor=0.5)
     ),
 }
+
+
+def as_in_files(tensors):
+    """A model's tensors by the names that they have in files: transformers 5 fuses a layer's experts in memory."""
+    found = {}
+    for name, value in tensors.items():
+        module, _, last = name.rpartition(".")
+        if module.endswith("experts"):
+            halves = zip(("gate_proj", "up_proj"), np.split(value, 2, axis=1), strict=True) if last == "gate_up_proj" else [(last, value)]
+            found |= {f"{module}.{i}.{part}.weight": one for part, values in halves for i, one in enumerate(values)}
+        else:
+            found[name] = value
+    return found
+
+
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 29))
