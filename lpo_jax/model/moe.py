@@ -132,22 +132,25 @@ def _share(
     sizes = jnp.zeros(e + 1, jnp.int32).at[own].add(1)[:e]
 
     def filled(rows: jax.Array) -> jax.Array:
-        """Rows behind the last run are no product's: what stands there, and in their gradient, is anything."""
+        """0 behind the last run, here and in the gradient: no product writes there, so anything may stand there, NaN too."""
         return rows if first is None else jnp.where(jnp.arange(len(rows))[:, None] < sizes.sum(), rows, 0)
 
+    def times(rows: jax.Array, w: jax.Array) -> jax.Array:
+        return filled(jax.lax.ragged_dot(rows, w, sizes))
+
     def product(rows: jax.Array, name: str) -> jax.Array:
-        y = jax.lax.ragged_dot(rows, matrices[name], sizes)
+        y = times(rows, matrices[name])
         if name in factors:
             a, b = factors[name]
-            states = checkpoint_name(jax.lax.ragged_dot(rows, a, sizes), "low_rank")
-            y += jax.lax.ragged_dot(states * scales[name], b, sizes)
-        return checkpoint_name(y, name)
+            y += times(checkpoint_name(times(rows, a), "low_rank") * scales[name], b)
+        # Of cut experts most rows are others': they aren't worth keeping.
+        return checkpoint_name(y, name) if first is None else y
 
     rows = filled(_spread(x, order, K))
     inner = activate(product(rows, "expert_gate")) * product(rows, "expert_up")
     # An expert's weight may stand in front of its last matrix, where there is less to multiply and nothing to keep for the gradient.
     inner = inner * filled(weights.reshape(-1, 1)[order.at]).astype(inner.dtype)
-    return _collect(filled(product(inner, "expert_down")), order, K)
+    return _collect(product(inner, "expert_down"), order, K)
 
 
 class _Order(NamedTuple):
