@@ -292,7 +292,10 @@ class MeshConfig(Settings):
     """the TPU slice in JAX's names, e.g. v5e:4x4: `lpo plan` compiles for it; a run checks its size"""
 
     def __post_init__(self) -> None:
-        _check(0 not in (self.data, self.fsdp, self.tensor, self.expert), "an axis of 0 devices: give their number, or -1 for all that are left")
+        _check(
+            0 not in (self.data, self.fsdp, self.tensor, self.expert),
+            "an axis of 0 devices: give their number, or -1 for all that are left",
+        )
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from data_pipeline.chat import TemplateError
 from data_pipeline.template import as_it_stands
 from data_pipeline.tokenizer import Tokenizer
 from foundation.errors import UserError
-from lpo_jax.sharding import row_cuts
 from lpo_jax.config import ConfigError, ModelConfig
 from lpo_jax.model.decoder import Model, Params
+from lpo_jax.sharding import row_cuts
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ def _targets(model: Model, config: LoraConfig) -> list[str]:
         raise ConfigError(f"lora.targets {config.targets!r} is no regular expression: {error}") from None
     targets = [path for path in model.inputs() if pattern.fullmatch(path)]
     if config.dropout and (experts := [path for path in targets if path.startswith("blocks.expert_")]):
-        raise ConfigError(f"lora.dropout {config.dropout}: adapters of experts have none, as in PEFT; set it to 0, or leave {experts[0]} out of lora.targets")
+        raise ConfigError(
+            f"lora.dropout {config.dropout}: adapters of experts have none, as in PEFT; set it to 0, or leave {experts[0]} out of lora.targets"
+        )
     if targets:
         return targets
     others = [path for path in flatten_dict(model.shapes(), sep=".") if pattern.fullmatch(path)]

@@ -171,7 +171,9 @@ def _unfuse(found: dict[str, dict[str, np.ndarray]], model: Model, directory: Pa
         A, B = (found[name][side] for side in "AB")
         parts = shapes.get((A.shape[1], B.shape[0]))
         if parts is None or A.shape[0] % c.experts or A.shape[0] != B.shape[1]:
-            raise ConfigError(f"{directory}: {name}: lora_A {A.shape} and lora_B {B.shape} fit neither gate_up_proj nor down_proj of {c.experts} experts")
+            raise ConfigError(
+                f"{directory}: {name}: lora_A {A.shape} and lora_B {B.shape} fit neither gate_up_proj nor down_proj of {c.experts} experts"
+            )
         a, b = A.reshape(c.experts, -1, A.shape[1]), np.moveaxis(B.reshape(B.shape[0], -1, c.experts), -1, 0)
         for part, rows in zip(parts, np.split(b, len(parts), axis=1), strict=True):
             own = {f"{name.removesuffix('.base_layer')}.{expert}.{part}": expert for expert in range(c.experts)}

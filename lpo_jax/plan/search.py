@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import jax
 from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 

@@ -12,7 +12,13 @@ GPT_SHAPE = {
     "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": 0,
 }  # fmt: skip
 
-EXPERTS = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "router_aux_loss_coef": 0.03, "output_router_logits": False}
+EXPERTS = {
+    "num_experts": 5,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "router_aux_loss_coef": 0.03,
+    "output_router_logits": False,
+}
 
 
 def rope(theta, **more):

@@ -175,5 +175,8 @@ def test_flops_are_those_of_the_chosen_experts(mesh):
 def test_an_expert_axis_that_does_not_divide_is_refused():
     (h, router, matrices, _), _, counted = given_arrays()
     matrices = {name: w[:6] for name, w in matrices.items()}
-    with jax.set_mesh(make_mesh(MeshConfig(1, 2, 1, 4))), pytest.raises(ConfigError, match="mesh.expert is 4: it must divide the model's 6 experts"):
+    with (
+        jax.set_mesh(make_mesh(MeshConfig(1, 2, 1, 4))),
+        pytest.raises(ConfigError, match="mesh.expert is 4: it must divide the model's 6 experts"),
+    ):
         ours(h, router[:6], matrices, {}, counted)

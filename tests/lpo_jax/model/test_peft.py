@@ -120,7 +120,9 @@ def test_adapters_of_all_experts_together_are_cut_into_each_experts_own(mixture,
 
 def test_what_a_mixtures_adapters_can_not_have_is_refused(mixture, tmp_path):
     _, model, _ = mixture
-    with pytest.raises(ConfigError, match=r"lora.dropout 0.1: adapters of experts have none, as in PEFT; set it to 0, or leave blocks.expert_"):
+    with pytest.raises(
+        ConfigError, match=r"lora.dropout 0.1: adapters of experts have none, as in PEFT; set it to 0, or leave blocks.expert_"
+    ):
         adapters.init(jax.random.key(0), model, LoraConfig(rank=2, alpha=4.0, dropout=0.1, targets="blocks.expert_up"))
     with pytest.raises(ConfigError, match="blocks.router, and embeddings, norms and biases have no adapters"):
         adapters.init(jax.random.key(0), model, LoraConfig(rank=2, alpha=4.0, targets="blocks.router"))
