@@ -1,6 +1,7 @@
 """One tiny random model of each family, as transformers' configs. Every value that could be mistaken for a default isn't one."""
 
 import numpy as np
+import torch
 import transformers
 
 SHAPE = {
@@ -72,3 +73,14 @@ def as_in_files(tensors):
 
 
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 29))
+
+
+def torch_base(directory):
+    """The model in a directory, as transformers computes it."""
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+
+
+def torch_logits(model):
+    """What it says of `TOKENS`."""
+    with torch.no_grad():
+        return model(torch.tensor(TOKENS)).logits.numpy()

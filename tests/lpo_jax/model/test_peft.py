@@ -21,7 +21,7 @@ from lpo_jax.model.peft import load_peft, save_peft
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
 from tests.helpers import damage
-from tests.helpers.families import FAMILIES, TOKENS
+from tests.helpers.families import FAMILIES, TOKENS, torch_base, torch_logits
 from tests.helpers.vocabularies import shape
 
 CASES = list(damage.adapters())
@@ -65,15 +65,6 @@ def mixture(tmp_path_factory):
     return directory, model, hf.read_params(directory, model, param_shardings(model, make_mesh(MeshConfig(1), jax.devices()[:1])))
 
 
-def torch_model(directory):
-    return transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
-
-
-def torch_logits(model):
-    with torch.no_grad():
-        return model(torch.tensor(TOKENS)).logits.numpy()
-
-
 def drawn(model, config):
     """Adapters that look trained."""
     made = jax.eval_shape(lambda: adapters.init(jax.random.key(0), model, config))
@@ -90,7 +81,7 @@ def test_peft_reads_adapters_of_a_mixture(mixture, tmp_path, targets):
     beside = dataclasses.replace(model, lora=config).logits(params, jnp.array(TOKENS), made)
     assert np.abs(beside - model.logits(params, jnp.array(TOKENS))).max() > 0.1
     np.testing.assert_allclose(model.logits(lora.merge(params, made, config), jnp.array(TOKENS)), beside, atol=1e-4)
-    theirs = peft.PeftModel.from_pretrained(torch_model(directory), tmp_path).eval()
+    theirs = peft.PeftModel.from_pretrained(torch_base(directory), tmp_path).eval()
     np.testing.assert_allclose(torch_logits(theirs), beside, atol=1e-4)
     again, its = load_peft(tmp_path, model)
     assert (its.rank, its.alpha) == (3, 7.0)
@@ -106,7 +97,7 @@ def test_adapters_of_all_experts_together_are_cut_into_each_experts_own(mixture,
         task_type="CAUSAL_LM", r=2, lora_alpha=6, target_modules=["v_proj"], target_parameters=[f"mlp.experts.{name}" for name in which],
         rank_pattern={r".*\.gate_up_proj": 4}, alpha_pattern={r".*\.gate_up_proj": 5},
     )  # fmt: skip
-    theirs = peft.get_peft_model(torch_model(directory), config).eval()
+    theirs = peft.get_peft_model(torch_base(directory), config).eval()
     with torch.no_grad():
         for name, value in theirs.named_parameters():
             if "lora_" in name:
