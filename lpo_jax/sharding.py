@@ -19,23 +19,27 @@ from lpo_jax.config import ConfigError, MeshConfig
 log = logging.getLogger(__name__)
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "experts": "expert",
     "vocab": "tensor",
     "head_dim": None,
     "layers": None,
     "microbatches": None,
 }
 
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
+"""From the slowest network to the fastest."""
+
 Axes = Sequence[str | None]
 """Names of an array's dimensions. One without a name (None) is never cut."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The device mesh ("data", "fsdp", "tensor"). Its data axis spans the slices, which only a slow network joins.
+    """The device mesh ("data", "fsdp", "expert", "tensor"). Its data axis spans the slices, which only a slow network joins.
 
     Raises:
       ConfigError: the axes don't multiply to the number of devices, or these aren't the topology's.
@@ -46,12 +50,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh.topology {config.topology} has {topology_size(config.topology)} devices, here are {len(devices)}: "
             "set it to the slice that this runs on, or to null"
         )
-    shape = [config.data, config.fsdp, config.tensor]
+    shape = [config.data, config.fsdp, config.expert, config.tensor]
     if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
         raise ConfigError(f"mesh {shape}: every axis is positive, and at most one is -1 (all that are left)")
     if -1 in shape:
         shape[shape.index(-1)] = len(devices) // abs(math.prod(shape))
-    asked = f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]}"
+    asked = "mesh " + " ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
     if math.prod(shape) != len(devices):
         raise ConfigError(f"{asked} doesn't fit {len(devices)} devices")
     try:
@@ -65,7 +69,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 def _lay_out(shape: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
     """The mesh of this shape, whose devices are ordered as suits the network between them. `shape` multiplies to their number."""
-    names, types = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
+    names, types = MESH_AXES, (AxisType.Auto,) * len(MESH_AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})  # CPUs have no slice_index
     if slices == 1:
         return jax.make_mesh(tuple(shape), names, axis_types=types, devices=devices)
@@ -74,8 +78,13 @@ def _lay_out(shape: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
             "mesh.data=%d is no multiple of the %d slices: the other axes communicate over the network between them", shape[0], slices
         )
         return Mesh(np.array(devices).reshape(shape), names, axis_types=types)
-    within, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+    within, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
     return Mesh(create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True), names, axis_types=types)
+
+
+def row_cuts(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are cut."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"] or ())
 
 
 def topology_size(name: str) -> int:

@@ -45,6 +45,7 @@ def add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = 
         ("data", -1, "copies of the model; -1: all devices left"),
         ("fsdp", 1, "cut batch and weights"),
         ("tensor", 1, "cut heads, mlp, vocabulary"),
+        ("expert", 1, "cut batch and experts"),
     ):
         text = f"devices along the mesh's {axis} axis: {what} (default: {default})"
         parser.add_argument(f"--{axis}", type=whole(-1), default=default, metavar="N", help=text)
@@ -63,7 +64,7 @@ def models_of(args: argparse.Namespace) -> "Models":
     from lpo_jax.decode.load import Models
 
     same = {field.name: getattr(args, field.name) for field in fields(Models) if field.name in args}
-    return Models(rule=_rule(args), mesh=MeshConfig(args.data, args.fsdp, args.tensor), **same)
+    return Models(rule=_rule(args), mesh=MeshConfig(args.data, args.fsdp, args.tensor, args.expert), **same)
 
 
 def _rule(args: argparse.Namespace) -> "CoDecoding | CroSec | None":

@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
     log.info("compiling, for prompts and completions of up to %d tokens together", longest)
     driver.warm_up()
     rule, tok = found.models.rule, found.tokenizer
-    settings = {k: getattr(args, k) for k in ("model", "adapter", "security", "security_adapter", "block", "data", "fsdp", "tensor")}
+    named = "model", "adapter", "security", "security_adapter", "block", "data", "fsdp", "tensor", "expert"
+    settings = {k: getattr(args, k) for k in named}
     settings |= {"rule": rule and asdict(rule), "dtype": found.dtype, "rows": driver.rows, "tokenizer": tok.sha256, "jax": version("jax")}
     settings |= how.facts
     fingerprint = f"fp_{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from data_pipeline import order
 from foundation.errors import ConfigError
-from foundation.settings import LARGEST, Count, Decay, NonEmpty, Positive, PositiveNumber, Settings
+from foundation.settings import LARGEST, Count, Decay, NonEmpty, Positive, PositiveNumber, Settings, Weight
 from lpo_jax import objectives
 from lpo_jax.config.optim import Optim
 
@@ -101,8 +101,9 @@ class ModelConfig(Settings):
     """The shape of a decoder. Families differ in these values only."""
 
     family: Literal[
-        "codegen", "gemma3_text", "gpt_bigcode", "granite", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2"
-    ]
+        "codegen", "gemma3_text", "gpt_bigcode", "granite", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
+        "starcoder2",
+    ]  # fmt: skip
     """`model_type` of a Hugging Face config.json, see lpo_jax/model/families.py"""
     vocab_size: Positive
     """rows of the embedding table"""
@@ -169,6 +170,18 @@ class ModelConfig(Settings):
     """normalise every head's query and key"""
     tied_head: bool = False
     """the output head is the embedding table"""
+    experts: Count = 0
+    """MLPs that a router chooses from in each layer, see lpo_jax/model/moe.py; 0: there is one MLP and no router"""
+    experts_per_token: Positive = 1
+    """how many of them compute a token"""
+    d_expert: Count = 0
+    """width inside an expert; d_mlp is of no use beside it"""
+    normalized_experts: bool = False
+    """the weights of a token's experts add up to 1; false: those of all experts do"""
+    router_aux_loss_coef: Weight = 0.0
+    """kept for export, no more: that loss counts the tokens of a batch, so it would differ between a tree and its two sequences"""
+    output_router_logits: bool = False
+    """kept for export"""
 
     def __post_init__(self) -> None:
         _check(
@@ -197,6 +210,14 @@ class ModelConfig(Settings):
                 f"model shape: max_positions ({self.max_positions}) must be at most original_positions ({scaling.original_positions}): "
                 "longrope isn't computed beyond it",
             )
+        _check(
+            not self.experts or self.experts_per_token <= self.experts,
+            f"model shape: experts_per_token ({self.experts_per_token}) must be at most experts ({self.experts})",
+        )
+        _check(
+            not self.experts or (self.d_expert > 0 and self.gated_mlp and not self.mlp_bias),
+            "model shape: experts need d_expert, gated_mlp and no mlp_bias",
+        )
 
     @property
     def limit(self) -> str:
@@ -222,7 +243,8 @@ class LoraConfig(Settings):
     dropout: Decay = 0.0
     """of the adapters' inputs: of each token's and each module's on its own, as in PEFT"""
     targets: str = r"blocks\.(q|k|v|o|gate|up|down)|head"
-    """regular expression, matched against whole parameter paths; a tied head is called tied_head: its adapter leaves the embeddings alone"""
+    """regular expression, matched against whole parameter paths; a tied head is called tied_head: its adapter leaves the embeddings alone. The default
+    is every matrix but a mixture's experts (blocks.expert_gate, _up and _down), each of which gets an adapter of its own; a router has none"""
 
 
 @dataclass(frozen=True)
@@ -313,11 +335,16 @@ class MeshConfig(Settings):
     """the batch and every parameter are cut along this axis"""
     tensor: Axis = 1
     """heads, mlp and vocabulary are cut along this axis"""
+    expert: Axis = 1
+    """the batch and a mixture's experts are cut along this axis"""
     topology: str | None = None
     """the TPU slice in JAX's names, e.g. v5e:4x4: `lpo plan` compiles for it; a run checks its size"""
 
     def __post_init__(self) -> None:
-        _check(0 not in (self.data, self.fsdp, self.tensor), "an axis of 0 devices: give their number, or -1 for all that are left")
+        _check(
+            0 not in (self.data, self.fsdp, self.tensor, self.expert),
+            "an axis of 0 devices: give their number, or -1 for all that are left",
+        )
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class CrossSampler:
     Args:
       alignment: of these two models, see `vocab_map.align`.
       config: what a request gets that doesn't ask otherwise. Temperature and filters apply to the mixture.
-      rows: sequences in work at once, a multiple of either mesh's data * fsdp.
+      rows: sequences in work at once, a multiple of either mesh's data * fsdp * expert.
       max_len_tokens: the longest prompt and completion together, in the target's tokens.
       rule: how the two are mixed; default: the preset `crosec`.
       expert_len_tokens: the longest text in the expert's tokens; one that gets longer ends. Default: twice the target's, or the model's limit.

@@ -14,6 +14,7 @@ from data_pipeline.tokenizer import Tokenizer
 from foundation.errors import UserError
 from lpo_jax.config import ConfigError, ModelConfig
 from lpo_jax.model.decoder import Model, Params
+from lpo_jax.sharding import row_cuts
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class LoadedModel:
     @property
     def cuts(self) -> int:
         """Into how many parts the mesh cuts a batch."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return row_cuts(self.mesh)
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def check_model(opened: LoadedModel, name: str, vocab: int, rows: int, length: i
       ConfigError: rows don't divide, the model is too short, or its vocabulary too small; with the numbers.
     """
     if rows < 1 or rows % opened.cuts:
-        raise ConfigError(f"rows is {rows}: it must be a positive multiple of data * fsdp = {opened.cuts}")
+        raise ConfigError(f"rows is {rows}: it must be a positive multiple of data * fsdp * expert = {opened.cuts}")
     if length > opened.model.config.max_positions:
         raise ConfigError(f"{asked}: the {name} was made for {opened.model.config.limit}")
     check_vocab(opened.model.config, f"the {name}", vocab)

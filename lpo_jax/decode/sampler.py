@@ -32,7 +32,7 @@ class Sampler:
 
     Args:
       config: what a request gets that doesn't ask otherwise.
-      rows: sequences at work at once, a multiple of the mesh's data * fsdp. Memory for caches is taken for all of them.
+      rows: sequences at work at once, a multiple of the mesh's data * fsdp * expert. Memory for caches is taken for all of them.
       max_len_tokens: the longest prompt and completion together.
       security: a model of the same tokenizer that proposes tokens. It lies on the target's devices, on a mesh of its own if need be.
       rule: how a proposal is judged; default: the preset `aligned`.

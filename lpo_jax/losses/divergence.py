@@ -119,7 +119,9 @@ def _by_chunks(f: Callable[[Any, Any], X], heads: Any, tokens: Any) -> X:
     if axes is None:  # every device has all rows
         return local(heads, tokens)
     rows, whole = PartitionSpec(axes), PartitionSpec()
-    return jax.shard_map(local, in_specs=(whole, rows), out_specs=rows, axis_names={"data", "fsdp"}, check_vma=False)(heads, tokens)
+    return jax.shard_map(local, in_specs=(whole, rows), out_specs=rows, axis_names={"data", "fsdp", "expert"}, check_vma=False)(
+        heads, tokens
+    )
 
 
 def _log_softmax(states: States, head: Head) -> jax.Array:

@@ -1,6 +1,6 @@
 """How rows and vocabulary lie on the mesh while log-probabilities are computed, and the exchanges that this needs.
 
-The *vocabulary* is cut along `tensor` and `fsdp`, whatever the head's own layout is. Rows are cut along `data` and `fsdp`. So devices along `fsdp`
+The *vocabulary* is cut along `tensor` and `fsdp`, whatever the head's own layout is. Rows are cut along `data`, `fsdp` and `expert`. So devices along `fsdp`
 have different rows and different columns: each gets the others' hidden states of a chunk, and computes all of them against its own columns.
 No device ever holds the whole head or its gradient.
 

@@ -55,6 +55,10 @@ def _targets(model: Model, config: LoraConfig) -> list[str]:
     except re.error as error:
         raise ConfigError(f"lora.targets {config.targets!r} is no regular expression: {error}") from None
     targets = [path for path in model.inputs() if pattern.fullmatch(target(model, path))]
+    if config.dropout and (experts := [path for path in targets if path.startswith("blocks.expert_")]):
+        raise ConfigError(
+            f"lora.dropout {config.dropout}: adapters of experts have none, as in PEFT; set it to 0, or leave {experts[0]} out of lora.targets"
+        )
     if targets:
         return targets
     others = [path for path in flatten_dict(model.shapes(), sep=".") if pattern.fullmatch(path)]
@@ -86,6 +90,6 @@ def untied(model: Model, adapters: Params) -> Model:
 
 
 def split_dims(path: str, dims: Sequence[X], inputs: int) -> tuple[tuple[X, ...], tuple[X, ...], tuple[X, ...]]:
-    """A matrix's dims, or their names, in three parts: the layer axis or nothing, inputs, outputs."""
-    layers = int(path.startswith("blocks."))
+    """A matrix's dims, or their names, in three parts: the layer axis, with the experts' if each has one, or nothing; inputs; outputs."""
+    layers = path.startswith("blocks.") + path.startswith("blocks.expert_")
     return tuple(dims[:layers]), tuple(dims[layers : layers + inputs]), tuple(dims[layers + inputs :])

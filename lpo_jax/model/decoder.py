@@ -26,6 +26,7 @@ from lpo_jax.model.embedding import embed
 from lpo_jax.model.families import FAMILIES
 from lpo_jax.model.linear import Adapter, LowRank, adapters_of, low_rank, product
 from lpo_jax.model.lora import Params
+from lpo_jax.model.moe import MATRICES, mixture
 from lpo_jax.sharding import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -41,22 +42,27 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 # By remat policy, what a layer keeps for the backward pass beside its input: the outputs of these matrices, and of attention. The adapters'
-# inner products (low_rank) are a few numbers.
+# inner products (low_rank) and the numbers of a token's experts (chosen) are few.
 _KEPT: dict[str, tuple[str, ...]] = {
-    "block": (),
-    "attention": ("attention",),
-    "dots": ("attention", "q", "k", "v", "o", "gate", "up", "down", "low_rank"),
+    "block": ("chosen",),
+    "attention": ("attention", "chosen"),
+    "dots": ("attention", "q", "k", "v", "o", "gate", "up", "down", "expert_gate", "expert_up", "low_rank", "chosen"),
 }
 
 
-def kept_width(c: ModelConfig, remat: str, tensor: int = 1) -> int:
-    """How many numbers a layer keeps of each token, on a device that holds one `tensor`-th of the heads and of the mlp.
+def kept_width(c: ModelConfig, remat: str, tensor: int = 1, expert: int = 1) -> int:
+    """How many numbers a layer keeps of each token, on a device that holds one `tensor`-th of the heads and of the mlp, and one `expert`-th of
+    the experts.
 
     With policy "none" it keeps at least so many.
     """
     heads, kv_heads, mlp = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor, c.d_mlp // tensor
-    widths = {"attention": heads, "q": heads, "k": kv_heads, "v": kv_heads, "o": c.d_model, "up": mlp, "down": c.d_model}
-    widths["gate"] = mlp if c.gated_mlp else 0
+    widths = {"attention": heads, "q": heads, "k": kv_heads, "v": kv_heads, "o": c.d_model}
+    if c.experts:  # what a device's own experts make of others' tokens is computed again under every policy
+        chosen, inside = c.experts_per_token, c.experts_per_token * c.d_expert // tensor if expert == 1 else 0
+        widths |= {"chosen": chosen, "expert_gate": inside, "expert_up": inside}
+    else:
+        widths |= {"gate": mlp if c.gated_mlp else 0, "up": mlp, "down": c.d_model}
     return c.d_model + sum(widths.get(name, 0) for name in _KEPT["dots" if remat == "none" else remat])
 
 
@@ -80,13 +86,17 @@ class Block(nnx.Module):
             "k": (embed, kv_heads, c.qkv_bias),
             "v": (embed, kv_heads, c.qkv_bias),
             "o": (heads, embed, c.out_bias),
-            **({"gate": (embed, mlp, c.mlp_bias)} if c.gated_mlp else {}),
-            "up": (embed, mlp, c.mlp_bias),
-            "down": (mlp, embed, c.mlp_bias),
         }
+        if c.experts:
+            layers_experts, inside = layers | {"experts": c.experts}, {"mlp": c.d_expert}
+            self.router = _matrix(rngs, layers | {None: c.experts} | embed, None)
+            matrices |= {"expert_gate": (embed, inside, False), "expert_up": (embed, inside, False), "expert_down": (inside, embed, False)}
+        else:
+            matrices |= {"gate": (embed, mlp, c.mlp_bias)} if c.gated_mlp else {}
+            matrices |= {"up": (embed, mlp, c.mlp_bias), "down": (mlp, embed, c.mlp_bias)}
         for name, (inputs, outputs, has_bias) in matrices.items():
             std = 0.02 / (2 * c.n_layers) ** 0.5 if outputs is embed else 0.02  # smaller where it is added to the residual
-            setattr(self, name, _matrix(rngs, layers | inputs | outputs, len(inputs), std))
+            setattr(self, name, _matrix(rngs, (layers_experts if name in MATRICES else layers) | inputs | outputs, len(inputs), std))
             if has_bias:
                 axes = (None,) if outputs is embed else tuple(outputs)
                 setattr(self, name + "_bias", _constant(0, (c.n_layers, *outputs.values()), ("layers", *axes)))
@@ -99,9 +109,12 @@ class Block(nnx.Module):
             setattr(self, name, _constant(_unit(c), (c.n_layers, c.head_dim), ("layers", None)))
 
     def __call__(
-        self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array], attend: Attend, adapters: Mapping[str, Adapter]
-    ) -> tuple[jax.Array, Any]:
-        """[B, T, D] -> [B, T, D] for one layer, and what `attend` leaves behind. Matrices with `adapters` are multiplied beside these."""
+        self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array], attend: Attend, adapters: Mapping[str, Adapter], counted: jax.Array
+    ) -> tuple[jax.Array, Any, jax.Array | None]:
+        """[B, T, D] -> [B, T, D] for one layer, what `attend` leaves behind, and the experts' load.
+
+        Matrices with `adapters` are multiplied beside these. Of `counted` tokens [B, T] the choice of experts counts as load.
+        """
         c = self.c
         h = self._norm(x, "attn_norm")
         q, k, v = (self._linear(name, h, adapters) for name in "qkv")
@@ -111,19 +124,25 @@ class Block(nnx.Module):
         a, left = attend(q.reshape(*q.shape[:2], c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim), k, v)
         a = self._added(self._linear("o", a.reshape(q.shape), adapters), "attn_post_norm")
         if c.parallel:
-            return constrain(x + a + self._added(self._mlp(h, adapters), "mlp_post_norm"), "batch", None, None), left
+            y, load = self._mlp(h, adapters, counted)
+            return constrain(x + a + self._added(y, "mlp_post_norm"), "batch", None, None), left, load
         x = constrain(x + a, "batch", None, None)
-        m = self._mlp(self._norm(x, "mlp_norm"), adapters)
-        return constrain(x + self._added(m, "mlp_post_norm"), "batch", None, None), left
+        y, load = self._mlp(self._norm(x, "mlp_norm"), adapters, counted)
+        return constrain(x + self._added(y, "mlp_post_norm"), "batch", None, None), left, load
 
     def _added(self, x: jax.Array, post_norm: str) -> jax.Array:
         """What is added to the residual of a branch's output."""
         return _scaled(self._norm(x, post_norm) if self.c.post_norms else x, self.c.residual_scale)
 
-    def _mlp(self, h: jax.Array, adapters: Mapping[str, Adapter]) -> jax.Array:
-        up, activate = self._linear("up", h, adapters), _ACTIVATIONS[self.c.activation]
+    def _mlp(self, h: jax.Array, adapters: Mapping[str, Adapter], counted: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        activate = _ACTIVATIONS[self.c.activation]
+        if self.c.experts:
+            matrices = {name: getattr(self, name)[...] for name in MATRICES}
+            own = {name: adapter for name, adapter in adapters.items() if name in MATRICES}
+            return mixture(h, counted, self.router[...], matrices, own, self.c, activate)
+        up = self._linear("up", h, adapters)
         inner = activate(self._linear("gate", h, adapters)) * up if self.c.gated_mlp else activate(up)
-        return self._linear("down", inner, adapters)
+        return self._linear("down", inner, adapters), None
 
     def _linear(self, name: str, x: jax.Array, adapters: Mapping[str, Adapter]) -> jax.Array:
         """[B, T, inputs ...] -> [B, T, outputs ...]"""
@@ -217,9 +236,25 @@ class Model:
           adapters: LoRA matrices, which work beside their layers' own.
           dropout_key: draws the adapters' dropout; None: no dropout.
         """
+        return self.hidden_and_load(params, tokens, positions, subtree_end, adapters, dropout_key)[0]
+
+    def hidden_and_load(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array,
+        subtree_end: jax.Array,
+        adapters: Params | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """`hidden`, and how often each layer of a mixture chose each expert, [L, E]; None: there are no experts.
+
+        Neither padding nor a tree's first token counts, as in the step's number of tokens.
+        """
         seen, scale = self._seen(subtree_end, positions), self.config.score_scale
         attention = lambda q, k, v, kind, _: (attend(q, k, v, _of_kind(kind, seen), scale), None)  # noqa: E731
-        return self._run(params, tokens, positions, attention, None, adapters, dropout_key)[0]
+        x, _, load = self._run(params, tokens, positions, attention, None, adapters, dropout_key)
+        return x, load
 
     def prefill(self, params: Params, tokens: jax.Array) -> KVCache:
         """A cache of T slots that holds plain sequences, [B, T] ids from position 0 on. `decode` goes on from it."""
@@ -242,7 +277,7 @@ class Model:
             k, v = (before.at[rows, positions].set(x.astype(before.dtype)) for before, x in zip(old, (k, v), strict=True))
             return attend_cached(q, k, v, positions, _of_kind(kind, windows), self.config.score_scale), (k, v)
 
-        x, (k, v) = self._run(params, tokens, positions, attention, (cache.k, cache.v))
+        x, (k, v), _ = self._run(params, tokens, positions, attention, (cache.k, cache.v))
         return x, KVCache(k, v)
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
@@ -283,8 +318,8 @@ class Model:
         per_layer: Any = None,
         adapters: Params | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, Any]:
-        """Embed, scan the layers (each with the number of its kind and its slice of `per_layer`), normalise."""
+    ) -> tuple[jax.Array, Any, jax.Array | None]:
+        """Embed, scan the layers (each with the number of its kind and its slice of `per_layer`), normalise. What layers leave behind comes back stacked."""
         c, dtype = self.config, jnp.dtype(self.compute_dtype)
         x = embed(params["embed"], tokens, self.compute_dtype) * c.embed_scale  # a factor that is rounded first, as in Gemma's training
         if c.positions == "learned":
@@ -293,20 +328,24 @@ class Model:
         turns = [_turns(c, kind, positions, jnp.promote_types(dtype, jnp.float32)) for kind in c.kinds] if c.positions == "rope" else []
         kinds = jnp.array([c.kinds.index(kind) for kind in c.layers or c.kinds * c.n_layers], jnp.int32)
 
+        counted = positions > 0
+
         def layer(carry: tuple[jax.Array, jax.Array], inputs: tuple[Params, Params | None, Any]) -> tuple[tuple[jax.Array, jax.Array], Any]:
             (x, index), (block, own, mine) = carry, inputs
             kind = kinds[index]
             rotate = partial(_rotated, c, _of_kind(kind, turns)) if turns else lambda y: y
             own = self._adapters(own or {}, None if dropout_key is None else jax.random.fold_in(dropout_key, index), "blocks.")
-            x, left = nnx.merge(self._block, nnx.State(block))(x, rotate, lambda q, k, v: attention(q, k, v, kind, mine), own)
-            return (x, index + 1), left
+            x, left, load = nnx.merge(self._block, nnx.State(block))(
+                x, rotate, lambda q, k, v: attention(q, k, v, kind, mine), own, counted
+            )
+            return (x, index + 1), (left, load)
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*_KEPT[self.remat]))
         layers = params["blocks"], (adapters or {}).get("blocks"), per_layer
-        (x, _), left = jax.lax.scan(layer, (x, jnp.zeros((), jnp.int32)), layers)
+        (x, _), (left, load) = jax.lax.scan(layer, (x, jnp.zeros((), jnp.int32)), layers)
         x = _normalised(x, params["final_norm"], params.get("final_norm_bias"), c)
-        return _scaled(x, 1 / c.logit_divisor), left
+        return _scaled(x, 1 / c.logit_divisor), left, load
 
     def _seen(self, subtree_end: jax.Array, positions: jax.Array) -> list[Ancestors]:
         """What a token sees in layers of each kind."""

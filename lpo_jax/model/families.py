@@ -17,7 +17,7 @@ from lpo_jax.config import LayerKind
 class Tensor:
     """One tensor of a checkpoint."""
 
-    name: str  # Hugging Face's; where each layer has one, {layer} stands for its number
+    name: str  # Hugging Face's; where each layer has one, {layer} stands for its number, where each expert has one, {expert}
     paths: tuple[str, ...]  # our parameters in it, one after another along its outputs
     is_matrix: bool = False  # it is stored as [outputs, inputs]; ours are [inputs ..., outputs ...]
     partitions: int = 1  # the outputs are cut into so many parts, and each part holds its share of every path
@@ -27,9 +27,15 @@ class Tensor:
         """Whether each layer has one."""
         return "{layer}" in self.name
 
-    def names(self, layers: int) -> list[str]:
-        """What it is called: in each of the layers, if it is stacked."""
-        return [self.name.format(layer=layer) for layer in range(layers if self.stacked else 1)]
+    @property
+    def of_experts(self) -> bool:
+        """Whether each of a layer's experts has one."""
+        return "{expert}" in self.name
+
+    def names(self, layers: int, experts: int = 0) -> list[list[str]]:
+        """What it is called: in each of the layers, if it is stacked; of each of a layer's experts, if they have one each."""
+        numbers = range(experts if self.of_experts else 1)
+        return [[self.name.format(layer=layer, expert=i) for i in numbers] for layer in range(layers if self.stacked else 1)]
 
     def fuse(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """The paths' arrays [..., outputs] as one."""
@@ -67,6 +73,7 @@ class Family:
     fixed: Json = field(default_factory=dict)  # ModelConfig fields that every model of the family has
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # config.json boolean -> ModelConfig fields
     only: Json = field(default_factory=dict)  # config.json options that are computed for this value alone
+    also: Mapping[str, str] = field(default_factory=dict)  # config.json keys by other names that they have there
     defaults: Json = field(default_factory=dict)  # ModelConfig fields where config.json doesn't say
     layers: Layers | None = None
     scaled_embed: bool = False  # by the square root of their width
@@ -113,6 +120,11 @@ _GEMMA_NORMS = {
     "k_norm": "self_attn.k_norm",
 }
 _GEMMA_TENSORS = _model(_LLAMA_BLOCKS | _GEMMA_NORMS)
+_EXPERTS = {f"expert_{name}": f"mlp.experts.{{expert}}.{name}_proj" for name in ("gate", "up", "down")}
+_QWEN3_MOE_TENSORS = (
+    *_model(_ATTENTION | _NORMS | {"o": "self_attn.o_proj", "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"} | _EXPERTS),
+    Tensor("model.layers.{layer}.mlp.gate.weight", ("blocks.router",)),
+)
 _STARCODER2_TENSORS = _model(_ATTENTION | _NORMS | {"o": "self_attn.o_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"})
 _PHI_BLOCKS = _ATTENTION | {"attn_norm": "input_layernorm", "o": "self_attn.dense", "up": "mlp.fc1", "down": "mlp.fc2"}
 _PHI_TENSORS = _model(_PHI_BLOCKS, final_norm="model.final_layernorm")
@@ -159,6 +171,18 @@ FAMILIES = {
     "mistral": Family("MistralForCausalLM", _LLAMA_KEYS | {"window": "sliding_window"}, _LLAMA_TENSORS),
     "qwen2": Family("Qwen2ForCausalLM", _LLAMA_KEYS, _LLAMA_TENSORS, fixed={"qkv_bias": True}, only=_NO_WINDOW),
     "qwen3": Family("Qwen3ForCausalLM", _LLAMA_KEYS, _QWEN3_TENSORS, fixed={"qk_norm": True}, flags=_ATTENTION_BIAS, only=_NO_WINDOW),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        _LLAMA_KEYS
+        | {"experts": "num_experts", "experts_per_token": "num_experts_per_tok", "d_expert": "moe_intermediate_size"}
+        | {"router_aux_loss_coef": "router_aux_loss_coef"},
+        _QWEN3_MOE_TENSORS,
+        fixed={"qk_norm": True},
+        flags=_ATTENTION_BIAS | {"norm_topk_prob": ("normalized_experts",), "output_router_logits": ("output_router_logits",)},
+        only=_NO_WINDOW | {"decoder_sparse_step": 1, "mlp_only_layers": []},
+        also={"num_local_experts": "num_experts"},  # transformers 5
+        defaults={"router_aux_loss_coef": 0.001},
+    ),
     "starcoder2": Family(
         "Starcoder2ForCausalLM",
         _SIZES | {"n_kv_heads": "num_key_value_heads", "norm_eps": "norm_epsilon", "window": "sliding_window"},

@@ -105,6 +105,8 @@ def planned_config(source: ModelSource) -> ModelConfig:
 def open_model(source: ModelSource, planned: bool = False) -> Model:
     """The model that a run's config describes, without its weights; `planned`: they needn't be here."""
     shape = planned_config(source) if planned else model_config(source)
+    if shape.experts and source.quantize:
+        raise ConfigError(f"model.quantize {source.quantize}: a mixture's experts aren't quantised yet; leave it out, or take more devices")
     return Model(shape, source.compute_dtype, source.param_dtype, source.remat, source.lora, source.quantize)
 
 
@@ -117,8 +119,9 @@ def _table(model: Model) -> list[Tensor]:
 def read_params(directory: str | Path, model: Model, shardings: Params) -> Params:
     """Read a directory's safetensors, tensor by tensor, each straight to where `shardings` puts it.
 
-    Host memory holds one tensor at a time beside the devices' own arrays. A layer is written into its stacked parameter in place. Where
-    `shardings` are a quantised parameter's, each layer is quantised on the devices first: no float copy of more than a layer's tensor exists.
+    Host memory holds one layer's tensor at a time beside the devices' own arrays, or one layer's of all experts. A layer is written into its
+    stacked parameter in place. Where `shardings` are a quantised parameter's, each layer is quantised on the devices first: no float copy of more
+    than a layer's tensor exists.
 
     Raises:
       ConfigError: there are no safetensors, or tensors are missing, unexpected or of another shape; all are named.
@@ -130,13 +133,17 @@ def read_params(directory: str | Path, model: Model, shardings: Params) -> Param
         raise ConfigError(f"model.path: the tensors of {directory} don't fit its config.json: {_some(problems)}")
     _check_tie(model, files)
     tensors, placed = _table(model), dict[str, Any]()
-    total = sum(len(tensor.names(layers)) for tensor in tensors)
+    total = sum(len(names) for tensor in tensors for names in _names(tensor, model))
     with tqdm(total=total, desc="read weights", unit=" tensors", disable=jax.process_index() > 0) as bar:
         for tensor in tensors:
-            for layer, name in enumerate(tensor.names(layers)):
-                value = opened(files[name]).get_tensor(name)
-                for path, part in _split(tensor, value, shapes).items():
-                    part, place = part.astype(shapes[path].dtype), places[path]
+            for layer, names in enumerate(_names(tensor, model)):
+                handles = {file: opened(file) for file in {files[name] for name in names}}
+                parts = {path: np.empty(shapes[path].shape[tensor.stacked :], shapes[path].dtype) for path in tensor.paths}
+                for index, name in enumerate(names):
+                    for path, part in _split(tensor, handles[files[name]].get_tensor(name), shapes).items():
+                        parts[path][index if tensor.of_experts else ...] = part
+                for path, part in parts.items():
+                    place = places[path]
                     own = jax.tree.map(_of_a_layer, place) if tensor.stacked else place
                     if isinstance(own, QArray):
                         whole = jax.make_array_from_callback(part.shape, own.qvalue, part.__getitem__)
@@ -146,7 +153,7 @@ def read_params(directory: str | Path, model: Model, shardings: Params) -> Param
                     if tensor.stacked and layer == 0:
                         placed[path] = jax.tree.map(lambda x, s: _zeros((layers, *x.shape), x.dtype, s)(), on_devices, place)
                     placed[path] = _set_layer(placed[path], on_devices, layer) if tensor.stacked else on_devices
-                bar.update()
+                bar.update(len(names))
             for path in tensor.paths:
                 if isinstance(places[path], QArray):
                     placed[path] = _packed(placed[path])
@@ -195,7 +202,7 @@ def write_params(directory: str | Path, model: Model, params: Params, extra: Jso
     groups: list[list[str]] = []  # the tensors of each file
     total, size, flat = 0, 0, flatten_dict(params, sep=".")
     for tensor in _table(model):
-        names = tensor.names(model.config.n_layers)
+        names = [name for layer in _names(tensor, model) for name in layer]
         each = sum(flat[path].nbytes for path in tensor.paths) // len(names)
         for name in names:
             if not groups or size + each > MAX_FILE_BYTES:
@@ -216,13 +223,20 @@ def _tensors(model: Model, params: Params) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor under Hugging Face's name and in its layout."""
     flat, inputs = flatten_dict(params, sep="."), model.inputs()
     for tensor in _table(model):
-        for layer, name in enumerate(tensor.names(model.config.n_layers)):
+        for layer, names in enumerate(_names(tensor, model)):
             parts = {path: np.asarray(flat[path][layer] if tensor.stacked else flat[path]) for path in tensor.paths}
-            yield name, np.ascontiguousarray(_fuse(tensor, parts, inputs))
+            for index, name in enumerate(names):
+                own = {path: part[index] for path, part in parts.items()} if tensor.of_experts else parts
+                yield name, np.ascontiguousarray(_fuse(tensor, own, inputs))
+
+
+def _names(tensor: Tensor, model: Model) -> list[list[str]]:
+    """What a model calls a tensor, by layer."""
+    return tensor.names(model.config.n_layers, model.config.experts)
 
 
 def _fuse(tensor: Tensor, parts: Mapping[str, np.ndarray], inputs: Mapping[str, int]) -> np.ndarray:
-    """One layer's parameters as the tensor that holds them."""
+    """One layer's parameters, of one of its experts, as the tensor that holds them."""
     if tensor.is_matrix:
         return tensor.fuse([part.reshape(math.prod(part.shape[: inputs[path]]), -1) for path, part in parts.items()]).T
     return tensor.fuse([part if path in _TABLES else part.reshape(-1) for path, part in parts.items()])
@@ -230,12 +244,17 @@ def _fuse(tensor: Tensor, parts: Mapping[str, np.ndarray], inputs: Mapping[str, 
 
 def _split(tensor: Tensor, value: np.ndarray, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
     """The parameters that a tensor holds, in our layout: the inverse of `_fuse`."""
-    fused, layer_shapes = value.T if tensor.is_matrix else value, [shapes[path].shape[tensor.stacked :] for path in tensor.paths]
+    fused, layer_shapes = value.T if tensor.is_matrix else value, [shapes[path].shape[_leading(tensor) :] for path in tensor.paths]
     parts = tensor.cut(fused, [math.prod(shape) // math.prod(fused.shape[:-1]) for shape in layer_shapes])
     return {path: part.reshape(shape) for path, part, shape in zip(tensor.paths, parts, layer_shapes, strict=True)}
 
 
-_TABLES = ("embed", "positions")  # they are looked up, not multiplied, and so stored as they are
+def _leading(tensor: Tensor) -> int:
+    """How many dims of its parameters count what has a tensor each: layers, and experts."""
+    return tensor.stacked + tensor.of_experts
+
+
+_TABLES = ("embed", "positions", "blocks.router")  # they are stored as they are: what is looked up, and what has a row for each expert
 
 
 def _some(problems: list[str]) -> str:
@@ -262,8 +281,9 @@ def _expected(model: Model) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a model's tensors."""
     shapes, inputs, expected = flatten_dict(model.shapes(), sep="."), model.inputs(), dict[str, tuple[int, ...]]()
     for tensor in _table(model):
-        parts = {path: np.broadcast_to(np.int8(0), shapes[path].shape[tensor.stacked :]) for path in tensor.paths}
-        expected |= dict.fromkeys(tensor.names(model.config.n_layers), _fuse(tensor, parts, inputs).shape)
+        parts = {path: np.broadcast_to(np.int8(0), shapes[path].shape[_leading(tensor) :]) for path in tensor.paths}
+        names = (name for layer in _names(tensor, model) for name in layer)
+        expected |= dict.fromkeys(names, _fuse(tensor, parts, inputs).shape)
     return expected
 
 

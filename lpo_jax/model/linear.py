@@ -65,7 +65,7 @@ def product(x: jax.Array, w: jax.Array | QArray, adapter: Adapter | None = None)
 
 
 def _product(rows: jax.Array, w: jax.Array | QArray) -> jax.Array:
-    return rows @ _weight(w, rows.dtype).reshape(rows.shape[1], -1)
+    return rows @ weight(w, rows.dtype).reshape(rows.shape[1], -1)
 
 
 def low_rank(x: jax.Array, adapter: Adapter) -> LowRank:
@@ -82,7 +82,7 @@ def kept(key: jax.Array, shape: tuple[int, ...], dropout: float) -> jax.Array:
     return jax.random.bernoulli(key, 1 - dropout, shape)
 
 
-def _weight(w: jax.Array | QArray, dtype: jnp.dtype) -> jax.Array:
+def weight(w: jax.Array | QArray, dtype: jnp.dtype) -> jax.Array:
     """`w.astype(dtype)`, bit for bit, or what a quantised matrix stands for.
 
     XLA moves a plain conversion of each layer's matrix out of the loop over layers. That makes a second copy of the whole model, which lives

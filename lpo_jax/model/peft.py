@@ -30,7 +30,7 @@ _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 # What else than w + scale * B @ A a PEFT adapter may compute or carry.
 _REFUSED = (
-    "use_dora", "use_qalora", "use_bdlora", "modules_to_save", "fan_in_fan_out", "lora_bias", "trainable_token_indices", "target_parameters",
+    "use_dora", "use_qalora", "use_bdlora", "modules_to_save", "fan_in_fan_out", "lora_bias", "trainable_token_indices",
     "layer_replication", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
 _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")  # the others, e.g. pissa, also change the base model's weights
@@ -51,7 +51,7 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
         if not adapted:
             continue
         sizes = [_sizes(path, dims[path], inputs[path]) for path in tensor.paths]
-        L, into, _ = sizes[0]  # the paths of a tensor have the same layers and inputs
+        L, into, _ = sizes[0]  # the paths of a tensor have the same layers, or experts in these, and inputs
         a = np.concatenate([np.asarray(flat[f"{path}.a"], np.float32).reshape(L, into, -1) for path in adapted], axis=-1)
         rank, start, blocks = a.shape[-1], 0, []
         for path, (_, _, out) in zip(tensor.paths, sizes, strict=True):
@@ -61,11 +61,10 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
                 blocks[-1][:, start : start + own.shape[1]] = own
                 start += own.shape[1]
         b = tensor.fuse(blocks)
-        for layer in range(len(a)):
-            module = f"base_model.model.{_module(tensor).format(layer=layer)}"
-            tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(a[layer].T)
-            tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(b[layer].T)
-        modules.append(_module(tensor).split("{layer}.")[-1])  # PEFT adapts the modules that end so
+        for index, module in enumerate(_modules(tensor, model)):
+            tensors[f"base_model.model.{module}.lora_A.weight"] = np.ascontiguousarray(a[index].T)
+            tensors[f"base_model.model.{module}.lora_B.weight"] = np.ascontiguousarray(b[index].T)
+        modules.append(tensor.name.removesuffix(".weight").split("}.")[-1])  # PEFT adapts the modules that end so
         if rank != config.rank:
             ranks[re.escape(modules[-1])] = rank
     directory = Path(directory)
@@ -115,24 +114,26 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
       ConfigError: a file is missing or pickled, an option isn't supported, or tensors don't fit the model; named.
     """
     directory = Path(directory)
-    settings = _settings(directory)
+    settings = _settings(directory, model.config.experts > 0)
     dims, inputs = matrix_dims(model), model.inputs()
     found = _pairs(directory / _WEIGHTS)
+    fused = _unfuse(found, model, directory)
     rank = settings["r"]
     alpha = settings["lora_alpha"] * (math.sqrt(rank) if settings.get("use_rslora") else 1.0)
     adapters: Params = {}
     for tensor in _matrices(model):
         sizes = [_sizes(path, dims[path], inputs[path]) for path in tensor.paths]
         L, into, outs = sizes[0][0], sizes[0][1], [out for _, _, out in sizes]
-        own = {layer: name for layer in range(L) if (name := _module(tensor).format(layer=layer)) in found}
+        own = {index: name for index, name in enumerate(_modules(tensor, model)) if name in found}
         if not own:
             continue
         widest = max(found[name]["A"].shape[0] for name in own.values())
         a, b = np.zeros((L, into, widest), np.float32), np.zeros((L, widest, sum(outs)), np.float32)
         for layer, name in own.items():
             A, B = (found[name][side].astype(np.float32) for side in "AB")
-            r = _pattern(settings, "rank_pattern", name, rank)
-            own_alpha = _pattern(settings, "alpha_pattern", name, settings["lora_alpha"])
+            called = _fused(name) if name in fused else name
+            r = _pattern(settings, "rank_pattern", called, rank)
+            own_alpha = _pattern(settings, "alpha_pattern", called, settings["lora_alpha"])
             scale = own_alpha / (math.sqrt(r) if settings.get("use_rslora") else r)  # what B @ A is multiplied with
             if A.shape != (r, into) or B.shape != (sum(outs), r):
                 raise ConfigError(f"{directory}: {name}: lora_A {A.shape} and lora_B {B.shape}, expected {(r, into)} and {(sum(outs), r)}")
@@ -165,8 +166,43 @@ def _matrices(model: Model) -> list[Tensor]:
     return [tensor for tensor in FAMILIES[model.config.family].tensors if set(tensor.paths) <= model.inputs().keys()]
 
 
-def _module(tensor: Tensor) -> str:
-    return tensor.name.removesuffix(".weight")
+def _modules(tensor: Tensor, model: Model) -> list[str]:
+    """The modules whose weight a tensor is, layer by layer, expert by expert."""
+    return [name.removesuffix(".weight") for names in tensor.names(model.config.n_layers, model.config.experts) for name in names]
+
+
+def _unfuse(found: dict[str, dict[str, np.ndarray]], model: Model, directory: Path) -> set[str]:
+    """Cut adapters of all of a layer's experts together (PEFT's `target_parameters`) into one for each expert's module, in place.
+
+    For E experts, A is [E R, in], expert by expert, and B [out, R E], with the experts in turn. Where both of a layer's parameters have one, PEFT
+    wraps one module in the other; which is which their shapes say.
+
+    Returns:
+      The modules that come from such adapters.
+    """
+    c, made = model.config, set[str]()
+    if not c.experts:
+        return made
+    shapes = {(c.d_model, 2 * c.d_expert): ("gate_proj", "up_proj"), (c.d_expert, c.d_model): ("down_proj",)}
+    for name in [name for name in found if re.search(r"\.mlp\.experts(\.base_layer)*$", name)]:
+        A, B = (found[name][side] for side in "AB")
+        parts = shapes.get((A.shape[1], B.shape[0]))
+        if parts is None or A.shape[0] % c.experts or A.shape[0] != B.shape[1]:
+            raise ConfigError(
+                f"{directory}: {name}: lora_A {A.shape} and lora_B {B.shape} fit neither gate_up_proj nor down_proj of {c.experts} experts"
+            )
+        a, b = A.reshape(c.experts, -1, A.shape[1]), np.moveaxis(B.reshape(B.shape[0], -1, c.experts), -1, 0)
+        for part, rows in zip(parts, np.split(b, len(parts), axis=1), strict=True):
+            own = {f"{name.removesuffix('.base_layer')}.{expert}.{part}": expert for expert in range(c.experts)}
+            found |= {module: {"A": a[expert], "B": rows[expert]} for module, expert in own.items()}
+            made |= own.keys()
+        del found[name]
+    return made
+
+
+def _fused(module: str) -> str:
+    """What PEFT calls the parameter that an expert's module is a part of, when it looks its rank up."""
+    return re.sub(r"\.\d+\.(gate|up)_proj$", ".gate_up_proj", re.sub(r"\.\d+\.down_proj$", ".down_proj", module))
 
 
 def _regex(pattern: str) -> str:
@@ -197,8 +233,8 @@ class _Numbers:
 _check_numbers = pydantic.TypeAdapter(_Numbers).validate_python
 
 
-def _settings(directory: Path) -> Json:
-    """A PEFT directory's adapter_config.json, if we can compute what it says."""
+def _settings(directory: Path, experts: bool) -> Json:
+    """A PEFT directory's adapter_config.json, if we can compute what it says; of a model with `experts` or without."""
     for file in (_CONFIG, _WEIGHTS):
         if (directory / file).is_file():
             continue
@@ -219,7 +255,8 @@ def _settings(directory: Path) -> Json:
         raise ConfigError(f"{directory / _CONFIG}: {said}") from None
     if slow := [pattern for pattern in {**(numbers.rank_pattern or {}), **(numbers.alpha_pattern or {})} if re.search(r"\)[*+{]", pattern)]:
         raise ConfigError(f"{directory / _CONFIG}: the pattern {slow[0]!r} repeats a group, which can take for ever")
-    wrong = [f"{key} {settings[key]!r}" for key in _REFUSED if settings.get(key)]
+    refused = _REFUSED if experts else (*_REFUSED, "target_parameters")
+    wrong = [f"{key} {settings[key]!r}" for key in refused if settings.get(key)]
     wrong += [f"{key} {settings[key]!r}" for key, only in (("peft_type", "LORA"), ("bias", "none")) if settings.get(key, only) != only]
     if settings.get("init_lora_weights", True) not in _PLAIN_INITS:
         wrong.append(f"init_lora_weights {settings['init_lora_weights']!r} (it changes the base model)")

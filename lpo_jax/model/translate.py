@@ -57,6 +57,7 @@ def config_from_hf(raw: Json) -> ModelConfig:
 
 def _translated(raw: Json, name: str, family: Family) -> Json:
     """A config.json's values under our names, unchecked."""
+    raw = {family.also[key]: raw[key] for key in family.also if key in raw} | raw
     for key, value in family.only.items():
         if raw.get(key, value) != value:
             raise ConfigError(f"config.json: {key}={raw[key]!r} is not supported for {name}, only {value!r}")

@@ -16,12 +16,15 @@ class Flops(NamedTuple):
     recomputed: int  # of these, what the backward pass computes a second time (rematerialisation)
 
 
-def count(jaxpr: Jaxpr, recomputed: bool = False) -> Flops:
+def count(jaxpr: Jaxpr, recomputed: bool = False, sharers: int = 1) -> Flops:
     """Walk a jaxpr. A scan's body counts times its length, and a program for one device (shard_map) times the devices.
 
     A while loop counts as often as it may run at most. For that its condition must compare the counter with a number, as it does in
     `lpo_jax.losses.logps`. A Pallas kernel counts as its cost estimate says; one without counts as its body times its grid, the blocks that
     it skips included.
+
+    A `jax.lax.ragged_dot` counts each row once, with the one matrix that it meets. `sharers` are the devices that look at the same rows and
+    compute their own experts' ones of them: those along the mesh's `expert` axis, inside of a shard_map (`lpo_jax.model.moe`).
 
     Raises:
       ValueError: a while loop without such a bound holds matrix products.
@@ -36,10 +39,20 @@ def count(jaxpr: Jaxpr, recomputed: bool = False) -> Flops:
             out: Any = eqn.outvars[0].aval
             product = 2 * math.prod(out.shape) * math.prod(left.shape[d] for d in contracted)
             parts = [Flops(product, product * redo)]
+        elif name == "ragged_dot_general":
+            numbers = params["ragged_dot_dimension_numbers"]
+            ((contracted, _), _) = numbers.dot_dimension_numbers
+            left = eqn.invars[0].aval
+            out = eqn.outvars[0].aval
+            # Where rows are contracted, the result has a dim of groups: each row adds to one of them.
+            groups = 1 if numbers.rhs_group_dimensions else out.shape[0]
+            product = 2 * math.prod(out.shape) // groups * math.prod(left.shape[d] for d in contracted) // sharers
+            parts = [Flops(product, product * redo)]
         elif name == "pallas_call" and params["cost_estimate"] is not None:
             parts = [Flops(params["cost_estimate"].flops, params["cost_estimate"].flops * redo)]
         else:
-            parts = [count(inner, redo) for inner in jaxprs_in_params(params)]
+            among = params["mesh"].shape.get("expert", 1) if name == "shard_map" else sharers
+            parts = [count(inner, redo, among) for inner in jaxprs_in_params(params)]
         if name == "scan":
             times = params["length"]
         elif name == "shard_map":

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import jax
+from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
 from foundation.console import captured_stderr
-from lpo_jax.config import ConfigError, MeshConfig, RunConfig
+from lpo_jax.config import ConfigError, MeshConfig, ModelConfig, RunConfig
 from lpo_jax.config.schema import Remat
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model, kept_width
@@ -18,7 +18,7 @@ from lpo_jax.plan import abstract, flops, memory, planner
 from lpo_jax.plan.chips import GIB, chip_of, topology_devices
 from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import PlannedRows
-from lpo_jax.sharding import make_mesh
+from lpo_jax.sharding import MESH_AXES, make_mesh, row_cuts
 from lpo_jax.train.stage import open_beside
 
 _REMAT: tuple[Remat, ...] = get_args(Remat)  # the first keeps most, the last least
@@ -45,7 +45,7 @@ class Candidate:
         """The config's changes as they stand on a command line."""
         c = self.config
         batches = [f"stages.{name}.{key}={getattr(s, key)}" for name, s in c.stages.items() for key in ("batch_rows", "accumulate")]
-        mesh = [f"mesh.{axis}={getattr(c.mesh, axis)}" for axis in ("data", "fsdp", "tensor")]
+        mesh = [f"mesh.{axis}={getattr(c.mesh, axis)}" for axis in MESH_AXES]
         return [*mesh, f"model.remat={c.model.remat}", *batches, f"eval_rows={c.eval_rows}"]
 
 
@@ -64,7 +64,7 @@ def search(config: RunConfig, stage: str, row: PlannedRows, cache: Path, tries: 
         candidates = sorted(_candidates(config, stage, row), key=lambda c: c.pairs / c.guess_seconds, reverse=True)
     fitting = [c for c in candidates if c.held + c.kept <= chip.hbm]
     print(f"{len(candidates)} candidates; {len(fitting)} may fit {chip.hbm / GIB:.2f} GiB; the {tries} most promising are compiled\n")
-    print(f"{'GiB':>8} {'s/step':>8} {'MFU':>6} {'pairs/s':>8}   data x fsdp x tensor, remat, rows / microbatches")
+    print(f"{'GiB':>8} {'s/step':>8} {'MFU':>6} {'pairs/s':>8}   data x fsdp x expert x tensor, remat, rows / microbatches")
     best: tuple[Plan, Candidate] | None = None
     failed: list[tuple[Candidate, float]] = []  # with the bytes that a token needs
     with tqdm(total=tries, desc="search", unit="plan", leave=False) as bar:
@@ -99,12 +99,12 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
     beside = open_beside(config, stage, None)
     traced = {remat: abstract.trace_step(model, config.stages[stage], row, alone, beside) for remat, model in models.items()}
     work = {remat: flops.count(step.jaxpr.jaxpr).executed for remat, step in traced.items()}
-    for mesh_config in _meshes(config.mesh.topology, len(devices), architecture.n_heads):
+    for mesh_config in _meshes(config.mesh.topology, len(devices), architecture):
         try:
             mesh = make_mesh(mesh_config, devices)
         except ConfigError:  # the slice's axes don't give it
             continue
-        ways = mesh_config.data * mesh_config.fsdp
+        ways = row_cuts(mesh)
         smallest = dataclasses.replace(config.stages[stage], batch_rows=ways, accumulate=1)
         held = sum(memory.held(abstract.arguments(models["block"], smallest, row, mesh, beside)).values())
         for remat, model in models.items():
@@ -113,24 +113,25 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
                     if batch % (pieces * ways):
                         continue
                     tokens = batch // (pieces * ways) * row.tokens  # of a device, at once
-                    kept = architecture.n_layers * tokens * kept_width(architecture, remat, mesh_config.tensor) * 2
+                    kept = architecture.n_layers * tokens * kept_width(architecture, remat, mesh_config.tensor, mesh_config.expert) * 2
                     least = work[remat] * batch / rows / len(devices) / chip.flops
                     sent = _sent(model, mesh_config, pieces, tokens) / chip.sent_rate
                     tried = _replaced(config, mesh_config, remat, batch, pieces)
                     yield Candidate(tried, held, kept, tokens, least, max(least, sent), batch * row.mean_pairs)
 
 
-def _meshes(topology: str | None, devices: int, heads: int) -> Iterator[MeshConfig]:
-    """Every mesh of so many devices whose tensor axis cuts the heads evenly."""
+def _meshes(topology: str | None, devices: int, c: ModelConfig) -> Iterator[MeshConfig]:
+    """Every mesh of so many devices whose tensor axis cuts the heads evenly, and whose expert axis the experts, if there are any."""
     divisors = [d for d in range(1, devices + 1) if devices % d == 0]
-    for tensor in (d for d in divisors if heads % d == 0 and d <= 16):
-        for data in (d for d in divisors if devices % (d * tensor) == 0):
-            yield MeshConfig(data, devices // (data * tensor), tensor, topology)
+    for tensor in (d for d in divisors if c.n_heads % d == 0 and d <= 16):
+        for expert in (d for d in divisors if d == 1 or (c.experts and c.experts % d == 0)):
+            for data in (d for d in divisors if devices % (d * tensor * expert) == 0):
+                yield MeshConfig(data, devices // (data * tensor * expert), tensor, expert, topology)
 
 
 def _replaced(config: RunConfig, mesh: MeshConfig, remat: Remat, rows: int, accumulate: int) -> RunConfig:
     """The config with another mesh, policy and batch. All stages take the same batch, because they run on the same mesh."""
-    ways = mesh.data * mesh.fsdp
+    ways = mesh.data * mesh.fsdp * mesh.expert
     return dataclasses.replace(
         config,
         mesh=mesh,
@@ -142,8 +143,10 @@ def _replaced(config: RunConfig, mesh: MeshConfig, remat: Remat, rows: int, accu
 
 def _sent(model: Model, mesh: MeshConfig, microbatches: int, tokens: int) -> float:
     """Bytes that a device sends in a step, roughly, all in bfloat16 but for codes: the weights, which are gathered forwards and backwards; the
-    gradients, which are reduced; and with a tensor axis four activations a layer (six, where they are recomputed)."""
-    weights = sum(x.size * min(memory.bits(x.dtype), 16) / 8 for x in jax.tree.leaves(model.base_shapes())) / mesh.tensor
+    gradients, which are reduced; and with a tensor axis four activations a layer (six, where they are recomputed). With an expert axis a layer's
+    tokens go to all devices along it and come back as sums, as often."""
+    sizes = {path: x.size * min(memory.bits(x.dtype), 16) / 8 for path, x in flatten_dict(model.base_shapes(), sep=".").items()}
+    weights = sum(size / (mesh.expert if "expert_" in path else 1) for path, size in sizes.items()) / mesh.tensor
     trained = weights if model.lora is None else 0.0
 
     def others(ways: int) -> float:
@@ -153,4 +156,5 @@ def _sent(model: Model, mesh: MeshConfig, microbatches: int, tokens: int) -> flo
     replicas = 2 * trained / mesh.fsdp * others(mesh.data) * microbatches
     activation = 2 * microbatches * tokens * model.config.d_model
     reductions = 6 if model.remat in ("block", "attention") else 4
-    return gathered + replicas + reductions * model.config.n_layers * 2 * activation * others(mesh.tensor)
+    exchanged = reductions * model.config.n_layers * activation * (2 * others(mesh.tensor) + mesh.expert - 1)
+    return gathered + replicas + exchanged

@@ -78,7 +78,7 @@ def page(plans: Sequence[tuple[Path, Plan]]) -> str:
             "model": f"[{plan.model.rpartition('/')[2]}](../{config})",
             "trained": plan.trained,
             "slice": plan.topology,
-            "data x fsdp x tensor": " x ".join(str(size) for size in plan.mesh.values()),
+            "data x fsdp x expert x tensor": " x ".join(str(size) for size in plan.mesh.values()),
             "remat": plan.remat,
             "rows x tokens": f"{plan.rows} x {plan.row.tokens}",
         }

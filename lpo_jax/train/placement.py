@@ -1,7 +1,7 @@
 """Which rows of a batch this process reads, their way onto its devices, and the way of results back.
 
-A batch has R rows, numbered 0 to R - 1. It is cut into [microbatches, R / microbatches], and the second dimension lies on the mesh's data and
-fsdp axes. The mesh says which rows the devices of a process hold, and these the process reads. The global array is the same for any number
+A batch has R rows, numbered 0 to R - 1. It is cut into [microbatches, R / microbatches], and the second dimension lies on the mesh's data,
+fsdp and expert axes. The mesh says which rows the devices of a process hold, and these the process reads. The global array is the same for any number
 of processes.
 
 Example: 8 rows, 2 microbatches, data = 4 over two processes of two devices. Process 0 reads rows 0, 1 (first microbatch) and 4, 5 (second).

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipeline.shards import Manifest
+from lpo_jax import sharding
 from lpo_jax.config import ConfigError, ModelConfig, RunConfig
 from lpo_jax.model import adapters, quantized
 from lpo_jax.model.decoder import Model, Params
@@ -103,8 +104,8 @@ def fingerprint(state: TrainState | Params) -> jax.Array:
 
 
 def batch_sharding(mesh: Mesh, accumulated: bool) -> NamedSharding:
-    """Rows are cut over data and fsdp; with accumulation a leading microbatch axis stands in front."""
-    rows = PartitionSpec(("data", "fsdp"))
+    """Rows are cut over data, fsdp and expert; with accumulation a leading microbatch axis stands in front."""
+    rows = PartitionSpec(sharding.RULES["batch"])
     return NamedSharding(mesh, PartitionSpec(None, *rows) if accumulated else rows)
 
 
@@ -114,11 +115,11 @@ def check_rows(config: RunConfig, mesh: Mesh) -> None:
     Raises:
       ConfigError: naming the key and the number that it must be a multiple of.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = sharding.row_cuts(mesh)
     rows = {f"stages.{name}.batch_rows / accumulate": s.batch_rows // s.accumulate for name, s in config.stages.items()}
     for key, size in (rows | {"eval_rows": config.eval_rows}).items():
         if size % ways:
-            raise ConfigError(f"{key} is {size}: it must be a multiple of data * fsdp = {ways}")
+            raise ConfigError(f"{key} is {size}: it must be a multiple of data * fsdp * expert = {ways}")
 
 
 def check_length(shards: str, manifest: Manifest, model: str, shape: ModelConfig) -> None:

@@ -42,6 +42,9 @@ class Reference:
     """the base beneath the adapters, ``frozen["reference"]``, or (its log-probabilities) the batch"""
 
 
+LOAD = "expert_load"
+"""The term that counts how often each layer chose each expert, [L, E]. A step leaves `load_terms` in its place."""
+
 TrainStep = Callable[[TrainState, Params, TreeBatch], tuple[TrainState, Terms]]
 
 
@@ -60,7 +63,7 @@ def make_train_step(
     nor moments, bit for bit, and is counted.
 
     Terms besides the objective's: ``grad_norm`` (before clipping), ``tokens`` (the batch's, without padding and each tree's first),
-    ``skipped_steps`` (so far) and ``skipped_in_row``.
+    ``skipped_steps`` (so far) and ``skipped_in_row``; of a mixture of experts `load_terms`.
     """
     teacher = beside if isinstance(beside, Teacher) else None
     drops = model.lora is not None and model.lora.dropout > 0
@@ -93,6 +96,8 @@ def make_train_step(
         params, opt_state = jax.tree.map(
             partial(jnp.where, finite), (optax.apply_updates(state.params, updates), opt_state), (state.params, state.opt_state)
         )
+        if LOAD in terms:
+            terms |= load_terms(terms.pop(LOAD)[0])
         skipped, in_row = state.skipped + ~finite, jnp.where(finite, 0, state.skipped_in_row + 1)
         counts = {"tokens": (batches.positions > 0).sum(), "skipped_steps": skipped, "skipped_in_row": in_row}
         terms |= {name: (value, jnp.ones(())) for name, value in (counts | {"grad_norm": grad_norm}).items()}
@@ -128,8 +133,11 @@ def forward(
     model: Model, params: Params, frozen: Params, batch: TreeBatch, dropout_key: jax.Array | None = None, linear: jax.Array | None = None
 ) -> jax.Array:
     """Log-probabilities of a batch's scored tokens, [B, N]; `linear` is `token_logps`'s."""
-    hidden, head, bias, low_rank = output(model, params, frozen, batch, dropout_key)
-    return token_logps(hidden, head, batch, bias, linear, low_rank)
+    return _logps(output(model, params, frozen, batch, dropout_key), batch, linear)
+
+
+def _logps(made: Output, batch: TreeBatch, linear: jax.Array | None) -> jax.Array:
+    return token_logps(made.hidden, made.head, batch, made.bias, linear, made.low_rank)
 
 
 def objective_terms(
@@ -141,17 +149,18 @@ def objective_terms(
     dropout_key: jax.Array | None = None,
     teacher: Teacher | None = None,
 ) -> Terms:
-    """The objective of a batch; differentiate the sum of its ``"loss"``."""
+    """The objective of a batch; differentiate the sum of its ``"loss"``. Beside the objective's terms, a mixture has its `LOAD`."""
     record = objectives.of(objective)
+    trained, load = output_and_load(model, params, frozen, batch, dropout_key)
+    loads = {} if load is None else {LOAD: (load, jnp.ones(()))}
     if record.frozen in (None, "reference"):
         needed = record.reads(batch, objective)
         scored = batch if needed is None else dataclasses.replace(batch, pair=jnp.where(needed, batch.pair, -1))
-        logps = forward(model, params, frozen, scored, dropout_key, record.linear(batch, objective))
+        logps = _logps(trained, scored, record.linear(batch, objective))
         if record.frozen is None:
-            return record.terms(logps, batch, objective)
+            return record.terms(logps, batch, objective) | loads
         reference = reference_logps(model, frozen, scored) if batch.reference is None else batch.reference
-        return record.terms(logps, batch, objective, jax.lax.stop_gradient(reference))
-    trained = output(model, params, frozen, batch, dropout_key)
+        return record.terms(logps, batch, objective, jax.lax.stop_gradient(reference)) | loads
     other: Output | TeacherTop | None
     if record.frozen == "base":
         other, vocab = output(dataclasses.replace(model, lora=None), frozen, {}, batch), None
@@ -161,7 +170,7 @@ def objective_terms(
         vocab = teacher.vocab_size  # to so many ids both vocabularies are cut
     assert other is not None and isinstance(objective, FrozenOptions)
     logps, found = divergence(trained, other, batch, objective.kl.direction, vocab)
-    return record.terms(logps, batch, objective, found)
+    return record.terms(logps, batch, objective, found) | loads
 
 
 def reference_logps(model: Model, frozen: Params, batch: TreeBatch) -> jax.Array:
@@ -174,6 +183,27 @@ def reference_logps(model: Model, frozen: Params, batch: TreeBatch) -> jax.Array
 
 def output(model: Model, params: Params, frozen: Params, batch: TreeBatch, dropout_key: jax.Array | None = None) -> Output:
     """A batch's hidden states, and the head that goes with them."""
+    return output_and_load(model, params, frozen, batch, dropout_key)[0]
+
+
+def output_and_load(
+    model: Model, params: Params, frozen: Params, batch: TreeBatch, dropout_key: jax.Array | None = None
+) -> tuple[Output, jax.Array | None]:
+    """`output`, and the load of a mixture's experts, [L, E]."""
     base, adapters = (params, None) if model.lora is None else (frozen, params)
-    hidden = model.hidden(base, batch.tokens, batch.positions, batch.subtree_end, adapters, dropout_key)
-    return Output(hidden, *model.head(base), model.head_adapter(hidden, adapters, dropout_key))
+    hidden, load = model.hidden_and_load(base, batch.tokens, batch.positions, batch.subtree_end, adapters, dropout_key)
+    return Output(hidden, *model.head(base), model.head_adapter(hidden, adapters, dropout_key)), load
+
+
+def load_terms(load: jax.Array) -> Terms:
+    """How evenly a step's tokens [L, E] fell on the experts: means over the layers, and each layer's busiest expert.
+
+    ``experts/busiest``: the busiest expert's tokens, of what each would have if all had the same, 1 at best; ``experts/entropy``: of the
+    distribution over experts, 1 where it is even; ``experts/idle``: the share of experts without a token.
+    """
+    E = load.shape[-1]
+    share = load / jnp.maximum(load.sum(-1, keepdims=True), 1)
+    busiest, entropy = E * share.max(-1), jax.scipy.special.entr(share).sum(-1) / jnp.log(E)
+    found = {"experts/busiest": busiest.mean(), "experts/entropy": entropy.mean(), "experts/idle": (load == 0).mean()}
+    found |= {f"experts/busiest/layer_{layer:02}": value for layer, value in enumerate(busiest)}
+    return {name: (value, jnp.ones(())) for name, value in found.items()}

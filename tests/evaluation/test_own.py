@@ -6,7 +6,7 @@ import pytest
 
 from evaluation import benchmarks
 from evaluation.benchmarks import BenchmarkError
-from evaluation.completions import Completions, from_benchmark
+from evaluation.completions import Answer, Completions, from_benchmark
 from evaluation.run import Options, run
 from tests.helpers.marks import needs_sandbox
 from tests.helpers.paths import REPO
@@ -24,7 +24,7 @@ def load(folder, *rows):
 
 def judged(found, out, answer):
     """(functional, security) outcomes of one answer to every task."""
-    source = Completions("given", 1, lambda _: ((task.task_id, 0, answer) for task in found.tasks))
+    source = Completions("given", 1, lambda _: (Answer(task.task_id, 0, answer) for task in found.tasks))
     run(found, source, OPTIONS, out)
     rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     return [tuple(row[key] and row[key]["outcome"] for key in ("functional", "security")) for row in rows]

@@ -11,7 +11,7 @@ import pytest
 from data_pipeline import build, check, pairs
 from evaluation import benchmarks
 from evaluation.benchmarks import BenchmarkError
-from evaluation.completions import Completions, from_benchmark
+from evaluation.completions import Answer, Completions, from_benchmark
 from evaluation.run import Options, run
 from tests.helpers.marks import needs_sandbox
 
@@ -45,7 +45,7 @@ def benchmark(folder, *rows):
 def outcomes(found, out, *texts):
     """(functional, security) of each answer to the one task."""
     (task,) = found.tasks
-    source = Completions("given", len(texts), lambda _: ((task.task_id, n, text) for n, text in enumerate(texts)))
+    source = Completions("given", len(texts), lambda _: (Answer(task.task_id, n, text) for n, text in enumerate(texts)))
     run(found, source, OPTIONS, out)
     return [(row["functional"], row["security"]) for row in map(json.loads, (out / "samples.jsonl").read_text().splitlines())]
 

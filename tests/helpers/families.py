@@ -1,6 +1,7 @@
 """One tiny random model of each family, as transformers' configs. Every value that could be mistaken for a default isn't one."""
 
 import numpy as np
+import torch
 import transformers
 
 SHAPE = {
@@ -11,6 +12,14 @@ GPT_SHAPE = {
     "vocab_size": 97, "n_embd": 64, "n_inner": 80, "n_layer": 3, "n_head": 4, "n_positions": 64, "layer_norm_epsilon": 3e-4,
     "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": 0,
 }  # fmt: skip
+
+EXPERTS = {
+    "num_experts": 5,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "router_aux_loss_coef": 0.03,
+    "output_router_logits": False,
+}
 
 
 def rope(theta, **more):
@@ -39,6 +48,8 @@ FAMILIES = {
     "qwen2 untied": lambda: llama_like(transformers.Qwen2Config, **rope(1e6), tie_word_embeddings=False),
     "qwen2 tied": lambda: llama_like(transformers.Qwen2Config, **rope(2e5), tie_word_embeddings=True),
     "qwen3": lambda: llama_like(transformers.Qwen3Config, **rope(2e5), head_dim=16),
+    "qwen3_moe": lambda: llama_like(transformers.Qwen3MoeConfig, **rope(2e5), head_dim=16, **EXPERTS, norm_topk_prob=True),
+    "qwen3_moe weights of all": lambda: llama_like(transformers.Qwen3MoeConfig, **rope(2e5), head_dim=16, **EXPERTS, attention_bias=True),
     "starcoder2 window": lambda: llama_like(transformers.Starcoder2Config, **rope(9e4), norm_epsilon=3e-4, sliding_window=7),
     "starcoder2 untied, no bias": lambda: llama_like(
         transformers.Starcoder2Config, **rope(9e4), norm_epsilon=3e-4, use_bias=False, tie_word_embeddings=False
@@ -107,4 +118,30 @@ FAMILIES = {
         **{k: v for k, v in SHAPE.items() if k != "rms_norm_eps"}, layer_norm_eps=3e-4, **rope(7e4, partial_rotary_factor=0.5)
     ),
 }
+
+
+def as_in_files(tensors):
+    """A model's tensors by the names that they have in files: transformers 5 fuses a layer's experts in memory."""
+    found = {}
+    for name, value in tensors.items():
+        module, _, last = name.rpartition(".")
+        if module.endswith("experts"):
+            halves = zip(("gate_proj", "up_proj"), np.split(value, 2, axis=1), strict=True) if last == "gate_up_proj" else [(last, value)]
+            found |= {f"{module}.{i}.{part}.weight": one for part, values in halves for i, one in enumerate(values)}
+        else:
+            found[name] = value
+    return found
+
+
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 29))
+
+
+def torch_base(directory):
+    """The model in a directory, as transformers computes it."""
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+
+
+def torch_logits(model):
+    """What it says of `TOKENS`."""
+    with torch.no_grad():
+        return model(torch.tensor(TOKENS)).logits.numpy()

@@ -12,6 +12,7 @@ from data_pipeline.feed import Feed
 from lpo_jax import cli
 from lpo_jax.batch import TreeBatch
 from lpo_jax.config import ConfigError
+from lpo_jax.sharding import MESH_AXES
 from lpo_jax.train import distributed, stage
 from lpo_jax.train.placement import my_rows, to_devices
 
@@ -23,7 +24,7 @@ def rows(shards):
     whole = TreeBatch.of(next(feed.batches(16, 3, 4)))
     mixed = devices[[0, 4, 1, 5, 2, 6, 3, 7]]  # a process's rows are no block
     for order, shape in ((devices, (8, 1, 1)), (devices, (2, 2, 2)), (devices, (1, 1, 8)), (mixed, (4, 2, 1)), (mixed, (2, 1, 4))):
-        mesh = Mesh(order.reshape(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+        mesh = Mesh(order.reshape(*shape[:2], 1, shape[2]), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
         for cut in (1, 2):
             mine = my_rows(mesh, 16, cut)
             batch = to_devices(next(feed.batches(16, 3, 4, mine=mine)), mesh, 16, cut)

@@ -38,7 +38,7 @@ def torch_model(family, **more):
 
 
 def load(directory, mesh=MeshConfig(1, 1, 1), dtype="float32"):
-    count = abs(mesh.data * mesh.fsdp * mesh.tensor)
+    count = abs(mesh.data * mesh.fsdp * mesh.tensor * mesh.expert)
     on = make_mesh(mesh, jax.devices()[:count])
     model = Model(hf.read_config(directory), compute_dtype=dtype, param_dtype=dtype)
     return LoadedModel(model, hf.read_params(directory, model, param_shardings(model, on)), on)

@@ -1,5 +1,6 @@
 """A tiny run: its model, its command line, and the same as a process of its own."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,6 +15,9 @@ from lpo_jax.objectives.lpo import Lpo
 from tests.helpers.paths import REPO
 
 MODEL = ModelConfig("qwen2", 512, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=64, max_positions=1024, qkv_bias=True)
+MIXTURE = dataclasses.replace(
+    MODEL, family="qwen3_moe", qkv_bias=False, qk_norm=True, experts=8, experts_per_token=3, d_expert=16, normalized_experts=True
+)
 LPO = Lpo(beta=5.0, gamma=1.0, alpha=1.0)
 OPTIM = AdamW(lr=1e-2, weight_decay=0.1)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 
 import jax
@@ -19,7 +20,7 @@ from lpo_jax.model.decoder import Model
 from lpo_jax.plan import abstract, chips, memory, planner, search
 from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import PlannedRows
-from lpo_jax.sharding import make_mesh, topology_size
+from lpo_jax.sharding import MESH_AXES, make_mesh, topology_size
 from lpo_jax.train import state
 from tests.helpers.marks import needs_libtpu
 from tests.helpers.paths import REPO
@@ -31,6 +32,7 @@ PARAMETERS = {  # as the models' pages on the hub count them
     "codellama_70b": 68_976_910_336,
     "qwen2_5_coder_7b": 7_615_616_512,
     "qwen2_5_coder_32b": 32_763_876_352,
+    "qwen3_coder_30b_a3b": 30_532_122_624,
     "starcoder2_15b": 15_957_889_024,
 }
 L, D, H, F, V = 2, 256, 128, 512, 1024
@@ -79,7 +81,7 @@ def test_a_plan_of_two_layers(tiny, tmp_path, capsys, monkeypatch):
     command = ["plan", str(tiny), "--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "plan.json")]
     assert cli.main(command) == 0
     printed, found = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
-    assert "FITS" in printed and "v5e:2x2 (4 devices), mesh data=1 fsdp=4 tensor=1" in printed
+    assert "FITS" in printed and "v5e:2x2 (4 devices), mesh data=1 fsdp=4 expert=1 tensor=1" in printed
     assert found["fits"] and found["devices"] == 4 and not found["warnings"]
 
     matrices = 2 * V * D + L * (4 * D * 2 * H + 3 * D * F)
@@ -139,7 +141,7 @@ def test_wrong_configs_are_named(tiny, tmp_path, capsys, monkeypatch):
     if importlib.util.find_spec("libtpu") is not None:
         assert "mesh.topology 'v5e:3x3'" in error("mesh.topology=v5e:3x3")
         assert "doesn't fit 8 devices" in error("mesh.topology=v5e:2x4")
-        assert "batch_rows / accumulate is 3: it must be a multiple of data * fsdp = 4" in error("stages.lpo.batch_rows=6")
+        assert "batch_rows / accumulate is 3: it must be a multiple of data * fsdp * expert = 4" in error("stages.lpo.batch_rows=6")
         assert "can't be laid out" in error("mesh={data: 1, fsdp: 16, tensor: 2, topology: 'v6e:4x8'}")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert "pip install 'lpo-jax[tpu]'" in error()
@@ -235,8 +237,8 @@ def test_pod_configs_are_the_published_models_on_whole_slices(path, monkeypatch)
     model = hf.open_model(run.model, planned=True)
     assert sum(x.size for x in jax.tree.leaves(model.shapes())) == PARAMETERS[run.model.shape.split("/")[-1].removesuffix(".json")]
     assert path.stem.startswith(run.model.shape.split("/")[-1].removesuffix(".json")) and path.stem == run.run_dir.removeprefix("runs/")
-    mesh = dict(data=run.mesh.data, fsdp=run.mesh.fsdp, tensor=run.mesh.tensor)
-    assert topology_size(run.mesh.topology) == mesh["data"] * mesh["fsdp"] * mesh["tensor"]
+    mesh = {axis: getattr(run.mesh, axis) for axis in MESH_AXES}
+    assert topology_size(run.mesh.topology) == math.prod(mesh.values())
     assert run.mesh.topology.replace(":", "_") in path.stem
     assert path.stem.endswith("_lora") == (run.model.lora is not None)
     assert run.plan.row_tokens <= model.config.max_positions

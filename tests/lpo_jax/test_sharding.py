@@ -18,7 +18,7 @@ from lpo_jax.sharding import make_mesh, spec
 from tests.helpers.families import FAMILIES
 
 GOLDEN = Path(__file__).parent / "sharding_golden.txt"
-MESH = {"data": 2, "fsdp": 4, "tensor": 2}
+MESH = {"data": 2, "fsdp": 4, "expert": 2, "tensor": 2}
 
 
 def describe():
@@ -58,8 +58,8 @@ def test_the_data_axis_lies_across_slices(caplog):
         mesh = make_mesh(mesh_config, devices)
         slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
         assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
-        assert (slices == slices[:, :1, :1]).all()  # fsdp and tensor stay within
-        assert slices[:, 0, 0].tolist() == sorted(slices[:, 0, 0])
+        assert (slices == slices[:, :1, :1, :1]).all()  # the other axes stay within
+        assert slices[:, 0, 0, 0].tolist() == sorted(slices[:, 0, 0, 0])
     assert "slices" not in caplog.text
     make_mesh(MeshConfig(1, 8, 1), devices)
     assert "mesh.data=1 is no multiple of the 2 slices" in caplog.text

@@ -24,7 +24,7 @@ WRONG = [
     (lpo, GENERATE, "--max-len-tokens", "1"),
     (lpo, GENERATE, "--dtype", "float8"),
     (lpo, GENERATE, "--preset", "best"),
-    *((lpo, GENERATE, axis, "-2") for axis in ("--data", "--fsdp", "--tensor")),
+    *((lpo, GENERATE, axis, "-2") for axis in ("--data", "--fsdp", "--expert", "--tensor")),
     *((lpo, SERVE, "--port", value) for value in ("-1", "65536", "http")),
     *((lpo, SERVE, "--grace", value) for value in NOT_REAL),
     (lpo, SERVE, "--max-waiting", "-1"),

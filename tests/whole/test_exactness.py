@@ -172,6 +172,20 @@ def test_trees_are_exact_for_other_decoders(name):
         assert abs(found - expected) <= 1e-10 * abs(expected)
 
 
+def test_trees_are_exact_through_experts():
+    """The loss and every gradient, the router's too. What stands beside a token, padding or another branch, doesn't change its experts."""
+    shape = dataclasses.replace(CONFIG, experts=6, experts_per_token=2, d_expert=24, normalized_experts=True)
+    config, model, pairs = OBJECTIVE["clean"], Model(shape, "float64", "float64"), oracle.random_pairs(3)
+    with jax.enable_x64(True):
+        params = loud(model.init(jax.random.key(0)))
+        batch = oracle.batch_of([plant(pair) for pair in pairs], ROW)
+        expected = jax.jit(jax.value_and_grad(lambda p: oracle.loss(model, p, pairs, config, LENGTH)))(params)
+        found = jax.jit(jax.value_and_grad(lambda p: tree_loss(model, p, batch, config)))(params)
+        assert np.abs(found[1]["blocks"]["router"]).max() > 0
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert np.abs(a - b).max() <= 1e-10 * np.abs(b).max()
+
+
 def test_no_scored_token_can_peek():
     """A scored token's logp has a gradient at the embeddings of its own path, and at no other token's."""
     model = Model(CONFIG)

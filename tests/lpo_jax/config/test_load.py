@@ -55,7 +55,7 @@ BOMB = "seed: [&a0 [x], " + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]"
         (GOOD + "mesh:\n  fsdp: 1\n  fsdp: 1", "c.yaml:12: not valid YAML: fsdp stands here a second time"),
         (GOOD + "sead: 1", "c.yaml:10: unknown key sead: did you mean 'seed'?"),
         (GOOD + "2026-01-31: 1", "c.yaml:10: unknown key 2026-01-31: valid keys: best_metric, "),
-        (GOOD + "mesh: {1: 2}", "c.yaml:10: unknown key mesh.1: valid keys: data, fsdp, tensor, topology"),
+        (GOOD + "mesh: {1: 2}", "c.yaml:10: unknown key mesh.1: valid keys: data, expert, fsdp, tensor, topology"),
         (GOOD + "mesh:\n  fdsp: 2", "c.yaml:11: unknown key mesh.fdsp: did you mean 'fsdp'?"),
         (GOOD + "mesh: [1, 2]", "c.yaml:10: mesh: expected a mapping, not [1, 2]"),
         (GOOD + "mesh: null", "c.yaml:10: mesh: null isn't possible here"),

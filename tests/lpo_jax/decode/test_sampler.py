@@ -35,6 +35,7 @@ def llama(tmp_path_factory):
         "gpt_bigcode",
         "codegen",
         "gemma3",
+        "qwen3_moe",
         *(pytest.param(x, marks=pytest.mark.slow) for x in ("granite", "smollm3")),
     ],
 )
@@ -172,7 +173,7 @@ def test_eight_devices_are_one(llama, alone, mesh):
     sampler = Sampler(load(llama, mesh), tokenizer(), DRAWN, 8, 64)
     same(run(sampler, requests(n=2)), alone)
     state = sampler.engine._places()
-    assert state.caches[0].k.spec[1] == ("data", "fsdp")
+    assert state.caches[0].k.spec[1] == ("data", "fsdp", "expert")
     assert (state.caches[0].k.spec[3] == "tensor") == (mesh.tensor > 1)
 
 
@@ -262,7 +263,7 @@ def ruined(llama):
 def test_samplers_that_cannot_be(llama):
     opened = load(llama, MeshConfig(2, 2, 1))
     for arguments, message in {
-        (97, 6, 64): "rows is 6: it must be a positive multiple of data \\* fsdp = 4",
+        (97, 6, 64): "rows is 6: it must be a positive multiple of data \\* fsdp \\* expert = 4",
         (97, 4, 65): "max_len_tokens is 65: the model was made for 64",
         (98, 4, 64): "the tokenizer has 98 entries, the model's vocabulary 97",
     }.items():

@@ -18,10 +18,10 @@ from lpo_jax.model.decoder import Model
 from lpo_jax.model.translate import config_from_hf
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
-from tests.helpers.families import FAMILIES, SHAPE, TOKENS
+from tests.helpers.families import FAMILIES, SHAPE, TOKENS, as_in_files
 
 ONE_EACH = (
-    "llama untied", "mistral window", "qwen2 tied", "qwen3", "starcoder2 window", "gpt_bigcode", "codegen", "phi", "qwen2 yarn",
+    "llama untied", "mistral window", "qwen2 tied", "qwen3", "qwen3_moe", "starcoder2 window", "gpt_bigcode", "codegen", "phi", "qwen2 yarn",
     "phi3 longrope", "granite", "smollm3", "gemma3",
 )  # fmt: skip
 
@@ -75,7 +75,7 @@ def test_logits_gradients_and_round_trip(torch_model, tmp_path):
     torch_logps = torch.log_softmax(theirs[:, :-1], -1).gather(-1, tokens[:, 1:, None])[..., 0]
     (-(torch_logps * torch.tensor(mask)).sum()).backward()
     grads = {name: tensor for name, tensor in hf._tensors(model, jax.grad(masked_loss)(params))}
-    expected = {name: p.grad.numpy() for name, p in torch_model.named_parameters()}
+    expected = as_in_files({name: p.grad.numpy() for name, p in torch_model.named_parameters()})
     assert grads.keys() == expected.keys()
     for name, gradient in grads.items():
         np.testing.assert_allclose(gradient, expected[name], atol=1e-4 * max(1, np.abs(expected[name]).max()), err_msg=name)

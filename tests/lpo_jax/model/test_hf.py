@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lpo_jax.config import ModelConfig
+from lpo_jax.config import MeshConfig, ModelConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
 from lpo_jax.model.translate import config_to_hf
+from lpo_jax.sharding import make_mesh
+from lpo_jax.train.state import param_shardings
 from tests.helpers.paths import REPO
 
 SCRIPT = """
@@ -32,6 +35,21 @@ peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 size = sum(x.nbytes for x in jax.tree.leaves(params))
 print(size, (peak - before) * 1024)
 """
+
+
+def test_files_of_many_experts_are_opened_for_a_layer_not_for_a_tensor(tmp_path, monkeypatch):
+    config = ModelConfig("qwen3_moe", 64, 16, 2, 2, 2, 8, 16, max_positions=64, qk_norm=True, experts=40, experts_per_token=2, d_expert=8)
+    model, opens = Model(config), []
+    params = model.init(jax.random.key(0))
+    monkeypatch.setattr(hf, "MAX_FILE_BYTES", 60_000)
+    hf.write_params(tmp_path, model, params)
+    files, tensors = len(list(tmp_path.glob("*.safetensors"))), len(hf._expected(model))
+    assert files > 2 and tensors > 240
+    opened = hf.opened
+    monkeypatch.setattr(hf, "opened", lambda file, *more: opens.append(file) or opened(file, *more))
+    again = hf.read_params(tmp_path, model, param_shardings(model, make_mesh(MeshConfig(1), jax.devices()[:1])))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    assert len(opens) < 60
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
 from lpo_jax.train.weights import load_base
 from tests.helpers import families
-from tests.helpers.families import TOKENS
+from tests.helpers.families import TOKENS, torch_base, torch_logits
 
 COMMON = {"vocab_size": 97, "initializer_range": 0.2, "attn_implementation": "eager", "bos_token_id": None, "eos_token_id": 0}
 LLAMA = transformers.LlamaConfig(
@@ -66,10 +66,6 @@ def make_base(family, tmp_path):
     return family, tmp_path / "base", model, hf.read_params(tmp_path / "base", model, param_shardings(model, make_mesh(MeshConfig())))
 
 
-def torch_base(directory):
-    return transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
-
-
 def save_adapter(base, directory, **options):
     """An adapter that looks trained, saved by PEFT. Returns the logits of the model with it."""
     torch.manual_seed(1)
@@ -81,11 +77,6 @@ def save_adapter(base, directory, **options):
                 value.copy_(0.2 * torch.randn_like(value))
     model.save_pretrained(directory, save_embedding_layers=False)
     return torch_logits(model)
-
-
-def torch_logits(model):
-    with torch.no_grad():
-        return model(torch.tensor(TOKENS)).logits.numpy()
 
 
 def logits(model, params, adapters=None):

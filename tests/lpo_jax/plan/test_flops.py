@@ -78,6 +78,26 @@ def test_policies_recompute_less_the_more_they_keep():
     assert counts["block"].recomputed == L * (linear + 2 * 2 * B * N * T * T * H)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
+@pytest.mark.parametrize("expert", [1, 4])
+def test_of_a_mixture_the_chosen_experts_count(expert):
+    B, T, D, F, L, E = 4, 128, 32, 16, 3, 8
+    mesh = make_mesh(MeshConfig(1, 4 // expert, 1, expert), chips.topology_devices("v5e:2x2"))
+
+    def of(remat, chosen):
+        shape = ModelConfig("qwen3_moe", 64, D, L, 2, 1, 16, 64, max_positions=T, experts=E, experts_per_token=chosen, d_expert=F)
+        model, tokens = Model(shape, remat=remat), jnp.zeros((B, T), jnp.int32)
+        with jax.set_mesh(mesh):
+            return flops.count(jax.jit(jax.grad(lambda p, tokens: model.logits(p, tokens).sum())).trace(model.shapes(), tokens).jaxpr.jaxpr)
+
+    one, two, dots = of("none", 1), of("none", 2), of("dots", 2)
+    expert_of_all = L * 3 * 2 * B * T * D * F  # its three products, for every token
+    useful = [count.executed - count.recomputed for count in (one, two, dots)]
+    assert useful[1] - useful[0] == 3 * expert_of_all and useful[2] == useful[1]
+    again = 0 if expert == 1 else 2 * 2 * expert_of_all // 3  # all but the last product
+    assert two.recomputed == again and dots.recomputed == again + L * 2 * B * T * D * E  # the router's scores
+
+
 def test_branches():
     def either(x, on):
         return jax.lax.cond(on, lambda x: x @ x @ x, lambda x: x @ x, x)

@@ -198,7 +198,7 @@ def test_run_resume_export_and_refusals(seed_shards, tmp_path, capsys):
         (["stages.lpo.optim.lrr=1"], "unknown key stages.lpo.optim.lrr: did you mean 'lr'?"),
         (["model.new.max_positions=64"], "the model was made for 64 tokens: build the shards with --row-tokens 64"),
         (["model.new.vocab_size=100"], "tokenizer has 512 entries, the model's vocabulary 100"),
-        (["stages.sft.accumulate=8"], "batch_rows / accumulate is 1: it must be a multiple of data \\* fsdp = 8"),
+        (["stages.sft.accumulate=8"], "batch_rows / accumulate is 1: it must be a multiple of data \\* fsdp \\* expert = 8"),
         (["data.path=/nowhere"], "no such file; build the set with `lpo-data build`"),
         (["run_dir=/proc/nowhere"], "run_dir /proc/nowhere can't be written"),
     ],
