@@ -6,8 +6,6 @@ plain `jax.jit`, `jax.grad` and `jax.lax.scan`. The layers' parameters are stack
 Dims: B batch, T tokens, S cache slots, D model, N heads, K kv heads, G = N / K, H head dim, F mlp, V vocabulary, L layers.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lpo_jax.config import LayerKind, LoraConfig, ModelConfig
+from lpo_jax.config import LoraConfig, ModelConfig
 from lpo_jax.model import quantized
 from lpo_jax.model.attention import FAR, Ancestors, ancestors, attend, attend_cached
 from lpo_jax.model.embedding import embed
@@ -27,6 +25,7 @@ from lpo_jax.model.families import FAMILIES
 from lpo_jax.model.linear import Adapter, LowRank, adapters_of, low_rank, product
 from lpo_jax.model.lora import Params
 from lpo_jax.model.moe import MATRICES, mixture
+from lpo_jax.model.rotary import turned, turns
 from lpo_jax.sharding import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -325,7 +324,7 @@ class Model:
         if c.positions == "learned":
             x = x + params["positions"].astype(dtype)[positions]
         x = constrain(x, "batch", None, None)
-        turns = [_turns(c, kind, positions, jnp.promote_types(dtype, jnp.float32)) for kind in c.kinds] if c.positions == "rope" else []
+        angles = [turns(c, kind, positions, jnp.promote_types(dtype, jnp.float32)) for kind in c.kinds] if c.positions == "rope" else []
         kinds = jnp.array([c.kinds.index(kind) for kind in c.layers or c.kinds * c.n_layers], jnp.int32)
 
         counted = positions > 0
@@ -333,7 +332,7 @@ class Model:
         def layer(carry: tuple[jax.Array, jax.Array], inputs: tuple[Params, Params | None, Any]) -> tuple[tuple[jax.Array, jax.Array], Any]:
             (x, index), (block, own, mine) = carry, inputs
             kind = kinds[index]
-            rotate = partial(_rotated, c, _of_kind(kind, turns)) if turns else lambda y: y
+            rotate = partial(turned, c, _of_kind(kind, angles)) if angles else lambda y: y
             own = self._adapters(own or {}, None if dropout_key is None else jax.random.fold_in(dropout_key, index), "blocks.")
             x, left, load = nnx.merge(self._block, nnx.State(block))(
                 x, rotate, lambda q, k, v: attention(q, k, v, kind, mine), own, counted
@@ -413,52 +412,3 @@ def _normalised(x: jax.Array, scale: jax.Array, bias: jax.Array | None, c: Model
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + c.norm_eps) * scale
     return (normed if bias is None else normed + bias.astype(wide.dtype)).astype(x.dtype)
-
-
-def _turns(c: ModelConfig, kind: LayerKind, positions: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Rotary positions (Su et al. 2021): cosine and sine by which layers of a kind turn each pair of dims, [B, T, 1, rotated / 2] each."""
-    if kind == "window" and c.window_rope_theta is not None:
-        c = dataclasses.replace(c, rope_theta=c.window_rope_theta, rope_scaling=None)
-    angle = positions[..., None, None].astype(dtype) * _frequencies(c, dtype)
-    if kind == "no_rope":
-        return jnp.ones_like(angle), jnp.zeros_like(angle)
-    factor = 1.0 if c.rope_scaling is None else c.rope_scaling.attention_factor
-    return jnp.cos(angle) * factor, jnp.sin(angle) * factor
-
-
-def _rotated(c: ModelConfig, turns: tuple[jax.Array, jax.Array], x: jax.Array) -> jax.Array:
-    """[B, T, heads, H] with the first `rope_dim` dims of each head turned."""
-    cos, sin = turns
-    rotated = 2 * cos.shape[-1]
-    turning = x[..., :rotated].astype(cos.dtype)
-    if c.rope_interleaved:
-        a, b = turning[..., 0::2], turning[..., 1::2]
-        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turning.shape)
-    else:
-        a, b = jnp.split(turning, 2, axis=-1)
-        turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return jnp.concatenate([turned.astype(x.dtype), x[..., rotated:]], axis=-1)
-
-
-def _frequencies(c: ModelConfig, dtype: jnp.dtype) -> jax.Array:
-    """By how much each pair of rotated dims turns from one position to the next, in radians: [rotated / 2]."""
-    rotated = c.head_dim if c.rope_dim is None else c.rope_dim
-    frequency = c.rope_theta ** (-jnp.arange(0, rotated, 2, dtype=dtype) / rotated)
-    s = c.rope_scaling
-    if s is None:
-        return frequency
-    if s.kind == "linear":
-        return frequency / s.factor
-    if s.kind == "longrope":
-        return frequency / jnp.array(s.short_factors, dtype)
-    if s.kind == "llama3":
-        turns = s.original_positions * frequency / (2 * math.pi)  # whole turns within the original length
-        kept = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
-    else:  # YaRN (Peng et al. 2023): between the pair that makes `beta_fast` turns and the one that makes `beta_slow`
-        lengths = (s.original_positions / (2 * math.pi * beta) for beta in (s.beta_fast, s.beta_slow))
-        first, last = (rotated * math.log(length) / (2 * math.log(c.rope_theta)) for length in lengths)
-        if s.truncate:
-            first, last = math.floor(first), math.ceil(last)
-        first, last = max(first, 0), min(last, rotated - 1)
-        kept = 1 - jnp.clip((jnp.arange(rotated // 2, dtype=dtype) - first) / (last - first or 0.001), 0, 1)
-    return frequency * (kept + (1 - kept) / s.factor)
