@@ -3,6 +3,7 @@
 A YAML file lists what differs from the defaults; `lpo config FILE` prints the whole of it with these explanations.
 """
 
+import math
 import os
 import re
 from dataclasses import dataclass, field, fields
@@ -211,7 +212,7 @@ class ModelConfig(Settings):
 
 @dataclass(frozen=True)
 class LoraConfig(Settings):
-    """Low-rank adapters (Hu et al. 2021): W + alpha / rank * A B is trained through A and B; W stays as it is."""
+    """Low-rank adapters (Hu et al. 2021): W + scale * A B is trained through A and B; W stays as it is."""
 
     rank: Positive
     """columns of A"""
@@ -221,6 +222,13 @@ class LoraConfig(Settings):
     """of the adapters' inputs: of each token's and each module's on its own, as in PEFT"""
     targets: str = r"blocks\.(q|k|v|o|gate|up|down)|head"
     """regular expression, matched against whole parameter paths; a tied head is called tied_head: its adapter leaves the embeddings alone"""
+    rslora: bool = False
+    """scale by alpha / sqrt(rank) instead (Kalajdzievski 2023): divided by rank, adapters of a high rank learn slowly"""
+
+    @property
+    def scale(self) -> float:
+        """What the adapters' product is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 @dataclass(frozen=True)

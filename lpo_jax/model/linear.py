@@ -46,7 +46,7 @@ def adapters_of(
 ) -> dict[str, Adapter]:
     """{"a": [*in, R], "b": [R, *out]} of each matrix as its `Adapter`. Matrices of one module share their masks."""
     seeds = {name: None if key is None else jax.random.fold_in(key, crc32(modules[name].encode())) for name in matrices}
-    return {name: Adapter(m["a"], m["b"], config.alpha / config.rank, config.dropout, seeds[name]) for name, m in matrices.items()}
+    return {name: Adapter(m["a"], m["b"], config.scale, config.dropout, seeds[name]) for name, m in matrices.items()}
 
 
 def product(x: jax.Array, w: jax.Array, adapter: Adapter | None = None) -> jax.Array:

@@ -6,7 +6,7 @@ Dims: L layers, R rank, in and out a matrix's input and output dims, flattened.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -81,7 +81,8 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
         "lora_dropout": config.dropout,
         "target_modules": modules,
         "rank_pattern": ranks,
-        "alpha_pattern": {module: config.alpha * rank / config.rank for module, rank in ranks.items()},
+        "alpha_pattern": {module: config.scale * _divisor(rank, config.rslora) for module, rank in ranks.items()},
+        "use_rslora": config.rslora,
         "bias": "none",
     }
     write_json(directory / _CONFIG, settings)
@@ -116,8 +117,8 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
     settings = _settings(directory)
     dims, inputs = matrix_dims(model), model.inputs()
     found = _pairs(directory / _WEIGHTS)
-    rank = settings["r"]
-    alpha = settings["lora_alpha"] * (math.sqrt(rank) if settings.get("use_rslora") else 1.0)
+    rslora = bool(settings.get("use_rslora"))
+    config = LoraConfig(settings["r"], settings["lora_alpha"], settings.get("lora_dropout", 0.0), rslora=rslora)
     adapters: Params = {}
     for tensor in _matrices(model):
         sizes = [_sizes(path, dims[path], inputs[path]) for path in tensor.paths]
@@ -129,12 +130,11 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
         a, b = np.zeros((L, into, widest), np.float32), np.zeros((L, widest, sum(outs)), np.float32)
         for layer, name in own.items():
             A, B = (found[name][side].astype(np.float32) for side in "AB")
-            r = _pattern(settings, "rank_pattern", name, rank)
-            own_alpha = _pattern(settings, "alpha_pattern", name, settings["lora_alpha"])
-            scale = own_alpha / (math.sqrt(r) if settings.get("use_rslora") else r)  # what B @ A is multiplied with
+            r = _pattern(settings, "rank_pattern", name, config.rank)
+            scale = _pattern(settings, "alpha_pattern", name, config.alpha) / _divisor(r, rslora)  # what B @ A is multiplied with
             if A.shape != (r, into) or B.shape != (sum(outs), r):
                 raise ConfigError(f"{directory}: {name}: lora_A {A.shape} and lora_B {B.shape}, expected {(r, into)} and {(sum(outs), r)}")
-            a[layer, :, :r], b[layer, :r] = A.T, B.T * (scale * rank / alpha)
+            a[layer, :, :r], b[layer, :r] = A.T, B.T * (scale / config.scale)
         for path, rows in zip(tensor.paths, tensor.cut(b, outs), strict=True):
             # Blocks of `save_peft` come back as they were: rank that a matrix doesn't use isn't its own.
             used = np.asarray(rows.any(axis=(0, 2)) if len(outs) > 1 and b.any() else np.ones(widest, bool))
@@ -149,7 +149,12 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
             f"{directory}: these modules are no matrices of {model.config.family}: {', '.join(' '.join(name.split()) for name in sorted(found)[:8])}"
         )
     targets = "|".join(re.escape(target(model, path)) for path in adapters)
-    return unflatten_dict(adapters, sep="."), LoraConfig(rank=rank, alpha=alpha, dropout=settings.get("lora_dropout", 0.0), targets=targets)
+    return unflatten_dict(adapters, sep="."), replace(config, targets=targets)
+
+
+def _divisor(rank: int, rslora: bool) -> float:
+    """What alpha is divided by."""
+    return math.sqrt(rank) if rslora else rank
 
 
 def _sizes(path: str, dims: Sequence[int], inputs: int) -> tuple[int, int, int]:

@@ -132,14 +132,15 @@ def test_scales_and_ranks_of_single_modules(llama, tmp_path, options):
     directory, model = llama
     expected = save_adapter(directory, tmp_path / "adapter", **options)
     adapters, config = load_peft(tmp_path / "adapter", model)
+    assert config.rslora == options.get("use_rslora", False)
     params = hf.read_params(directory, model, param_shardings(model, make_mesh(MeshConfig())))
     np.testing.assert_allclose(logits(model, lora.merge(params, adapters, config)), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("targets", [".*", r"blocks\.(q|k|down)"])
-def test_peft_reads_our_adapters(base, tmp_path, targets):
+@pytest.mark.parametrize(("targets", "rslora"), [(".*", False), (r"blocks\.(q|k|down)", False), (r"blocks\.(q|k|down)", True)])
+def test_peft_reads_our_adapters(base, tmp_path, targets, rslora):
     _, directory, model, params = base
-    config = LoraConfig(rank=3, alpha=7.0, dropout=0.25, targets=targets)
+    config = LoraConfig(rank=3, alpha=7.0, dropout=0.25, targets=targets, rslora=rslora)
     adapters = trained(model, config)
     save_peft(tmp_path / "adapter", model, adapters, config, str(directory))
 
@@ -150,7 +151,7 @@ def test_peft_reads_our_adapters(base, tmp_path, targets):
     np.testing.assert_allclose(torch_logits(theirs), merged_logits(model, params, adapters, config), atol=1e-4)
 
     again, read = load_peft(tmp_path / "adapter", model)
-    assert (read.rank, read.alpha, read.dropout) == (3, 7, 0.25)
+    assert (read.rank, read.alpha, read.dropout, read.rslora) == (3, 7, 0.25, rslora)
     jax.tree.map(np.testing.assert_array_equal, again, adapters)
 
 
