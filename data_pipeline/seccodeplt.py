@@ -4,7 +4,7 @@ They are judged as ReaL (arXiv 2505.22704) judges them: the function is called w
 if an exception of just the expected class is raised; a list and a tuple of equal members are equal. A case without an end holds neither.
 """
 
-_RUN = '''
+_RUN = """
 
 def same_(a, b):
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
@@ -38,7 +38,7 @@ def functional(m):
 
 def exploit(m):
     hold_(m.FUNCTION, testcases["safety"])
-'''
+"""
 
 
 def tests(testcases: str, function: str) -> str:

@@ -156,7 +156,9 @@ def _report(args: argparse.Namespace) -> int:
 
 def _benchmarks(args: argparse.Namespace) -> int:
     for name, source in BENCHMARKS.items():
-        print(f"{name:16}{source.title}\n{'':16}form: {source.form or 'as its tasks'}; licence: {source.licence}; judges: {' '.join(source.judges) or 'its tests alone'}\n{'':16}{source.origin}")
+        print(
+            f"{name:16}{source.title}\n{'':16}form: {source.form or 'as its tasks'}; licence: {source.licence}; judges: {' '.join(source.judges) or 'its tests alone'}\n{'':16}{source.origin}"
+        )
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lpo_jax.config import ConfigError, LoraConfig
@@ -39,12 +40,40 @@ def init(key: jax.Array, model: Model, config: LoraConfig) -> Params:
 
 def axes(model: Model, config: LoraConfig) -> Params:
     """For each leaf of `init`, the names of its dimensions (see `lpo_jax.sharding.RULES`); the rank is never cut."""
-    names, inputs = flatten_dict(model.axes(), sep="."), model.inputs()
+    return unflatten_dict({path: _axes(model, path) for path in _targets(model, config)}, sep=".")
+
+
+def joined_axes(model: Model, adapters: Params) -> Params:
+    """For each leaf of `joined`, the names of its dimensions."""
+    paths = [name.removesuffix(".of") for name in flatten_dict(adapters, sep=".") if name.endswith(".of")]
+    names = {path: _axes(model, path) for path in paths}
+    return unflatten_dict({path: own | {"of": (*own["a"][: path.startswith("blocks.")], None)} for path, own in names.items()}, sep=".")
+
+
+def _axes(model: Model, path: str) -> dict[str, tuple[str | None, ...]]:
+    names = flatten_dict(model.axes(), sep=".")
     names |= {"head": names["embed"][::-1]} if model.config.tied_head else {}
+    layers, into, out = split_dims(path, names[path], model.inputs()[path])
+    return {"a": (*layers, *into, None), "b": (*layers, None, *out)}
+
+
+def joined(adapters: Sequence[tuple[Params, LoraConfig]], dtype: str) -> Params:
+    """Several adapters of one base as one, for `Model.decode` and its kin: {"a": [L?, *in, R], "b": [L?, R, *out], "of": [L?, R] int32}.
+
+    R is the sum of their ranks. `of` says whose a column is: 1 the first's. Their scales are folded into b.
+    """
+    found: dict[str, list[dict[str, np.ndarray]]] = {}
+    for number, (tree, config) in enumerate(adapters, 1):
+        flat = flatten_dict(tree, sep=".")
+        for path in (name.removesuffix(".a") for name in flat if name.endswith(".a")):
+            a, b = np.asarray(flat[f"{path}.a"]), np.asarray(flat[f"{path}.b"]) * config.scale
+            layers = a.shape[:1] if path.startswith("blocks.") else ()
+            of = np.full((*layers, a.shape[-1]), number, np.int32)
+            found.setdefault(path, []).append({"a": a.astype(jnp.dtype(dtype)), "b": b.astype(jnp.dtype(dtype)), "of": of})
     tree = {}
-    for path in _targets(model, config):
-        layers, into, out = split_dims(path, names[path], inputs[path])
-        tree[path] = {"a": (*layers, *into, None), "b": (*layers, None, *out)}
+    for path, each in found.items():
+        along = {"a": -1, "b": int(path.startswith("blocks.")), "of": -1}
+        tree[path] = {name: np.concatenate([one[name] for one in each], axis) for name, axis in along.items()}
     return unflatten_dict(tree, sep=".")
 
 
@@ -59,7 +88,9 @@ def _targets(model: Model, config: LoraConfig) -> list[str]:
         return targets
     others = [path for path in flatten_dict(model.shapes(), sep=".") if pattern.fullmatch(path)]
     why = f"only {', '.join(others)}, and embeddings, norms and biases have no adapters" if others else "no parameter"
-    raise ConfigError(f"lora.targets {config.targets!r} matches {why}; it must fully match one of: {', '.join(target(model, path) for path in model.inputs())}")
+    raise ConfigError(
+        f"lora.targets {config.targets!r} matches {why}; it must fully match one of: {', '.join(target(model, path) for path in model.inputs())}"
+    )
 
 
 def target(model: Model, path: str) -> str:

@@ -10,6 +10,10 @@ of x and of x W beside them, and in float32 both are the same.
 several matrices (qkv) is one module. Masks follow from the key alone: they are the same on every mesh, and when a layer is computed again.
 A token of a tree has one mask. So both branches see the same draw of the trunk that they share; two separate sequences would see two.
 
+*Several adapters* of one base stand side by side along the rank. A row of the batch takes the columns of its own; the others' are zeros in it.
+So rows with different adapters share one product, cut over devices as any other. It costs the ranks' sum for every row: little beside W, unless
+there are very many. (To gather each row's A and B would copy them for each row and token.)
+
 Dims: B batch, T tokens, R rank, in and out a matrix' input and output dims, one or more each.
 """
 
@@ -32,6 +36,7 @@ class Adapter(NamedTuple):
     scale: float
     dropout: float = 0.0
     key: jax.Array | None = None  # draws the dropout; None: there is none
+    own: jax.Array | None = None  # [B, R] bool: which columns of A a row of the batch takes; None: all
 
 
 class LowRank(NamedTuple):
@@ -39,6 +44,11 @@ class LowRank(NamedTuple):
 
     states: jax.Array  # s drop(x) A, [B, T, R]
     matrix: jax.Array  # B, [R, out]
+
+
+def one_of(matrices: Mapping[str, Mapping[str, jax.Array]], which: jax.Array) -> dict[str, Adapter]:
+    """Matrices of `lpo_jax.model.adapters.joined`, of which each row takes those of one adapter: `which` [B] is its number, from 1 on; 0: none."""
+    return {name: Adapter(m["a"], m["b"], 1.0, own=which[:, None] == m["of"]) for name, m in matrices.items()}
 
 
 def adapters_of(
@@ -68,7 +78,10 @@ def low_rank(x: jax.Array, adapter: Adapter) -> LowRank:
         x = jnp.where(kept(adapter.key, x.shape, adapter.dropout), x / (1 - adapter.dropout), 0)
     rank = adapter.a.shape[-1]
     a, b = adapter.a.reshape(-1, rank).astype(x.dtype), adapter.b.reshape(rank, -1).astype(x.dtype)
-    return LowRank(checkpoint_name(x @ a, "low_rank") * adapter.scale, b)
+    states = checkpoint_name(x @ a, "low_rank") * adapter.scale
+    if adapter.own is not None:
+        states = jnp.where(adapter.own[:, None], states.reshape(len(adapter.own), -1, rank), 0).reshape(states.shape)
+    return LowRank(states, b)
 
 
 def kept(key: jax.Array, shape: tuple[int, ...], dropout: float) -> jax.Array:

@@ -99,7 +99,9 @@ def base_of(directory: str | Path) -> str | None:
         return None
     name = read_object(file).get("base_model_name_or_path")
     if not isinstance(name, str) or not name.strip():
-        raise ConfigError(f"{file}: base_model_name_or_path names no model; write there the directory or hub id that the adapter was trained on")
+        raise ConfigError(
+            f"{file}: base_model_name_or_path names no model; write there the directory or hub id that the adapter was trained on"
+        )
     return name
 
 

@@ -62,7 +62,10 @@ def test_every_way_to_write_tests(tmp_path):
         "the module": {"tests": "import program\nassert program.add(1, 2) == 3"},
         "pytest": {"tests": "def test_it():\n    assert [*map(add, [1], [2])] == [3]"},
     }
-    found = load(tmp_path, *(ASK | {"id": f"{kind} {name}"} | row for kind, rows in (("apart", apart), ("inside", inside)) for name, row in rows.items()))
+    found = load(
+        tmp_path,
+        *(ASK | {"id": f"{kind} {name}"} | row for kind, rows in (("apart", apart), ("inside", inside)) for name, row in rows.items()),
+    )
     assert [bool(task.names) for task in found.tasks] == [True] * len(apart) + [name == "a class" for name in inside]
     right = judged(found, tmp_path / "right", ADD)
     assert right == [("pass", None)] * 3 + [("pass", "fail"), ("pass", "pass")] + [("pass", None)] * 5
@@ -76,13 +79,21 @@ def test_every_way_to_write_tests(tmp_path):
 def test_a_wrong_answer_is_not_run_again_where_it_can_forge_a_pass(tmp_path):
     """A test that fails apart from the program goes into its process only if the task's own solution needs that, too."""
     forged = "```python\nimport sys\nsys.modules['program'] = None\nclass Any(int):\n    __eq__ = lambda *a: True\ndef add(a, b):\n    return Any(7)\n```"
-    found = load(tmp_path, ASK | {"tests": "from program import add\nassert add(1, 2) == 3"}, ASK | {"tests": "assert add(1, 2) == 3", "solution": ADD})
+    found = load(
+        tmp_path,
+        ASK | {"tests": "from program import add\nassert add(1, 2) == 3"},
+        ASK | {"tests": "assert add(1, 2) == 3", "solution": ADD},
+    )
     assert judged(found, tmp_path / "run", forged) == [("fail", None)] * 2
 
 
 def test_forms(tmp_path):
     coded, asked = {"prompt": "def add(a, b):\n", "tests": "assert add(1, 2) == 3"}, ASK
-    assert (load(tmp_path, coded).form, load(tmp_path, coded, asked).form, load(tmp_path, coded | asked).form) == ("completion", "instruction", "instruction")
+    assert (load(tmp_path, coded).form, load(tmp_path, coded, asked).form, load(tmp_path, coded | asked).form) == (
+        "completion",
+        "instruction",
+        "instruction",
+    )
     first, second = load(tmp_path, coded | asked | {"cwe": "cwe-089", "id": 7}, asked).tasks
     assert (first.prompt, first.instruction, first.task_id, second.task_id) == (coded["prompt"], ASK["instruction"], "7", "2")
     assert second.instruction == ASK["instruction"] and second.prompt == f'"""\n{ASK["instruction"]}\n"""\n'
