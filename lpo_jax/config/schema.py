@@ -240,7 +240,7 @@ class ModelSource(Settings):
     shape: str | None = None
     """a copy of path's config.json: `lpo plan` needs no more of a model; a run refuses weights that differ"""
     adapter: str | None = None
-    """a PEFT directory, merged into the weights first, as the authors do between SFT and LPO"""
+    """a PEFT directory, merged into the weights first, as the authors do between SFT and LPO; its modules_to_save replace the weights'"""
     new: ModelConfig | None = None
     """a randomly initialised model of this shape"""
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -25,7 +24,7 @@ from lpo_jax.model.adapters import joined, joined_axes, untied
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings, shardings
-from lpo_jax.train.weights import open_run, restore_params, tokenizer_directory
+from lpo_jax.train.weights import merge_adapter, open_run, restore_params, tokenizer_directory
 
 log = logging.getLogger(__name__)
 
@@ -174,10 +173,7 @@ def load_model(path: str, mesh: Mesh, dtype: str, adapter: str | None = None) ->
         params = _convert(model, mesh, params, frozen, trained.lora)
         ids = _eos_ids(tokenizer_directory(run))
     if adapter is not None:
-        adapters, settings = peft.load_peft(adapter, model)
-        model = untied(model, adapters)
-        merge = jax.jit(partial(lora.merge, config=settings), out_shardings=param_shardings(model, mesh), donate_argnums=0)
-        params = merge(params, adapters)
+        model, params = merge_adapter(adapter, model, mesh, params)
     return LoadedModel(model, params, mesh, ids)
 
 

@@ -120,7 +120,7 @@ def read_params(directory: str | Path, model: Model, shardings: Params) -> Param
     """
     files = _tensor_files(Path(directory))
     shapes, places = flatten_dict(model.shapes(), sep="."), flatten_dict(shardings, sep=".")
-    if problems := _compare(_expected(model), files):
+    if problems := _compare(tensor_shapes(model), files):
         raise ConfigError(f"model.path: the tensors of {directory} don't fit its config.json: {_some(problems)}")
     _check_tie(model, files)
     tensors, placed = _table(model), dict[str, jax.Array]()
@@ -149,6 +149,17 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype, place: jax.sharding.NamedSha
 @partial(jax.jit, donate_argnums=0)
 def _set_layer(stacked: jax.Array, value: jax.Array, layer: int) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, value, layer, 0)
+
+
+def replace_params(params: Params, model: Model, tensors: Mapping[str, np.ndarray]) -> Params:
+    """The parameters with some of a model's tensors in the place of theirs, by Hugging Face's names and in its layout. `params` is used up."""
+    flat, shapes = flatten_dict(params, sep="."), flatten_dict(model.shapes(), sep=".")
+    for tensor in _table(model):
+        for layer, name in enumerate(tensor.names(model.config.n_layers)):
+            for path, part in _split(tensor, tensors[name], shapes).items() if name in tensors else ():
+                part, place = part.astype(flat[path].dtype), flat[path].sharding
+                flat[path] = jax.device_put(_set_layer(flat[path], part, layer) if tensor.stacked else part, place)
+    return unflatten_dict(flat, sep=".")
 
 
 def write_params(directory: str | Path, model: Model, params: Params, extra: Json | None = None) -> None:
@@ -226,8 +237,8 @@ def _check_tie(model: Model, files: Mapping[str, Path]) -> None:
         )
 
 
-def _expected(model: Model) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's tensors."""
+def tensor_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's tensors, as Hugging Face has them."""
     shapes, inputs, expected = flatten_dict(model.shapes(), sep="."), model.inputs(), dict[str, tuple[int, ...]]()
     for tensor in _table(model):
         parts = {path: np.broadcast_to(np.int8(0), shapes[path].shape[tensor.stacked :]) for path in tensor.paths}

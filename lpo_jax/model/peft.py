@@ -5,10 +5,10 @@ Dims: L layers, R rank, in and out a matrix's input and output dims, flattened.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import numpy as np
 import pydantic
@@ -17,10 +17,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from foundation.files import Json, read_object, write_json
 from foundation.settings import LARGEST
 from lpo_jax.config import ConfigError, LoraConfig
-from lpo_jax.model.adapters import matrix_dims, split_dims, target
+from lpo_jax.model.adapters import matrix_dims, split_dims, target, untied
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor
-from lpo_jax.model.hf import FLOATS, opened
+from lpo_jax.model.hf import FLOATS, opened, tensor_shapes
 from lpo_jax.tensors import save_file
 
 X = TypeVar("X")
@@ -30,7 +30,7 @@ _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 # What else than w + scale * B @ A a PEFT adapter may compute or carry.
 _REFUSED = (
-    "use_dora", "use_qalora", "use_bdlora", "modules_to_save", "fan_in_fan_out", "lora_bias", "trainable_token_indices", "target_parameters",
+    "use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias", "trainable_token_indices", "target_parameters",
     "layer_replication", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
 _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")  # the others, e.g. pissa, also change the base model's weights
@@ -105,8 +105,31 @@ def base_of(directory: str | Path) -> str | None:
     return name
 
 
+class Peft(NamedTuple):
+    """What a PEFT directory holds, as host arrays."""
+
+    adapters: Params
+    config: LoraConfig  # what `merge` needs; its `targets` are exactly the paths found
+    saved: dict[str, np.ndarray]  # whole tensors in the place of the model's (modules_to_save), see `lpo_jax.model.hf.replace_params`
+
+
 def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
-    """Read a PEFT directory: adapters as host arrays, and the config that `merge` needs. Its `targets` are exactly the paths found.
+    """`read_peft`, for what works beside the model.
+
+    Raises:
+      ConfigError: as there; or it brings whole tensors.
+    """
+    adapters, config, saved = read_peft(directory, model)
+    if saved:
+        raise ConfigError(
+            f"{directory}: its modules_to_save are whole tensors ({', '.join(sorted(saved)[:8])}), which can't stand beside the model's: give it "
+            "alone and without a name (--adapter DIR), to be merged"
+        )
+    return adapters, config
+
+
+def read_peft(directory: str | Path, model: Model) -> Peft:
+    """Read a PEFT directory.
 
     Each of our matrices in a fused tensor gets the shared a and its own rows of B. A layer without an adapter, or with one of a smaller
     rank, is filled up with zeros. A module's own scale (rank_pattern, alpha_pattern, rslora) is folded into b. A leaf's rank may thus
@@ -118,7 +141,14 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
     directory = Path(directory)
     settings = _settings(directory)
     dims, inputs = matrix_dims(model), model.inputs()
-    found = _pairs(directory / _WEIGHTS)
+    found, saved = _tensors(directory / _WEIGHTS, tensor_shapes(untied(model, {"head": {}})) if settings.get("modules_to_save") else {})
+    if missing := [module for module in settings.get("modules_to_save") or () if not any(module in name for name in saved)]:
+        raise ConfigError(f"{directory}: modules_to_save {missing}: {_WEIGHTS} holds no tensor of them; save the adapter again")
+    if saved and model.config.tied_head and any(name.startswith(("lm_head.", _embedding(model))) for name in saved):
+        raise ConfigError(
+            f"{directory}: modules_to_save {settings['modules_to_save']}: this model's head is its embedding table, and they would part; merge it "
+            "once with peft (merge_and_unload, save_pretrained), and give that as the model"
+        )
     rslora = bool(settings.get("use_rslora"))
     config = LoraConfig(settings["r"], settings["lora_alpha"], settings.get("lora_dropout", 0.0), rslora=rslora)
     adapters: Params = {}
@@ -151,7 +181,7 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
             f"{directory}: these modules are no matrices of {model.config.family}: {', '.join(' '.join(name.split()) for name in sorted(found)[:8])}"
         )
     targets = "|".join(re.escape(target(model, path)) for path in adapters)
-    return unflatten_dict(adapters, sep="."), replace(config, targets=targets)
+    return Peft(unflatten_dict(adapters, sep="."), replace(config, targets=targets), saved)
 
 
 def _divisor(rank: int, rslora: bool) -> float:
@@ -168,6 +198,11 @@ def _sizes(path: str, dims: Sequence[int], inputs: int) -> tuple[int, int, int]:
 def _matrices(model: Model) -> list[Tensor]:
     """The tensors of the model's checkpoint that hold matrices."""
     return [tensor for tensor in FAMILIES[model.config.family].tensors if set(tensor.paths) <= model.inputs().keys()]
+
+
+def _embedding(model: Model) -> str:
+    """The name of the embedding table."""
+    return next(tensor.name for tensor in FAMILIES[model.config.family].tensors if tensor.paths == ("embed",))
 
 
 def _module(tensor: Tensor) -> str:
@@ -228,33 +263,40 @@ def _settings(directory: Path) -> Json:
     wrong += [f"{key} {settings[key]!r}" for key, only in (("peft_type", "LORA"), ("bias", "none")) if settings.get(key, only) != only]
     if settings.get("init_lora_weights", True) not in _PLAIN_INITS:
         wrong.append(f"init_lora_weights {settings['init_lora_weights']!r} (it changes the base model)")
+    saved = settings.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(module, str) and module for module in saved):
+        wrong.append(f"modules_to_save {str(saved)[:80]!r} (it is a list of names)")
     if wrong:
-        raise ConfigError(f"{directory / _CONFIG}: not supported: {', '.join(wrong)}; plain LoRA on linear layers is")
+        raise ConfigError(f"{directory / _CONFIG}: not supported: {', '.join(wrong)}; LoRA on linear layers is")
     return settings
 
 
-def _pairs(file: Path) -> dict[str, dict[str, np.ndarray]]:
-    """The tensors of an adapter: {module: {"A": [R, in], "B": [out, R]}}."""
+def _tensors(file: Path, whole: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The tensors of an adapter: {module: {"A": [R, in], "B": [out, R]}}; and those in the place of the model's, of these names and shapes."""
     pairs: dict[str, dict[str, np.ndarray]] = {}
+    saved: dict[str, np.ndarray] = {}
     others = []
     tensors = opened(file, "adapter")
     for name in tensors.keys():  # noqa: SIM118
         tensor = tensors.get_tensor(name) if tensors.get_slice(name).get_dtype() in FLOATS else None
-        if tensor is None or tensor.ndim != 2:
+        replaced = name.removeprefix("base_model.model.")
+        if tensor is not None and whole.get(replaced) == tensor.shape:
+            saved[replaced] = tensor
+        elif tensor is None or tensor.ndim != 2:
             others.append(f"{name} (no matrix of floating-point numbers)")
         elif match := _KEY.fullmatch(name):
             pairs.setdefault(match[1], {})[match[2]] = tensor
         else:
             others.append(name)
     others += [f"{module} without its lora_{'B' if 'A' in sides else 'A'}" for module, sides in pairs.items() if len(sides) == 1]
-    if not pairs and not others:
+    if not pairs and not saved and not others:
         raise ConfigError(f"{file}: no tensor is in it: nothing was trained, or saving went wrong; save the adapter again")
     if others:
         raise ConfigError(
             f"{file}: not the A and B of a linear layer: {', '.join(' '.join(name.split()) for name in sorted(others)[:8])}. If PEFT copied the base model's embeddings here, "
             "save again with save_pretrained(DIR, save_embedding_layers=False)"
         )
-    return pairs
+    return pairs, saved
 
 
 def _pattern(settings: Json, key: str, module: str, default: X) -> X:

@@ -46,14 +46,24 @@ def load_base(config: RunConfig, model: Model, mesh: Mesh) -> Params:
     else:
         params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(config.seed))
     if config.model.adapter is not None:
-        earlier, settings = peft.load_peft(config.model.adapter, model)
-        if adapters.untied(model, earlier) != model:
+        merged, params = merge_adapter(config.model.adapter, model, mesh, params)
+        if merged != model:
             raise ConfigError(
                 f"model.adapter: {config.model.adapter} adapts this model's tied head, and merged it makes another model: merge it once "
                 "with peft (merge_and_unload, save_pretrained) or `lpo export --merge`, and give that as model.path"
             )
-        params = jax.jit(partial(lora.merge, config=settings), out_shardings=shardings, donate_argnums=0)(params, earlier)
     return params
+
+
+def merge_adapter(directory: str, model: Model, mesh: Mesh, params: Params) -> tuple[Model, Params]:
+    """A model with a PEFT directory's adapters merged into it, and its whole tensors (modules_to_save) in the place of theirs.
+
+    `params` is used up. The model is another, if its tied head had an adapter: see `lpo_jax.model.adapters.untied`.
+    """
+    found = peft.read_peft(directory, model)
+    model = adapters.untied(model, found.adapters)
+    merge = jax.jit(partial(lora.merge, config=found.config), out_shardings=param_shardings(model, mesh), donate_argnums=0)
+    return model, hf.replace_params(merge(params, found.adapters), model, found.saved)
 
 
 def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None, best: bool = False) -> tuple[Model, Params, Params]:

@@ -73,9 +73,7 @@ def test_adapters_in_one_batch_write_what_each_merged_writes(family, targets, me
     made = {f"a{i}": write_adapter(tmp_path / f"a{i}", tmp_path / "base", i, each, 2 + i, rslora=i == 1) for i, each in enumerate(targets)}
     base = load(tmp_path / "base", mesh)
     prompts = PROMPTS[:4]
-    asked = [
-        Request(f"{name}{i}", prompt, adapter=name) for i, prompt in enumerate([*prompts, prompts[0]]) for name in (None, *made)
-    ]
+    asked = [Request(f"{name}{i}", prompt, adapter=name) for i, prompt in enumerate([*prompts, prompts[0]]) for name in (None, *made)]
     found = run(Sampler(with_adapters(base, made), tokenizer(), GREEDY, 4, 64, segment_steps=7), asked)
     texts = set()
     for name in (None, *made):

@@ -17,11 +17,11 @@ from lpo_jax.config import ConfigError, DataConfig, LoraConfig, MeshConfig, Mode
 from lpo_jax.model import adapters as low_rank
 from lpo_jax.model import hf, lora
 from lpo_jax.model.decoder import Model
-from lpo_jax.model.peft import load_peft, save_peft
+from lpo_jax.model.peft import load_peft, read_peft, save_peft
 from lpo_jax.objectives.sft import Sft
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
-from lpo_jax.train.weights import load_base
+from lpo_jax.train.weights import load_base, merge_adapter
 from tests.helpers import families
 from tests.helpers.families import TOKENS
 
@@ -79,6 +79,8 @@ def save_adapter(base, directory, **options):
         for name, value in model.named_parameters():
             if "lora_" in name:
                 value.copy_(0.2 * torch.randn_like(value))
+            elif "modules_to_save" in name:
+                value.add_(0.2 * torch.randn_like(value))
     model.save_pretrained(directory, save_embedding_layers=False)
     return torch_logits(model)
 
@@ -153,6 +155,26 @@ def test_peft_reads_our_adapters(base, tmp_path, targets, rslora):
     again, read = load_peft(tmp_path / "adapter", model)
     assert (read.rank, read.alpha, read.dropout, read.rslora) == (3, 7, 0.25, rslora)
     jax.tree.map(np.testing.assert_array_equal, again, adapters)
+
+
+@pytest.mark.parametrize("saved", [["norm", "embed_tokens", "lm_head"], ["layers.1.post_attention_layernorm", "layers.2.mlp.up_proj"]])
+def test_whole_modules_take_the_place_of_the_models(llama, tmp_path, saved):
+    """PEFT's modules_to_save: norms, embeddings, a head, a matrix of one layer, beside adapters of other matrices."""
+    directory, model = llama
+    expected = save_adapter(directory, tmp_path / "adapter", target_modules=["q_proj", "o_proj"], modules_to_save=saved)
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    params = hf.read_params(directory, model, param_shardings(model, mesh))
+    found = read_peft(tmp_path / "adapter", model)
+    assert {name.rpartition(".")[0] for name in found.saved} >= ({"lm_head"} if "lm_head" in saved else {"model.layers.2.mlp.up_proj"})
+    same, params = merge_adapter(str(tmp_path / "adapter"), model, mesh, params)
+    assert same == model and jax.tree.map(lambda x: x.sharding, params) == param_shardings(model, mesh)
+    np.testing.assert_allclose(logits(model, params), expected, atol=1e-4)
+    with pytest.raises(ConfigError, match=r"modules_to_save are whole tensors \(.*without a name"):
+        load_peft(tmp_path / "adapter", model)
+    tied = dataclasses.replace(model, config=dataclasses.replace(model.config, tied_head=True))
+    if "lm_head" in saved:
+        with pytest.raises(ConfigError, match="this model's head is its embedding table"):
+            read_peft(tmp_path / "adapter", tied)
 
 
 def test_bfloat16_adapters_are_read_as_float32(llama, tmp_path):
