@@ -79,7 +79,9 @@ def test_adapters_in_one_batch_write_what_each_merged_writes(family, targets, me
     for name in (None, *made):
         merged = load_model(str(tmp_path / "base"), base.mesh, "float32", name and made[name])
         alone = run(Sampler(merged, tokenizer(), GREEDY, 4, 64), [dataclasses.replace(r, adapter=None) for r in asked if r.adapter == name])
-        same({key: found[key] for key in alone}, alone)
+        for key, its in alone.items():
+            assert dataclasses.replace(found[key], logprobs=()) == dataclasses.replace(its, logprobs=())
+            np.testing.assert_allclose(found[key].logprobs, its.logprobs, atol=2e-3)  # the adapters are large: so is their rounding
         texts.add(tuple(completion.text for completion in alone.values()))
     assert len(texts) == 1 + len(made)
     with pytest.raises(ConfigError, match=r"request r: there is no adapter 'other' here \(there are: a0, a1"):
