@@ -224,6 +224,8 @@ class LoraConfig(Settings):
     """regular expression, matched against whole parameter paths; a tied head is called tied_head: its adapter leaves the embeddings alone"""
     rslora: bool = False
     """scale by alpha / sqrt(rank) instead (Kalajdzievski 2023): divided by rank, adapters of a high rank learn slowly"""
+    dora: bool = False
+    """weight-decomposed (Liu et al. 2024): the norm of each output's column of W + scale * A B is trained on its own; not for heads"""
 
     @property
     def scale(self) -> float:

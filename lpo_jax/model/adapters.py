@@ -25,6 +25,8 @@ X = TypeVar("X")
 def init(key: jax.Array, model: Model, config: LoraConfig) -> Params:
     """Adapters that change nothing yet, float32: a [L?, *in, R] uniform in +-1 / sqrt(fan in) as in PEFT, b [L?, R, *out] zero.
 
+    Of DoRA a third leaf, norm [L?, *out]: ones, until `with_norms` has seen the weights.
+
     Raises:
       ConfigError: `config.targets` is no regular expression or matches no matrix; the valid paths are named.
     """
@@ -35,12 +37,24 @@ def init(key: jax.Array, model: Model, config: LoraConfig) -> Params:
         bound = math.prod(into) ** -0.5  # kaiming_uniform(a=sqrt(5))
         a = jax.random.uniform(own, (*layers, *into, config.rank), jnp.float32, -bound, bound)
         adapters[path] = {"a": a, "b": jnp.zeros((*layers, config.rank, *out), jnp.float32)}
+        adapters[path] |= {"norm": jnp.ones((*layers, *out), jnp.float32)} if config.dora else {}
     return unflatten_dict(adapters, sep=".")
+
+
+def with_norms(adapters: Params, params: Params, model: Model) -> Params:
+    """New adapters of DoRA with the norms of their matrices' columns, so that they change nothing."""
+    flat, weights, inputs = flatten_dict(adapters, sep="."), flatten_dict(params, sep="."), model.inputs()
+    for name in (name for name in flat if name.endswith(".norm")):
+        path = name.removesuffix(".norm")
+        layers = int(path.startswith("blocks."))
+        w = weights[path].astype(jnp.promote_types(weights[path].dtype, jnp.float32))
+        flat[name] = jnp.sqrt((w * w).sum(tuple(range(layers, layers + inputs[path])))).astype(jnp.float32)
+    return unflatten_dict(flat, sep=".")
 
 
 def axes(model: Model, config: LoraConfig) -> Params:
     """For each leaf of `init`, the names of its dimensions (see `lpo_jax.sharding.RULES`); the rank is never cut."""
-    return unflatten_dict({path: _axes(model, path) for path in _targets(model, config)}, sep=".")
+    return unflatten_dict({path: _axes(model, path, config.dora) for path in _targets(model, config)}, sep=".")
 
 
 def joined_axes(model: Model, adapters: Params) -> Params:
@@ -50,11 +64,11 @@ def joined_axes(model: Model, adapters: Params) -> Params:
     return unflatten_dict({path: own | {"of": (*own["a"][: path.startswith("blocks.")], None)} for path, own in names.items()}, sep=".")
 
 
-def _axes(model: Model, path: str) -> dict[str, tuple[str | None, ...]]:
+def _axes(model: Model, path: str, dora: bool = False) -> dict[str, tuple[str | None, ...]]:
     names = flatten_dict(model.axes(), sep=".")
     names |= {"head": names["embed"][::-1]} if model.config.tied_head else {}
     layers, into, out = split_dims(path, names[path], model.inputs()[path])
-    return {"a": (*layers, *into, None), "b": (*layers, None, *out)}
+    return {"a": (*layers, *into, None), "b": (*layers, None, *out)} | ({"norm": (*layers, *out)} if dora else {})
 
 
 def joined(adapters: Sequence[tuple[Params, LoraConfig]], dtype: str) -> Params:
@@ -84,6 +98,11 @@ def _targets(model: Model, config: LoraConfig) -> list[str]:
     except re.error as error:
         raise ConfigError(f"lora.targets {config.targets!r} is no regular expression: {error}") from None
     targets = [path for path in model.inputs() if pattern.fullmatch(target(model, path))]
+    if config.dora and "head" in targets:
+        raise ConfigError(
+            f"lora.targets {config.targets!r} matches the head, for which dora isn't computed; write e.g. "
+            r"lora.targets: blocks\.(q|k|v|o|gate|up|down)"
+        )
     if targets:
         return targets
     others = [path for path in flatten_dict(model.shapes(), sep=".") if pattern.fullmatch(path)]

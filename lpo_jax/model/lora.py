@@ -33,4 +33,9 @@ def merge(params: Params, adapters: Params, config: LoraConfig) -> Params:
     batch = tuple(range(a.ndim + b.ndim - w.ndim - 2))  # the layer axis, unless we are inside the scan
     # HIGHEST: accelerators would round float32 operands.
     change = jax.lax.dot_general(a, b, (((a.ndim - 1,), (len(batch),)), (batch, batch)), precision=jax.lax.Precision.HIGHEST)
-    return (w.astype(jnp.promote_types(w.dtype, jnp.float32)) + config.scale * change).astype(w.dtype)
+    whole = w.astype(jnp.promote_types(w.dtype, jnp.float32)) + config.scale * change
+    if "norm" in adapters:  # DoRA's: of each output's column
+        inputs = tuple(range(len(batch), a.ndim - 1))
+        norm = jnp.asarray(adapters["norm"])
+        whole *= jnp.expand_dims(norm, inputs) / jnp.sqrt((whole * whole).sum(inputs, keepdims=True))
+    return whole.astype(w.dtype)

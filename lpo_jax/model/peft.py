@@ -26,11 +26,11 @@ from lpo_jax.tensors import save_file
 X = TypeVar("X")
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_KEY = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|(magnitude_vector))")
 
 # What else than w + scale * B @ A a PEFT adapter may compute or carry.
 _REFUSED = (
-    "use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias", "trainable_token_indices", "target_parameters",
+    "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias", "trainable_token_indices", "target_parameters",
     "layer_replication", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
 _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")  # the others, e.g. pissa, also change the base model's weights
@@ -60,11 +60,19 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
                 own = np.asarray(flat[f"{path}.b"], np.float32).reshape(L, -1, out)
                 blocks[-1][:, start : start + own.shape[1]] = own
                 start += own.shape[1]
-        b = tensor.fuse(blocks)
+        b, norms = tensor.fuse(blocks), np.empty(0, np.float32)
+        if config.dora:
+            if adapted != list(tensor.paths):
+                raise ConfigError(
+                    f"{_module(tensor)} fuses {', '.join(tensor.paths)}: with dora PEFT adapts all of them or none; set lora.targets so"
+                )
+            norms = tensor.fuse([np.asarray(flat[f"{path}.norm"], np.float32).reshape(L, -1) for path in adapted])
         for layer in range(len(a)):
             module = f"base_model.model.{_module(tensor).format(layer=layer)}"
             tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(a[layer].T)
             tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(b[layer].T)
+            if config.dora:
+                tensors[f"{module}.lora_magnitude_vector"] = np.ascontiguousarray(norms[layer])
         modules.append(_module(tensor).split("{layer}.")[-1])  # PEFT adapts the modules that end so
         if rank != config.rank:
             ranks[re.escape(modules[-1])] = rank
@@ -83,6 +91,7 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
         "rank_pattern": ranks,
         "alpha_pattern": {module: config.scale * _divisor(rank, config.rslora) for module, rank in ranks.items()},
         "use_rslora": config.rslora,
+        "use_dora": config.dora,
         "bias": "none",
     }
     write_json(directory / _CONFIG, settings)
@@ -120,6 +129,8 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
       ConfigError: as there; or it brings whole tensors.
     """
     adapters, config, saved = read_peft(directory, model)
+    if config.dora:
+        raise ConfigError(f"{directory}: use_dora: such an adapter is only merged: give it alone and without a name (--adapter DIR)")
     if saved:
         raise ConfigError(
             f"{directory}: its modules_to_save are whole tensors ({', '.join(sorted(saved)[:8])}), which can't stand beside the model's: give it "
@@ -141,7 +152,10 @@ def read_peft(directory: str | Path, model: Model) -> Peft:
     directory = Path(directory)
     settings = _settings(directory)
     dims, inputs = matrix_dims(model), model.inputs()
-    found, saved = _tensors(directory / _WEIGHTS, tensor_shapes(untied(model, {"head": {}})) if settings.get("modules_to_save") else {})
+    sides = ("A", "B", "magnitude_vector") if settings.get("use_dora") else ("A", "B")
+    found, saved = _tensors(
+        directory / _WEIGHTS, sides, tensor_shapes(untied(model, {"head": {}})) if settings.get("modules_to_save") else {}
+    )
     if missing := [module for module in settings.get("modules_to_save") or () if not any(module in name for name in saved)]:
         raise ConfigError(f"{directory}: modules_to_save {missing}: {_WEIGHTS} holds no tensor of them; save the adapter again")
     if saved and model.config.tied_head and any(name.startswith(("lm_head.", _embedding(model))) for name in saved):
@@ -149,8 +163,8 @@ def read_peft(directory: str | Path, model: Model) -> Peft:
             f"{directory}: modules_to_save {settings['modules_to_save']}: this model's head is its embedding table, and they would part; merge it "
             "once with peft (merge_and_unload, save_pretrained), and give that as the model"
         )
-    rslora = bool(settings.get("use_rslora"))
-    config = LoraConfig(settings["r"], settings["lora_alpha"], settings.get("lora_dropout", 0.0), rslora=rslora)
+    rslora, dora = bool(settings.get("use_rslora")), bool(settings.get("use_dora"))
+    config = LoraConfig(settings["r"], settings["lora_alpha"], settings.get("lora_dropout", 0.0), rslora=rslora, dora=dora)
     adapters: Params = {}
     for tensor in _matrices(model):
         sizes = [_sizes(path, dims[path], inputs[path]) for path in tensor.paths]
@@ -160,20 +174,33 @@ def read_peft(directory: str | Path, model: Model) -> Peft:
             continue
         widest = max(found[name]["A"].shape[0] for name in own.values())
         a, b = np.zeros((L, into, widest), np.float32), np.zeros((L, widest, sum(outs)), np.float32)
+        norm = np.zeros((L, sum(outs)), np.float32)
+        if dora and len(own) < L:
+            raise ConfigError(
+                f"{directory}: with use_dora an adapter of {_module(tensor)} in some layers only isn't supported; merge it with peft"
+            )
         for layer, name in own.items():
             A, B = (found[name][side].astype(np.float32) for side in "AB")
             r = _pattern(settings, "rank_pattern", name, config.rank)
             scale = _pattern(settings, "alpha_pattern", name, config.alpha) / _divisor(r, rslora)  # what B @ A is multiplied with
             if A.shape != (r, into) or B.shape != (sum(outs), r):
                 raise ConfigError(f"{directory}: {name}: lora_A {A.shape} and lora_B {B.shape}, expected {(r, into)} and {(sum(outs), r)}")
+            if dora:
+                if found[name]["magnitude_vector"].shape != (sum(outs),):
+                    raise ConfigError(
+                        f"{directory}: {name}: lora_magnitude_vector {found[name]['magnitude_vector'].shape}, expected {(sum(outs),)}"
+                    )
+                norm[layer] = found[name]["magnitude_vector"]
             a[layer, :, :r], b[layer, :r] = A.T, B.T * (scale / config.scale)
-        for path, rows in zip(tensor.paths, tensor.cut(b, outs), strict=True):
+        for path, rows, its in zip(tensor.paths, tensor.cut(b, outs), tensor.cut(norm, outs), strict=True):
             # Blocks of `save_peft` come back as they were: rank that a matrix doesn't use isn't its own.
             used = np.asarray(rows.any(axis=(0, 2)) if len(outs) > 1 and b.any() else np.ones(widest, bool))
+            used |= dora and not used.any()  # a norm is left
             if used.any():
                 layers, in_dims, out_dims = split_dims(path, dims[path], inputs[path])
                 r = int(used.sum())
                 adapters[path] = {"a": a[..., used].reshape(*layers, *in_dims, r), "b": rows[:, used].reshape(*layers, r, *out_dims)}
+                adapters[path] |= {"norm": its.reshape(*layers, *out_dims)} if dora else {}
         for name in own.values():
             del found[name]
     if found:
@@ -271,8 +298,11 @@ def _settings(directory: Path) -> Json:
     return settings
 
 
-def _tensors(file: Path, whole: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """The tensors of an adapter: {module: {"A": [R, in], "B": [out, R]}}; and those in the place of the model's, of these names and shapes."""
+def _tensors(
+    file: Path, sides: Sequence[str], whole: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The tensors of an adapter: {module: {"A": [R, in], "B": [out, R], "magnitude_vector": [out]}}, of a module all that `sides` says; and those in
+    the place of the model's, of these names and shapes."""
     pairs: dict[str, dict[str, np.ndarray]] = {}
     saved: dict[str, np.ndarray] = {}
     others = []
@@ -282,13 +312,14 @@ def _tensors(file: Path, whole: Mapping[str, tuple[int, ...]]) -> tuple[dict[str
         replaced = name.removeprefix("base_model.model.")
         if tensor is not None and whole.get(replaced) == tensor.shape:
             saved[replaced] = tensor
-        elif tensor is None or tensor.ndim != 2:
+        elif tensor is None or tensor.ndim != (1 if name.endswith("vector") else 2):
             others.append(f"{name} (no matrix of floating-point numbers)")
         elif match := _KEY.fullmatch(name):
-            pairs.setdefault(match[1], {})[match[2]] = tensor
+            pairs.setdefault(match[1], {})[match[2] or match[3]] = tensor
         else:
             others.append(name)
-    others += [f"{module} without its lora_{'B' if 'A' in sides else 'A'}" for module, sides in pairs.items() if len(sides) == 1]
+    others += [f"{module} without its lora_{side}" for module, its in pairs.items() for side in sides if side not in its]
+    others += [f"{module}.lora_{side} (use_dora is off)" for module, its in pairs.items() for side in its if side not in sides]
     if not pairs and not saved and not others:
         raise ConfigError(f"{file}: no tensor is in it: nothing was trained, or saving went wrong; save the adapter again")
     if others:

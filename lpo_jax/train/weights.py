@@ -35,7 +35,11 @@ def load_params(config: RunConfig, model: Model, mesh: Mesh) -> tuple[Params, Pa
     if model.lora is None:
         return base, {}
     new = jax.jit(partial(adapters.init, model=model, config=model.lora), out_shardings=trainable_shardings(model, mesh))
-    return new(jax.random.key(config.seed)), base
+    made = new(jax.random.key(config.seed))
+    if model.lora.dora:
+        fill = jax.jit(partial(adapters.with_norms, model=model), out_shardings=trainable_shardings(model, mesh), donate_argnums=0)
+        made = fill(made, base)
+    return made, base
 
 
 def load_base(config: RunConfig, model: Model, mesh: Mesh) -> Params:
