@@ -1,4 +1,6 @@
-"""TRL's CPO trainer with SimPO's loss: an optimizer step for every line on standard input. `benchmarks.peers` starts it.
+"""TRL's CPO trainer with SimPO's loss, on all weights or PEFT's LoRA: an optimizer step for every line on standard input.
+
+`benchmarks.peers` and `benchmarks.lora` start it.
 
 It runs in an environment of its own (peers_trl.txt), so it imports nothing of ours. Answers are lines of JSON: the token counts that the
 trainer sees, an empty object after each step, and at the end what it logged.
@@ -10,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerControl
@@ -35,6 +38,17 @@ class StepByStep(TrainerCallback):
 
     def _wait(self, control: TrainerControl) -> None:
         control.should_training_stop = not sys.stdin.readline()
+
+
+def adapters(settings: dict[str, Any]) -> peft.LoraConfig:
+    """On every matrix of the blocks."""
+    return peft.LoraConfig(
+        r=settings["rank"],
+        lora_alpha=settings["alpha"],
+        lora_dropout=settings["dropout"],
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
 
 
 def main() -> None:
@@ -70,6 +84,7 @@ def main() -> None:
         config,
         train_dataset=data.select_columns(["prompt", "chosen", "rejected"]),
         processing_class=tokenizer,
+        peft_config=adapters(spec["lora"]) if "lora" in spec else None,
         callbacks=[StepByStep()],
     )
     lengths = [[len(row["chosen_input_ids"]), len(row["rejected_input_ids"])] for row in trainer.train_dataset]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.formats import text_of
-from evaluation import cweval, own, seccodeplt
+from evaluation import cweval, cyberseceval, own, seccodeplt
 from evaluation.extract import body_indent, open_name
 from evaluation.tasks import BenchmarkError, Task, code_task, cwe_of, rows, sentence_task
 from foundation.files import sha256
@@ -91,7 +91,7 @@ def _checked(task: Task) -> Task:
       RowError: one is something else.
     """
     for field, value in vars(task).items():
-        if field != "packages":
+        if field not in ("packages", "fragment"):
             text_of(value, f"task {task.task_id}: {field}")
     return task
 
@@ -186,6 +186,14 @@ BENCHMARKS = {
     "seccodeplt": Source(
         "SecCodePLT+", "instruction", f"{_GITHUB}/yaof20/ReaL (data/seccodeplt/train.parquet, test.parquet)", "Apache-2.0", seccodeplt.read,
         frozenset({"c5e8a63e41e1e00ad70ff57058ab23f3090f4e1c7de12ced2bdf3098e752be05"}), judges=(),
+    ),
+    "cyberseceval-instruct": Source(
+        "CyberSecEval's instruct tests, Python", "instruction", f"{_GITHUB}/meta-llama/PurpleLlama (CybersecurityBenchmarks/datasets/instruct)", "MIT",
+        cyberseceval.instruct, frozenset({"be91cc097e5139268f8901c7e03c87ce5bb83b0385b58958e39b0f223d10eebb"}), ("codeshield",),
+    ),
+    "cyberseceval-autocomplete": Source(
+        "CyberSecEval's autocomplete tests, Python", "completion", f"{_GITHUB}/meta-llama/PurpleLlama (CybersecurityBenchmarks/datasets/autocomplete)", "MIT",
+        cyberseceval.autocomplete, frozenset({"393b280f4829fd86b579f34d2b384b9ebd657e926cb5901622d01f38e5ba40cd"}), ("codeshield",),
     ),
     "humaneval": Source(
         "HumanEval", "completion", f"{_GITHUB}/openai/human-eval (data/HumanEval.jsonl.gz)", "MIT", _humaneval,

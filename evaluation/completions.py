@@ -7,7 +7,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -32,20 +34,29 @@ class Sampling:
     seed: int = 0
 
 
+class Answer(NamedTuple):
+    """A completion of a task; `finish`: why it ended, as OpenAI's `finish_reason` says ("length": cut off at its longest), "" where nobody knows."""
+
+    task_id: str
+    sample: int
+    text: str
+    finish: str = ""
+
+
 @dataclass(frozen=True)
 class Completions:
-    """A source. `read(directory)` yields (task_id, sample, text); what it costs to get, it keeps in `directory`."""
+    """A source. What `read(directory)` costs to get, it keeps in `directory`."""
 
     model: str
     samples: int  # of each task
-    read: Callable[[Path], Iterator[tuple[str, int, str]]]
+    read: Callable[[Path], Iterator[Answer]]
     sampling: Json = field(default_factory=dict)
     asked: str = "nobody is asked"  # how, and why so; for people
 
 
 def from_benchmark(which: str, tasks: Sequence[Task]) -> Completions:
     """What the benchmark itself has: its "canonical" solutions, or its known-"insecure" programs."""
-    rows = [(task.task_id, 0, text) for task in tasks if (text := getattr(task, which)) is not None]
+    rows = [Answer(task.task_id, 0, text, "stop") for task in tasks if (text := getattr(task, which)) is not None]
     if len(rows) < len(tasks):
         what = {"canonical": "solution", "insecure": "known-insecure code"}[which]
         raise EvaluationError(f"--completions {which}: {len(tasks) - len(rows)} of {len(tasks)} tasks come without {what}")
@@ -53,7 +64,7 @@ def from_benchmark(which: str, tasks: Sequence[Task]) -> Completions:
 
 
 def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Completions:
-    """A file of {task_id, completion[, sample]}, or of what `lpo generate` writes ({id, text, sample}, a task's id each).
+    """A file of {task_id, completion[, sample, finish_reason]}, or of what `lpo generate` writes ({id, text, sample, finish}, a task's id each).
 
     Samples are numbered as they come where they have no number.
 
@@ -70,11 +81,12 @@ def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Complet
             raise EvaluationError(
                 f'{path}:{number}: write {{"task_id": ..., "completion": TEXT}}, and "sample": NUMBER if you like; or {{"id": ..., "text": TEXT}}'
             ) from None
+        finish = row.get("finish_reason", row.get("finish"))
         if not isinstance(text, str) or key in rows:
             problem = "its completion is no text" if key not in rows else f"sample {key[1]} of {task_id} stands above already"
             raise EvaluationError(f"{path}:{number}: {problem}")
         count[task_id] += 1
-        rows[key] = text
+        rows[key] = Answer(*key, text, finish if isinstance(finish, str) else "")
     unknown = sorted(count.keys() - wanted)
     if unknown and not count.keys() & wanted:
         raise EvaluationError(f"{path}: {unknown[0]} is no task of this benchmark, nor is any other: is it another benchmark's?")
@@ -82,7 +94,7 @@ def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Complet
     missing = [f"{task.task_id} sample {k}" for task in tasks for k in range(samples) if (task.task_id, k) not in rows]
     if missing:
         raise EvaluationError(f"{path}: {len(missing)} completions are missing, {missing[0]} first: every task needs {samples}, even empty")
-    kept = [(task.task_id, k, rows[task.task_id, k]) for task in tasks for k in range(samples)]
+    kept = [rows[task.task_id, k] for task in tasks for k in range(samples)]
     return Completions(str(path), samples, lambda _: iter(kept))
 
 
@@ -99,7 +111,7 @@ def from_endpoint(
     prompts = {task.task_id: task.instruction if chat else task.prompt for task in tasks}
     options: Json = {"model": model, "temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens}
 
-    def read(directory: Path) -> Iterator[tuple[str, int, str]]:
+    def read(directory: Path) -> Iterator[Answer]:
         import openai
 
         from data_pipeline.distill.journal import read_completion
@@ -118,15 +130,17 @@ def from_endpoint(
                 body = options | prompt | {"seed": (sampling.seed + sample) % 2**31}
                 try:
                     if chat:
-                        read = lambda a: read_completion(a.to_dict(warnings=False))["text"]  # noqa: E731
-                        text = await endpoint.ask(lambda c: c.chat.completions.create(**body), read)
+                        read = lambda a: itemgetter("text", "finish_reason")(read_completion(a.to_dict(warnings=False)))  # noqa: E731
+                        said = await endpoint.ask(lambda c: c.chat.completions.create(**body), read)
                     else:
-                        text = await endpoint.ask(lambda c: c.completions.create(**body), lambda a: a.choices[0].text)
+                        read = lambda a: (a.choices[0].text, a.choices[0].finish_reason)  # noqa: E731
+                        said = await endpoint.ask(lambda c: c.completions.create(**body), read)
                 except openai.APIStatusError as error:
                     if error.code != "content_filter":
                         raise
-                    text = ""  # it would turn down this prompt whenever it is asked
-                out.write(json.dumps({"id": task_id, "sample": sample, "text": text if isinstance(text, str) else ""}) + "\n")
+                    said = "", error.code  # it would turn down this prompt whenever it is asked
+                text, finish = (each if isinstance(each, str) else "" for each in said)
+                out.write(json.dumps({"id": task_id, "sample": sample, "text": text, "finish": finish}) + "\n")
                 out.flush()
                 bar.update()
 
@@ -175,7 +189,7 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
     models = Models(model=base or path, adapter=path if base else None, security=security, rule=rule, rows=rows, dtype=dtype)
     what = job.Job("", "", models, samples=samples, seed=sampling.seed, think=think, template=template, system=system, sampling=config)
 
-    def read(directory: Path) -> Iterator[tuple[str, int, str]]:
+    def read(directory: Path) -> Iterator[Answer]:
         prompts, out = directory / "prompts.jsonl", directory / "completions.jsonl"
         lines = [json.dumps({"id": task.task_id, key: getattr(task, key)}) + "\n" for task in tasks]
         prompts.write_text("".join(lines), encoding="utf-8")
@@ -189,8 +203,9 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
     return Completions(path, samples, read, vars(sampling) | how.facts | pair, f"in the template {how.template.name}: {how.why}")
 
 
-def _kept(journal: Path) -> Iterator[tuple[str, int, str]]:
-    return ((row["id"], row["sample"], row["text"]) for row in read_journal(journal, {"id": str, "sample": int, "text": str}))
+def _kept(journal: Path) -> Iterator[Answer]:
+    rows = read_journal(journal, {"id": str, "sample": int, "text": str})
+    return (Answer(row["id"], row["sample"], row["text"], row.get("finish", "")) for row in rows)
 
 
 def _host(url: str) -> str:

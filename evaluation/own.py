@@ -30,7 +30,6 @@ from data_pipeline.formats import RowError, text_of
 from evaluation.cweval import with_pytest
 from evaluation.tasks import BenchmarkError, Task, code_task, cwe_of, sentence_task
 from foundation.files import Json
-from judges.prepare import parse
 
 KEYS = ("prompt", "instruction", "tests", "security_tests", "setup", "cwe", "id", "solution", "insecure")
 MODULE = "program"
@@ -69,14 +68,17 @@ def _task(row: Json, number: str) -> Task:
         task = replace(sentence_task("", given["instruction"]), instruction=given["instruction"])
     else:
         raise RowError("instruction: it has neither this nor prompt")
-    trees = {key: _parsed(given[key], key) for key in ("tests", "security_tests", "setup") if key in given}
+    trees: dict[str, ast.Module] = {key: _parsed(given[key], key) for key in ("tests", "security_tests", "setup") if key in given}
     cwe = cwe_of(given["cwe"]) if "cwe" in given else None
     if "cwe" in given and cwe is None:
         raise RowError(f'cwe: {given["cwe"]!r} is none; write e.g. "CWE-89"')
     setup = trees.pop("setup", ast.Module([], []))
-    imports = [statement for statement in setup.body if isinstance(statement, ast.Import | ast.ImportFrom)]
+    imports: list[ast.stmt] = [statement for statement in setup.body if isinstance(statement, ast.Import | ast.ImportFrom)]
     used = {key: _used(tree, imports, key) for key, tree in trees.items()}
     names = tuple(dict.fromkeys(name for found in used.values() for name in found))
+    functional, security = _tests(given, trees, names)
+    helpers = {name for statement in setup.body for name in _bound(statement)}
+    apart = all(all(found.values()) for found in used.values())  # they only call functions
     return replace(
         task,
         task_id=given.get("id", number),
@@ -85,10 +87,12 @@ def _task(row: Json, number: str) -> Task:
         insecure=given.get("insecure"),
         setup=given.get("setup", ""),
         packages=True,
-        names=names if all(all(found.values()) for found in used.values()) else (),
+        names=tuple(name for name in names if name not in helpers) if apart else (),
+        helpers=tuple(name for name in names if name in helpers),
         given=ast.unparse(ast.Module(imports, [])),
         module=MODULE,
-        **_tests(given, trees, names),
+        functional_test=functional,
+        security_test=security,
     )
 
 
@@ -135,19 +139,19 @@ def _bound(node: ast.AST) -> Iterator[str]:
             yield from ((alias.asname or alias.name).partition(".")[0] for alias in names)
 
 
-def _tests(given: dict[str, str], trees: dict[str, ast.Module], names: tuple[str, ...]) -> dict[str, str | None]:
+def _tests(given: dict[str, str], trees: dict[str, ast.Module], names: tuple[str, ...]) -> tuple[str | None, str | None]:
     """The functional and the security test as programs."""
     marked = [any("mark.security" in ast.unparse(each) for each in test.decorator_list) for test in _for_pytest(trees.get("tests"))]
-    found: dict[str, str | None] = {"functional_test": given.get("tests"), "security_test": given.get("security_tests")}
-    if any(marked) and found["security_test"]:
+    functional, security = given.get("tests"), given.get("security_tests")
+    if any(marked) and security:
         raise RowError("security_tests: tests has some that are marked security, too; have them all in one place")
-    if marked:
-        found["functional_test"] = None if all(marked) else with_pytest(given["tests"], "not security", names)
-    if any(marked):
-        found["security_test"] = with_pytest(given["tests"], "security", names)
-    elif _for_pytest(trees.get("security_tests")):
-        found["security_test"] = with_pytest(given["security_tests"], "", names)
-    return found
+    if security and _for_pytest(trees["security_tests"]):
+        security = with_pytest(security, "", names)
+    if functional and any(marked):
+        security = with_pytest(functional, "security", names)
+    if functional and marked:
+        functional = None if all(marked) else with_pytest(functional, "not security", names)
+    return functional, security
 
 
 def _for_pytest(tree: ast.Module | None) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:

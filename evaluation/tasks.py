@@ -34,14 +34,13 @@ class Task:
     suffix: str = ""  # code that follows the completion
     packages: bool = False  # its tests need the installed packages
     names: tuple[str, ...] = ()
+    helpers: tuple[str, ...] = ()  # functions of its setup that its tests call as well
     given: str = ""
     module: str = ""  # by which its tests import the program
     setup: str = ""  # code that runs in front of the program when it is tested; no analyzer sees it
-
-    @property
-    def asked(self) -> tuple[str, ...]:
-        """The functions that an answer has to define, where its tests say so."""
-        return tuple(name for name in self.names if not re.search(rf"^(?:async )?(?:def|class) {name}\b", self.setup, re.MULTILINE))
+    fragment: bool = (
+        False  # `prompt` is cut out of a file: only what is found behind it counts, and a judge that reads any text reads it too
+    )
 
 
 def rows(path: Path, content: bytes) -> Iterator[Json]:

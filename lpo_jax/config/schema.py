@@ -15,8 +15,9 @@ from pydantic import BeforeValidator, Field
 
 from data_pipeline import order
 from foundation.errors import ConfigError
-from foundation.settings import LARGEST, Count, Decay, NonEmpty, Positive, PositiveNumber, Settings, Share, Weight
+from foundation.settings import LARGEST, Count, Decay, NonEmpty, Positive, PositiveNumber, Settings
 from lpo_jax import objectives
+from lpo_jax.config.optim import Optim
 
 ONCE_EVERYWHERE = {
     "mode": "clean", "beta": None, "gamma": None, "alpha": None, "empty_side": "detach", "norm_len": "code", "imitation": "sum",
@@ -124,7 +125,7 @@ class ModelConfig(Settings):
     """each layer's kind; null: all alike. window: a token sees `window` positions; full: all of them; no_rope: all of them, and nothing is
     rotated"""
     norm: Literal["rms", "rms_plus_one", "layer"] = "rms"
-    """rms_plus_one: scaled by 1 + the weight; layer norms have a bias"""
+    """layer: with a bias; rms_plus_one: times 1 + weight"""
     norm_eps: PositiveNumber = 1e-6
     """added to a norm's variance"""
     positions: Literal["rope", "learned"] = "rope"
@@ -187,8 +188,9 @@ class ModelConfig(Settings):
         _check("window" not in self.kinds or self.window is not None, "model shape: layers: some have a window, but window is null")
         _check(self.positions == "rope" or "no_rope" not in self.kinds, "model shape: learned positions leave no layer without rope")
         _check(not (self.parallel and self.post_norms), "model shape: a parallel block has no post_norms")
-        _check(self.rope_scaling is None or self.rope_theta > 1, f"model shape: rope_theta ({self.rope_theta}) must be above 1")
-        if (scaling := self.rope_scaling) is not None and scaling.kind == "longrope":
+        if (scaling := self.rope_scaling) is not None and scaling.kind == "yarn":
+            _check(self.rope_theta > 1, f"model shape: rope_theta ({self.rope_theta}) must be above 1 for yarn")
+        if scaling is not None and scaling.kind == "longrope":
             pairs, lengths = rotated // 2, [len(scaling.short_factors), len(scaling.long_factors)]
             _check(lengths == [pairs, pairs], f"model shape: short_factors and long_factors have {lengths} numbers, both must have {pairs}")
             _check(
@@ -254,6 +256,9 @@ class ModelSource(Settings):
     every other matrix product's, so that little is left to recompute (on CPUs it is faster than none); none: everything"""
     lora: LoraConfig | None = None
     """train adapters instead of the weights"""
+    quantize: Literal["int8", "int4", "nf4"] | None = None
+    """under adapters, how the layers' frozen matrices are held: int8 with a scale for each output, int4 or nf4 with one for 64 inputs; null: in
+    param_dtype, as embeddings, head, norms and biases always are"""
 
     def __post_init__(self) -> None:
         _check(
@@ -261,28 +266,12 @@ class ModelSource(Settings):
             "model: set exactly one of model.path (a Hugging Face directory) and model.new (a shape)",
         )
         _check(self.shape is None or self.new is None, "model.shape describes model.path; model.new is a shape itself")
-
-
-@dataclass(frozen=True)
-class OptimConfig(Settings):
-    """AdamW with linear warm-up, cosine decay and clipping by global norm."""
-
-    lr: PositiveNumber
-    """peak learning rate"""
-    warmup_ratio: Share = 0.05
-    """share of the stage's steps"""
-    final_lr_ratio: Share = 0.0
-    """the cosine ends at this share of `lr`"""
-    weight_decay: Weight = 0.0
-    """on matrices only"""
-    b1: Decay = 0.9
-    """decay of Adam's first moment"""
-    b2: Decay = 0.999
-    """decay of Adam's second moment"""
-    eps: PositiveNumber = 1e-8
-    """added to the root of the second moment"""
-    clip_norm: PositiveNumber = 1.0
-    """gradients are scaled down to this global norm"""
+        _check(self.quantize is None or self.lora is not None, "model.quantize is for a frozen base: set model.lora, or take it out")
+        _check(
+            self.quantize is None or self.adapter is None,
+            "model.adapter can't be merged into a quantised model: merge it into the float one once (peft's merge_and_unload, "
+            "or `lpo export --merge`), and give that as model.path",
+        )
 
 
 @dataclass(frozen=True)
@@ -301,8 +290,8 @@ class StageConfig(Settings):
 
     objective: Objective
     """what is optimised: its name, and the options of that objective"""
-    optim: OptimConfig
-    """the optimizer, fresh in each stage"""
+    optim: Optim
+    """the optimizer, fresh in each stage: its name, and the options of that optimizer; without a name adamw"""
     batch_rows: Positive
     """packed rows in one optimizer step, over all devices"""
     accumulate: Positive = 1

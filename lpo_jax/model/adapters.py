@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lpo_jax.config import ConfigError, LoraConfig
 from lpo_jax.model.decoder import Model, Params
+from lpo_jax.model.quantized import QArray, dequantize
 
 X = TypeVar("X")
 
@@ -47,7 +48,8 @@ def with_norms(adapters: Params, params: Params, model: Model) -> Params:
     for name in (name for name in flat if name.endswith(".norm")):
         path = name.removesuffix(".norm")
         layers = int(path.startswith("blocks."))
-        w = weights[path].astype(jnp.promote_types(weights[path].dtype, jnp.float32))
+        w = weights[path]
+        w = dequantize(w, jnp.float32) if isinstance(w, QArray) else w.astype(jnp.promote_types(w.dtype, jnp.float32))
         flat[name] = jnp.sqrt((w * w).sum(tuple(range(layers, layers + inputs[path])))).astype(jnp.float32)
     return unflatten_dict(flat, sep=".")
 

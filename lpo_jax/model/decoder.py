@@ -20,6 +20,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lpo_jax.config import LayerKind, LoraConfig, ModelConfig
+from lpo_jax.model import quantized
 from lpo_jax.model.attention import FAR, Ancestors, ancestors, attend, attend_cached
 from lpo_jax.model.embedding import embed
 from lpo_jax.model.families import FAMILIES
@@ -126,7 +127,9 @@ class Block(nnx.Module):
 
     def _linear(self, name: str, x: jax.Array, adapters: Mapping[str, Adapter]) -> jax.Array:
         """[B, T, inputs ...] -> [B, T, outputs ...]"""
-        y = checkpoint_name(product(x, getattr(self, name)[...], adapters.get(name)), name)
+        matrix = getattr(self, name)
+        w = quantized.gathered(matrix.get_value(), matrix.get_metadata("axes")[1:])
+        y = checkpoint_name(product(x, w, adapters.get(name)), name)
         bias = getattr(self, name + "_bias", None)
         return y if bias is None else y + bias[...].astype(x.dtype)
 
@@ -162,6 +165,7 @@ class Model:
     param_dtype: str = "float32"
     remat: str = "dots"  # "none" keeps everything; the others recompute what isn't in _KEPT
     lora: LoraConfig | None = None
+    quantize: str | None = None  # how a LoRA model's frozen base holds the blocks' matrices
 
     @cached_property
     def _variables(self) -> nnx.State:
@@ -180,6 +184,14 @@ class Model:
         """The parameters as `jax.ShapeDtypeStruct`s."""
         dtype = jnp.dtype(self.param_dtype)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), nnx.to_pure_dict(self._variables))
+
+    def base_shapes(self) -> Params:
+        """The parameters beneath the adapters: `shapes`, the blocks' matrices quantised as `quantize` says."""
+        return jax.eval_shape(self.base, self.shapes())
+
+    def base(self, params: Params) -> Params:
+        """Parameters as they are held beneath the adapters."""
+        return params if self.quantize is None else quantized.blocks(params, self.quantize, self.inputs())
 
     def axes(self) -> Params:
         """For each parameter, the names of its dimensions (see `lpo_jax.sharding.RULES`)."""

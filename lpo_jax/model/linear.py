@@ -29,8 +29,10 @@ from zlib import crc32
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from qwix import QArray
 
 from lpo_jax.config import LoraConfig
+from lpo_jax.model.quantized import dequantize
 
 
 class Adapter(NamedTuple):
@@ -65,23 +67,27 @@ def adapters_of(
     return {name: Adapter(m["a"], m["b"], config.scale, config.dropout, seeds[name], m.get("norm")) for name, m in matrices.items()}
 
 
-def product(x: jax.Array, w: jax.Array, adapter: Adapter | None = None) -> jax.Array:
-    """[B, T, *in], [*in, *out] -> [B, T, *out] in x's dtype.
+def product(x: jax.Array, w: jax.Array | QArray, adapter: Adapter | None = None) -> jax.Array:
+    """[B, T, *in], [*in, *out] -> [B, T, *out] in x's dtype. The backward pass dequantises a quantised matrix again: nothing else of it is kept.
 
     These are products of two matrices. A product with several row or column dims has a backward pass that is half as fast on CPUs.
     """
     (B, T, *inputs), rows = x.shape, x.reshape(x.shape[0] * x.shape[1], -1)
-    matrix = _weight(w, x.dtype).reshape(rows.shape[1], -1)
-    y = rows @ matrix
+    multiply = jax.checkpoint(_product) if isinstance(w, QArray) else _product
+    y = multiply(rows, w)
     if adapter is not None:
         change = jnp.matmul(*low_rank(rows, adapter))
         if adapter.norm is None:
             y += change
         else:
-            gain = (adapter.norm.reshape(-1) / column_norms(matrix, adapter)).astype(x.dtype)
+            gain = (adapter.norm.reshape(-1) / column_norms(_weight(w, x.dtype).reshape(rows.shape[1], -1), adapter)).astype(x.dtype)
             drops = adapter.key is not None and adapter.dropout > 0
-            y = y + (gain - 1) * (_dropped(rows, adapter) @ matrix) + gain * change if drops else gain * (y + change)
+            y = y + (gain - 1) * multiply(_dropped(rows, adapter), w) + gain * change if drops else gain * (y + change)
     return y.reshape(B, T, *w.shape[len(inputs) :])
+
+
+def _product(rows: jax.Array, w: jax.Array | QArray) -> jax.Array:
+    return rows @ _weight(w, rows.dtype).reshape(rows.shape[1], -1)
 
 
 def low_rank(x: jax.Array, adapter: Adapter) -> LowRank:
@@ -118,12 +124,14 @@ def kept(key: jax.Array, shape: tuple[int, ...], dropout: float) -> jax.Array:
     return jax.random.bernoulli(key, 1 - dropout, shape)
 
 
-def _weight(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`w.astype(dtype)`, bit for bit.
+def _weight(w: jax.Array | QArray, dtype: jnp.dtype) -> jax.Array:
+    """`w.astype(dtype)`, bit for bit, or what a quantised matrix stands for.
 
     XLA moves a plain conversion of each layer's matrix out of the loop over layers. That makes a second copy of the whole model, which lives
     as long as the step. It doesn't move a rounding, and the conversion behind it changes nothing more.
     """
+    if isinstance(w, QArray):
+        return dequantize(w, dtype)
     if w.dtype != dtype:
         w = jax.lax.reduce_precision(w, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
     return w.astype(dtype)

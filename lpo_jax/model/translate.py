@@ -1,6 +1,7 @@
 """config.json to `ModelConfig` and back, by the records of `lpo_jax.model.families`."""
 
 import math
+import operator
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "ge
 _HF_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
 CONVERTED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "query_pre_attn_scalar": (lambda scalar: scalar**-0.5, lambda scale: round(scale**-2))
+    "query_pre_attn_scalar": (lambda scalar: operator.index(scalar) ** -0.5, lambda scale: round(scale**-2))
 }
 """The config.json keys whose values aren't ours: read, written."""
 

@@ -8,10 +8,9 @@ from evaluation import benchmarks
 from evaluation.benchmarks import BenchmarkError
 from evaluation.completions import Completions, from_benchmark
 from evaluation.run import Options, run
-from judges.sandbox import backends
+from tests.helpers.marks import needs_sandbox
 from tests.helpers.paths import REPO
 
-sandboxed = pytest.mark.skipif(not backends(), reason="no sandbox works on this machine")
 EXAMPLE = REPO / "evaluation/examples/own.jsonl"
 OPTIONS = Options("instruction", tools=(), workers=2, time_s=30)
 ADD = "def add(a, b):\n    return a + b\n"
@@ -31,11 +30,12 @@ def judged(found, out, answer):
     return [tuple(row[key] and row[key]["outcome"] for key in ("functional", "security")) for row in rows]
 
 
-@sandboxed
+@needs_sandbox
 def test_the_example(tmp_path):
     found = benchmarks.load("own", EXAMPLE)
     assert (found.form, [task.task_id for task in found.tasks]) == ("instruction", ["join", "total", "token"])
     assert [bool(task.security_test) for task in found.tasks] == [True, True, False]
+    assert [(task.names, task.helpers) for task in found.tasks] == [(("read_note",), ("folder",)), (("total",), ()), (("token",), ())]
     assert all(task.names and task.cwe and task.prompt in task.instruction for task in found.tasks[1:2])
     for which, outcome in (("canonical", "pass"), ("insecure", "fail")):
         run(found, from_benchmark(which, found.tasks), OPTIONS, tmp_path / which)
@@ -44,7 +44,7 @@ def test_the_example(tmp_path):
         assert [row["security"] and row["security"]["outcome"] for row in rows] == [outcome, outcome, None]
 
 
-@sandboxed
+@needs_sandbox
 def test_every_way_to_write_tests(tmp_path):
     setup = "import math\nSTATE = []\n\n\ndef seen():\n    return len(STATE)\n"
     marked = "import pytest\n@pytest.mark.security\ndef test_a():\n    assert add(1, 2) == 4\ndef test_b():\n    assert add(1, 2) == 3\n"
@@ -59,6 +59,7 @@ def test_every_way_to_write_tests(tmp_path):
         "a class": {"tests": "assert add(Box().one, 1) == 2", "setup": "class Box:\n    one = 1\n"},
         "a variable": {"tests": "STATE.append(add(1, 2))\nassert STATE == [3]", "setup": setup},
         "passed on": {"tests": "assert list(map(add, [1], [2])) == [3]"},
+        "by the setup": {"tests": "check()", "setup": "def check():\n    assert add(1, 2) == 3\n"},
         "the module": {"tests": "import program\nassert program.add(1, 2) == 3"},
         "pytest": {"tests": "def test_it():\n    assert [*map(add, [1], [2])] == [3]"},
     }
@@ -68,14 +69,14 @@ def test_every_way_to_write_tests(tmp_path):
     )
     assert [bool(task.names) for task in found.tasks] == [True] * len(apart) + [name == "a class" for name in inside]
     right = judged(found, tmp_path / "right", ADD)
-    assert right == [("pass", None)] * 3 + [("pass", "fail"), ("pass", "pass")] + [("pass", None)] * 5
+    assert right == [("pass", None)] * 3 + [("pass", "fail"), ("pass", "pass")] + [("pass", None)] * 6
     wrong = judged(found, tmp_path / "wrong", ADD.replace("+", "-"))
     assert {outcome for outcome, _ in wrong} == {"fail"}
     rows = map(json.loads, (tmp_path / "right/samples.jsonl").read_text().splitlines())
     assert {row["task_id"] for row in rows if row["functional"].get("inside")} == {f"inside {name}" for name in inside}
 
 
-@sandboxed
+@needs_sandbox
 def test_a_wrong_answer_is_not_run_again_where_it_can_forge_a_pass(tmp_path):
     """A test that fails apart from the program goes into its process only if the task's own solution needs that, too."""
     forged = "```python\nimport sys\nsys.modules['program'] = None\nclass Any(int):\n    __eq__ = lambda *a: True\ndef add(a, b):\n    return Any(7)\n```"

@@ -13,9 +13,8 @@ from evaluation import benchmarks
 from evaluation.benchmarks import BenchmarkError
 from evaluation.completions import Completions, from_benchmark
 from evaluation.run import Options, run
-from judges.sandbox import backends
+from tests.helpers.marks import needs_sandbox
 
-sandboxed = pytest.mark.skipif(not backends(), reason="no sandbox works on this machine")
 OPTIONS = Options("instruction", tools=(), workers=2, time_s=5)
 ROW = {
     "id": "aa01",
@@ -51,7 +50,7 @@ def outcomes(found, out, *texts):
     return [(row["functional"], row["security"]) for row in map(json.loads, (out / "samples.jsonl").read_text().splitlines())]
 
 
-@sandboxed
+@needs_sandbox
 def test_each_case_is_run_and_kept(tmp_path):
     found = benchmark(tmp_path, ROW)
     (task,) = found.tasks
@@ -70,7 +69,7 @@ def test_each_case_is_run_and_kept(tmp_path):
     assert "1 of 2 cases: returned [1]" in half[0]["detail"]
 
 
-@sandboxed
+@needs_sandbox
 def test_answers_that_only_look_right(tmp_path):
     found = benchmark(tmp_path, ROW)
     head = "```python\nimport builtins, os, sys\n"
@@ -117,7 +116,7 @@ def test_what_is_wrong_is_named(tmp_path, caplog):
     assert "1 tasks, aa01 first, need packages that aren't installed: no-such-package" in caplog.text
 
 
-@sandboxed
+@needs_sandbox
 def test_pairs_keep_the_tests(tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps(ROW))
@@ -153,7 +152,7 @@ def test_mutations_never_straddle_the_split(shared_data):
     assert len(bodies[0]) > 50 and not bodies[0] & bodies[1]
 
 
-@sandboxed
+@needs_sandbox
 @pytest.mark.parametrize("step", [60, pytest.param(1, marks=pytest.mark.slow)])
 def test_published_rows(shared_data, tmp_path, step):
     """All 655 rows: the secure side passes every case, the vulnerable side none of its "safety" as a whole."""

@@ -121,7 +121,8 @@ def test_tree_equals_two_sequences(name, dtype, tolerance):
 def run_steps(shards, config, mesh_config, accumulate=1, steps=3, rows=8, shape=MODEL):
     """Losses and trained parameters of a few steps on one batch; a reference has other weights than the model begins with."""
     mesh = make_mesh(mesh_config, jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor])
-    model, tx = Model(shape), optimizer(OPTIM, steps)
+    model = Model(shape)
+    tx = optimizer(OPTIM, steps, model)
     with jax.set_mesh(mesh):
         init = jax.jit(model.init, out_shardings=state.param_shardings(model, mesh))
         trained, reference = state.new_state(init(jax.random.key(0)), tx), OBJECTIVES[config.name].frozen is not None

@@ -1,17 +1,29 @@
 """Adapters beside their matrices: the same numbers as merged ones, and what their dropout draws."""
 
 import dataclasses
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
+from flax.traverse_util import flatten_dict
 
-from lpo_jax.config import LoraConfig, ModelConfig
+from lpo_jax.batch import TreeBatch
+from lpo_jax.config import LoraConfig, MeshConfig, ModelConfig
 from lpo_jax.model import adapters as low_rank
-from lpo_jax.model import linear, lora
+from lpo_jax.model import hf, linear, lora
 from lpo_jax.model.decoder import Model
+from lpo_jax.model.families import FAMILIES
 from lpo_jax.model.linear import Adapter, adapters_of, product
+from lpo_jax.model.peft import load_peft
+from lpo_jax.sharding import make_mesh
+from lpo_jax.train.state import param_shardings
+from lpo_jax.train.step import forward
+from tests.helpers import families as tiny
 
 SHAPE = ModelConfig("llama", vocab_size=31, d_model=24, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=6, d_mlp=40, max_positions=64)
 CONFIG = LoraConfig(rank=3, alpha=7.0, dropout=0.25)
@@ -122,3 +134,103 @@ def test_bfloat16_products_keep_the_compute_dtype():
     x, w = draw(1, 5, 24).astype(jnp.bfloat16), draw(24, 8).astype(jnp.float32)
     y = product(x, w, Adapter(draw(24, 3).astype(jnp.float32), draw(3, 8).astype(jnp.float32), 2.0))
     assert y.dtype == jnp.bfloat16
+
+
+# --- PEFT.
+
+
+def plain_batch(tokens):
+    """Plain sequences [B, T] as a batch; each token but the first is scored."""
+    B, T = tokens.shape
+    fields = dict.fromkeys(TreeBatch.__dataclass_fields__)
+    row = {
+        "tokens": tokens[0],
+        "positions": np.arange(T),
+        "subtree_end": np.full(T, T),
+        "source": np.arange(T - 1),
+        "pair": np.zeros(T - 1),
+    }
+    fields |= {name: jnp.broadcast_to(jnp.asarray(x, jnp.int32), (B, len(x))) for name, x in row.items()}
+    return TreeBatch(**fields | {"tokens": jnp.asarray(tokens), "target": jnp.asarray(tokens[:, 1:])})
+
+
+class Given(torch.nn.Module):
+    """A dropout that keeps what it is told to."""
+
+    def __init__(self, kept, dropout):
+        super().__init__()
+        self.factor = torch.tensor(np.asarray(kept) / (1 - dropout))
+
+    def forward(self, x):
+        return x * self.factor.to(x.dtype).reshape(x.shape)
+
+
+def one_of_each_type():
+    """Every family's name; a type's second is slow."""
+    seen, names = set(), []
+    for name, make in tiny.FAMILIES.items():
+        kind = type(make())
+        names.append(pytest.param(name, marks=pytest.mark.slow) if kind in seen else name)
+        seen.add(kind)
+    return names
+
+
+@pytest.mark.parametrize("family", one_of_each_type())
+def test_losses_and_gradients_are_pefts_under_the_same_masks(family, tmp_path, monkeypatch):
+    """Every matrix adapted, the head too, tied or not. In float64, also where transformers asks for float32: in norms, softmax, rotations."""
+    rank, dropout, key = 3, 0.3, jax.random.key(5)
+    for name in ("float32", "float"):
+        monkeypatch.setattr(torch, name, torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.manual_seed(0)
+    base = transformers.AutoModelForCausalLM.from_config(tiny.FAMILIES[family](), attn_implementation="eager")
+    base.save_pretrained(tmp_path / "base")
+    tensors = [t for t in FAMILIES[base.config.model_type].tensors if t.is_matrix]
+    modules = {t: t.name.removesuffix(".weight") for t in tensors}
+    there = {name for name, _ in base.named_modules()}
+    modules = {t: name for t, name in modules.items() if name.format(layer=0) in there}
+    settings = peft.LoraConfig(
+        r=rank, lora_alpha=7, lora_dropout=dropout, target_modules=[name.split("{layer}.")[-1] for name in modules.values()]
+    )
+    theirs = peft.get_peft_model(base, settings)
+    with torch.no_grad():
+        for name, value in theirs.named_parameters():
+            if "lora_" in name:
+                value.copy_(0.2 * torch.randn_like(value))
+    theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    theirs.double().eval()  # the masks below are not the mode's
+
+    with jax.enable_x64(True):
+        model = Model(hf.read_config(tmp_path / "base"), "float64", "float64")
+        params = hf.read_params(tmp_path / "base", model, param_shardings(model, make_mesh(MeshConfig(1), jax.devices()[:1])))
+        adapters, config = load_peft(tmp_path / "adapter", model)
+        adapters = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), adapters)
+        model = dataclasses.replace(model, lora=config)
+        for tensor, name in modules.items():
+            for layer in range(model.config.n_layers if tensor.stacked else 1):
+                module = theirs.get_submodule("base_model.model." + name.format(layer=layer))
+                own = jax.random.fold_in(key, layer) if tensor.stacked else key
+                shape = *tiny.TOKENS.shape, module.in_features
+                kept = linear.kept(jax.random.fold_in(own, crc32(tensor.name.encode())), shape, dropout)
+                module.lora_dropout["default"] = Given(kept, dropout)
+        B, T = tiny.TOKENS.shape
+        weights = np.random.default_rng(1).random((B, T - 1))
+        batch = plain_batch(tiny.TOKENS)
+        loss, grads = jax.jit(jax.value_and_grad(lambda x: (weights * forward(model, x, params, batch, key)).sum()))(adapters)
+
+    logps = torch.log_softmax(theirs(torch.tensor(tiny.TOKENS)).logits[:, :-1], -1)
+    expected = (logps.gather(-1, torch.tensor(tiny.TOKENS[:, 1:, None]))[..., 0] * torch.tensor(weights)).sum()
+    expected.backward()
+    errors = {"loss": abs(float(loss) / expected.item() - 1)}
+    grads = flatten_dict(grads, sep=".")
+    for tensor, name in modules.items():
+        L = model.config.n_layers if tensor.stacked else 1
+        each = [theirs.get_submodule("base_model.model." + name.format(layer=layer)) for layer in range(L)]
+        a = sum(np.asarray(grads[f"{path}.a"]).reshape(L, -1, rank) for path in tensor.paths)
+        b = tensor.fuse([np.asarray(grads[f"{path}.b"]).reshape(L, rank, -1) for path in tensor.paths])
+        for side, found in (("lora_A", a), ("lora_B", b)):
+            wanted = np.stack([getattr(module, side)["default"].weight.grad.numpy().T for module in each])
+            assert np.abs(wanted).max() > 0
+            errors[f"{name}.{side}"] = np.abs(found - wanted).max() / np.abs(wanted).max()
+    print(f"largest relative error {max(errors.values()):.1e}: {max(errors, key=errors.get)}")
+    assert {name: error for name, error in errors.items() if not error < 1e-5} == {}

@@ -1,6 +1,7 @@
 """config.json to `ModelConfig` and back: models as they are published, old keys and new, and what is refused."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -12,6 +13,7 @@ from lpo_jax.config import ConfigError, ModelConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
 from lpo_jax.model.translate import config_from_hf, config_to_hf
+from tests.helpers import damage
 from tests.helpers.families import FAMILIES, SHAPE
 
 
@@ -199,3 +201,35 @@ def test_the_text_model_of_gemma_3_by_the_advice_of_the_error(tmp_path):
     tokens = torch.arange(5, 25)[None]
     torch.testing.assert_close(saved(tokens).logits, whole(input_ids=tokens).logits)
     assert hf.read_config(tmp_path / "text").family == "gemma3_text"
+
+
+def absurd(raw):
+    """Every key of a config.json with every absurd value, and so of its rope parameters."""
+    for key, value in itertools.product((*raw, *MORE_KEYS), damage.ABSURD):
+        yield raw | {key: value}
+    for where in ("rope_parameters", "rope_scaling"):
+        for nested in (None, "full_attention", "sliding_attention"):
+            rope = raw.get("rope_parameters") or {}
+            for key, value in itertools.product((*(rope.get(nested, rope)), *ROPE_KEYS), damage.ABSURD):
+                changed = (rope.get(nested) or rope) | {key: value}
+                yield raw | {where: changed if nested is None else rope | {nested: changed}}
+
+
+MORE_KEYS = ("rope_theta", "rope_local_base_freq", "original_max_position_embeddings", "partial_rotary_factor", "sliding_window_pattern")
+ROPE_KEYS = ("type", "factor", "attention_factor", "beta_fast", "mscale", "mscale_all_dim", "truncate", "short_factor", "rope_theta")
+
+
+@pytest.mark.parametrize("family", ["gemma3", "phi3 longrope", "smollm3", "granite", "llama yarn, all keys", "gpt_bigcode"])
+def test_absurd_values_are_refused_or_a_model(family):
+    raw = FAMILIES[family]().to_dict()
+    made, said = 0, []
+    for changed in absurd(raw):
+        try:
+            config = config_from_hf(changed)
+        except ConfigError as error:
+            said.append(str(error))
+        else:
+            made += 1
+            assert config_from_hf(config_to_hf(config)) == config, changed
+    assert made > 100 and len(said) > 100
+    assert [line for line in said if "\n" in line or len(line) > 2000] == []

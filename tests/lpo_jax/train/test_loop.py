@@ -30,7 +30,7 @@ from tests.helpers.training import LPO, MODEL, OPTIM, start, tiny_args
 def run_steps(feed, mesh_config, steps, rows=8, accumulate=1, objective=LPO, model=Model(MODEL)):
     """Losses and final parameters of a few steps."""
     devices = jax.devices()[: abs(mesh_config.data * mesh_config.fsdp * mesh_config.tensor)]
-    mesh, tx = make_mesh(mesh_config, devices), optimizer(OPTIM, steps)
+    mesh, tx = make_mesh(mesh_config, devices), optimizer(OPTIM, steps, model)
     with jax.set_mesh(mesh):
         shardings = state.state_shardings(model, tx, mesh)
         init = jax.jit(lambda key: state.new_state(model.init(key), tx), out_shardings=shardings)
