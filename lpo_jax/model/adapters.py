@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lpo_jax.config import ConfigError, LoraConfig
 from lpo_jax.model.decoder import Model, Params
+from lpo_jax.model.families import FAMILIES
 from lpo_jax.model.quantized import QArray, dequantize
 
 X = TypeVar("X")
@@ -105,6 +106,11 @@ def _targets(model: Model, config: LoraConfig) -> list[str]:
             f"lora.targets {config.targets!r} matches the head, for which dora isn't computed; write e.g. "
             r"lora.targets: blocks\.(q|k|v|o|gate|up|down)"
         )
+    for tensor in FAMILIES[model.config.family].tensors if config.dora else ():
+        if set(tensor.paths) & set(targets) and not set(tensor.paths) <= set(targets):
+            raise ConfigError(
+                f"lora.targets {config.targets!r}: {tensor.name} fuses {', '.join(tensor.paths)}: with dora PEFT adapts all of them or none"
+            )
     if targets:
         return targets
     others = [path for path in flatten_dict(model.shapes(), sep=".") if pattern.fullmatch(path)]

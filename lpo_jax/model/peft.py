@@ -62,10 +62,6 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
                 start += own.shape[1]
         b, norms = tensor.fuse(blocks), np.empty(0, np.float32)
         if config.dora:
-            if adapted != list(tensor.paths):
-                raise ConfigError(
-                    f"{_module(tensor)} fuses {', '.join(tensor.paths)}: with dora PEFT adapts all of them or none; set lora.targets so"
-                )
             norms = tensor.fuse([np.asarray(flat[f"{path}.norm"], np.float32).reshape(L, -1) for path in adapted])
         for layer in range(len(a)):
             module = f"base_model.model.{_module(tensor).format(layer=layer)}"
