@@ -2,6 +2,8 @@
 
 Complete every prompt of a JSONL file. A row is {"id": ..., "prompt": TEXT}, completed as it stands, or {"id": ..., "instruction": TEXT}, put as
 the model was trained (--template). Without an id a row's is its line number. Control tokens that a row spells, such as <|im_end|>, are text.
+With --adapter NAME=DIR, repeatable, a row {..., "adapter": NAME} is completed with that PEFT adapter, the others by the model itself. What ends a
+text of one ends those of all.
 
 A line of OUT.jsonl is a sample, written when it is done: id, sample, text, finish ("stop" or "length"), tokens, logprob (by the model itself,
 of all tokens). The same command goes on where it was stopped; more --samples may be asked of a finished job. A sample depends on the model, the
@@ -14,6 +16,7 @@ tokenizers: their vocabularies are aligned first, which takes minutes on CPUs an
 examples:
   lpo generate tasks.jsonl -o out.jsonl --model runs/disco                      (a run's newest checkpoint)
   lpo generate tasks.jsonl -o out.jsonl --model DIR --samples 25 --temperature 0.4 --top-p 0.95 --stop $'\\ndef ' --stop $'\\nclass '
+  lpo generate tasks.jsonl -o out.jsonl --model DIR --adapter old=runs/a_adapter --adapter new=runs/b_adapter
   lpo generate tasks.jsonl -o out.jsonl --model DIR --greedy --data 1 --tensor 4
   lpo generate tasks.jsonl -o out.jsonl --model DIR --security runs/security --threshold 0.3 --html out.html
   lpo generate tasks.jsonl -o out.jsonl --model DIR --security OTHER_FAMILY --preset crosec --weight 0.3

@@ -1,8 +1,10 @@
 """The flags by which `lpo generate`, `lpo serve` and `lpo-eval` say which models decode, how two of them do it together, and where."""
 
 import argparse
+import re
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from foundation.commands import number, whole
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = ()) -> None:
     parser.add_argument("--model", required=True, help="a Hugging Face directory, a hub id, or the run_dir of a trained config")
-    parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to merge into it")
+    parser.add_argument("--adapter", action="append", default=[], metavar="[NAME=]DIR", help="a PEFT adapter to merge into it; with a NAME it stays beside the model, and there may be several, from which each request chooses")  # fmt: skip
     parser.add_argument("--tokenizer", metavar="DIR", help="default: the model's own")
     parser.add_argument("--security", metavar="MODEL", help="co-decode with this security model, given as --model is")
     parser.add_argument("--security-adapter", metavar="DIR", help="a PEFT adapter to merge into that")
@@ -63,8 +65,26 @@ def models_of(args: argparse.Namespace) -> "Models":
     from lpo_jax.config import MeshConfig
     from lpo_jax.decode.load import Models
 
-    same = {field.name: getattr(args, field.name) for field in fields(Models) if field.name in args}
+    same = {field.name: getattr(args, field.name) for field in fields(Models) if field.name in args} | _adapters(args)
     return Models(rule=_rule(args), mesh=MeshConfig(args.data, args.fsdp, args.tensor, args.expert), **same)
+
+
+def _adapters(args: argparse.Namespace) -> "dict[str, Any]":
+    """What --adapter says: one to merge, or several by name."""
+    from foundation.errors import ConfigError
+
+    named, merged = dict[str, str](), []
+    for given in args.adapter:
+        match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)", given)
+        if match is None or Path(given).exists():
+            merged.append(given)
+        elif named.setdefault(match[1], match[2]) != match[2]:
+            raise ConfigError(f"--adapter {match[1]}: {named[match[1]]} and {match[2]}: give each a name of its own")
+    if len(merged) > 1 or (merged and named):
+        raise ConfigError(f"--adapter {merged[0]} is merged into the model, which leaves no other: give each a name, --adapter NAME=DIR")
+    if named and args.preset in ("crosec", "crosec_published"):
+        raise ConfigError(f"--adapter {next(iter(named))}=...: not for --preset {args.preset}: give one without a name, to be merged")
+    return {"adapter": merged[0] if merged else None, "adapters": named or None}
 
 
 def _rule(args: argparse.Namespace) -> "CoDecoding | CroSec | None":

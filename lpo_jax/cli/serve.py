@@ -8,6 +8,9 @@ change the result and isn't computed here is refused by name. An answer tells it
 `lpo generate`'s sampler. A chat is put as the model was trained here (--template); another's in its own chat template. Its last message is the
 instruction, those before it are the history, as in pairs with a history.
 
+With --adapter NAME=DIR, repeatable, PEFT adapters work beside the model, and a request's `model` says which is meant: an adapter's name, or the
+model's (--name). They share rows, batches and the model's weights. What ends a text of one ends those of all.
+
 At the start everything is compiled that requests can need. SIGTERM or Ctrl-C lets what is at work finish, for --grace seconds. The exit code is 1
 if decoding has failed.
 
@@ -17,6 +20,7 @@ all its users). Any other lets in whoever reaches the port: set LPO_API_KEY, and
 examples:
   lpo serve --model runs/disco
   lpo serve --model DIR --security runs/security --threshold 0.3 --rows 32 --max-len-tokens 8192
+  lpo serve --model DIR --name base --adapter secure=runs/a_adapter --adapter fast=runs/b_adapter
   LPO_API_KEY=... lpo serve --model DIR --host 0.0.0.0 --port 8080
 """
 
@@ -26,6 +30,7 @@ import json
 import logging
 import os
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -63,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from data_pipeline import template
     from lpo_jax.config import ConfigError
     from lpo_jax.decode.load import find, open_sampler
-    from lpo_jax.decode.prompts import asking
+    from lpo_jax.decode.prompts import Asking, asking
     from lpo_jax.decode.request import SamplingConfig
     from lpo_jax.decode.sampler import Sampler
     from lpo_jax.serve import server as serve
@@ -80,7 +85,11 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.max_waiting < 0 or args.grace < 0:
         raise ConfigError("--max-waiting and --grace must be 0 or more")
-    found = find(models_of(args))
+    models = models_of(args)
+    name = args.name or Path(args.model).name
+    if name in (models.adapters or {}):
+        raise ConfigError(f"--adapter {name}=...: the model itself is called so: give another name, or --name")
+    found = find(models)
     longest = found.max_len_tokens
     if args.max_len_tokens is None:
         longest = min(longest, SERVED_LEN_TOKENS)
@@ -90,26 +99,32 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--max-len-tokens {longest}: a prompt and its completion have 2 tokens at least")
     bound = serve.bind(args.host, args.port)
     log.info("%s: loading %s", serve.address(bound), " and ".join(filter(None, (args.model, args.security))))
-    how = asking(args.model, found.tokenizer, args.template, args.system, not args.no_think, args.adapter)
-    how.warn()
-    sampling = SamplingConfig(stop_tokens=template.ends(how.template, found.tokenizer))
+    how, *others = (
+        asking(args.model, found.tokenizer, args.template, args.system, not args.no_think, adapter)
+        for adapter in (models.adapter, *(models.adapters or {}).values())
+    )
+    for each in (how, *others):
+        each.warn()
+    ends = dict.fromkeys(end for each in (how, *others) for end in template.ends(each.template, found.tokenizer))
+    sampling = SamplingConfig(stop_tokens=tuple(ends))
     sampler = open_sampler(found, sampling, longest, segment_steps=serve.SEGMENT_STEPS)
     assert isinstance(sampler, Sampler)  # no preset of CroSec is offered here
     driver = Driver(sampler, args.max_waiting)
     log.info("compiling, for prompts and completions of up to %d tokens together", longest)
     driver.warm_up()
     rule, tok = found.models.rule, found.tokenizer
-    named = "model", "adapter", "security", "security_adapter", "block", "data", "fsdp", "tensor", "expert"
-    settings = {k: getattr(args, k) for k in named}
+    settings = {k: getattr(args, k) for k in ("model", "security", "security_adapter", "block", "data", "fsdp", "tensor", "expert")}
+    settings |= {"adapter": models.adapter, "adapters": models.adapters, "asked": [other.facts for other in others]}
     settings |= {"rule": rule and asdict(rule), "dtype": found.dtype, "rows": driver.rows, "tokenizer": tok.sha256, "jax": version("jax")}
     settings |= how.facts
     fingerprint = f"fp_{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
     log.info("a chat is put in the template %s", how.template.name)
 
-    def chat(messages: list[dict[str, str]]) -> list[int]:
+    def chat(how: Asking, messages: list[dict[str, str]]) -> list[int]:
         return how.conversation(messages, tok).ids(tok)
 
-    served = Served(args.name or Path(args.model).name, tok, sampler.vocab, longest, chat, fingerprint)
+    adapters = {adapter: partial(chat, each) for adapter, each in zip(models.adapters or {}, others, strict=True)}
+    served = Served(name, tok, sampler.vocab, longest, partial(chat, how), fingerprint, adapters)
     if key is None and args.host not in ("127.0.0.1", "localhost", "::1"):
         log.warning("whoever reaches %s can use the model: LPO_API_KEY is not set", serve.address(bound))
     return serve.run(bound, driver, served, key, args.grace)

@@ -3,6 +3,7 @@
 A YAML file lists what differs from the defaults; `lpo config FILE` prints the whole of it with these explanations.
 """
 
+import math
 import os
 import re
 from dataclasses import dataclass, field, fields
@@ -234,7 +235,7 @@ class ModelConfig(Settings):
 
 @dataclass(frozen=True)
 class LoraConfig(Settings):
-    """Low-rank adapters (Hu et al. 2021): W + alpha / rank * A B is trained through A and B; W stays as it is."""
+    """Low-rank adapters (Hu et al. 2021): W + scale * A B is trained through A and B; W stays as it is."""
 
     rank: Positive
     """columns of A"""
@@ -245,6 +246,15 @@ class LoraConfig(Settings):
     targets: str = r"blocks\.(q|k|v|o|gate|up|down)|head"
     """regular expression, matched against whole parameter paths; a tied head is called tied_head: its adapter leaves the embeddings alone. The default
     is every matrix but a mixture's experts (blocks.expert_gate, _up and _down), each of which gets an adapter of its own; a router has none"""
+    rslora: bool = False
+    """scale by alpha / sqrt(rank) instead (Kalajdzievski 2023): divided by rank, adapters of a high rank learn slowly"""
+    dora: bool = False
+    """weight-decomposed (Liu et al. 2024): the norm of each output's column of W + scale * A B is trained on its own; not for heads and experts"""
+
+    @property
+    def scale(self) -> float:
+        """What the adapters' product is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 @dataclass(frozen=True)
@@ -256,7 +266,7 @@ class ModelSource(Settings):
     shape: str | None = None
     """a copy of path's config.json: `lpo plan` needs no more of a model; a run refuses weights that differ"""
     adapter: str | None = None
-    """a PEFT directory, merged into the weights first, as the authors do between SFT and LPO"""
+    """a PEFT directory, merged into the weights first, as the authors do between SFT and LPO; its modules_to_save replace the weights'"""
     new: ModelConfig | None = None
     """a randomly initialised model of this shape"""
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"

@@ -16,6 +16,7 @@ Dims: R rows, S slots of a row, k tokens of a block, G prompts of a prefill, T t
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import flax.struct
 import jax
@@ -26,6 +27,9 @@ from lpo_jax.decode.rules.codecode import FACTS, CoDecoding
 from lpo_jax.decode.rules.warp import Site, Warp, draw, logp_of, only, warp
 from lpo_jax.model.decoder import KVCache, Model, Params
 from lpo_jax.sharding import constrain, named
+
+Read = Callable[[int, KVCache, jax.Array, jax.Array], tuple[jax.Array, KVCache]]
+"""(which model, its cache, tokens, positions) -> see `Engine._read`."""
 
 CACHE_AXES = ("layers", "batch", None, "kv_heads", "head_dim")
 MIN_BUCKET = 32
@@ -51,6 +55,7 @@ class DecodeState:
     full_at: jax.Array  # [R] int32: the length at which the row ends
     keys: jax.Array  # [R, 2] uint32: the row's seed and sample, see `warp.gumbel`
     warp: Warp  # [R] each
+    adapter: jax.Array  # [R] int32: the number of the row's adapter, from 1 on; 0: none
     active: jax.Array  # [R] bool: the row is to be extended
     facts: dict[str, jax.Array]  # [R, S] float32 each, of the generated tokens: "logp" (by the first model, unwarped), and co-decoding's
 
@@ -78,7 +83,7 @@ class Engine:
         self.empty = jax.jit(self._empty, out_shardings=places)
         self.prefill = jax.jit(self._prefill)
         self.place = jax.jit(self._place, out_shardings=places, donate_argnums=0)
-        self.extend = jax.jit(self._extend, out_shardings=places, static_argnames="block", donate_argnums=1)
+        self.extend = jax.jit(self._extend, out_shardings=places, static_argnames="block", donate_argnums=2)
 
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
@@ -95,6 +100,7 @@ class Engine:
             full_at=count,
             keys=jnp.zeros((R, 2), jnp.uint32),
             warp=Warp(jnp.zeros((R,)), jnp.zeros((R,), jnp.int32), jnp.ones((R,))),
+            adapter=jnp.zeros((R,), jnp.int32),
             active=jnp.zeros((R,), bool),
             facts={name: jnp.zeros((R, S), jnp.float32) for name in ("logp", *(FACTS if self.rule else ()))},
         )
@@ -110,9 +116,14 @@ class Engine:
         """Where an [R] array lies."""
         return named(self.mesh, ("batch",), (self.rows,))
 
-    def _prefill(self, params: Sequence[Params], tokens: jax.Array) -> tuple[KVCache, ...]:
-        """[G, T] prompts, padded on the right -> each model's keys and values of all of their tokens."""
-        caches = (model.prefill(p, tokens) for model, p in zip(self.models, params, strict=True))
+    def _prefill(self, params: Sequence[Params], adapters: Params | None, tokens: jax.Array, which: jax.Array) -> tuple[KVCache, ...]:
+        """[G, T] prompts, padded on the right -> each model's keys and values of all of their tokens.
+
+        Args:
+          adapters: of the first model, see `lpo_jax.model.adapters.joined`; None: there are none.
+          which: [G], the number of each prompt's.
+        """
+        caches = (model.prefill(p, tokens, a, which) for model, p, a in zip(self.models, params, (adapters, None), strict=False))
         return jax.tree.map(lambda x: constrain(x, *CACHE_AXES), tuple(caches))
 
     def _place(
@@ -125,6 +136,7 @@ class Engine:
         lengths: jax.Array,
         key: jax.Array,
         by: Warp,
+        adapter: jax.Array,
     ) -> DecodeState:
         """Begin a row with a prompt that has been prefilled.
 
@@ -149,10 +161,11 @@ class Engine:
             full_at=state.full_at.at[row].set(lengths[1]),
             keys=state.keys.at[row].set(key),
             warp=jax.tree.map(lambda old, new: old.at[row].set(new), state.warp, by),
+            adapter=state.adapter.at[row].set(adapter),
             active=state.active.at[row].set(True),
         )
 
-    def _extend(self, params: Sequence[Params], state: DecodeState, steps: jax.Array, block: int) -> DecodeState:
+    def _extend(self, params: Sequence[Params], adapters: Params | None, state: DecodeState, steps: jax.Array, block: int) -> DecodeState:
         """Extend every active row by at most `steps` tokens, with two models by at most so many blocks of `block` tokens."""
 
         def go_on(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
@@ -160,25 +173,26 @@ class Engine:
 
         def step(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
             state = carry[1]
-            return carry[0] + 1, self._alone(params, state) if self.rule is None else self._together(params, state, block)
+            read = partial(self._read, params, (adapters, None), state.adapter)
+            return carry[0] + 1, self._alone(read, state) if self.rule is None else self._together(read, state, block)
 
         return jax.lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), state))[1]
 
-    def _alone(self, params: Sequence[Params], state: DecodeState) -> DecodeState:
+    def _alone(self, read: Read, state: DecodeState) -> DecodeState:
         """One token more for each active row."""
-        logits, cache = self._read(0, params, state.caches[0], _last(state), state.length[:, None] - 1)
+        logits, cache = read(0, state.caches[0], _last(state), state.length[:, None] - 1)
         site = Site(state.keys, state.length, state.warp)
         token = draw(warp(logits[:, 0], state.warp), site)
         return self._append(state, (cache,), token[:, None], jnp.ones_like(state.length), {"logp": logp_of(logits[:, 0], token)[:, None]})
 
-    def _together(self, params: Sequence[Params], state: DecodeState, block: int) -> DecodeState:
+    def _together(self, read: Read, state: DecodeState, block: int) -> DecodeState:
         """Up to `block` tokens more for each active row: the ones that blocks of a single token would append."""
         assert self.rule is not None
         rule, site, k = self.rule, Site(state.keys, state.length, state.warp), block
 
         def propose(carry: tuple[jax.Array, KVCache], ahead: jax.Array) -> tuple[tuple[jax.Array, KVCache], tuple[jax.Array, ...]]:
             token, cache = carry
-            logits, cache = self._read(1, params, cache, token, state.length[:, None] - 1 + ahead)
+            logits, cache = read(1, cache, token, state.length[:, None] - 1 + ahead)
             draft, *logq = rule.propose(logits[:, 0], site.ahead(ahead))
             return (draft[:, None], cache), (draft, *logq)
 
@@ -186,7 +200,7 @@ class Engine:
         (_, expert_cache), proposed = jax.lax.scan(propose, (last, state.caches[1]), jnp.arange(k))
         drafts, logq_ratio, logq = (x.T for x in proposed)  # [R, k] each
         fed = jnp.concatenate([last, drafts[:, :-1]], axis=1)
-        logits, target_cache = self._read(0, params, state.caches[0], fed, state.length[:, None] - 1 + jnp.arange(k))
+        logits, target_cache = read(0, state.caches[0], fed, state.length[:, None] - 1 + jnp.arange(k))
         logp = logp_of(logits, drafts)
         accepted = rule.accepts(logp, logq_ratio)
         taken = jnp.where(accepted.all(axis=1), k, jnp.argmin(accepted, axis=1))  # drafts in front of the first rejected
@@ -205,12 +219,19 @@ class Engine:
         return self._append(state, (target_cache, expert_cache), new, stop + 1, facts)
 
     def _read(
-        self, which: int, params: Sequence[Params], cache: KVCache, tokens: jax.Array, positions: jax.Array
+        self,
+        params: Sequence[Params],
+        adapters: Sequence[Params | None],
+        of_rows: jax.Array,
+        which: int,
+        cache: KVCache,
+        tokens: jax.Array,
+        positions: jax.Array,
     ) -> tuple[jax.Array, KVCache]:
         """What a model expects behind each of `tokens` [R, k]: logits [R, k, V] in float32 or wider, -inf where no token is; and its cache."""
-        model = self.models[which]
-        hidden, cache = model.decode(params[which], cache, tokens, positions)
-        found = model.unembed(params[which], hidden)
+        model, own = self.models[which], adapters[which]
+        hidden, cache = model.decode(params[which], cache, tokens, positions, own, of_rows)
+        found = model.unembed(params[which], hidden, own, of_rows)
         return constrain(only(found.astype(jnp.promote_types(found.dtype, jnp.float32)), self.vocab), "batch", None, "vocab"), cache
 
     def _append(

@@ -50,9 +50,10 @@ def run(job: Job) -> int:
 
 def _run(job: Job) -> int:
     found = find(job.models)
-    how = _asking(job, found)
-    how.warn()
-    prompts = asked.read(job.prompts, found.tokenizer, how)
+    how, others = _asking(job, found), _asking_adapters(job, found)
+    for each in (how, *others.values()):
+        each.warn()
+    prompts = asked.read(job.prompts, found.tokenizer, how, others)
     new, limit = job.sampling.max_new_tokens, found.max_len_tokens
     for prompt in prompts:
         length = len(prompt.ids)
@@ -62,11 +63,16 @@ def _run(job: Job) -> int:
                 "shorten it, lower --max-new-tokens or raise --max-len-tokens"
             )
     done = _open_journal(job, found.dtype, prompts)
-    missing = [Request(p.id, p.ids, request_seed(job.seed, p.id), k) for p in prompts for k in range(job.samples) if (p.id, k) not in done]
+    missing = [
+        Request(p.id, p.ids, request_seed(job.seed, p.id), k, adapter=p.adapter)
+        for p in prompts
+        for k in range(job.samples)
+        if (p.id, k) not in done
+    ]
     if not missing:
         return 0
     longest = max(len(request.prompt) for request in missing) + new
-    ends = templates.ends(how.template, found.tokenizer)
+    ends = dict.fromkeys(end for each in (how, *others.values()) for end in templates.ends(each.template, found.tokenizer))
     sampling = replace(job.sampling, stop_tokens=(*job.sampling.stop_tokens, *ends))
     sampler = open_sampler(found, sampling, longest, alignments=Path(job.out).parent)
     by_id = {prompt.id: prompt for prompt in prompts}
@@ -79,6 +85,7 @@ def _run(job: Job) -> int:
             prompt = by_id[completion.id]
             record = {
                 "id": completion.id,
+                **({"adapter": prompt.adapter} if prompt.adapter else {}),
                 "sample": completion.sample,
                 "text": completion.text,
                 "finish": completion.finish,
@@ -108,11 +115,19 @@ def read_prompts(job: Job) -> list[Prompt]:
       ConfigError: the file or a row can't be used.
     """
     found = find(job.models)
-    return asked.read(job.prompts, found.tokenizer, _asking(job, found))
+    return asked.read(job.prompts, found.tokenizer, _asking(job, found), _asking_adapters(job, found))
 
 
 def _asking(job: Job, found: Found) -> Asking:
     return asked.asking(job.models.model, found.tokenizer, job.template, job.system, job.think, job.models.adapter)
+
+
+def _asking_adapters(job: Job, found: Found) -> dict[str, Asking]:
+    """How the adapters beside the model are asked: each as it was trained."""
+    return {
+        name: asked.asking(job.models.model, found.tokenizer, job.template, job.system, job.think, directory)
+        for name, directory in (job.models.adapters or {}).items()
+    }
 
 
 def _trace(completion: Completion, tokenizer: Tokenizer) -> list[Json]:

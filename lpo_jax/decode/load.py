@@ -1,8 +1,8 @@
 """Opening what decodes: a model from a Hugging Face directory, a hub id or a run's directory, and all that `lpo generate` and `lpo serve` name."""
 
 import logging
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -20,11 +20,11 @@ from lpo_jax.decode.rules.codecode import CoDecoding
 from lpo_jax.decode.rules.crosec import CroSec
 from lpo_jax.decode.sampler import Sampler
 from lpo_jax.model import hf, lora, peft
-from lpo_jax.model.adapters import untied
+from lpo_jax.model.adapters import joined, joined_axes, untied
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train.state import param_shardings
-from lpo_jax.train.weights import float_base, open_run, restore_params, tokenizer_directory
+from lpo_jax.train.state import param_shardings, shardings
+from lpo_jax.train.weights import float_base, merge_adapter, open_run, restore_params, tokenizer_directory
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ class Models:
     """Which models decode, how two of them do it together, and where."""
 
     model: str  # a Hugging Face directory, a hub id, or a run_dir
-    adapter: str | None = None
+    adapter: str | None = None  # a PEFT directory, merged
+    adapters: Mapping[str, str] | None = None  # PEFT directories by name, beside the model: each request names one, or none
     security: str | None = None  # a second model, which proposes the tokens, or (CroSec) is mixed in
     security_adapter: str | None = None
     rule: CoDecoding | CroSec | None = None  # default, of two models: the preset `aligned`
@@ -101,6 +102,8 @@ def open_sampler(
     models, tok, its = found.models, found.tokenizer, found.security_tokenizer
     mesh = make_mesh(models.mesh)
     target = load_model(models.model, mesh, found.dtype, models.adapter)
+    if models.adapters:
+        target = with_adapters(target, models.adapters)
     security = None if models.security is None else load_model(models.security, mesh, found.dtype, models.security_adapter)
     rows = models.rows or ROWS_PER_CUT * target.cuts
     if isinstance(models.rule, CroSec):
@@ -171,11 +174,23 @@ def load_model(path: str, mesh: Mesh, dtype: str, adapter: str | None = None) ->
         params = _convert(model, mesh, params, frozen, trained.lora)
         ids = _eos_ids(tokenizer_directory(run))
     if adapter is not None:
-        adapters, settings = peft.load_peft(adapter, model)
-        model = untied(model, adapters)
-        merge = jax.jit(partial(lora.merge, config=settings), out_shardings=param_shardings(model, mesh), donate_argnums=0)
-        params = merge(params, adapters)
+        model, params = merge_adapter(adapter, model, mesh, params)
     return LoadedModel(model, params, mesh, ids)
+
+
+def with_adapters(base: LoadedModel, directories: Mapping[str, str]) -> LoadedModel:
+    """A model with adapters beside it: PEFT directories by name.
+
+    Raises:
+      ConfigError: a directory holds what can't be computed so, or doesn't fit; named.
+    """
+    read = {directory: peft.load_peft(directory, base.model) for directory in directories.values()}
+    for directory, (adapters, _) in read.items():
+        if experts := sorted(name for name in adapters.get("blocks", {}) if name.startswith("expert_")):
+            raise ConfigError(f"{directory}: {', '.join(experts)}: adapters of experts are only merged: give it alone and without a name")
+    found = joined(list(read.values()), base.model.compute_dtype)
+    places = shardings(joined_axes(base.model, found), found, base.mesh)
+    return replace(base, adapters=jax.device_put(found, places), names=tuple(directories))
 
 
 def _convert(model: Model, mesh: Mesh, params: Params, frozen: Params, config: LoraConfig | None) -> Params:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -130,18 +131,25 @@ class Prompt:
     where: str  # file and line, for errors
     text: str  # for people
     ids: tuple[int, ...]  # as the model reads it
+    adapter: str | None = None  # the name of the one that completes it; None: the model itself
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()[:16]
+        content = self.ids if self.adapter is None else [self.adapter, self.ids]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def read(path: str, tokenizer: Tokenizer, asking: Asking) -> list[Prompt]:
+def read(path: str, tokenizer: Tokenizer, asking: Asking, adapters: Mapping[str, Asking] | None = None) -> list[Prompt]:
     """The prompts of a JSONL file: rows {"prompt": ...} as they are, rows {"instruction": ...} as the model is asked.
 
+    Args:
+      adapters: how those beside the model are asked, by name. A row {"adapter": NAME, ...} is for one of them.
+
     Raises:
-      ConfigError: no such file, or a row is no object, has neither or both, or an id that another row has; file and line are named.
+      ConfigError: no such file, or a row is no object, has neither or both, an id that another row has, or an adapter that there isn't; or no
+        row has an adapter, where there are some; file and line are named.
     """
+    adapters = adapters or {}
     found: dict[str, Prompt] = {}
     unused = Counter[str]()
     for where, row in records.read(path, records.raising(ConfigError)):
@@ -152,15 +160,26 @@ def read(path: str, tokenizer: Tokenizer, asking: Asking) -> list[Prompt]:
         try:
             given = row.get("id")
             text, name = text_of(row[key], key), text_of(where.rpartition(":")[2] if given is None else str(given), "id")
-            shown = asking.prompt(text, tokenizer) if key == "instruction" else templates.as_it_stands(text)
+            adapter = str(row["adapter"]) if adapters and row.get("adapter") else None
+            if adapter is not None and adapter not in adapters:
+                raise RowError(f"adapter {adapter[:80]!r} isn't one of those given: {', '.join(adapters)}")
+            how = asking if adapter is None else adapters[adapter]
+            shown = how.prompt(text, tokenizer) if key == "instruction" else templates.as_it_stands(text)
         except (RowError, TemplateError) as error:
             raise ConfigError(f"{where}: {error}") from None
         if name in found:
             raise ConfigError(f"{where}: id {name} stands at {found[name].where} already")
-        found[name] = Prompt(name, where, shown.shown, tuple(shown.ids(tokenizer)))
-        unused.update(column for column in row.keys() - {"id", key} if row[column] not in (None, "", [], {}))
+        found[name] = Prompt(name, where, shown.shown, tuple(shown.ids(tokenizer)), adapter)
+        unused.update(
+            column for column in row.keys() - {"id", key, *(["adapter"] if adapters else [])} if row[column] not in (None, "", [], {})
+        )
     if not found:
         raise ConfigError(f"{path}: no prompt")
+    if adapters and not any(prompt.adapter for prompt in found.values()):
+        some = next(iter(adapters))
+        raise ConfigError(
+            f'{path}: no row names an adapter: write "adapter": "{some}" into those that it shall complete, or give one --adapter DIR'
+        )
     if unused:
         log.warning("%s: nothing reads the columns %s", path, ", ".join(f"{name} ({count} rows)" for name, count in sorted(unused.items())))
     return list(found.values())

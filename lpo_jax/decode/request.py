@@ -25,6 +25,8 @@ class LoadedModel:
     params: Params
     mesh: Mesh
     eos_ids: tuple[int, ...] = ()  # that its files declare, besides the tokenizer's
+    adapters: Params | None = None  # those that work beside it, see `lpo_jax.model.adapters.joined`
+    names: tuple[str, ...] = ()  # of these, in their order
 
     @property
     def cuts(self) -> int:
@@ -65,6 +67,7 @@ class Request:
     sample: int = 0
     n: int = 1
     sampling: SamplingConfig | None = None  # default: the sampler's; `stop_tokens` are always the sampler's
+    adapter: str | None = None  # the name of one of the model's; None: the model itself
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the row that a sample is in, or on when it is let in. (Up to rounding: the same 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -60,7 +61,8 @@ class Sampler:
         self.tokenizer, self.config, self.max_len_tokens, self.vocab = tokenizer, config, max_len_tokens, tokenizer.size
         self.block, self.segment_steps = block, segment_steps
         self.mesh, self.by_name = model.mesh, {name: m.params for name, m in models.items()}
-        self.params = tuple(self.by_name.values())
+        self.params, self.adapters = tuple(self.by_name.values()), model.adapters
+        self.numbers = {None: 0} | {name: number for number, name in enumerate(model.names, 1)}  # of the adapters, as the engine counts
         self.group = model.cuts  # prompts of a prefill: one for each cut of the batch
         for name, m in models.items():
             check_model(m, name, self.vocab, rows, max_len_tokens, f"max_len_tokens is {max_len_tokens}")
@@ -134,9 +136,12 @@ class Session:
         """Let a request's samples wait for rows.
 
         Raises:
-          ConfigError: its prompt is empty or too long, or its seed out of range; the request's id is named.
+          ConfigError: its prompt is empty or too long, its seed out of range, or its adapter unknown; the request's id is named.
         """
         s = self._sampler
+        if request.adapter not in s.numbers:
+            there = ", ".join(name for name in s.numbers if name) or "none"
+            raise ConfigError(f"request {request.id}: there is no adapter {request.adapter!r} here (there are: {there})")
         prompt, sampling = resolve(request, s.tokenizer, s.config, s.vocab, s.max_len_tokens)
         numbers = range(request.sample, request.sample + request.n)
         self._waiting.extend(Sample(request, sampling, number, prompt, s.tokenizer, s.ends) for number in numbers)
@@ -163,7 +168,7 @@ class Session:
                 return []
             block = self._block()
             steps = max(1, self._sampler.segment_steps // block)
-            self._state = self._engine.extend(self._sampler.params, self._state, steps, block=block)
+            self._state = self._engine.extend(self._sampler.params, self._sampler.adapters, self._state, steps, block=block)
         return self._collect()
 
     # --- In.
@@ -171,37 +176,39 @@ class Session:
     def _admit(self, new: Mapping[int, Sample]) -> None:
         """Begin rows with new samples.
 
-        Samples of the same prompt share its prefill, also with those that came before, if it is the latest. Prompts are prefilled `group` at a time,
+        Samples of the same prompt and adapter share its prefill, also with those that came before, if it is the latest. Prompts are prefilled `group` at a time,
         padded to their bucket. So the shape of a prefill follows from its prompts' own lengths, and a prompt's numbers don't depend on its company.
         """
-        rows: dict[tuple[int, ...], list[int]] = {}
+        rows: dict[_Prompt, list[int]] = {}
         for row, sample in new.items():
-            rows.setdefault(sample.prompt, []).append(row)
-        buckets: dict[int, list[tuple[int, ...]]] = {}
+            rows.setdefault(_Prompt(sample.prompt, self._sampler.numbers[sample.request.adapter]), []).append(row)
+        buckets: dict[int, list[_Prompt]] = {}
         for prompt in rows:
             if self._latest is None or prompt not in self._latest.prompts:
-                buckets.setdefault(bucket(len(prompt), self._sampler.max_len_tokens), []).append(prompt)
+                buckets.setdefault(bucket(len(prompt.tokens), self._sampler.max_len_tokens), []).append(prompt)
         size = self._sampler.group
         groups = [(width, missing[i : i + size]) for width, missing in buckets.items() for i in range(0, len(missing), size)]
         if self._latest is not None:
             self._place(self._latest, rows, new)
         for width, prompts in groups:
-            tokens = np.zeros((size, width), np.int32)
+            tokens, which = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
             for i, prompt in enumerate(prompts):
-                tokens[i, : len(prompt)] = prompt
-            self._latest = _Prefilled(prompts, tokens, self._engine.prefill(self._sampler.params, tokens))
+                tokens[i, : len(prompt.tokens)], which[i] = prompt
+            self._latest = _Prefilled(prompts, tokens, self._engine.prefill(self._sampler.params, self._sampler.adapters, tokens, which))
             self._place(self._latest, rows, new)
 
-    def _place(self, prefilled: "_Prefilled", rows: Mapping[tuple[int, ...], list[int]], new: Mapping[int, Sample]) -> None:
+    def _place(self, prefilled: "_Prefilled", rows: Mapping["_Prompt", list[int]], new: Mapping[int, Sample]) -> None:
         """Begin those rows whose prompt is among the prefilled."""
         for source, prompt in enumerate(prefilled.prompts):
             for row in rows.get(prompt, ()):
                 sample = new[row]
                 c = sample.sampling
                 noise = np.array([sample.request.seed, sample.number], np.uint32)
-                lengths = np.array([len(prompt), len(prompt) + c.max_new_tokens], np.int32)
+                lengths = np.array([len(prompt.tokens), len(prompt.tokens) + c.max_new_tokens], np.int32)
                 by = Warp(np.float32(c.temperature), np.int32(c.top_k), np.float32(c.top_p))
-                self._state = self._engine.place(self._state, prefilled.caches, prefilled.tokens, source, row, lengths, noise, by)
+                self._state = self._engine.place(
+                    self._state, prefilled.caches, prefilled.tokens, source, row, lengths, noise, by, prompt.adapter
+                )
 
     def _block(self) -> int:
         """How many tokens to propose at a time: the size that appends the most for its cost.
@@ -223,12 +230,13 @@ class Session:
         state = self._state
         active, length, tokens, facts = jax.device_get((state.active, state.length, state.tokens, state.facts))
         active, news = active.copy(), []
+        beside = {} if self._sampler.adapters is None else {"adapters": self._sampler.adapters}
         self._proposed, self._taken = self._proposed / 2, self._taken / 2
         for row, sample in sorted(self._work.items()):
             start, end = len(sample.prompt), length[row]
             new = tokens[row, start:end].tolist()
             latest = {name: x[row, start + sample.seen : end] for name, x in facts.items()}
-            check_finite(latest, self._sampler.by_name, sample.request.id)
+            check_finite(latest, self._sampler.by_name | beside, sample.request.id)
             if self._engine.rule is not None:
                 accepted = facts["accepted"][row, start + sample.seen : end]
                 self._proposed, self._taken = self._proposed + len(accepted), self._taken + accepted.sum()
@@ -250,10 +258,17 @@ class Session:
         self._state = replace(self._state, active=jax.device_put(active, self._engine.row_sharding))
 
 
+class _Prompt(NamedTuple):
+    """What a prefill depends on."""
+
+    tokens: tuple[int, ...]
+    adapter: int  # its number; 0: none
+
+
 @dataclass(frozen=True)
 class _Prefilled:
     """Prompts whose keys and values are known: of prompt i they are the caches' entry i along the batch."""
 
-    prompts: list[tuple[int, ...]]
+    prompts: list[_Prompt]
     tokens: np.ndarray
     caches: tuple[KVCache, ...]

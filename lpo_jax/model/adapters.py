@@ -13,16 +13,21 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lpo_jax.config import ConfigError, LoraConfig
 from lpo_jax.model.decoder import Model, Params
+from lpo_jax.model.families import FAMILIES
+from lpo_jax.model.quantized import QArray, dequantize
 
 X = TypeVar("X")
 
 
 def init(key: jax.Array, model: Model, config: LoraConfig) -> Params:
     """Adapters that change nothing yet, float32: a [L?, *in, R] uniform in +-1 / sqrt(fan in) as in PEFT, b [L?, R, *out] zero.
+
+    Of DoRA a third leaf, norm [L?, *out]: ones, until `with_norms` has seen the weights.
 
     Raises:
       ConfigError: `config.targets` is no regular expression or matches no matrix; the valid paths are named.
@@ -34,17 +39,58 @@ def init(key: jax.Array, model: Model, config: LoraConfig) -> Params:
         bound = math.prod(into) ** -0.5  # kaiming_uniform(a=sqrt(5))
         a = jax.random.uniform(own, (*layers, *into, config.rank), jnp.float32, -bound, bound)
         adapters[path] = {"a": a, "b": jnp.zeros((*layers, config.rank, *out), jnp.float32)}
+        adapters[path] |= {"norm": jnp.ones((*layers, *out), jnp.float32)} if config.dora else {}
     return unflatten_dict(adapters, sep=".")
+
+
+def with_norms(adapters: Params, params: Params, model: Model) -> Params:
+    """New adapters of DoRA with the norms of their matrices' columns, so that they change nothing."""
+    flat, weights, inputs = flatten_dict(adapters, sep="."), flatten_dict(params, sep="."), model.inputs()
+    for name in (name for name in flat if name.endswith(".norm")):
+        path = name.removesuffix(".norm")
+        layers = int(path.startswith("blocks."))
+        w = weights[path]
+        w = dequantize(w, jnp.float32) if isinstance(w, QArray) else w.astype(jnp.promote_types(w.dtype, jnp.float32))
+        flat[name] = jnp.sqrt((w * w).sum(tuple(range(layers, layers + inputs[path])))).astype(jnp.float32)
+    return unflatten_dict(flat, sep=".")
 
 
 def axes(model: Model, config: LoraConfig) -> Params:
     """For each leaf of `init`, the names of its dimensions (see `lpo_jax.sharding.RULES`); the rank is never cut."""
-    names, inputs = flatten_dict(model.axes(), sep="."), model.inputs()
+    return unflatten_dict({path: _axes(model, path, config.dora) for path in _targets(model, config)}, sep=".")
+
+
+def joined_axes(model: Model, adapters: Params) -> Params:
+    """For each leaf of `joined`, the names of its dimensions."""
+    paths = [name.removesuffix(".of") for name in flatten_dict(adapters, sep=".") if name.endswith(".of")]
+    names = {path: _axes(model, path) for path in paths}
+    return unflatten_dict({path: own | {"of": (*own["a"][: path.startswith("blocks.")], None)} for path, own in names.items()}, sep=".")
+
+
+def _axes(model: Model, path: str, dora: bool = False) -> dict[str, tuple[str | None, ...]]:
+    names = flatten_dict(model.axes(), sep=".")
     names |= {"head": names["embed"][::-1]} if model.config.tied_head else {}
+    layers, into, out = split_dims(path, names[path], model.inputs()[path])
+    return {"a": (*layers, *into, None), "b": (*layers, None, *out)} | ({"norm": (*layers, *out)} if dora else {})
+
+
+def joined(adapters: Sequence[tuple[Params, LoraConfig]], dtype: str) -> Params:
+    """Several adapters of one base as one, for `Model.decode` and its kin: {"a": [L?, *in, R], "b": [L?, R, *out], "of": [L?, R] int32}.
+
+    R is the sum of their ranks. `of` says whose a column is: 1 the first's. Their scales are folded into b.
+    """
+    found: dict[str, list[dict[str, np.ndarray]]] = {}
+    for number, (tree, config) in enumerate(adapters, 1):
+        flat = flatten_dict(tree, sep=".")
+        for path in (name.removesuffix(".a") for name in flat if name.endswith(".a")):
+            a, b = np.asarray(flat[f"{path}.a"]), np.asarray(flat[f"{path}.b"]) * config.scale
+            layers = a.shape[:1] if path.startswith("blocks.") else ()
+            of = np.full((*layers, a.shape[-1]), number, np.int32)
+            found.setdefault(path, []).append({"a": a.astype(jnp.dtype(dtype)), "b": b.astype(jnp.dtype(dtype)), "of": of})
     tree = {}
-    for path in _targets(model, config):
-        layers, into, out = split_dims(path, names[path], inputs[path])
-        tree[path] = {"a": (*layers, *into, None), "b": (*layers, None, *out)}
+    for path, each in found.items():
+        along = {"a": -1, "b": int(path.startswith("blocks.")), "of": -1}
+        tree[path] = {name: np.concatenate([one[name] for one in each], axis) for name, axis in along.items()}
     return unflatten_dict(tree, sep=".")
 
 
@@ -55,10 +101,21 @@ def _targets(model: Model, config: LoraConfig) -> list[str]:
     except re.error as error:
         raise ConfigError(f"lora.targets {config.targets!r} is no regular expression: {error}") from None
     targets = [path for path in model.inputs() if pattern.fullmatch(target(model, path))]
-    if config.dropout and (experts := [path for path in targets if path.startswith("blocks.expert_")]):
+    experts = [path for path in targets if path.startswith("blocks.expert_")]
+    if config.dropout and experts:
         raise ConfigError(
             f"lora.dropout {config.dropout}: adapters of experts have none, as in PEFT; set it to 0, or leave {experts[0]} out of lora.targets"
         )
+    if config.dora and ("head" in targets or experts):
+        raise ConfigError(
+            f"lora.targets {config.targets!r} matches {'the head' if 'head' in targets else experts[0]}, for which dora isn't computed; write e.g. "
+            r"lora.targets: blocks\.(q|k|v|o|gate|up|down)"
+        )
+    for tensor in FAMILIES[model.config.family].tensors if config.dora else ():
+        if set(tensor.paths) & set(targets) and not set(tensor.paths) <= set(targets):
+            raise ConfigError(
+                f"lora.targets {config.targets!r}: {tensor.name} fuses {', '.join(tensor.paths)}: with dora PEFT adapts all of them or none"
+            )
     if targets:
         return targets
     others = [path for path in flatten_dict(model.shapes(), sep=".") if pattern.fullmatch(path)]

@@ -22,7 +22,7 @@ from lpo_jax.model import quantized
 from lpo_jax.model.attention import FAR, Ancestors, ancestors, attend, attend_cached
 from lpo_jax.model.embedding import embed
 from lpo_jax.model.families import FAMILIES
-from lpo_jax.model.linear import Adapter, LowRank, adapters_of, low_rank, product
+from lpo_jax.model.linear import Adapter, LowRank, adapters_of, low_rank, one_of, product
 from lpo_jax.model.lora import Params
 from lpo_jax.model.moe import MATRICES, mixture
 from lpo_jax.model.rotary import turned, turns
@@ -255,18 +255,31 @@ class Model:
         x, _, load = self._run(params, tokens, positions, attention, None, adapters, dropout_key)
         return x, load
 
-    def prefill(self, params: Params, tokens: jax.Array) -> KVCache:
-        """A cache of T slots that holds plain sequences, [B, T] ids from position 0 on. `decode` goes on from it."""
+    def prefill(self, params: Params, tokens: jax.Array, adapters: Params | None = None, which: jax.Array | None = None) -> KVCache:
+        """A cache of T slots that holds plain sequences, [B, T] ids from position 0 on. `decode` goes on from it.
+
+        Args:
+          adapters: several, see `lpo_jax.model.adapters.joined`.
+          which: [B], the number of each row's adapter, from 1 on; 0: none.
+        """
         positions, ends = _plain(tokens)
         seen, scale = self._seen(ends, positions), self.config.score_scale
         attention = lambda q, k, v, kind, _: (attend(q, k, v, _of_kind(kind, seen), scale), (k, v))  # noqa: E731
-        return KVCache(*self._run(params, tokens, positions, attention)[1])
+        return KVCache(*self._run(params, tokens, positions, attention, None, adapters, which=which)[1])
 
-    def decode(self, params: Params, cache: KVCache, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, KVCache]:
+    def decode(
+        self,
+        params: Params,
+        cache: KVCache,
+        tokens: jax.Array,
+        positions: jax.Array,
+        adapters: Params | None = None,
+        which: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache]:
         """Run new tokens against a cache: [B, T] ids at [B, T] positions -> ([B, T, D], the cache with them in it).
 
         The new tokens are written first. They see one another in the order of their positions. No token sees a slot beyond its position:
-        rows of a batch may have different lengths, and to take tokens back is to go on from an earlier position.
+        rows of a batch may have different lengths, and to take tokens back is to go on from an earlier position. Adapters are as in `prefill`.
         """
         rows, windows = jnp.arange(tokens.shape[0])[:, None], _windows(self.config)
 
@@ -276,7 +289,7 @@ class Model:
             k, v = (before.at[rows, positions].set(x.astype(before.dtype)) for before, x in zip(old, (k, v), strict=True))
             return attend_cached(q, k, v, positions, _of_kind(kind, windows), self.config.score_scale), (k, v)
 
-        x, (k, v), _ = self._run(params, tokens, positions, attention, (cache.k, cache.v))
+        x, (k, v), _ = self._run(params, tokens, positions, attention, (cache.k, cache.v), adapters, which=which)
         return x, KVCache(k, v)
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
@@ -291,18 +304,20 @@ class Model:
         bias = params["head_bias"].astype(self.compute_dtype) if self.config.head_bias else None
         return matrix.astype(self.compute_dtype), bias
 
-    def head_adapter(self, hidden: jax.Array, adapters: Params | None, dropout_key: jax.Array | None = None) -> LowRank | None:
+    def head_adapter(
+        self, hidden: jax.Array, adapters: Params | None, dropout_key: jax.Array | None = None, which: jax.Array | None = None
+    ) -> LowRank | None:
         """What a head's adapter adds to the logits of hidden states [B, T, D], a tied head's too; None: it has no adapter."""
-        own = self._adapters({name: adapter for name, adapter in (adapters or {}).items() if name == "head"}, dropout_key)
+        own = self._adapters({name: adapter for name, adapter in (adapters or {}).items() if name == "head"}, dropout_key, which)
         return low_rank(hidden, own["head"]) if own else None
 
     def logits(self, params: Params, tokens: jax.Array, adapters: Params | None = None) -> jax.Array:
         """[B, T] ids of plain sequences -> [B, T, V] logits. This is for tests and inspection: training never builds them."""
         return self.unembed(params, self.hidden(params, tokens, *_plain(tokens), adapters), adapters)
 
-    def unembed(self, params: Params, hidden: jax.Array, adapters: Params | None = None) -> jax.Array:
+    def unembed(self, params: Params, hidden: jax.Array, adapters: Params | None = None, which: jax.Array | None = None) -> jax.Array:
         """[B, T, D] hidden states -> [B, T, V] logits."""
-        (matrix, bias), adapter = self.head(params), self.head_adapter(hidden, adapters)
+        (matrix, bias), adapter = self.head(params), self.head_adapter(hidden, adapters, which=which)
         logits = jnp.einsum("BTD,DV->BTV", hidden, matrix)
         if adapter is not None:
             logits += jnp.einsum("BTR,RV->BTV", *adapter)
@@ -317,6 +332,7 @@ class Model:
         per_layer: Any = None,
         adapters: Params | None = None,
         dropout_key: jax.Array | None = None,
+        which: jax.Array | None = None,
     ) -> tuple[jax.Array, Any, jax.Array | None]:
         """Embed, scan the layers (each with the number of its kind and its slice of `per_layer`), normalise. What layers leave behind comes back stacked."""
         c, dtype = self.config, jnp.dtype(self.compute_dtype)
@@ -333,7 +349,7 @@ class Model:
             (x, index), (block, own, mine) = carry, inputs
             kind = kinds[index]
             rotate = partial(turned, c, _of_kind(kind, angles)) if angles else lambda y: y
-            own = self._adapters(own or {}, None if dropout_key is None else jax.random.fold_in(dropout_key, index), "blocks.")
+            own = self._adapters(own or {}, None if dropout_key is None else jax.random.fold_in(dropout_key, index), which, "blocks.")
             x, left, load = nnx.merge(self._block, nnx.State(block))(
                 x, rotate, lambda q, k, v: attention(q, k, v, kind, mine), own, counted
             )
@@ -351,10 +367,12 @@ class Model:
         seen = {window: ancestors(subtree_end, positions, window) for window in _windows(self.config)}
         return [seen[window] for window in _windows(self.config)]
 
-    def _adapters(self, matrices: Params, key: jax.Array | None, under: str = "") -> dict[str, Adapter]:
+    def _adapters(self, matrices: Params, key: jax.Array | None, which: jax.Array | None, under: str = "") -> dict[str, Adapter]:
         """The adapters of one layer, or of the head, by their matrices' names."""
         if not matrices:
             return {}
+        if which is not None:
+            return one_of(matrices, which)
         assert self.lora is not None
         modules = {path.removeprefix(under): t.name for t in FAMILIES[self.config.family].tensors for path in t.paths}
         return adapters_of(matrices, self.lora, modules, key)

@@ -129,7 +129,7 @@ def read_params(directory: str | Path, model: Model, shardings: Params) -> Param
     files = _tensor_files(Path(directory))
     shapes, places = flatten_dict(model.shapes(), sep="."), flatten_dict(shardings, sep=".")
     layers, inputs = model.config.n_layers, model.inputs()
-    if problems := _compare(_expected(model), files):
+    if problems := _compare(tensor_shapes(model), files):
         raise ConfigError(f"model.path: the tensors of {directory} don't fit its config.json: {_some(problems)}")
     _check_tie(model, files)
     tensors, placed = _table(model), dict[str, Any]()
@@ -188,6 +188,20 @@ def _of_a_layer(place: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding
 @partial(jax.jit, donate_argnums=0)
 def _set_layer(stacked: Any, value: Any, layer: int) -> Any:
     return jax.tree.map(lambda x, part: jax.lax.dynamic_update_index_in_dim(x, part, layer, 0), stacked, value)
+
+
+def replace_params(params: Params, model: Model, tensors: Mapping[str, np.ndarray]) -> Params:
+    """The parameters with some of a model's tensors in the place of theirs, by Hugging Face's names and in its layout. `params` is used up."""
+    flat, shapes = flatten_dict(params, sep="."), flatten_dict(model.shapes(), sep=".")
+    for tensor in _table(model):
+        for layer, names in enumerate(_names(tensor, model)):
+            for expert, name in enumerate(names):
+                for path, part in _split(tensor, tensors[name], shapes).items() if name in tensors else ():
+                    part, place = part.astype(flat[path].dtype), flat[path].sharding
+                    if tensor.of_experts:
+                        part = flat[path][layer].at[expert].set(part)
+                    flat[path] = jax.device_put(_set_layer(flat[path], part, layer) if tensor.stacked else part, place)
+    return unflatten_dict(flat, sep=".")
 
 
 def write_params(directory: str | Path, model: Model, params: Params, extra: Json | None = None) -> None:
@@ -277,8 +291,8 @@ def _check_tie(model: Model, files: Mapping[str, Path]) -> None:
         )
 
 
-def _expected(model: Model) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's tensors."""
+def tensor_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's tensors, as Hugging Face has them."""
     shapes, inputs, expected = flatten_dict(model.shapes(), sep="."), model.inputs(), dict[str, tuple[int, ...]]()
     for tensor in _table(model):
         parts = {path: np.broadcast_to(np.int8(0), shapes[path].shape[_leading(tensor) :]) for path in tensor.paths}

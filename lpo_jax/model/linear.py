@@ -10,10 +10,19 @@ of x and of x W beside them, and in float32 both are the same.
 several matrices (qkv) is one module. Masks follow from the key alone: they are the same on every mesh, and when a layer is computed again.
 A token of a tree has one mask. So both branches see the same draw of the trunk that they share; two separate sequences would see two.
 
+*DoRA* (Liu et al. 2024): each output's column of W + s A B gets a trained norm m, y = m / |W + s A B| * x (W + s A B). As in PEFT, the norm it is
+divided by has no gradient, and with dropout y = x W + (m / |W + s A B| - 1) drop(x) W + m / |W + s A B| * s (drop(x) A) B. The sum isn't formed for
+its norm either: the norm's square is |W|^2 + 2 s A'W.B + s^2 (A'A B).B, all by column.
+
+*Several adapters* of one base stand side by side along the rank. A row of the batch takes the columns of its own; the others' are zeros in it.
+So rows with different adapters share one product, cut over devices as any other. It costs the ranks' sum for every row: little beside W, unless
+there are very many. (To gather each row's A and B would copy them for each row and token.)
+
 Dims: B batch, T tokens, R rank, in and out a matrix' input and output dims, one or more each.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 from zlib import crc32
 
@@ -34,6 +43,8 @@ class Adapter(NamedTuple):
     scale: float
     dropout: float = 0.0
     key: jax.Array | None = None  # draws the dropout; None: there is none
+    norm: jax.Array | None = None  # [*out]: DoRA's m; None: it is none
+    own: jax.Array | None = None  # [B, R] bool: which columns of A a row of the batch takes; None: all
 
 
 class LowRank(NamedTuple):
@@ -43,12 +54,17 @@ class LowRank(NamedTuple):
     matrix: jax.Array  # B, [R, out]
 
 
+def one_of(matrices: Mapping[str, Mapping[str, jax.Array]], which: jax.Array) -> dict[str, Adapter]:
+    """Matrices of `lpo_jax.model.adapters.joined`, of which each row takes those of one adapter: `which` [B] is its number, from 1 on; 0: none."""
+    return {name: Adapter(m["a"], m["b"], 1.0, own=which[:, None] == m["of"]) for name, m in matrices.items()}
+
+
 def adapters_of(
     matrices: Mapping[str, Mapping[str, jax.Array]], config: LoraConfig, modules: Mapping[str, str], key: jax.Array | None
 ) -> dict[str, Adapter]:
     """{"a": [*in, R], "b": [R, *out]} of each matrix as its `Adapter`. Matrices of one module share their masks."""
     seeds = {name: None if key is None else jax.random.fold_in(key, crc32(modules[name].encode())) for name in matrices}
-    return {name: Adapter(m["a"], m["b"], config.alpha / config.rank, config.dropout, seeds[name]) for name, m in matrices.items()}
+    return {name: Adapter(m["a"], m["b"], config.scale, config.dropout, seeds[name], m.get("norm")) for name, m in matrices.items()}
 
 
 def product(x: jax.Array, w: jax.Array | QArray, adapter: Adapter | None = None) -> jax.Array:
@@ -57,10 +73,16 @@ def product(x: jax.Array, w: jax.Array | QArray, adapter: Adapter | None = None)
     These are products of two matrices. A product with several row or column dims has a backward pass that is half as fast on CPUs.
     """
     (B, T, *inputs), rows = x.shape, x.reshape(x.shape[0] * x.shape[1], -1)
-    y = (jax.checkpoint(_product) if isinstance(w, QArray) else _product)(rows, w)
+    multiply = jax.checkpoint(_product) if isinstance(w, QArray) else _product
+    y = multiply(rows, w)
     if adapter is not None:
-        states, matrix = low_rank(rows, adapter)
-        y += states @ matrix
+        change = jnp.matmul(*low_rank(rows, adapter))
+        if adapter.norm is None:
+            y += change
+        else:
+            gain = (adapter.norm.reshape(-1) / column_norms(weight(w, x.dtype).reshape(rows.shape[1], -1), adapter)).astype(x.dtype)
+            drops = adapter.key is not None and adapter.dropout > 0
+            y = y + (gain - 1) * multiply(_dropped(rows, adapter), w) + gain * change if drops else gain * (y + change)
     return y.reshape(B, T, *w.shape[len(inputs) :])
 
 
@@ -70,11 +92,31 @@ def _product(rows: jax.Array, w: jax.Array | QArray) -> jax.Array:
 
 def low_rank(x: jax.Array, adapter: Adapter) -> LowRank:
     """The adapter's part for x [..., in], its inputs flattened."""
-    if adapter.key is not None and adapter.dropout:
-        x = jnp.where(kept(adapter.key, x.shape, adapter.dropout), x / (1 - adapter.dropout), 0)
+    x = _dropped(x, adapter)
     rank = adapter.a.shape[-1]
     a, b = adapter.a.reshape(-1, rank).astype(x.dtype), adapter.b.reshape(rank, -1).astype(x.dtype)
-    return LowRank(checkpoint_name(x @ a, "low_rank") * adapter.scale, b)
+    states = checkpoint_name(x @ a, "low_rank") * adapter.scale
+    if adapter.own is not None:
+        states = jnp.where(adapter.own[:, None], states.reshape(len(adapter.own), -1, rank), 0).reshape(states.shape)
+    return LowRank(states, b)
+
+
+def column_norms(matrix: jax.Array, adapter: Adapter) -> jax.Array:
+    """Of W + s A B by output: W [in, out] -> [out], in float32 or wider and without a gradient."""
+    wide, rank = jnp.promote_types(matrix.dtype, jnp.float32), adapter.a.shape[-1]
+    w, a, b = jax.lax.stop_gradient(
+        (matrix.astype(wide), adapter.a.reshape(-1, rank).astype(wide), adapter.b.reshape(rank, -1).astype(wide))
+    )
+    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # accelerators would round float32 operands
+    across = 2 * adapter.scale * product(a.T, w) + adapter.scale**2 * product(product(a.T, a), b)
+    return jnp.sqrt((w * w).sum(0) + (across * b).sum(0))
+
+
+def _dropped(x: jax.Array, adapter: Adapter) -> jax.Array:
+    """x with what the adapter's dropout leaves of it."""
+    if adapter.key is None or not adapter.dropout:
+        return x
+    return jnp.where(kept(adapter.key, x.shape, adapter.dropout), x / (1 - adapter.dropout), 0)
 
 
 def kept(key: jax.Array, shape: tuple[int, ...], dropout: float) -> jax.Array:

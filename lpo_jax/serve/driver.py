@@ -50,7 +50,7 @@ class Driver:
         if self.sampler.engine.rule is not None and self.sampler.block is None:
             with jax.set_mesh(self.sampler.mesh):
                 for block in BLOCKS:
-                    self.sampler.engine.extend(self.sampler.params, self.sampler.engine.empty(), 1, block=block)
+                    self.sampler.engine.extend(self.sampler.params, self.sampler.adapters, self.sampler.engine.empty(), 1, block=block)
 
     def start(self) -> None:
         """Begin to work for the running event loop."""

@@ -67,6 +67,7 @@ class Served:
     max_len_tokens: int  # of a prompt and its completion
     chat_prompt: Chat
     fingerprint: str  # of all that decides results, besides the request
+    adapters: Mapping[str, Chat] = field(default_factory=dict)  # those beside the model: what clients call each, and how it is asked
 
 
 # --- Bodies.
@@ -173,11 +174,14 @@ def read(raw: bytes, chat: bool, served: Served) -> Asked:
         body = _ChatBody.model_validate_json(raw) if chat else _CompletionBody.model_validate_json(raw)
     except ValidationError as error:
         raise _refusal(error) from None
-    if body.model != served.name:
-        raise Refusal(404, f"the model {body.model!r} isn't served here, {served.name!r} is", "model", "model_not_found")
+    names = [served.name, *served.adapters]
+    if body.model not in names:
+        there = f"{', '.join(map(repr, names))} {'is' if len(names) == 1 else 'are'}"
+        raise Refusal(404, f"the model {body.model!r} isn't served here, {there}", "model", "model_not_found")
+    adapter = None if body.model == served.name else body.model
     if isinstance(body, _ChatBody):
         try:
-            tokens = served.chat_prompt([message.plain() for message in body.messages])
+            tokens = served.adapters.get(body.model, served.chat_prompt)([message.plain() for message in body.messages])
         except ValueError as error:
             raise Refusal(400, f"messages: {error}", "messages") from None
         prompts, new, logprobs = [tokens], body.max_completion_tokens or body.max_tokens, body.logprobs
@@ -192,7 +196,7 @@ def read(raw: bytes, chat: bool, served: Served) -> Asked:
         length = _length(prompt, new, served, "messages" if chat else "prompt")
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
         sampling = SamplingConfig(body.temperature, min(max(body.top_k, 0), served.vocab), body.top_p, length, stop)
-        requests.append(Request(f"{name}.{number}", prompt, seed, number * body.n, body.n, sampling))
+        requests.append(Request(f"{name}.{number}", prompt, seed, number * body.n, body.n, sampling, adapter))
     return Asked(chat, requests, body.stream, body.stream_options.include_usage, logprobs)
 
 
@@ -252,7 +256,7 @@ class Answer:
             "id": first.id.rpartition(".")[0],
             "object": kind,
             "created": int(time.time()),
-            "model": self.served.name,
+            "model": first.adapter or self.served.name,
             "system_fingerprint": self.served.fingerprint,
             "seed": first.seed,
         }

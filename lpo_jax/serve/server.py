@@ -108,7 +108,9 @@ def application(driver: Driver, served: Served, key: str | None) -> Starlette:
         return guarded(complete)
 
     async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": served.name, "object": "model", "created": 0, "owned_by": "lpo-jax"}]})
+        one = {"object": "model", "created": 0, "owned_by": "lpo-jax"}
+        adapters = [{"id": name, **one, "parent": served.name} for name in served.adapters]
+        return JSONResponse({"object": "list", "data": [{"id": served.name, **one}, *adapters]})
 
     async def health(_: Request) -> Response:
         facts = {"status": "failed" if driver.failed else "ok", "rows": driver.rows, "unfinished": driver.unfinished()}
@@ -170,7 +172,8 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         for bound in sockets or []:
-            log.info("ready: %s/v1 serves %s, %d rows", address(bound), self._served.name, self._driver.rows)
+            names = ", ".join((self._served.name, *self._served.adapters))
+            log.info("ready: %s/v1 serves %s, %d rows", address(bound), names, self._driver.rows)
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._driver.failed

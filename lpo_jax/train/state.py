@@ -29,7 +29,7 @@ class TrainState:
 
 def param_shardings(model: Model, mesh: Mesh) -> Params:
     """The sharding of every parameter, from the names of its dimensions."""
-    return _shardings(model.axes(), model.shapes(), mesh)
+    return shardings(model.axes(), model.shapes(), mesh)
 
 
 def trainable_shapes(model: Model) -> Params:
@@ -42,15 +42,16 @@ def trainable_shapes(model: Model) -> Params:
 def trainable_shardings(model: Model, mesh: Mesh) -> Params:
     """The sharding of `trainable_shapes`."""
     axes = model.axes() if model.lora is None else adapters.axes(model, model.lora)
-    return _shardings(axes, trainable_shapes(model), mesh)
+    return shardings(axes, trainable_shapes(model), mesh)
 
 
 def base_shardings(model: Model, mesh: Mesh) -> Params:
     """The sharding of what a LoRA model's adapters stand beside: its parameters, quantised if it says so."""
-    return _shardings(model.axes(), model.base_shapes(), mesh)
+    return shardings(model.axes(), model.base_shapes(), mesh)
 
 
-def _shardings(axes: Params, shapes: Params, mesh: Mesh) -> Params:
+def shardings(axes: Params, shapes: Params, mesh: Mesh) -> Params:
+    """The sharding of each leaf of `shapes`, from the names of its dimensions."""
     return jax.tree.map(lambda a, x: quantized.placed(mesh, a, x), axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 

@@ -15,7 +15,7 @@ from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import checkpoint
 from lpo_jax.train.optimizer import optimizer
-from lpo_jax.train.state import TrainState, abstract_state, base_shardings, trainable_shardings
+from lpo_jax.train.state import TrainState, abstract_state, base_shardings, param_shardings, trainable_shardings
 
 
 def open_run(path: str | Path) -> RunConfig | None:
@@ -36,7 +36,11 @@ def load_params(config: RunConfig, model: Model, mesh: Mesh) -> tuple[Params, Pa
     if model.lora is None:
         return base, {}
     new = jax.jit(partial(adapters.init, model=model, config=model.lora), out_shardings=trainable_shardings(model, mesh))
-    return new(jax.random.key(config.seed)), base
+    made = new(jax.random.key(config.seed))
+    if model.lora.dora:
+        fill = jax.jit(partial(adapters.with_norms, model=model), out_shardings=trainable_shardings(model, mesh), donate_argnums=0)
+        made = fill(made, base)
+    return made, base
 
 
 def load_base(config: RunConfig, model: Model, mesh: Mesh) -> Params:
@@ -50,14 +54,24 @@ def load_base(config: RunConfig, model: Model, mesh: Mesh) -> Params:
     else:
         params = jax.jit(lambda key: model.base(model.init(key)), out_shardings=shardings)(jax.random.key(config.seed))
     if config.model.adapter is not None:
-        earlier, settings = peft.load_peft(config.model.adapter, model)
-        if adapters.untied(model, earlier) != model:
+        merged, params = merge_adapter(config.model.adapter, model, mesh, params)
+        if merged != model:
             raise ConfigError(
                 f"model.adapter: {config.model.adapter} adapts this model's tied head, and merged it makes another model: merge it once "
                 "with peft (merge_and_unload, save_pretrained) or `lpo export --merge`, and give that as model.path"
             )
-        params = jax.jit(partial(lora.merge, config=settings), out_shardings=shardings, donate_argnums=0)(params, earlier)
     return params
+
+
+def merge_adapter(directory: str, model: Model, mesh: Mesh, params: Params) -> tuple[Model, Params]:
+    """A model with a PEFT directory's adapters merged into it, and its whole tensors (modules_to_save) in the place of theirs.
+
+    `params` is used up. The model is another, if its tied head had an adapter: see `lpo_jax.model.adapters.untied`.
+    """
+    found = peft.read_peft(directory, model)
+    model = adapters.untied(model, found.adapters)
+    merge = jax.jit(partial(lora.merge, config=found.config), out_shardings=param_shardings(model, mesh), donate_argnums=0)
+    return model, hf.replace_params(merge(params, found.adapters), model, found.saved)
 
 
 def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None, best: bool = False) -> tuple[Model, Params, Params]:

@@ -9,10 +9,11 @@ import torch
 import transformers
 
 from data_pipeline.tokenizer import Tokenizer
-from lpo_jax.config import MeshConfig
+from lpo_jax.config import LoraConfig, MeshConfig
 from lpo_jax.decode import LoadedModel, Request
-from lpo_jax.model import hf
+from lpo_jax.model import adapters, hf
 from lpo_jax.model.decoder import Model
+from lpo_jax.model.peft import save_peft
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
 from tests.helpers.families import FAMILIES
@@ -42,6 +43,15 @@ def load(directory, mesh=MeshConfig(1, 1, 1), dtype="float32"):
     on = make_mesh(mesh, jax.devices()[:count])
     model = Model(hf.read_config(directory), compute_dtype=dtype, param_dtype=dtype)
     return LoadedModel(model, hf.read_params(directory, model, param_shardings(model, on)), on)
+
+
+def write_adapter(directory, base, seed, targets=".*", rank=3, **more):
+    """A PEFT directory with random adapters of the model in `base`."""
+    model, config, random = Model(hf.read_config(base)), LoraConfig(rank, 8.0, targets=targets, **more), np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: adapters.init(jax.random.key(0), model, config))
+    drawn = jax.tree.map(lambda x: 0.3 * random.standard_normal(x.shape, np.float32), shapes)
+    save_peft(directory, model, drawn, config, str(base))
+    return str(directory)
 
 
 def requests(prompts=PROMPTS, **more):

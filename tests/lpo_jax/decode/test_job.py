@@ -27,7 +27,7 @@ from lpo_jax.train import state
 from lpo_jax.train.checkpoint import Checkpoints, Progress
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.weights import load_params
-from tests.helpers.sampling import VOCAB, tokenizer, torch_model
+from tests.helpers.sampling import VOCAB, tokenizer, torch_model, write_adapter
 from tests.helpers.vocabularies import byte_level, sentencepiece
 
 
@@ -97,6 +97,38 @@ def test_what_cannot_go_on_says_why(model, tmp_path, capsys):
     assert generate(model, prompts, tmp_path / "theirs.jsonl") == 2
     assert "isn't of `lpo generate`" in capsys.readouterr().err
     assert (tmp_path / "theirs.jsonl").read_text() == "{}\n"
+
+
+def test_rows_choose_adapters(model, tmp_path, capsys):
+    """What one writes beside the model is what it writes merged; the other rows are the model's own."""
+    a, b = (write_adapter(tmp_path / name, model, seed) for seed, name in enumerate("ab"))
+    (tmp_path / "b" / template.FILE).write_text(json.dumps(asdict(alpaca())))
+    rows = [row | {"adapter": name} for row, name in zip(PROMPTS[:3], ("a", None, "b"), strict=True)]
+    rows.append({"id": "asked", "instruction": "w1 w2", "adapter": "b"})
+    prompts, named = write(tmp_path / "prompts.jsonl", rows), ("--greedy", "--adapter", f"a={a}", "--adapter", f"b={b}")
+    assert generate(model, prompts, tmp_path / "out.jsonl", *named) == 0
+    found = samples(tmp_path / "out.jsonl")
+    assert [found[row["id"], 0].get("adapter") for row in rows] == ["a", None, "b", "b"]
+    for directory, own in ((a, rows[:1]), (b, rows[2:]), (None, rows[1:2])):
+        write(tmp_path / "own.jsonl", [{k: v for k, v in row.items() if k != "adapter"} for row in own])
+        (tmp_path / "merged.jsonl").unlink(missing_ok=True)
+        merged = ("--greedy", *(("--adapter", directory) if directory else ()))
+        assert generate(model, tmp_path / "own.jsonl", tmp_path / "merged.jsonl", *merged) == 0
+        alone = samples(tmp_path / "merged.jsonl")
+        assert {key: record["text"] for key, record in alone.items()} == {key: found[key]["text"] for key in alone}
+
+    write(prompts, [rows[0] | {"adapter": "b"}, *rows[1:]])
+    assert generate(model, prompts, tmp_path / "out.jsonl", *named) == 2
+    assert "prompt p0 was another text then" in capsys.readouterr().err
+    for change, given, message in (
+        ({"adapter": "c"}, named, "prompts.jsonl:1: adapter 'c' isn't one of those given: a, b"),
+        ({"adapter": ""}, named, "no row names an adapter"),
+        ({}, ("--adapter", a, "--adapter", f"b={b}"), "is merged into the model, which leaves no other"),
+        ({}, ("--adapter", f"a={a}", "--adapter", f"a={b}"), "give each a name of its own"),
+    ):
+        write(prompts, [PROMPTS[0] | change])
+        assert generate(model, prompts, tmp_path / "new.jsonl", *given) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

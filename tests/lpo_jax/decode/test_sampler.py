@@ -13,9 +13,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.decode import Request, Sampler, SamplingConfig
+from lpo_jax.decode.load import load_model, with_adapters
 from lpo_jax.decode.request import DecodingError
 from lpo_jax.decode.rules.warp import Site, Warp, draw, only, warp
-from tests.helpers.sampling import PROMPTS, VOCAB, load, requests, run, same, tokenizer, torch_model
+from tests.helpers.sampling import PROMPTS, VOCAB, load, requests, run, same, tokenizer, torch_model, write_adapter
 
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=20)
 
@@ -57,6 +58,35 @@ def test_greedy_is_transformers_generate(family, tmp_path):
         assert ours.text.split() == [f"w{t}" for t in ours.tokens if t]
         expected = torch.log_softmax(logits, -1).gather(-1, torch.tensor(ours.tokens)[:, None])[:, 0]
         np.testing.assert_allclose(ours.logprobs, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "mesh"),
+    [
+        ("llama untied", (".*", r"blocks\.(q|down)"), MeshConfig(1, 2, 2)),
+        ("gpt_bigcode", ("blocks.(q|k)|tied_head", ".*", r"blocks\.up"), MeshConfig(1, 1, 1)),
+    ],
+    ids=["llama", "tied head"],
+)
+def test_adapters_in_one_batch_write_what_each_merged_writes(family, targets, mesh, tmp_path):
+    """Of the same prompts too, and the model itself beside them; ranks, scales and targets differ."""
+    torch_model(family).save_pretrained(tmp_path / "base")
+    made = {f"a{i}": write_adapter(tmp_path / f"a{i}", tmp_path / "base", i, each, 2 + i, rslora=i == 1) for i, each in enumerate(targets)}
+    base = load(tmp_path / "base", mesh)
+    prompts = PROMPTS[:4]
+    asked = [Request(f"{name}{i}", prompt, adapter=name) for i, prompt in enumerate([*prompts, prompts[0]]) for name in (None, *made)]
+    found = run(Sampler(with_adapters(base, made), tokenizer(), GREEDY, 4, 64, segment_steps=7), asked)
+    texts = set()
+    for name in (None, *made):
+        merged = load_model(str(tmp_path / "base"), base.mesh, "float32", name and made[name])
+        alone = run(Sampler(merged, tokenizer(), GREEDY, 4, 64), [dataclasses.replace(r, adapter=None) for r in asked if r.adapter == name])
+        for key, its in alone.items():
+            assert dataclasses.replace(found[key], logprobs=()) == dataclasses.replace(its, logprobs=())
+            np.testing.assert_allclose(found[key].logprobs, its.logprobs, atol=2e-3)  # the adapters are large: so is their rounding
+        texts.add(tuple(completion.text for completion in alone.values()))
+    assert len(texts) == 1 + len(made)
+    with pytest.raises(ConfigError, match=r"request r: there is no adapter 'other' here \(there are: a0, a1"):
+        run(Sampler(with_adapters(base, made), tokenizer(), GREEDY, 4, 64), [Request("r", [1], adapter="other")])
 
 
 # --- What is drawn.

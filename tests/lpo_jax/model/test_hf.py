@@ -58,7 +58,7 @@ def test_peak_memory(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config)))
     model = Model(config)
     rng = np.random.default_rng(0)
-    shapes = hf._expected(model)
+    shapes = hf.tensor_shapes(model)
     names, index = list(shapes), {}
     for number in range(0, len(names), 16):
         file = f"model-{number}.safetensors"

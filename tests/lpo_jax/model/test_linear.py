@@ -35,8 +35,8 @@ def draw(*shape):
     return jnp.asarray(RANDOM.standard_normal(shape))
 
 
-def trained(model):
-    shapes = jax.eval_shape(lambda: low_rank.init(jax.random.key(0), model, CONFIG))
+def trained(model, config=CONFIG):
+    shapes = jax.eval_shape(lambda: low_rank.init(jax.random.key(0), model, config))
     return jax.tree.map(lambda x: 0.2 * draw(*x.shape), shapes)
 
 
@@ -61,6 +61,27 @@ def test_beside_is_as_merged(family, remat):
         found, expected = (jax.jit(jax.value_and_grad(f))(adapters) for f in (beside, merged))
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9), found, expected)
         assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(found))
+
+
+def test_rows_take_their_own_of_several_adapters():
+    """In float64, through cache and head: of each row what its adapter alone gives; 0 is none."""
+    with jax.enable_x64(True):
+        plain = Model(SHAPE, "float64", "float64")
+        params = jax.tree.map(lambda x: x + 0.1 * draw(*x.shape), plain.init(jax.random.key(0)))
+        configs = [LoraConfig(3, 7.0, targets=r"blocks\.(q|o)|head"), LoraConfig(2, 5.0, targets=r"blocks\.(o|down)", rslora=True)]
+        made = [(trained(plain, config), config) for config in configs]
+        several, tokens, which = low_rank.joined(made, "float64"), np.vstack([TOKENS, TOKENS[:1]]), np.array([2, 0, 1])
+        assert several["blocks"]["o"]["a"].shape == (3, 4, 6, 5) and several["head"]["b"].shape == (3, 31)
+        names = low_rank.joined_axes(plain, several)
+        assert jax.tree.map(jnp.ndim, several) == jax.tree.map(len, names, is_leaf=lambda x: isinstance(x, tuple))
+        cache = jax.tree.map(
+            lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 9), (0, 0), (0, 0))), plain.prefill(params, tokens[:, :10], several, which)
+        )
+        hidden, _ = plain.decode(params, cache, tokens[:, 10:], jnp.broadcast_to(jnp.arange(10, 19), (3, 9)), several, which)
+        found = plain.unembed(params, hidden, several, which)
+        for row, number in enumerate(which):
+            merged = params if number == 0 else lora.merge(params, *made[number - 1])
+            np.testing.assert_allclose(found[row], plain.logits(merged, tokens[row : row + 1])[0, 10:], rtol=1e-9, atol=1e-9)
 
 
 def test_dropout_is_of_each_token_and_input_on_its_own():

@@ -11,17 +11,19 @@ import peft
 import pytest
 import torch
 import transformers
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
-from lpo_jax.config import ConfigError, DataConfig, LoraConfig, MeshConfig, ModelConfig, ModelSource, OptimConfig, RunConfig, StageConfig
+from lpo_jax.config import AdamW, ConfigError, DataConfig, LoraConfig, MeshConfig, ModelConfig, ModelSource, RunConfig, StageConfig
 from lpo_jax.model import adapters as low_rank
-from lpo_jax.model import hf, lora
+from lpo_jax.model import hf, linear, lora
 from lpo_jax.model.decoder import Model
-from lpo_jax.model.peft import load_peft, save_peft
+from lpo_jax.model.families import FAMILIES as FAMILY_TABLES
+from lpo_jax.model.peft import load_peft, read_peft, save_peft
 from lpo_jax.objectives.sft import Sft
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
-from lpo_jax.train.weights import load_base
+from lpo_jax.train.weights import load_base, merge_adapter
 from tests.helpers import families
 from tests.helpers.families import TOKENS, torch_base, torch_logits
 
@@ -75,6 +77,8 @@ def save_adapter(base, directory, **options):
         for name, value in model.named_parameters():
             if "lora_" in name:
                 value.copy_(0.2 * torch.randn_like(value))
+            elif "modules_to_save" in name:
+                value.add_(0.2 * torch.randn_like(value))
     model.save_pretrained(directory, save_embedding_layers=False)
     return torch_logits(model)
 
@@ -123,14 +127,15 @@ def test_scales_and_ranks_of_single_modules(llama, tmp_path, options):
     directory, model = llama
     expected = save_adapter(directory, tmp_path / "adapter", **options)
     adapters, config = load_peft(tmp_path / "adapter", model)
+    assert config.rslora == options.get("use_rslora", False)
     params = hf.read_params(directory, model, param_shardings(model, make_mesh(MeshConfig())))
     np.testing.assert_allclose(logits(model, lora.merge(params, adapters, config)), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("targets", [".*", r"blocks\.(q|k|down)"])
-def test_peft_reads_our_adapters(base, tmp_path, targets):
+@pytest.mark.parametrize(("targets", "rslora"), [(".*", False), (r"blocks\.(q|k|down)", False), (r"blocks\.(q|k|down)", True)])
+def test_peft_reads_our_adapters(base, tmp_path, targets, rslora):
     _, directory, model, params = base
-    config = LoraConfig(rank=3, alpha=7.0, dropout=0.25, targets=targets)
+    config = LoraConfig(rank=3, alpha=7.0, dropout=0.25, targets=targets, rslora=rslora)
     adapters = trained(model, config)
     save_peft(tmp_path / "adapter", model, adapters, config, str(directory))
 
@@ -141,8 +146,87 @@ def test_peft_reads_our_adapters(base, tmp_path, targets):
     np.testing.assert_allclose(torch_logits(theirs), merged_logits(model, params, adapters, config), atol=1e-4)
 
     again, read = load_peft(tmp_path / "adapter", model)
-    assert (read.rank, read.alpha, read.dropout) == (3, 7, 0.25)
+    assert (read.rank, read.alpha, read.dropout, read.rslora) == (3, 7, 0.25, rslora)
     jax.tree.map(np.testing.assert_array_equal, again, adapters)
+
+
+@pytest.mark.parametrize("saved", [["norm", "embed_tokens", "lm_head"], ["layers.1.post_attention_layernorm", "layers.2.mlp.up_proj"]])
+def test_whole_modules_take_the_place_of_the_models(llama, tmp_path, saved):
+    """PEFT's modules_to_save: norms, embeddings, a head, a matrix of one layer, beside adapters of other matrices."""
+    directory, model = llama
+    expected = save_adapter(directory, tmp_path / "adapter", target_modules=["q_proj", "o_proj"], modules_to_save=saved)
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    params = hf.read_params(directory, model, param_shardings(model, mesh))
+    found = read_peft(tmp_path / "adapter", model)
+    assert {name.rpartition(".")[0] for name in found.saved} >= ({"lm_head"} if "lm_head" in saved else {"model.layers.2.mlp.up_proj"})
+    same, params = merge_adapter(str(tmp_path / "adapter"), model, mesh, params)
+    assert same == model and jax.tree.map(lambda x: x.sharding, params) == param_shardings(model, mesh)
+    np.testing.assert_allclose(logits(model, params), expected, atol=1e-4)
+    with pytest.raises(ConfigError, match=r"modules_to_save are whole tensors \(.*without a name"):
+        load_peft(tmp_path / "adapter", model)
+    tied = dataclasses.replace(model, config=dataclasses.replace(model.config, tied_head=True))
+    if "lm_head" in saved:
+        with pytest.raises(ConfigError, match="this model's head is its embedding table"):
+            read_peft(tmp_path / "adapter", tied)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_bigcode"])
+def test_dora_is_pefts(family, tmp_path, monkeypatch):
+    """Logits and gradients beside the weights, with dropout and without, in float64; merged; written; and new ones change nothing."""
+    _, directory, model, params = make_base(family, tmp_path)
+    modules = [module for module in FAMILIES[family][1] if module != "lm_head"]
+    expected = save_adapter(directory, tmp_path / "adapter", target_modules=modules, use_dora=True, lora_dropout=0.25)
+    adapters, config, _ = read_peft(tmp_path / "adapter", model)
+    assert config.dora and adapters["blocks"]["o"]["norm"].shape == adapters["blocks"]["o"]["b"].shape[::2]
+    np.testing.assert_allclose(merged_logits(model, params, adapters, config), expected, atol=1e-4)
+    save_peft(tmp_path / "again", model, adapters, config, str(directory))
+    np.testing.assert_allclose(
+        torch_logits(peft.PeftModel.from_pretrained(torch_base(directory), tmp_path / "again").eval()), expected, atol=1e-4
+    )
+    fresh = low_rank.with_norms(low_rank.init(jax.random.key(1), model, config), params, model)
+    np.testing.assert_allclose(logits(dataclasses.replace(model, lora=config), params, fresh), logits(model, params), atol=1e-4)
+    assert jax.tree.map(jnp.ndim, fresh) == jax.tree.map(len, low_rank.axes(model, config), is_leaf=lambda x: isinstance(x, tuple))
+    for message, refused in (("matches the head, for which dora isn't computed", ".*"), ("with dora PEFT adapts all of them", "blocks.q")):
+        if family == "gpt_bigcode":
+            some = dataclasses.replace(config, targets=refused.replace(".*", ".*|tied_head"))
+            with pytest.raises(ConfigError, match=message):
+                save_peft(tmp_path / "no", model, low_rank.init(jax.random.key(1), model, some), some, "base")
+    with pytest.raises(ConfigError, match="use_dora: such an adapter is only merged"):
+        load_peft(tmp_path / "adapter", model)
+
+    rows = TOKENS.size
+    mask = lambda width: np.random.default_rng(width).random((rows, width)) < 0.75  # noqa: E731
+    monkeypatch.setattr(linear, "kept", lambda key, shape, dropout: jnp.asarray(mask(shape[-1])))
+    drop = lambda self, x: x * torch.tensor(mask(x.shape[-1])).reshape(x.shape) / 0.75 if self.p and self.training else x  # noqa: E731
+    monkeypatch.setattr(torch.nn.Dropout, "forward", drop)
+    theirs = peft.PeftModel.from_pretrained(torch_base(directory), tmp_path / "adapter", is_trainable=True).double()
+    with jax.enable_x64(True):
+        exact = Model(model.config, "float64", "float64", lora=config)
+        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (params, adapters))
+        places = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape), jnp.full(TOKENS.shape, TOKENS.shape[1])
+        for key in (None, jax.random.key(0)):
+            loss, found = jax.value_and_grad(
+                lambda own, key=key: jnp.square(exact.unembed(wide[0], exact.hidden(wide[0], TOKENS, *places, own, key))).mean()
+            )(wide[1])
+            theirs.zero_grad()
+            its = theirs.train(key is not None)(torch.tensor(TOKENS)).logits.square().mean()
+            its.backward()
+            np.testing.assert_allclose(loss, its.item(), rtol=1e-7)
+            gradients = {name: p.grad.numpy() for name, p in theirs.named_parameters() if p.grad is not None}
+            flat, compared = flatten_dict(found, sep="."), 0
+            for tensor in FAMILY_TABLES[family].tensors:
+                if f"{tensor.paths[0]}.a" not in flat:
+                    continue
+                a = sum(flat[f"{path}.a"].reshape(len(flat[f"{path}.a"]), -1, 3) for path in tensor.paths)
+                b = tensor.fuse([np.asarray(flat[f"{path}.b"]).reshape(len(a), 3, -1) for path in tensor.paths])
+                norm = tensor.fuse([np.asarray(flat[f"{path}.norm"]).reshape(len(a), -1) for path in tensor.paths])
+                for layer in range(len(a)):
+                    module = f"base_model.model.{tensor.name.removesuffix('.weight').format(layer=layer)}.lora"
+                    for side, ours in (("A", a[layer].T), ("B", b[layer].T), ("magnitude_vector", norm[layer])):
+                        scale = max(1e-3, np.abs(gradients[f"{module}_{side}.default.weight"]).max())
+                        np.testing.assert_allclose(ours / scale, gradients[f"{module}_{side}.default.weight"] / scale, atol=1e-5)
+                        compared += 1
+            assert compared == len(gradients)
 
 
 def test_bfloat16_adapters_are_read_as_float32(llama, tmp_path):
@@ -251,7 +335,8 @@ def test_a_tied_heads_adapter_leaves_the_embeddings_alone():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_dora": True}, "use_dora True"),
+        ({"use_dora": True}, r"q_proj without its lora_magnitude_vector"),
+        ({"use_qalora": True}, "use_qalora True"),
         ({"bias": "all"}, "bias 'all'"),
         ({"modules_to_save": ["embed_tokens"]}, r"modules_to_save \['embed_tokens'\]"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out True"),
@@ -302,7 +387,7 @@ def test_a_run_does_not_begin_with_a_tied_heads_adapter(tmp_path):
     _, directory, model, _ = make_base("gpt_bigcode", tmp_path)
     save_adapter(directory, tmp_path / "adapter", target_modules=["lm_head"])
     source = ModelSource(path=str(directory), adapter=str(tmp_path / "adapter"))
-    run = RunConfig(str(tmp_path), DataConfig(str(tmp_path)), source, {"sft": StageConfig(Sft(), OptimConfig(1e-3), batch_rows=1, steps=1)})
+    run = RunConfig(str(tmp_path), DataConfig(str(tmp_path)), source, {"sft": StageConfig(Sft(), AdamW(lr=1e-3), batch_rows=1, steps=1)})
     with pytest.raises(ConfigError, match="adapts this model's tied head.*give that as model.path"):
         load_base(run, model, make_mesh(MeshConfig()))
 

@@ -18,11 +18,12 @@ import tokenizers
 
 from lpo_jax.config import ConfigError
 from lpo_jax.decode import CoDecoding, Request, Sampler, SamplingConfig
+from lpo_jax.decode.load import with_adapters
 from lpo_jax.decode.sampler import Session
 from lpo_jax.serve import server as serving
 from lpo_jax.serve.driver import Driver
 from lpo_jax.serve.protocol import Served
-from tests.helpers.sampling import load, tokenizer, torch_model
+from tests.helpers.sampling import load, tokenizer, torch_model, write_adapter
 
 ROWS, LONGEST = 8, 64
 
@@ -43,11 +44,11 @@ def chat_prompt(messages):
 
 
 @contextlib.contextmanager
-def serve(sampler, max_waiting=256, key=None, grace_s=5.0):
+def serve(sampler, max_waiting=256, key=None, grace_s=5.0, adapters=None):
     """A server in a thread; the thread's result is its driver's state at the end."""
     driver = Driver(sampler, max_waiting)
     driver.warm_up()
-    served = Served("tiny", sampler.tokenizer, sampler.vocab, sampler.max_len_tokens, chat_prompt, "fp_test")
+    served = Served("tiny", sampler.tokenizer, sampler.vocab, sampler.max_len_tokens, chat_prompt, "fp_test", adapters or {})
     bound = serving.bind("127.0.0.1", 0)
     server = serving.Server(driver, served, key, grace_s)
     thread = threading.Thread(target=server.run, args=([bound],))
@@ -319,6 +320,31 @@ def test_the_rest_of_http(server):
     assert httpx2.post(f"{server.url}/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
     with pytest.raises(ConfigError, match="give another --host or --port"):
         serving.bind("127.0.0.1", int(server.url.rpartition(":")[2]))
+
+
+def test_a_request_names_its_adapter(models, tmp_path):
+    """By OpenAI's `model`: the answer is what that adapter writes in the sampler, and a chat is put as it was trained."""
+    base = tmp_path / "base"
+    torch_model("llama untied").save_pretrained(base)
+    made = {f"a{i}": write_adapter(tmp_path / f"a{i}", base, i) for i in range(2)}
+    sampler = Sampler(with_adapters(models[0], made), tokenizer(), SamplingConfig(), ROWS, LONGEST, segment_steps=4)
+    with serve(sampler, adapters={"a0": chat_prompt, "a1": lambda messages: [7, 8]}) as running:
+        client = running.client()
+        assert [model.id for model in client.models.list()] == ["tiny", "a0", "a1"]
+        asked, texts = {"max_tokens": 9, "temperature": 0}, {}
+        for name in ("tiny", "a0", "a1"):
+            answer = client.completions.create(model=name, prompt=[7, 8], **asked)
+            assert answer.model == name
+            texts[name] = answer.choices[0].text
+        chat = client.chat.completions.create(model="a1", messages=[{"role": "user", "content": "w1"}], **asked)
+        assert chat.choices[0].message.content == texts["a1"]
+        with pytest.raises(openai.NotFoundError, match="'b' isn't served here, 'tiny', 'a0', 'a1' are"):
+            client.completions.create(model="b", prompt="w1")
+        running.settle()
+    greedy = SamplingConfig(temperature=0, max_new_tokens=9)
+    requests = [Request(name, [7, 8], sampling=greedy, adapter=None if name == "tiny" else name) for name in texts]
+    assert {c.id: c.text for c in sampler.generate(requests)} == texts
+    assert len(set(texts.values())) == 3
 
 
 # --- Load, and the end.
