@@ -57,7 +57,10 @@ def main() -> None:
     tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32)
     computed: list[int] = []
-    model.register_forward_pre_hook(lambda _, ids: computed.append(ids[0].numel()))
+    # TRL gives the ids by place, PEFT hands them on by name.
+    model.register_forward_pre_hook(
+        lambda _, given, named: computed.append((given[0] if given else named["input_ids"]).numel()), with_kwargs=True
+    )
     config = CPOConfig(
         output_dir=spec["scratch"],
         loss_type="simpo",

@@ -1,5 +1,7 @@
 """Log-probabilities in chunks equal the whole log-softmax: values and gradients, with and without bias, alone and on a mesh."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lpo_jax.batch import TreeBatch
 from lpo_jax.config import MeshConfig
 from lpo_jax.losses import logps
+from lpo_jax.model.linear import LowRank
 from lpo_jax.sharding import make_mesh
 
 B, T, N, D, V = 8, 24, 20, 16, 44  # 44 columns: not divisible by 8 devices
@@ -87,3 +90,43 @@ def test_huge_logits_are_no_nan():
     for linear in (None, linear_part(batch, pull, "some")):
         for x in both_ways(promised(linear), batch, 100 * hidden, 100 * head, None, pull)[:3]:
             assert np.isfinite(x).all()
+
+
+def products(jaxpr):
+    """The dims of the matrices that products make."""
+    return [{int(a), int(b)} for a, b in re.findall(r"f32\[(\d+),(\d+)\] = dot_general", str(jaxpr))]
+
+
+@pytest.mark.parametrize("which", ["some", None])
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 4, 2), (2, 2, 2)], ids=str)
+def test_an_adapter_of_a_frozen_head(mesh, which, monkeypatch):
+    """The adapter's gradients and the states', and none of the head and its bias."""
+    monkeypatch.setattr(logps, "CHUNK", 5)
+    batch, (hidden, head, bias, pull) = scored(np.random.default_rng(3)), arrays("float32", True)
+    states, matrix = jax.random.normal(jax.random.key(1), (B, T, 3)), jax.random.normal(jax.random.key(2), (3, V))
+
+    def adapted(hidden, states, matrix):
+        linear = None if which is None else linear_part(batch, pull, which)
+        return logps.token_logps(hidden, head, batch, bias, linear, LowRank(states, matrix))
+
+    def plain(hidden, states, matrix):
+        logits = jax.nn.log_softmax(hidden @ head + bias + states @ matrix)
+        own = jnp.take_along_axis(logits, batch.source[..., None], axis=1)
+        return jnp.where(batch.pair >= 0, jnp.take_along_axis(own, batch.target[..., None], axis=2)[..., 0], 0)
+
+    def both(f, *x):
+        out, back = jax.vjp(f, *x)
+        return out, *back(pull)
+
+    expected = both(plain, hidden, states, matrix)
+    devices = jax.devices()[: int(np.prod(mesh))]
+    with jax.set_mesh(make_mesh(MeshConfig(*mesh), devices)):
+        traced = jax.jit(both, static_argnums=0).trace(adapted, hidden, states, matrix)
+        found = traced.lower().compile()(hidden, states, matrix)
+    for f, e in zip(found, expected, strict=True):
+        np.testing.assert_allclose(f, e, rtol=1e-5, atol=2e-5)
+    shape = {D, -(-V // int(np.prod(mesh[1:])))}
+    assert shape not in products(traced.jaxpr), "the head has a gradient"
+    with jax.set_mesh(make_mesh(MeshConfig(*mesh), devices)):
+        whole = jax.jit(both_ways, static_argnums=0).trace(promised(None), batch, hidden, head, bias, pull)
+    assert shape in products(whole.jaxpr), "it is seen where there is one"
