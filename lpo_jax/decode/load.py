@@ -184,11 +184,11 @@ def with_adapters(base: LoadedModel, directories: Mapping[str, str]) -> LoadedMo
     Raises:
       ConfigError: a directory holds what can't be computed so, or doesn't fit; named.
     """
-    read = {directory: peft.load_peft(directory, base.model) for directory in directories.values()}
-    for directory, (adapters, _) in read.items():
+    read = [peft.load_peft(directory, base.model) for directory in directories.values()]
+    for directory, (adapters, _) in zip(directories.values(), read, strict=True):
         if experts := sorted(name for name in adapters.get("blocks", {}) if name.startswith("expert_")):
             raise ConfigError(f"{directory}: {', '.join(experts)}: adapters of experts are only merged: give it alone and without a name")
-    found = joined(list(read.values()), base.model.compute_dtype)
+    found = joined(read, base.model.compute_dtype)
     places = shardings(joined_axes(base.model, found), found, base.mesh)
     return replace(base, adapters=jax.device_put(found, places), names=tuple(directories))
 
