@@ -70,17 +70,17 @@ def _decayed(params: Params) -> Params:
 def _matrices(params: Params, model: Model) -> Params:
     """For Muon: which dims of the blocks' matrices, or of all adapters, are inputs and which are outputs; None for what is no matrix.
 
-    Each layer has a matrix of its own.
+    Each layer has a matrix of its own, and each expert in it.
     """
     inputs = model.inputs()
 
     def dims(path: tuple[Any, ...], x: jax.Array) -> MuonDimensionNumbers | None:
         *above, last = (key.key for key in path)
+        first = int(above[:1] == ["blocks"]) + any(name.startswith("expert_") for name in (*above, last))
         if model.lora is None:
-            first, into = 1, inputs.get(".".join((*above, last)), 0)
+            into = inputs.get(".".join((*above, last)), 0)
             matrix = into > 0 and above == ["blocks"]
         else:
-            first = int(above[0] == "blocks")
             into = {"a": x.ndim - first - 1, "b": 1}.get(last, 0)
             matrix = into > 0
         split = first + into
