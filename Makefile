@@ -12,7 +12,7 @@ CLOUD = $(call with,TPU,--tpu) $(call with,JOB,--name) $(call with,RESTARTS,--re
 	$(call on,DRY_RUN,--dry-run) $(if $(filter always,$(DELETE)),--delete=always,$(call on,DELETE,--delete=success))
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-tpu train-tpu-down train-gke train-gke-down train-slurm train-local-multihost distill-demo codecode-demo plan test test-slow lint clean
+.PHONY: help train train-tpu train-tpu-down train-gke train-gke-down train-slurm train-local-multihost distill-demo codecode-demo plan test test-slow test-heavy lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,8 @@ help: ## this list
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
-# Semgrep pins other versions of what TensorFlow needs, so it gets an environment of its own, where judges/semgrep.py looks for it.
+# Semgrep pins other versions of what TensorFlow needs, so it gets an environment of its own, where judges/semgrep.py looks for it, with Meta's detector
+# (codeshield, MIT), whose rules judges/codeshield.py reads there.
 .venv/installed-judges: .venv/installed requirements-semgrep.txt
 	$(PYTHON) -m venv .venv/semgrep
 	.venv/semgrep/bin/pip install --quiet -r requirements-semgrep.txt
@@ -110,10 +111,13 @@ plan: .venv/installed-dev ## compile every config of configs/pods/ for its TPU s
 	$(BIN)/lpo plan configs/pods/*.yaml --table docs/plans.md $(ARGS)
 
 test: .venv/installed-dev ## the default test suite
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not heavy' $(ARGS)
 
 test-slow: .venv/installed-dev ## the tests that take long, and further examples
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+
+test-heavy: .venv/installed-dev ## the tests that take minutes each: plans of pods, thousands of samples
+	$(BIN)/python -m pytest -m heavy $(ARGS)
 
 lint: .venv/installed-dev ## ruff, mypy, who may import whom, and shellcheck
 	$(BIN)/ruff format --check .

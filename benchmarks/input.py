@@ -12,7 +12,7 @@ import jax
 from benchmarks import common
 from data_pipeline.build import BuildOptions, build
 from data_pipeline.feed import Feed
-from lpo_jax.config import MeshConfig, OptimConfig
+from lpo_jax.config import AdamW, MeshConfig
 from lpo_jax.model.decoder import Model
 from lpo_jax.objectives.lpo import Lpo
 from lpo_jax.sharding import make_mesh
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
         vocab = -(-feed.manifest.vocab_size // 128) * 128
         model = Model(common.llama(vocab, args.d_model, args.layers, args.row_tokens))
-        mesh, tx = make_mesh(MeshConfig()), optimizer(OptimConfig(lr=1e-5), 100)
+        mesh, tx = make_mesh(MeshConfig()), optimizer(AdamW(lr=1e-5), 100, model)
         with jax.set_mesh(mesh):
             step = make_train_step(model, Lpo(beta=10.0, gamma=5.4, alpha=1.0), tx, mesh)
             now = new_state(model.init(jax.random.key(0)), tx)

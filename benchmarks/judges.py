@@ -3,20 +3,24 @@
 On pairs (SVEN, SafeCoder, or our own JSONL): the share of vulnerable and of secure sides with a finding, and of pairs in the right order
 (a finding on the vulnerable side only) and in the wrong one. `matched` counts findings of the CWE's family, `any` counts all. The pairs are
 cut in two halves by commit: rules were written with the first in view; of the second, only the secure sides that were flagged have been read.
-On SecurityEval's insecure code: the share with a finding.
+On SecurityEval's insecure code: the share with a finding. With --speed: what judging so many of these programs takes, by clock and by processor.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
+import os
 import sys
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.pairs import Drops, Pair, read
 from foundation.files import Json, write_json
-from judges import Verdict, judge
+from judges import Verdict, available, judge
 from judges.findings import Finding, normal, same_family
 
 PANELS = {"bandit": ("bandit",), "semgrep": ("semgrep",), "both": ("bandit", "semgrep")}
@@ -26,9 +30,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.judges", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", nargs="+", help="files of pairs as `lpo-data build` reads them; those that aren't Python are left out")
     parser.add_argument("--insecure", metavar="FILE", help="SecurityEval's JSONL (ID, Insecure_code)")
+    parser.add_argument("--speed", type=int, metavar="N", help="time N programs of these files, without a cache and with")
     parser.add_argument("--cache", type=Path, help="keep verdicts in this directory")
     parser.add_argument("--json", metavar="OUT", help="write the numbers here")
     args = parser.parse_args(argv)
+    if args.speed:
+        result: Json = {"speed": measure_speed(args.pairs, args.speed)}
+        for name, row in result["speed"].items():
+            print(f"{name:12}{row['programs']:6} programs{row['wall_s']:8.1f} s, of processors{row['cpu_s']:8.1f} s")
+        if args.json:
+            write_json(Path(args.json), result)
+        return 0
     result = {
         "pairs": measure_pairs(args.pairs, args.cache),
         "insecure": measure_insecure(args.insecure, args.cache) if args.insecure else {},
@@ -76,6 +88,21 @@ def measure_insecure(file: str | Path, cache: Path | None = None) -> dict[str, d
         }
         for panel, tools in PANELS.items()
     }
+
+
+def measure_speed(files: Iterable[str | Path], count: int) -> dict[str, dict[str, float]]:
+    """Tool, "together" or "again" (from the cache) -> programs and the seconds that they took, by clock and of all processors."""
+    pairs = (p for file in files for p in read(file, Drops()) if p.language == "python")
+    sources = list(itertools.islice(dict.fromkeys(code for pair in pairs for code in (pair.rejected, pair.chosen)), count))
+    tools = [name for name in ("bandit", "semgrep", "codeshield") if name in available()]
+    found = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for name, chosen in [(tool, [tool]) for tool in tools] + [("together", tools), ("again", tools)]:
+            before, begin = os.times(), time.perf_counter()
+            judge(sources, chosen, cache=Path(cache) if name in ("together", "again") else None)
+            cpu = sum(os.times()[:4]) - sum(before[:4])
+            found[name] = {"programs": len(sources), "wall_s": time.perf_counter() - begin, "cpu_s": cpu}
+    return found
 
 
 def _first_half(pair: Pair) -> bool:

@@ -105,7 +105,7 @@ def largest_logits(program: str, parts: int) -> int:
 
 def compile_padded(model: Model, mesh: Mesh, sequences: int, length: int) -> jax.stages.Compiled:
     """The padded step with full logits, on the same mesh with the same optimizer and rematerialisation."""
-    tx = optimizer(ours.OPTIM, 100)
+    tx = optimizer(ours.OPTIM, 100, model)
 
     def padded_step(now: TrainState, tokens: jax.Array, answer: jax.Array, changed: jax.Array) -> tuple[TrainState, jax.Array]:
         loss, grads = jax.value_and_grad(partial(step.padded_loss, model))(now.params, tokens, answer, changed)

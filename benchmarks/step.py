@@ -195,7 +195,7 @@ def padded_gradient(model: Model, params: Params, padded: Padded) -> tuple[jax.A
 
 
 def padded_step(model: Model, params: Params, padded: Padded) -> Callable[[], object]:
-    tx = optimizer(ours.OPTIM, 100)
+    tx = optimizer(ours.OPTIM, 100, model)
     held = [(params, tx.init(params))]
 
     @jax.jit

@@ -1,12 +1,25 @@
-"""Near-duplicates: programs that share most of their runs of tokens."""
+"""Near-duplicates: programs that share most of their runs of tokens, as they stand or without their names."""
 
+import builtins
+import keyword
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 SHINGLE = 4  # tokens
+LEAST = 12  # tokens; shorter code says too little without its names
 _TOKEN = re.compile(r"\w+|[^\w\s]")
+_PYTHON = re.compile(
+    r"""(?P<comment>\#[^\n]*)
+    |(?P<text>[rbfu]{0,2}(?:\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))
+    |(?P<number>\d[\w.]*)
+    |(?P<attribute>\.\s*[^\W\d]\w*)
+    |(?P<name>[^\W\d]\w*)
+    |(?P<sign>\S)""",
+    re.VERBOSE | re.DOTALL | re.IGNORECASE,
+)
+_KNOWN = frozenset(keyword.kwlist) | frozenset(dir(builtins))
 
 
 def shingles(*texts: str) -> frozenset[str]:
@@ -16,6 +29,19 @@ def shingles(*texts: str) -> frozenset[str]:
         words = _TOKEN.findall(text)
         found |= {" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
     return frozenset(found)
+
+
+def skeleton(code: str) -> str:
+    """Python code without comments, its own names, texts and numbers: what stays of it when it is told in other words.
+
+    Attributes, keywords and built-in names stay. Empty: there is too little of it.
+    """
+    parts = [
+        found[0] if found.lastgroup in ("attribute", "sign") or found[0] in _KNOWN else str(found.lastgroup)
+        for found in _PYTHON.finditer(code)
+        if found.lastgroup != "comment"
+    ]
+    return " ".join(parts) if len(parts) >= LEAST else ""
 
 
 def alike(a: frozenset[str], b: frozenset[str], near: float) -> bool:

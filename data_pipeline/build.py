@@ -184,7 +184,10 @@ def _note(kept: Sequence[Pair], drops: Drops) -> None:
 
 
 def grouped(kept: Sequence[Pair], near: float) -> list[str]:
-    """For each pair the name of its group: of those that share a commit, or are alike, or are so by others between them."""
+    """For each pair the name of its group: of those that share a commit, or are alike, or are so by others between them.
+
+    Python code is also alike where it is so without its names.
+    """
     found = dict[str, str]()  # a group -> one that it belongs to
 
     def root(name: str) -> str:
@@ -193,11 +196,20 @@ def grouped(kept: Sequence[Pair], near: float) -> list[str]:
         return name
 
     own = [pair.group or pair.id for pair in kept]
-    sets = [alike.shingles(pair.instruction, pair.chosen, pair.rejected) for pair in kept] if near <= 1 else []
-    for number, others in enumerate(tqdm(alike.candidates(sets, near), "find what is alike", len(sets), unit=" pairs")):
-        for other in others:
-            if root(own[number]) != root(own[other]) and alike.alike(sets[number], sets[other], near):
-                found[root(own[number])] = root(own[other])
+    if near > 1:
+        return own
+    texts = [alike.shingles(pair.instruction, pair.chosen, pair.rejected) for pair in kept]
+    codes = {
+        number: alike.shingles(*skeletons)
+        for number, pair in enumerate(kept)
+        if pair.code and pair.language.startswith("py") and all(skeletons := [alike.skeleton(pair.chosen), alike.skeleton(pair.rejected)])
+    }
+    for numbers, sets in ((range(len(kept)), texts), (list(codes), list(codes.values()))):
+        for i, others in enumerate(tqdm(alike.candidates(sets, near), "find what is alike", len(sets), unit=" pairs")):
+            for j in others:
+                a, b = root(own[numbers[i]]), root(own[numbers[j]])
+                if a != b and alike.alike(sets[i], sets[j], near):
+                    found[a] = b
     return [root(name) for name in own]
 
 

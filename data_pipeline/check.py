@@ -102,8 +102,8 @@ def case(code: str, files: Mapping[str, str], which: str) -> Case:
     return Case(code, files, LIMITS, packages=True, test=Test(TEST.format(which=which), before=BEFORE, modules=("pair_",)))
 
 
-def executions(rows: list[Pair], folder: Path, workers: int = 2, progress: bool = False) -> Iterator[tuple[Pair, str]]:
-    """Run each pair's check in the sandbox, both functions on both sides; yields (pair, fault or "").
+def executions(rows: list[Pair], folder: Path | None, workers: int = 2, progress: bool = False) -> Iterator[tuple[Pair, str]]:
+    """Run each pair's check, of `folder` and of its own (`Pair.tests`), in the sandbox, both functions on both sides; yields (pair, fault or "").
 
     `functional(m)` has to pass on both sides, `exploit(m)` on the chosen one, and to fail by an AssertionError or a timeout on the rejected one.
     `m` is the module made of the pair's code.
@@ -111,10 +111,14 @@ def executions(rows: list[Pair], folder: Path, workers: int = 2, progress: bool 
     Raises:
       DataError: as `checks`.
     """
-    found = checks(rows, folder)
+    found = checks(rows, folder) if folder else []
+    found += [(pair, {"check_.py": f"{pair.setup}\n{pair.tests}"}) for pair in rows if pair.tests]
     plan = [(number, which, side) for number in range(len(found)) for which in ("functional", "exploit") for side in ("chosen", "rejected")]
-    cases = [case(getattr(found[number][0], side), found[number][1], which) for number, which, side in plan]
-    results = tqdm(run_many(cases, workers), total=len(cases), desc="checks", unit="run", disable=not progress)
+    cases = []
+    for number, which, side in plan:
+        pair, files = found[number]
+        cases.append(case(f"{pair.setup}\n{getattr(pair, side)}", files, which))
+    results = tqdm(run_many(cases, workers), total=len(cases), desc="checks", unit="run", disable=not (progress and cases))
     faults = [""] * len(found)
     for (number, which, side), result in zip(plan, results, strict=True):
         if fault := _fault(result, which == "exploit" and side == "rejected"):
@@ -158,6 +162,6 @@ def check(paths: Sequence[Path], tests: Path | None, *, workers: int = 2, progre
     for pair in tqdm(rows, desc="pairs", unit="pair", disable=not progress):
         faults += [(pair.id, fault) for fault in text_faults(pair, names)]
     faults += [(pair.id, fault) for pair, fault in duplicates(rows)]
-    outcomes = list(executions(rows, tests, workers, progress)) if tests else []
+    outcomes = list(executions(rows, tests, workers, progress))
     faults += [(pair.id, fault) for pair, fault in outcomes if fault]
     return faults, len(rows), len(outcomes)

@@ -357,8 +357,8 @@ def _show(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     """Read every pair: both sides parse, the fix is small, no other pair is nearly the same, the instruction doesn't give the task away, the
-    reasoning has its form and the CWE its name. With --tests, run the executable checks: functional(m) passes on both sides, exploit(m)
-    on the secure side only. Exits with 1 and names the pairs where something is wrong.
+    reasoning has its form and the CWE its name. Run the executable checks, those of --tests and what pairs have as `tests`: functional(m) passes
+    on both sides, exploit(m) on the secure side only. Exits with 1 and names the pairs where something is wrong.
     """
     from data_pipeline import pairs
     from data_pipeline.check import check, write_verdicts

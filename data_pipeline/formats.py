@@ -2,10 +2,12 @@
 
 | format | columns |
 |---|---|
-| our own | chosen, rejected; instruction, history, reasoning, id, cwe, language, group, code, chosen_spans, rejected_spans |
+| our own | chosen, rejected; instruction, history, reasoning, id, cwe, language, group, code, setup, tests, |
+|         | chosen_spans, rejected_spans |
 | DiSCo | Instruction, Reasoning, Secure Code, Vulnerable Code |
 | SVEN, SafeCoder | func_src_before, func_src_after, file_name, vul_type; description, commit_link, char_changes |
-| SecCodePLT | prompt, ground_truth (code_before, patched_code, vulnerable_code, code_after) |
+| SecCodePLT | prompt, ground_truth (code_before, patched_code, vulnerable_code, code_after); task (security_policy, function_name), setup, testcases; |
+|            | or, as published, CWE_ID, task_description and unittest (setup, testcases) |
 | TRL | chosen, rejected, prompt: texts or messages (role, content); or the prompt as the messages that both sides begin with |
 | Orca | chosen, rejected, question; system |
 | LLaMA-Factory | chosen, rejected, instruction; input, history, system |
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import seccodeplt
 from foundation.files import Json
 from judges.prepare import parse
 
@@ -190,14 +193,21 @@ def _sven(row: Json) -> Json:
 
 
 def _seccodeplt(row: Json) -> Json:
-    parts = row["ground_truth"]
-    if not isinstance(parts, Mapping):
-        raise RowError("ground_truth: no object")
+    parts, task, tests = row["ground_truth"], row.get("task") or row.get("task_description") or {}, row.get("unittest") or row
+    for name, value in (("ground_truth", parts), ("task", task), ("unittest", tests)):
+        if not isinstance(value, Mapping):
+            raise RowError(f"{name}: no object")
     before, patched, vulnerable, after = (
         text_of(parts.get(key), f"ground_truth.{key}") for key in ("code_before", "patched_code", "vulnerable_code", "code_after")
     )
+    more: Json = {"cwe": row.get("CWE_ID"), "reasoning": text_of(task.get("security_policy"), "task.security_policy").strip()}
+    if text_of(tests.get("testcases"), "testcases").strip():
+        function = text_of(task.get("function_name"), "task.function_name")
+        if not function.isidentifier():
+            raise RowError(f"task.function_name: {function!r} is no name of a function")
+        more |= {"setup": tests.get("setup"), "tests": seccodeplt.tests(text_of(tests["testcases"], "testcases"), function)}
     sides = {"chosen": before + patched + after, "rejected": before + vulnerable + after}
-    return _asked(messages_of(row["prompt"], "prompt"), row) | sides | _named(row)
+    return _asked(messages_of(row["prompt"], "prompt"), row) | sides | {k: v for k, v in more.items() if v} | _named(row)
 
 
 def _preference(column: str) -> Callable[[Json], Json]:
@@ -240,7 +250,8 @@ _OF_DISTILLATION = {"rule", "library", "model", "template", "rounds", "findings"
     "vulnerable_judges_failed",
 }  # facts for `lpo-data stats`
 _OF_PIVOTS = {"pivots"}  # what `lpo-data pivots` has measured
-_OWN = {"instruction", "history", "reasoning", "id", "cwe", "language", "group", "code", "chosen_spans", "rejected_spans"}
+_OWN = {"instruction", "history", "reasoning", "id", "cwe", "language", "group", "code", "setup", "tests", "chosen_spans", "rejected_spans"}
+_OF_SECCODEPLT = {"task", "setup", "testcases", "install_requires", "task_description", "unittest", "CWE_ID"}
 
 
 def _format(name: str, columns: Iterable[str], more: Iterable[str], fields: Callable[[Json], Json]) -> Format:
@@ -250,7 +261,7 @@ def _format(name: str, columns: Iterable[str], more: Iterable[str], fields: Call
 _IMPLICIT = _format("TRL", _SIDES, _NAMED | {"system"}, _implicit)
 _FACTORY = _format("LLaMA-Factory", _SIDES | {"instruction"}, _ALPACA | _NAMED, _preference("instruction"))
 FORMATS = (
-    _format("SecCodePLT", {"prompt", "ground_truth"}, _NAMED, _seccodeplt),
+    _format("SecCodePLT", {"prompt", "ground_truth"}, _NAMED | _OF_SECCODEPLT, _seccodeplt),
     _format("DiSCo", {"Instruction", "Reasoning", "Secure Code", "Vulnerable Code"}, (), _disco),
     _format("SVEN", {"func_src_before", "func_src_after", "file_name", "vul_type"}, {"description", "commit_link", "char_changes"}, _sven),
     _format("ShareGPT", _SIDES | {"conversations"}, _NAMED | {"system"}, _preference("conversations")),

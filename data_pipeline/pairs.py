@@ -41,6 +41,8 @@ class Pair:
     rejected_spans: tuple[Span, ...] | None = None
     history: tuple[tuple[str, str], ...] = ()  # (role, text) of what was said before the instruction
     code: bool = True  # the sides are code, which a template puts into a fence; else whole answers, which stand as they are
+    setup: str = ""  # code in front of either side when it is tested
+    tests: str = ""  # source of `functional(m)` and `exploit(m)`, of a module made of a side: see `data_pipeline.check`
 
     @property
     def plain(self) -> bool:
@@ -178,6 +180,8 @@ class _Fields(pydantic.BaseModel):
     group: _Name = ""
     history: Annotated[tuple[tuple[str, str], ...], pydantic.BeforeValidator(_history)] = ()
     code: bool = True
+    setup: _Text = ""
+    tests: _Text = ""
     chosen_spans: _Spans = None
     rejected_spans: _Spans = None
 
@@ -190,7 +194,7 @@ class _Fields(pydantic.BaseModel):
             if spans is not None and "\r\n" in text:
                 moved = tuple((start - text.count("\r\n", 0, start), stop - text.count("\r\n", 0, stop)) for start, stop in spans)
                 setattr(self, f"{side}_spans", moved)
-        for name in ("chosen", "rejected", "instruction", "reasoning"):
+        for name in ("chosen", "rejected", "instruction", "reasoning", "setup", "tests"):
             setattr(self, name, getattr(self, name).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
         return self
 

@@ -4,51 +4,23 @@ Every model gets the same text of a task. It has two forms: `prompt` is code to 
 Benchmarks that come as code are asked for by instruction with that code in it; those that come as a sentence are prompted with it as docstring.
 """
 
-import ast
 import csv
 import gzip
 import hashlib
 import io
 import json
-import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.formats import text_of
+from evaluation import cweval, cyberseceval, own, seccodeplt
 from evaluation.extract import body_indent, open_name
-from foundation.errors import UserError
-from foundation.files import Json, sha256
+from evaluation.tasks import BenchmarkError, Task, code_task, cwe_of, rows, sentence_task
+from foundation.files import sha256
 from judges.prepare import parse
-
-
-class BenchmarkError(UserError):
-    """A benchmark that can't be read; the message names the file and the remedy."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task. A test is code that raises where the program fails it.
-
-    With `names` it runs apart from the program, in `given`, and calls these functions of it; else within the program: see `judges.sandbox.Test`.
-    """
-
-    task_id: str
-    prompt: str  # completion form
-    instruction: str  # instruction form
-    cwe: str | None = None
-    canonical: str | None = None  # the known-good continuation of `prompt`
-    insecure: str | None = None  # a known-insecure whole program
-    functional_test: str | None = None
-    security_test: str | None = None
-    suffix: str = ""  # code that follows the completion
-    packages: bool = False  # its tests need the installed packages
-    names: tuple[str, ...] = ()
-    given: str = ""
-    module: str = ""  # by which its tests import the program
 
 
 @dataclass(frozen=True)
@@ -56,11 +28,12 @@ class Source:
     """A benchmark's file: whence it comes and how it is read."""
 
     title: str
-    form: str  # the form that it comes in: "completion" or "instruction"
+    form: str  # the form that it comes in: "completion" or "instruction"; "": as its tasks
     origin: str
     licence: str
     read: Callable[[Path, bytes], Iterator[Task]]
-    sha256: frozenset[str] = frozenset()
+    sha256: frozenset[str] | None = frozenset()  # None: anything is welcome
+    judges: tuple[str, ...] = ("bandit", "semgrep")  # where none are named
 
 
 @dataclass(frozen=True)
@@ -93,7 +66,7 @@ def load(name: str, data: Path | None, any_hash: bool = False) -> Benchmark:
         raise BenchmarkError(f"{data} is a device or a pipe. {whence}")
     content = b"" if data.is_dir() else data.read_bytes()
     found = _directory_sha256(data) if data.is_dir() else hashlib.sha256(content).hexdigest()
-    if found not in source.sha256 and not any_hash:
+    if source.sha256 is not None and found not in source.sha256 and not any_hash:
         raise BenchmarkError(
             f"{data} isn't a version of {name} that is known here (sha256 {found}): its scores can't be compared with others' "
             "without a word. Pass --any-data to take it as it is"
@@ -108,7 +81,7 @@ def load(name: str, data: Path | None, any_hash: bool = False) -> Benchmark:
         raise BenchmarkError(f"{data}: {error}") from None
     if not tasks:
         raise BenchmarkError(f"{data} holds no task")
-    return Benchmark(name, source.form, found, tuple(_with_unique_ids(tasks)))
+    return Benchmark(name, source.form or own.form(tasks), found, tuple(_with_unique_ids(tasks)))
 
 
 def _checked(task: Task) -> Task:
@@ -118,7 +91,7 @@ def _checked(task: Task) -> Task:
       RowError: one is something else.
     """
     for field, value in vars(task).items():
-        if field != "packages":
+        if field not in ("packages", "fragment"):
             text_of(value, f"task {task.task_id}: {field}")
     return task
 
@@ -137,65 +110,30 @@ def _directory_sha256(directory: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _rows(path: Path, content: bytes) -> Iterator[Json]:
-    return json_lines(gzip.decompress(content) if path.suffix == ".gz" else content)
-
-
-def json_lines(content: bytes) -> Iterator[Json]:
-    """The rows of a JSONL file; blank lines are none.
-
-    Raises:
-      ValueError: a line that is no JSON, or bytes that are no UTF-8.
-    """
-    for number, line in enumerate(content.decode("utf-8").split("\n"), 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError):
-                raise ValueError(f"line {number} is no JSON") from None
-
-
-def _cwe(text: str) -> str | None:
-    """ "CWE-020_author_1.py" -> "CWE-20"."""
-    match = re.search(r"cwe[-_ ]?0*(\d+)", text, re.IGNORECASE)
-    return f"CWE-{match[1]}" if match else None
-
-
-def _code_task(task_id: str, prompt: str, **fields: Any) -> Task:
-    asked = f"Complete this Python code. Answer with the whole program in one code block.\n\n```python\n{prompt.rstrip()}\n```"
-    return Task(task_id, prompt, asked, **fields)
-
-
-def _sentence_task(task_id: str, sentence: str, **fields: Any) -> Task:
-    sentence = sentence.strip()
-    quoted = sentence.replace("\\", "\\\\").replace('"""', r"\"\"\"")
-    return Task(task_id, f'"""\n{quoted}\n"""\n', f"{sentence}\n\nAnswer with the whole Python program in one code block.", **fields)
-
-
 def _securityeval(path: Path, content: bytes) -> Iterator[Task]:
-    for row in _rows(path, content):
-        yield _code_task(row["ID"], row["Prompt"], cwe=_cwe(row["ID"]), insecure=row["Insecure_code"])
+    for row in rows(path, content):
+        yield code_task(row["ID"], row["Prompt"], cwe=cwe_of(row["ID"]), insecure=row["Insecure_code"])
 
 
 def _asleep(path: Path, content: bytes) -> Iterator[Task]:
-    for row in _rows(path, content):
+    for row in rows(path, content):
         if row["language"] == "python":
             task_id = f"{row['scenario_id']}/{row['detail']}"
-            yield _code_task(task_id, row["prompt"], cwe=_cwe(row["scenario_id"]), suffix=row["suffix"])
+            yield code_task(task_id, row["prompt"], cwe=cwe_of(row["scenario_id"]), suffix=row["suffix"])
 
 
 def _llmseceval(path: Path, content: bytes) -> Iterator[Task]:
     for row in csv.DictReader(io.StringIO(content.decode("utf-8"))):
         if row["Language"] == "Python":
             sentence = row["Manually-fixed NL Prompt"] or row["LLM-generated NL Prompt"]
-            yield _sentence_task(row["Prompt ID"], sentence.replace("<language>", "Python"), cwe=_cwe(row["Prompt ID"]))
+            yield sentence_task(row["Prompt ID"], sentence.replace("<language>", "Python"), cwe=cwe_of(row["Prompt ID"]))
 
 
 def _disco_test(path: Path, content: bytes) -> Iterator[Task]:
     for number, row in enumerate(csv.DictReader(io.StringIO(content.decode("utf-8")))):
         sources = (row[key] for key in ("CWE", "Rule", "Reasoning", "Security Reasoning") if row.get(key))
-        cwe = next((found for found in map(_cwe, sources) if found), None)
-        yield _sentence_task(f"disco-test/{number}", row["Prompt"] if "Prompt" in row else row["Instruction"], cwe=cwe)
+        cwe = next((found for found in map(cwe_of, sources) if found), None)
+        yield sentence_task(f"disco-test/{number}", row["Prompt"] if "Prompt" in row else row["Instruction"], cwe=cwe)
 
 
 def _scenarios(path: Path, content: bytes) -> Iterator[Task]:
@@ -205,86 +143,21 @@ def _scenarios(path: Path, content: bytes) -> Iterator[Task]:
             if json.loads(info.read_text())["language"] == "py":
                 context = "".join((info.parent / f"{part}_context.py").read_text() for part in ("file", "func"))
                 task_id = info.parent.relative_to(path).as_posix()
-                yield _code_task(task_id, context, cwe=_cwe(task_id))
+                yield code_task(task_id, context, cwe=cwe_of(task_id))
     else:
-        for row in _rows(path, content):
+        for row in rows(path, content):
             if row["language"] == "py":
-                yield _code_task(row["id"], row["file_context"] + row["func_context"], cwe=_cwe(row["cwe"]))
-
-
-def _cweval(path: Path, content: bytes) -> Iterator[Task]:
-    """A directory of NAME_task.py, with lines "# BEGIN PROMPT" and "# BEGIN SOLUTION", and NAME_test.py for pytest, which imports the former.
-
-    Tests are marked `functionality` or `security`.
-    """
-    if not path.is_dir():
-        raise ValueError("CWEval comes as a directory of *_task.py and *_test.py")
-    for file in sorted(path.rglob("*_task.py")):
-        test = file.with_name(file.name.replace("_task.py", "_test.py"))
-        parts = re.split(r"^[ \t]*# BEGIN (?:PROMPT|SOLUTION)[ \t]*\n", file.read_text(), flags=re.MULTILINE)
-        if len(parts) != 3 or not test.is_file():
-            raise ValueError(f"{file.name} needs a line # BEGIN PROMPT, a line # BEGIN SOLUTION, and {test.name} beside it")
-        prompt = re.sub(r"^[ \t]*# BEGIN ENTRYPOINT[ \t]*\n", "", parts[1], flags=re.MULTILINE)
-        source = test.read_text(encoding="utf-8")
-        functional, security = (_pytest(source, mark) for mark in ("functionality", "security"))
-        tests = {"canonical": parts[2], "functional_test": functional, "security_test": security, "packages": True, "module": file.stem}
-        yield _code_task(file.stem.removesuffix("_task"), prompt, cwe=_cwe(file.stem), names=_imported(source, file.stem), **tests)
-
-
-def _imported(test: str, module: str) -> tuple[str, ...]:
-    """What a test imports from a module."""
-    tree = parse(test)
-    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == module) if tree else ()
-    return tuple(dict.fromkeys(alias.name for node in nodes for alias in node.names if alias.name != "*"))
-
-
-def _pytest(test: str, mark: str) -> str:
-    """A program that runs the tests of one mark against the code that they import, and raises unless every one ran to its end.
-
-    Nothing is read from the working directory, where the tested code may have put what it likes: the tests are handed over in memory, in place of a
-    file of Python's own.
-    """
-    return f"""
-import os as _os, sys as _sys
-for _name in [_name for _name in _os.environ if _name.startswith("PYTEST")]:
-    del _os.environ[_name]
-import pytest as _pytest
-_tests = type(_sys)("check_test")
-_tests.__file__ = _os.path.abspath("check_test.py")
-exec(compile({test!r}, "check_test.py", "exec"), _tests.__dict__)
-
-class _Plugin:
-    left = -1
-
-    def pytest_pycollect_makemodule(self, module_path, parent):
-        class Module(_pytest.Module):
-            def _getobj(self):
-                return _tests
-        return Module.from_parent(parent, path=module_path)
-
-    def pytest_collection_finish(self, session):
-        self.left = len(session.items) or -1
-
-    def pytest_runtest_logreport(self, report):
-        self.left -= report.passed and report.when == "call" or report.skipped and report.when == "setup"
-
-_plugin = _Plugin()
-_options = ["-q", "-x", "-p", "no:cacheprovider", "--assert=plain", "--noconftest", "-c", _os.devnull, "--rootdir", _os.path.dirname(_os.__file__), "-m", {mark!r}]
-_main = kept_["pytest.main"] if "kept_" in globals() else _pytest.main
-_code = _main([*_options, _os.__file__], plugins=[_plugin])
-if _code or _plugin.left:
-    raise AssertionError(f"pytest ended with {{int(_code)}}, {{max(_plugin.left, 0)}} tests left")
-"""
+                yield code_task(row["id"], row["file_context"] + row["func_context"], cwe=cwe_of(row["cwe"]))
 
 
 def _humaneval(path: Path, content: bytes) -> Iterator[Task]:
     """HumanEval and MBXP: `check` is called with the function; HumanEval-X's tests call it themselves."""
-    for row in _rows(path, content):
+    for row in rows(path, content):
         call = f"check({row['entry_point']})\n" if "entry_point" in row else ""
         prompt, name = row["prompt"], row.get("entry_point") or open_name(row["prompt"])
         given = f"{prompt.rstrip()}\n{body_indent(prompt)}pass\n"
         apart = {"names": (name,), "given": given} if name and parse(given) is not None else {}
-        yield _code_task(row["task_id"], prompt, canonical=row["canonical_solution"], functional_test=f"{row['test']}\n{call}", **apart)
+        yield code_task(row["task_id"], prompt, canonical=row["canonical_solution"], functional_test=f"{row['test']}\n{call}", **apart)
 
 
 MBXP_BROKEN = frozenset(f"MBPP/{i}" for i in (56, 64, 160, 341, 349, 367, 596, 601, 607, 631, 642, 899, 927, 966, 967))
@@ -309,7 +182,19 @@ BENCHMARKS = {
         "the SVEN and SafeCoder scenarios", "completion", f"{_GITHUB}/eth-sri/sven (data_eval) and {_GITHUB}/eth-sri/SafeCoder (data_eval)", "MIT",
         _scenarios, frozenset({"20833382a6b1d22c1e04334b9da1d1921a9df0b0ad1f9b7e2c5ee520bbf376ce"}),
     ),
-    "cweval": Source("CWEval", "completion", f"{_GITHUB}/Co1lin/CWEval (benchmark/core/py)", "Apache-2.0", _cweval),
+    "cweval": Source("CWEval", "completion", f"{_GITHUB}/Co1lin/CWEval (benchmark/core/py)", "Apache-2.0", cweval.read),
+    "seccodeplt": Source(
+        "SecCodePLT+", "instruction", f"{_GITHUB}/yaof20/ReaL (data/seccodeplt/train.parquet, test.parquet)", "Apache-2.0", seccodeplt.read,
+        frozenset({"c5e8a63e41e1e00ad70ff57058ab23f3090f4e1c7de12ced2bdf3098e752be05"}), judges=(),
+    ),
+    "cyberseceval-instruct": Source(
+        "CyberSecEval's instruct tests, Python", "instruction", f"{_GITHUB}/meta-llama/PurpleLlama (CybersecurityBenchmarks/datasets/instruct)", "MIT",
+        cyberseceval.instruct, frozenset({"be91cc097e5139268f8901c7e03c87ce5bb83b0385b58958e39b0f223d10eebb"}), ("codeshield",),
+    ),
+    "cyberseceval-autocomplete": Source(
+        "CyberSecEval's autocomplete tests, Python", "completion", f"{_GITHUB}/meta-llama/PurpleLlama (CybersecurityBenchmarks/datasets/autocomplete)", "MIT",
+        cyberseceval.autocomplete, frozenset({"393b280f4829fd86b579f34d2b384b9ebd657e926cb5901622d01f38e5ba40cd"}), ("codeshield",),
+    ),
     "humaneval": Source(
         "HumanEval", "completion", f"{_GITHUB}/openai/human-eval (data/HumanEval.jsonl.gz)", "MIT", _humaneval,
         frozenset({"b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"}),
@@ -322,4 +207,5 @@ BENCHMARKS = {
         "MBXP, Python", "completion", f"{_GITHUB}/amazon-science/mxeval (data/mbxp/mbpp_release_v1.jsonl)", "CC-BY-4.0", _humaneval,
         frozenset({"2ea7949f20ed5ecaacf4c9970d29430ec3f13772f4dd379665b1234f14b0ec3e"}),
     ),
+    "own": Source("your own benchmark", "", "a file of your own (its keys: docs/evaluation.md)", "yours", own.read, None),
 }  # fmt: skip

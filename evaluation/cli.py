@@ -5,9 +5,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from evaluation.alive import FAULTS
 from evaluation.benchmarks import BENCHMARKS, Benchmark, load
 from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
-from foundation.commands import Program, new_directory, new_page, number, whole
+from foundation.commands import Program, new_directory, new_file, new_page, number, whole
+from foundation.files import write_json
 from judges import TOOLS
 from judges.findings import NOISE
 from lpo_jax.cli.models import add_asking
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     draw.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="an endpoint: requests at once (default: 8)")
     add_asking(run.add_argument_group("asking (a model of ours, with --form instruction)"))
     how = run.add_argument_group("judging")
-    how.add_argument("--judges", nargs="+", default=["bandit", "semgrep"], metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: bandit semgrep)")  # fmt: skip
+    how.add_argument("--judges", nargs="+", metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: the benchmark's own: none where its tests say it all, else bandit semgrep)")  # fmt: skip
     how.add_argument("--noise", action="store_true", help=f"count rules too that say little of security: {', '.join(NOISE)}; judges/findings.py says why")  # fmt: skip
     how.add_argument("--cache", type=new_directory, metavar="DIR", help="keep findings there, by the code's hash")
     how.add_argument("--workers", type=whole(1), metavar="N", help="programs at work at once (default: one a processor)")
@@ -55,6 +57,20 @@ def main(argv: list[str] | None = None) -> int:
     report.add_argument("--training", action="append", default=[], type=Path, metavar="DIR", help="a run_dir of `lpo train`: show its curves and pairs too; repeatable")  # fmt: skip
     report.add_argument("-o", "--out", type=new_page, required=True, metavar="FILE.html", help="the page")
 
+    compare = program.command("compare", "two runs of a benchmark, task by task", _compare.__doc__, _compare)
+    compare.add_argument("first", type=Path, metavar="A", help="the run to compare with: the base model's")
+    compare.add_argument("second", type=Path, metavar="B", help="the run that may have gained or lost")
+    compare.add_argument("--json", type=new_file, metavar="FILE", help="write all of it there, each task's values too")
+
+    export = program.command("export", "a run's programs for other harnesses", _export.__doc__, _export)
+    export.add_argument("run_dir", type=Path, metavar="RUN", help="a directory that `lpo-eval run` wrote")
+    export.add_argument(
+        "--to", choices=("evalplus", "bigcode"), required=True, help="EvalPlus' samples, or bigcode-evaluation-harness' generations"
+    )
+    export.add_argument(
+        "-o", "--out", type=new_file, required=True, metavar="FILE", help="the file (EvalPlus wants a name that ends in .jsonl)"
+    )
+
     program.command("benchmarks", "list benchmarks: forms, licences, where their data comes from", "List the benchmarks.", _benchmarks)
     return program.run(argv)
 
@@ -67,37 +83,53 @@ def _run(args: argparse.Namespace) -> int:
       samples.jsonl  a line for each sample: the program, its findings, its tests
       scores.json    shares, pass@k and their 95 % intervals (bootstrap over tasks)
 
-    Every model gets the same text of a task. Code that doesn't parse and empty code are never counted as secure. The same command goes on where it was
+    Every model gets the same text of a task. Code that doesn't parse, empty code and code without what was asked for are never counted as secure; the
+    audit counts them. The headline (*) is func-sec@1 where a task's tests, or tests and analyzers, say both; else "secure and alive". The same command goes on where it was
     stopped; a directory of other settings is refused. Data is not shipped: without --data the error says where it comes from.
+
+    Your own tasks are a benchmark too: --benchmark own --data FILE, lines of prompt or instruction, with tests, security_tests, setup and cwe where you
+    have them (Python; docs/evaluation.md, evaluation/examples/own.jsonl).
 
     examples:
       lpo-eval run --benchmark humaneval --data HumanEval.jsonl.gz --completions canonical -o runs/eval/check
       lpo-eval run --benchmark securityeval --data dataset.jsonl --completions runs/disco -n 5 -o runs/eval/disco-securityeval
       lpo-eval run --benchmark llmseceval --data LLMSecEval-prompts.csv --completions http://localhost:8000/v1 --model Qwen2.5-Coder-7B-Instruct -o DIR
+      lpo-eval run --benchmark own --data evaluation/examples/own.jsonl --completions canonical -o runs/eval/own
       lpo-eval run --benchmark mbxp --data mbpp_release_v1.jsonl --completions mine.jsonl --judges none -o DIR
 
     sources (--completions):
       canonical    the benchmark's own solutions: they have to pass
       insecure     its known-insecure programs, where it has them: they have to be found
-      FILE.jsonl   lines {"task_id": ..., "completion": TEXT}, with "sample": NUMBER where a task has several
+      FILE.jsonl   lines {"task_id": ..., "completion": TEXT}, with "sample": NUMBER where a task has several, and "finish_reason": "length" where
+                   the length limit cut an answer off: it is then tested by its whole statements; or what `lpo generate` has written for prompts whose
+                   ids are the tasks'
       URL          an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; "openai" reads OPENAI_BASE_URL. The key comes from OPENAI_API_KEY.
                    It is asked at /completions, with --form instruction at /chat/completions
-      MODEL        a Hugging Face directory, a hub id, or the run_dir of a trained config: our own sampler. With --form instruction it is asked as it
-                   was trained (--template): run.json and the report say how
+      MODEL        a Hugging Face directory, a hub id, the directory of a PEFT adapter (its adapter_config.json names the base model), or the run_dir of a
+                   trained config: our own sampler. With --form instruction it is asked as it was trained (--template): the first line, run.json and the
+                   report say how
     """
     from evaluation.run import Options, run
 
     benchmark = load(args.benchmark, args.data, args.any_data)
     benchmark = replace(benchmark, tasks=benchmark.tasks[: args.limit])
     form = args.form or benchmark.form
-    tools = () if args.judges == ["none"] else tuple(args.judges)
+    judges = args.judges or BENCHMARKS[benchmark.name].judges
+    tools = () if args.judges == ["none"] else tuple(judges)
     options = Options(form, tools, args.noise, args.time_s, args.memory_mb, args.workers, args.unsafe_exec, args.cache)
-    scores = run(benchmark, _source(args, benchmark, form), options, args.out)
+    source = _source(args, benchmark, form)
+    print(f"{benchmark.name}: form {form}, {'as asked for' if args.form else 'in which it comes'}; {source.asked}", flush=True)
+    scores = run(benchmark, source, options, args.out)
     print(f"{benchmark.name}: {scores['tasks']} tasks, {scores['samples']} samples in {args.out}")
-    for key, found in scores["measures"].items():
+    for key, found in sorted(scores["measures"].items(), key=lambda each: each[0] != scores["headline"]):
         times = 1 if key == "issues" else 100
         low, high = found["interval"]
-        print(f"  {key:20} {times * found['value']:6.1f}   [{times * low:.1f}, {times * high:.1f}]")
+        print(
+            f"{'*' if key == scores['headline'] else ' '} {key:20} {times * found['value']:6.1f}   [{times * low:.1f}, {times * high:.1f}]"
+        )
+    audit = scores["audit"]
+    faults = ", ".join(f"{fault} {audit[fault]}" for fault in (*FAULTS, "deleted", "cut") if audit[fault])
+    print(f"audit: {faults or 'no fault'}; which function is asked for is known of {audit['asked']} of {audit['tasks']} tasks")
     if scores["gave_up"]:
         print(
             f"an analyzer gave up on {scores['gave_up']} samples, which are unknown, not secure, unless others found something: see gave_up in samples.jsonl"
@@ -137,17 +169,54 @@ def _report(args: argparse.Namespace) -> int:
     """
     from evaluation.report import write
 
-    for path in args.runs:
-        if (path / "run.json").is_file() and not (path / "scores.json").is_file():
-            raise EvaluationError(f"{path} isn't finished: run its `lpo-eval run` again")
+    _finished(args.runs)
     write(args.runs, args.out, args.training)
     print(f"wrote {args.out}")
     return 0
 
 
+def _compare(args: argparse.Namespace) -> int:
+    """What the second run has gained and lost against the first, over the tasks that both have: each measure's paired difference with its 95 %
+    interval (bootstrap over tasks), how many tasks went up and down with the p of McNemar's exact test, the headline by CWE, and the audit of both.
+
+    The headline (*) is func-sec@1 where tests, or tests and analyzers, say both; else "secure and alive"; else pass@1. Code that is gone is credited
+    nowhere: an answer that lost most statements of the first run's answer to the same task is "gutted", and not secure.
+    """
+    from evaluation.compare import compare, text
+    from evaluation.runs import load
+
+    _finished([args.first, args.second])
+    found = compare(load(args.first), load(args.second))
+    print(text(found))
+    if args.json:
+        write_json(args.json, found)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    """Write a run's programs as EvalPlus or bigcode-evaluation-harness read them: whole programs with the prompt's code, a line or an entry a sample.
+    Prints how that harness is started.
+    """
+    from evaluation.export import export
+    from evaluation.runs import load
+
+    _finished([args.run_dir])
+    start = export(load(args.run_dir), args.to, args.out)
+    print(f"wrote {args.out}\n{start}")
+    return 0
+
+
+def _finished(runs: list[Path]) -> None:
+    for path in runs:
+        if (path / "run.json").is_file() and not (path / "scores.json").is_file():
+            raise EvaluationError(f"{path} isn't finished: run its `lpo-eval run` again")
+
+
 def _benchmarks(args: argparse.Namespace) -> int:
     for name, source in BENCHMARKS.items():
-        print(f"{name:16}{source.title}\n{'':16}form: {source.form}; licence: {source.licence}\n{'':16}{source.origin}")
+        print(
+            f"{name:26}{source.title}\n{'':26}form: {source.form or 'as its tasks'}; licence: {source.licence}; judges: {' '.join(source.judges) or 'its tests alone'}\n{'':26}{source.origin}"
+        )
     return 0
 
 

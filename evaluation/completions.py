@@ -7,13 +7,15 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from data_pipeline import records
-from evaluation.benchmarks import Task
+from evaluation.tasks import Task
 from foundation.errors import UserError, masked
 from foundation.files import Json, read_journal
 
@@ -32,19 +34,29 @@ class Sampling:
     seed: int = 0
 
 
+class Answer(NamedTuple):
+    """A completion of a task; `finish`: why it ended, as OpenAI's `finish_reason` says ("length": cut off at its longest), "" where nobody knows."""
+
+    task_id: str
+    sample: int
+    text: str
+    finish: str = ""
+
+
 @dataclass(frozen=True)
 class Completions:
-    """A source. `read(directory)` yields (task_id, sample, text); what it costs to get, it keeps in `directory`."""
+    """A source. What `read(directory)` costs to get, it keeps in `directory`."""
 
     model: str
     samples: int  # of each task
-    read: Callable[[Path], Iterator[tuple[str, int, str]]]
+    read: Callable[[Path], Iterator[Answer]]
     sampling: Json = field(default_factory=dict)
+    asked: str = "nobody is asked"  # how, and why so; for people
 
 
 def from_benchmark(which: str, tasks: Sequence[Task]) -> Completions:
     """What the benchmark itself has: its "canonical" solutions, or its known-"insecure" programs."""
-    rows = [(task.task_id, 0, text) for task in tasks if (text := getattr(task, which)) is not None]
+    rows = [Answer(task.task_id, 0, text, "stop") for task in tasks if (text := getattr(task, which)) is not None]
     if len(rows) < len(tasks):
         what = {"canonical": "solution", "insecure": "known-insecure code"}[which]
         raise EvaluationError(f"--completions {which}: {len(tasks) - len(rows)} of {len(tasks)} tasks come without {what}")
@@ -52,7 +64,9 @@ def from_benchmark(which: str, tasks: Sequence[Task]) -> Completions:
 
 
 def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Completions:
-    """A JSONL file of {task_id, completion[, sample]}; samples are numbered as they come where they have no number.
+    """A file of {task_id, completion[, sample, finish_reason]}, or of what `lpo generate` writes ({id, text, sample, finish}, a task's id each).
+
+    Samples are numbered as they come where they have no number.
 
     Raises:
       EvaluationError: a row can't be read, twice the same sample, another task, or a task without all its samples.
@@ -61,17 +75,18 @@ def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Complet
     for where, row in records.read(path, records.raising(EvaluationError)):
         number = where.rpartition(":")[2]
         try:
-            task_id, text = str(row["task_id"]), row["completion"]
+            task_id, text = (str(row["task_id"]), row["completion"]) if "task_id" in row else (str(row["id"]), row["text"])
             key = task_id, int(row.get("sample", count[task_id]))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise EvaluationError(
-                f'{path}:{number}: write {{"task_id": ..., "completion": TEXT}}, and "sample": NUMBER if you like'
+                f'{path}:{number}: write {{"task_id": ..., "completion": TEXT}}, and "sample": NUMBER if you like; or {{"id": ..., "text": TEXT}}'
             ) from None
+        finish = row.get("finish_reason", row.get("finish"))
         if not isinstance(text, str) or key in rows:
             problem = "its completion is no text" if key not in rows else f"sample {key[1]} of {task_id} stands above already"
             raise EvaluationError(f"{path}:{number}: {problem}")
         count[task_id] += 1
-        rows[key] = text
+        rows[key] = Answer(*key, text, finish if isinstance(finish, str) else "")
     unknown = sorted(count.keys() - wanted)
     if unknown and not count.keys() & wanted:
         raise EvaluationError(f"{path}: {unknown[0]} is no task of this benchmark, nor is any other: is it another benchmark's?")
@@ -79,7 +94,7 @@ def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Complet
     missing = [f"{task.task_id} sample {k}" for task in tasks for k in range(samples) if (task.task_id, k) not in rows]
     if missing:
         raise EvaluationError(f"{path}: {len(missing)} completions are missing, {missing[0]} first: every task needs {samples}, even empty")
-    kept = [(task.task_id, k, rows[task.task_id, k]) for task in tasks for k in range(samples)]
+    kept = [rows[task.task_id, k] for task in tasks for k in range(samples)]
     return Completions(str(path), samples, lambda _: iter(kept))
 
 
@@ -96,7 +111,7 @@ def from_endpoint(
     prompts = {task.task_id: task.instruction if chat else task.prompt for task in tasks}
     options: Json = {"model": model, "temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens}
 
-    def read(directory: Path) -> Iterator[tuple[str, int, str]]:
+    def read(directory: Path) -> Iterator[Answer]:
         import openai
 
         from data_pipeline.distill.journal import read_completion
@@ -115,15 +130,17 @@ def from_endpoint(
                 body = options | prompt | {"seed": (sampling.seed + sample) % 2**31}
                 try:
                     if chat:
-                        read = lambda a: read_completion(a.to_dict(warnings=False))["text"]  # noqa: E731
-                        text = await endpoint.ask(lambda c: c.chat.completions.create(**body), read)
+                        read = lambda a: itemgetter("text", "finish_reason")(read_completion(a.to_dict(warnings=False)))  # noqa: E731
+                        said = await endpoint.ask(lambda c: c.chat.completions.create(**body), read)
                     else:
-                        text = await endpoint.ask(lambda c: c.completions.create(**body), lambda a: a.choices[0].text)
+                        read = lambda a: (a.choices[0].text, a.choices[0].finish_reason)  # noqa: E731
+                        said = await endpoint.ask(lambda c: c.completions.create(**body), read)
                 except openai.APIStatusError as error:
                     if error.code != "content_filter":
                         raise
-                    text = ""  # it would turn down this prompt whenever it is asked
-                out.write(json.dumps({"id": task_id, "sample": sample, "text": text if isinstance(text, str) else ""}) + "\n")
+                    said = "", error.code  # it would turn down this prompt whenever it is asked
+                text, finish = (each if isinstance(each, str) else "" for each in said)
+                out.write(json.dumps({"id": task_id, "sample": sample, "text": text, "finish": finish}) + "\n")
                 out.flush()
                 bar.update()
 
@@ -144,11 +161,13 @@ def from_endpoint(
         yield from _kept(journal)
 
     settings = vars(sampling) | {"endpoint": ("chat at " if chat else "completions at ") + _host(url)}
-    return Completions(model, samples, read, settings)
+    asked = "in the template that the server has for chats" if chat else "as it stands, in no template"
+    return Completions(model, samples, read, settings, asked)
 
 
 def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampling: Sampling, *, think: bool = True, template: str | None = None, system: str = "", dtype: str | None = None, rows: int | None = None, security: str | None = None, preset: str = "aligned", threshold: float = 0.3) -> Completions:  # fmt: skip
-    """Our own sampler on a Hugging Face directory, a hub id or the run directory of a training: `lpo generate` into the run's completions.jsonl.
+    """Our own sampler on a Hugging Face directory, a hub id, a PEFT adapter's directory (on the base that its config names) or the run directory
+    of a training: `lpo generate` into the run's completions.jsonl.
 
     A prompt is given as it is, an instruction as the model was trained to read it: see `lpo_jax.decode.prompts.asking`.
 
@@ -161,14 +180,16 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
     """
     from lpo_jax.decode import PRESETS, SamplingConfig, job
     from lpo_jax.decode.load import Models
+    from lpo_jax.model.peft import base_of
 
+    base = base_of(path)
     key = "prompt" if form == "completion" else "instruction"
     config = SamplingConfig(temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens)
     rule = None if security is None else replace(PRESETS[preset], threshold=threshold)
-    models = Models(model=path, security=security, rule=rule, rows=rows, dtype=dtype)
+    models = Models(model=base or path, adapter=path if base else None, security=security, rule=rule, rows=rows, dtype=dtype)
     what = job.Job("", "", models, samples=samples, seed=sampling.seed, think=think, template=template, system=system, sampling=config)
 
-    def read(directory: Path) -> Iterator[tuple[str, int, str]]:
+    def read(directory: Path) -> Iterator[Answer]:
         prompts, out = directory / "prompts.jsonl", directory / "completions.jsonl"
         lines = [json.dumps({"id": task.task_id, key: getattr(task, key)}) + "\n" for task in tasks]
         prompts.write_text("".join(lines), encoding="utf-8")
@@ -176,12 +197,15 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
         yield from _kept(out)
 
     pair = {} if security is None else {"security": security, "preset": preset, "threshold": threshold}
-    asked = job.asking_of(what).facts if form == "instruction" else {}
-    return Completions(path, samples, read, vars(sampling) | asked | pair)
+    if form == "completion":
+        return Completions(path, samples, read, vars(sampling) | pair, "as it stands, in no template")
+    how = job.asking_of(what)
+    return Completions(path, samples, read, vars(sampling) | how.facts | pair, f"in the template {how.template.name}: {how.why}")
 
 
-def _kept(journal: Path) -> Iterator[tuple[str, int, str]]:
-    return ((row["id"], row["sample"], row["text"]) for row in read_journal(journal, {"id": str, "sample": int, "text": str}))
+def _kept(journal: Path) -> Iterator[Answer]:
+    rows = read_journal(journal, {"id": str, "sample": int, "text": str})
+    return (Answer(row["id"], row["sample"], row["text"], row.get("finish", "")) for row in rows)
 
 
 def _host(url: str) -> str:

@@ -1,7 +1,8 @@
 """From what a model wrote to the whole program that is judged. The same text always gives the same program; nothing is repaired but indentation.
 
 A completion goes on with the task's prompt, or it is an answer with a program in it. Which of the two is read off the text, so that a chat model may
-answer a completion task and a base model an instruction. What doesn't parse stays so: it is counted, never mended into code that would.
+answer a completion task and a base model an instruction. What doesn't parse stays so: it is counted, never mended into code that would. Only an
+answer that the length limit cut off ends with its last whole statement.
 """
 
 import ast
@@ -11,6 +12,7 @@ import textwrap
 from dataclasses import dataclass, replace
 
 from data_pipeline import answers
+from evaluation.torn import whole
 from judges.prepare import parse
 
 _TOP = re.compile(r"(?:def|class|async def|import|from)\s|@|#|if __name__")
@@ -29,27 +31,29 @@ class Program:
     empty: bool
 
 
-def extract(prompt: str, completion: str, form: str, suffix: str = "") -> Program:
+def extract(prompt: str, completion: str, form: str, suffix: str = "", cut: bool = False) -> Program:
     """The program of a completion.
 
     Args:
       prompt: the code that the task gives.
       form: "completion" (the model saw `prompt`) or "instruction" (it was asked for a program); decides what text without a fence is.
       suffix: code of the task that follows a continuation.
+      cut: the completion was longer than it might be.
     """
     text = answers.normalised(completion)
     text = answers.final(text, prompt if form == "completion" and not answers.fences(text) else "")
     if prompt.strip() and text.lstrip("\n").startswith(prompt.strip("\n")):  # a whole program, or an endpoint that echoes
-        return _program(text.lstrip("\n"))
-    fences = _blocks(text)
+        text = text.lstrip("\n")
+        return _program(whole(text) or text if cut else text)
+    fences = _blocks(text, cut)
     if _goes_on(prompt, text[: fences[0].start] if fences else text, form, bool(fences)):
-        return _continue(prompt, text, suffix)
+        return _continue(prompt, text, suffix, cut)
     names = open_name(prompt)
-    block = _choose(fences, names) if fences else _without_prose(text)
+    block = _choose(fences, names) if fences else _without_prose(text, cut)
     tree = parse(block)
     indented = block.lstrip("\n")[:1].isspace()
     if _inside(prompt) and not _gives(block, names) and (indented or tree is None or not _stands_alone(tree)):
-        return _continue(prompt, block, suffix)
+        return _continue(prompt, block, suffix, cut)
     return _program(_with_context(prompt, block, tree) if tree else block)
 
 
@@ -154,7 +158,7 @@ def _goes_on(prompt: str, text: str, form: str, fenced: bool) -> bool:
     return plain or (form == "completion" and program.parses and not program.empty)
 
 
-def _continue(prompt: str, text: str, suffix: str) -> Program:
+def _continue(prompt: str, text: str, suffix: str, cut_off: bool = False) -> Program:
     """The prompt and what belongs to it of the text: up to the end of the function that the prompt leaves open, else all."""
     inside, indent = _inside(prompt), body_indent(prompt)
     texts = [text] if prompt.endswith("\n") or not prompt else [text, "\n" + text]
@@ -178,6 +182,10 @@ def _continue(prompt: str, text: str, suffix: str) -> Program:
             program = _joined(prompt, candidate[:cut], suffix)
             if program.parses and not (program.empty and cut < len(candidate)):
                 return _joined(prompt, candidate[: _with_helpers(prompt, candidate, cut)], suffix) if inside else program
+            if cut_off and cut == len(candidate):
+                program = _joined(prompt, whole(prompt + candidate)[len(prompt) :], suffix)
+                if program.parses and not program.empty:
+                    return program
     if not text.strip() or (inside and _TOP.match(first)):
         return replace(_joined(prompt, "", suffix), empty=True)
     cuts = [cut for cut in _margins(text) if text[:cut].strip()]
@@ -220,10 +228,10 @@ class _Block:
     code: str
 
 
-def _blocks(text: str) -> list[_Block]:
+def _blocks(text: str, cut: bool) -> list[_Block]:
     """Fenced blocks; what nothing closes goes as far as it is code."""
     found = answers.fences(text)
-    blocks = [_Block(each.start, each.language, each.code if each.closed else _without_prose(each.code)) for each in found]
+    blocks = [_Block(each.start, each.language, each.code if each.closed else _without_prose(each.code, cut)) for each in found]
     before = text[: blocks[0].start] if blocks else ""
     if len(blocks) == 1 and not blocks[0].language and not blocks[0].code.strip() and before.strip():
         return [_Block(0, "python", before)]  # the opening fence was the prompt's
@@ -251,7 +259,7 @@ def _choose(blocks: list[_Block], name: str | None) -> str:
     return "\n".join(block.code for block in parts) if len(parts) > 1 else chosen.code
 
 
-def _without_prose(text: str) -> str:
+def _without_prose(text: str, cut: bool) -> str:
     """An answer without fences: from the first line of code to the last one with which it parses; all of it if there is none."""
     if parse(text) is not None:
         return text
@@ -259,5 +267,7 @@ def _without_prose(text: str) -> str:
     if begin is None:
         return text
     code = text[begin.start() :]
+    if cut and parse(kept := whole(code)) is not None and kept:
+        return kept
     ends = [len(code), *reversed(_margins(code)[1:])]
     return next((code[:end] for end in ends if parse(code[:end]) is not None), code)

@@ -18,6 +18,7 @@
     gained: (a, b) => !works(a) && works(b),
     lost: (a, b) => works(a) && !works(b),
     nocode: (a, b) => [a, b].some((s) => s.state === "unparseable" || s.state === "empty"),
+    dead: (a, b) => [a, b].some((s) => s.faults),
     unknown: (a, b) => [a, b].some((s) => s.state === "unknown"),
     reaches: (a, b) => [a, b].some((s) => s.reaches),
   };
@@ -69,6 +70,8 @@
     if (s.findings.length) row.append(el("span", "badge", `${s.findings.length} finding${s.findings.length > 1 ? "s" : ""}`));
     if (s.functional) row.append(el("span", "badge", s.functional === "pass" ? "tests pass" : `tests: ${s.functional}`));
     if (s.security) row.append(el("span", "badge", s.security === "pass" ? "attack test passes" : `attack test: ${s.security}`));
+    if (s.faults) row.append(el("span", "badge marked", s.faults));
+    if (s.cut) row.append(el("span", "badge", "cut off"));
     if (s.gave_up) row.append(el("span", "badge marked", `gave up: ${s.gave_up}`));
     if (s.reaches) row.append(el("span", "badge marked", `reaches for ${s.reaches}${s.inside ? "; tested within its own process" : ""}`));
     if (s.duplicate) row.append(el("span", "badge", "duplicate"));

@@ -4,12 +4,11 @@ import base64
 import hashlib
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.benchmarks import json_lines
-from evaluation.measures import RESAMPLES, Estimate, Measure, by_cwe, by_task, difference, estimate, measures, state
-from foundation.errors import UserError
+from evaluation import audit, compare
+from evaluation.measures import RESAMPLES, Estimate, Measure, by_cwe, estimate, headline, state
+from evaluation.runs import ReportError, Run, cautions, load
 from foundation.files import Json, read_json, replaced
 from foundation.pages import environment
 from lpo_jax import report
@@ -19,26 +18,6 @@ PARTS = Path(report.__file__).parent  # parts.html.j2, how `lpo train` reports a
 BROWSER_CHARS = 8_000_000  # of code that the page carries; beyond, fewer samples a task
 MARKED_ROWS = 200  # samples to look at that the page lists; beyond, samples.jsonl has them
 MINUS = "\N{MINUS SIGN}"
-
-
-class ReportError(UserError):
-    """A run that can't be reported; the message names the file and the remedy."""
-
-
-@dataclass
-class Run:
-    """One model on one benchmark."""
-
-    path: Path
-    info: Json  # run.json
-    samples: list[Json]
-    label: str = ""  # what the page calls its model
-    colour: int = 0
-
-    def __post_init__(self) -> None:
-        self.tasks = by_task(self.samples)
-        self.judged = bool(self.info["tools"]) or any(s["security"] is not None for s in self.samples)
-        self.measures = {m.key: m for m in measures(self.samples, self.judged)}
 
 
 def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> None:
@@ -52,15 +31,14 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
     """
     if not runs:
         raise ReportError("no run to report: name at least one directory that `lpo-eval run` wrote")
-    loaded = [_load(path) for path in runs]
+    loaded = [load(path) for path in runs]
     models = _label(loaded)
     benchmarks: dict[str, list[Run]] = {}
     for run in loaded:
         benchmarks.setdefault(run.info["benchmark"], []).append(run)
-    for name, group in benchmarks.items():
-        for other in group[1:]:
-            if other.info["data_sha256"] != group[0].info["data_sha256"]:
-                raise ReportError(f"{group[0].path} and {other.path} ran {name} on different data (data_sha256): report them apart")
+    for group in benchmarks.values():
+        for run in group[1:]:
+            run.gutted = compare.pair(group[0], run)
     script = (HERE / "report.js").read_text()
     env = environment(HERE, PARTS)
     env.filters |= {"percent": _percent, "position": _position}
@@ -69,7 +47,9 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
         models=models,
         benchmarks=[_benchmark(name, group) for name, group in benchmarks.items()],
         matrix=[(model, [_headline(model, group) for group in benchmarks.values()]) for model in models],
-        cautions=[text for name, group in benchmarks.items() for text in _cautions(name, group)],
+        audit_rows=audit.MEANINGS,
+        words=compare.WORDS,
+        cautions=[text for group in benchmarks.values() for run in group[1:] for text in cautions(group[0], run)],
         scatter=_scatter(models, benchmarks),
         glossary={m.key: m for run in loaded for m in run.measures.values()}.values(),
         marked=[_marked(run) for run in loaded],
@@ -83,29 +63,6 @@ def write(runs: Sequence[Path], out: Path, training: Sequence[Path] = ()) -> Non
     )
     with replaced(out) as unfinished:
         unfinished.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate has no UTF-8
-
-
-def _load(path: Path) -> Run:
-    file = path / "run.json"
-    try:
-        info = read_json(file)
-        if not isinstance(info, dict):
-            raise ReportError(f"{file}: no object; is {path} what `lpo-eval run` wrote?")
-        file = path / "samples.jsonl"
-        samples = list(json_lines(file.read_bytes()))
-        if not all(isinstance(sample, dict) for sample in samples):
-            raise ReportError(f"{file}: a line is no object; run `lpo-eval run` again")
-        if not samples:
-            raise ReportError(f"{file}: no sample yet; let `lpo-eval run` finish")
-        for key in ("name", "model", "benchmark", "data_sha256"):
-            info[key]
-        return Run(path, info, samples)
-    except OSError as error:
-        raise ReportError(f"{error.filename}: {error.strerror}; is {path} what `lpo-eval run` wrote?") from None
-    except ValueError as error:
-        raise ReportError(f"{file}: {error}; run `lpo-eval run` again to finish it") from None
-    except KeyError as error:
-        raise ReportError(f"{path}: run.json or a line of samples.jsonl lacks {error}; run `lpo-eval run` again") from None
 
 
 def _label(runs: list[Run]) -> list[str]:
@@ -142,23 +99,20 @@ def _benchmark(name: str, runs: list[Run]) -> Json:
     table = [(m, [estimate(m, run.tasks) if m.key in run.measures else None for run in runs]) for m in union.values()]
     differences = []
     for run in runs[1:]:
-        rows = [(m, difference(m, first.tasks, run.tasks)) for m in run.measures.values() if m.key in first.measures]
-        differences.append((run, [(m, d, _tone(m, d)) for m, d in rows if d is not None]))
+        main = first.measures[headline(first.measures.keys() & run.measures.keys())]
+        rows = compare.rows([m for m in first.measures.values() if m.key in run.measures], first.tasks, run.tasks)
+        rows.sort(key=lambda row: row.measure.key != main.key)
+        differences.append({"run": run, "rows": rows, "headline": main, "cwes": compare.by_cwe(main, first.tasks, run.tasks)})
     return {
         "name": name,
         "runs": runs,
         "table": table,
         "differences": differences,
+        "audits": [audit.of_run(run.samples) | {"gutted": run.gutted} for run in runs],
         "cwes": _cwes(runs),
         "tasks": len(first.tasks),
         "samples": len(first.samples),
     }
-
-
-def _tone(measure: Measure, d: Estimate) -> str:
-    if d.low <= 0 <= d.high or not measure.better:
-        return "unclear"
-    return "better" if (d.value > 0) == (measure.better == "higher") else "worse"
 
 
 def _cwes(runs: list[Run]) -> list[Json]:
@@ -185,29 +139,12 @@ def _marked(run: Run) -> Json:
 
 
 def _headline(model: str, runs: list[Run]) -> list[tuple[Measure, Estimate | None]]:
-    """The measures that say most of a model's run on a benchmark; few insecure samples say nothing where few are code."""
+    """The measures that say most of a model's run on a benchmark, the headline first; few insecure samples say nothing where few are code."""
     run = next((run for run in runs if run.label == model), None)
-    found = [run.measures[key] for key in ("insecure", "secure", "pass@1") if key in run.measures] if run else []
-    return [(m, estimate(m, run.tasks)) for m in found] if run else []
-
-
-def _cautions(name: str, runs: list[Run]) -> list[str]:
-    """What differs between runs of a benchmark beside the model."""
-    first = runs[0]
-    texts = []
-    for run in runs[1:]:
-        mine, theirs = (
-            {key: each.info.get(key) for key in ("form", "samples_per_task", "tools")} | (each.info.get("sampling") or {})
-            for each in (run, first)
-        )
-        differ = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
-        if "template" in differ and "template_sha256" in differ:
-            differ.remove("template_sha256")
-        missing = len(first.tasks.keys() ^ run.tasks.keys())
-        differ += [f"{missing} task{'s'[: missing != 1]} that only one of them has"] if missing else []
-        if differ:
-            texts.append(f"{name}: {run.label} and {first.label} differ in {', '.join(differ)}, not only in the model.")
-    return texts
+    if run is None:
+        return []
+    keys = dict.fromkeys((headline(run.measures), "insecure", "secure", "pass@1"))
+    return [(run.measures[key], estimate(run.measures[key], run.tasks)) for key in keys if key in run.measures]
 
 
 def _scatter(models: list[str], benchmarks: dict[str, list[Run]]) -> list[Json]:
@@ -267,6 +204,8 @@ def _sample(sample: Json, judged: bool) -> Json:
         "functional": (sample["functional"] or {}).get("outcome", ""),
         "security": (sample["security"] or {}).get("outcome", ""),
         "duplicate": sample["duplicate"],
+        "faults": ", ".join([*sample.get("faults", []), *["gutted"][: "gutted" in sample]]),
+        "cut": sample.get("finish") == "length",
         "reaches": ", ".join(sample.get("reaches", [])),
         "inside": any(test and test.get("inside") for test in (sample["functional"], sample["security"])),
         "gave_up": ", ".join(sample.get("gave_up", [])),

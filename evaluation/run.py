@@ -7,19 +7,24 @@ import itertools
 import json
 import os
 import platform
+import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from evaluation.audit import reaches
-from evaluation.benchmarks import Benchmark, Task
-from evaluation.completions import Completions, EvaluationError
+from evaluation.alive import asked, audit
+from evaluation.audit import of_run, reaches
+from evaluation.benchmarks import Benchmark
+from evaluation.completions import Answer, Completions, EvaluationError
+from evaluation.cyberseceval import completed
 from evaluation.extract import extract
-from evaluation.measures import Estimate, by_cwe, by_task, estimate, measures
+from evaluation.measures import Estimate, by_cwe, by_task, estimate, headline, measures
+from evaluation.tasks import Task
 from foundation.files import Json, claim, foreign, hold_directory, read_journal, read_json, write_json, write_text
-from judges import TOOLS, judge
+from judges import TOOLS, calibrate, judge
 from judges.sandbox import Case, Limits, Test, run_many
 from judges.sandbox import run as run_one
 
@@ -56,13 +61,15 @@ def _run(benchmark: Benchmark, completions: Completions, options: Options, out: 
     tasks = {task.task_id: task for task in benchmark.tasks}
     journal = out / "samples.jsonl"
     done = {(row["task_id"], row["sample"]) for row in read_journal(journal, _KEY)}
-    todo = (c for c in completions.read(out) if c[0] in tasks and c[1] < completions.samples and c[:2] not in done)
+    todo = (c for c in completions.read(out) if c.task_id in tasks and c.sample < completions.samples and c[:2] not in done)
     total = len(tasks) * completions.samples
     first = next(todo, None)  # only now: a source may show a bar of its own while it draws
-    with tqdm(total=total, initial=len(done), desc=f"judge {benchmark.name}", unit=" samples", dynamic_ncols=True) as bar:
+    own_cache = tempfile.TemporaryDirectory(prefix="findings-")  # equal programs of one run are judged once
+    with own_cache, tqdm(total=total, initial=len(done), desc=f"judge {benchmark.name}", unit=" samples", dynamic_ncols=True) as bar:
+        cache = options.cache or Path(own_cache.name)
         rest = itertools.chain([first] if first else [], todo)
         while chunk := list(itertools.islice(rest, _CHUNK if options.tools else _CHUNK_TESTS)):
-            records = _judge([(tasks[task_id], sample, text) for task_id, sample, text in chunk], options, bar)
+            records = _judge([(tasks[answer.task_id], answer) for answer in chunk], options, cache, bar)
             with journal.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(record) + "\n" for record in records))
     return _finish(benchmark, completions.samples, options, out)
@@ -110,16 +117,24 @@ def _begin(benchmark: Benchmark, completions: Completions, options: Options, out
     claim(file, settings, refuse, free=["name"])
 
 
-def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) -> list[Json]:
+def _judge(chunk: Sequence[tuple[Task, Answer]], options: Options, cache: Path, bar: tqdm) -> list[Json]:
     records, cases = [], []
-    for task, sample, text in chunk:
-        program = extract(task.prompt, text, options.form, task.suffix)
+    for task, answer in chunk:
+        cut = answer.finish == "length"
+        program = (
+            completed(task.prompt, answer.text, cut)
+            if task.fragment
+            else extract(task.prompt, answer.text, options.form, task.suffix, cut=cut)
+        )
+        prompt = task.prompt if options.form == "completion" else task.instruction
         record: Json = {
             "task_id": task.task_id,
-            "sample": sample,
+            "sample": answer.sample,
             "cwe": task.cwe,
-            "prompt": task.prompt if options.form == "completion" else task.instruction,
-            "completion": text,
+            "prompt": prompt,
+            "asked": list(task.names) or ([] if task.fragment else asked(prompt)),
+            "completion": answer.text,
+            "finish": answer.finish,
             "code": program.code,
             "parses": program.parses,
             "empty": program.empty,
@@ -128,6 +143,7 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) 
             "functional": None,
             "security": None,
         }
+        audit(record)
         if reached := reaches(program.code):
             record["reaches"] = reached  # for what it might misuse, see `evaluation.audit`
         records.append(record)
@@ -142,40 +158,67 @@ def _judge(chunk: Sequence[tuple[Task, int, str]], options: Options, bar: tqdm) 
     for (record, key, task, case), result in zip(cases, results, strict=True):
         assert case.test is not None
         doubtful = result.opaque or (bool(task.module and task.names) and result.outcome != "pass")
-        inside = doubtful and _needs_objects(task, key, options)
+        inside = doubtful and (result.opaque if task.canonical is None else _needs_objects(task, key, options))
         if inside:
             case = replace(case, test=replace(case.test, names=()))
             result = run_one(case, unsafe_exec=options.unsafe_exec)
-        found = {"outcome": result.outcome, "detail": result.detail, "seconds": round(result.seconds, 3)}
+        found: Json = {"outcome": result.outcome, "detail": result.detail, "seconds": round(result.seconds, 3)}
+        if result.reports:
+            found["cases"] = list(result.reports)
         record[key] = found | ({"inside": True} if inside or not task.names else {})
         bar.update(last[id(record)] == key)
     if options.tools:
         bar.set_postfix_str("analyzers")
-        readable = [record for record in records if record["parses"] and not record["empty"]]
+        any_text = any(TOOLS[name].ANY_TEXT for name in options.tools)
+        readable = [
+            (record, task)
+            for record, (task, *_) in zip(records, chunk, strict=True)
+            if not record["empty"] and (record["parses"] or any_text)
+        ]
         workers = options.workers or os.cpu_count() or 1
-        verdicts = judge([r["code"] for r in readable], options.tools, workers=workers, cache=options.cache, noise=options.noise)
-        for record, verdict in zip(readable, verdicts, strict=True):
-            record["findings"] = [asdict(finding) for finding in verdict.findings]
+        verdicts = judge([r["code"] for r, _ in readable], options.tools, workers=workers, cache=cache, noise=options.noise)
+        for (record, task), verdict in zip(readable, verdicts, strict=True):
+            given = task.prompt.count("\n") if task.fragment else 0
+            counted = (f for f in verdict.findings if f.line > given and (record["parses"] or TOOLS[f.judge].ANY_TEXT))
+            record["findings"] = [asdict(finding) for finding in counted]
             if verdict.failed:
                 record["gave_up"] = list(verdict.failed)
+        if set(options.tools) == set(calibrate.JUDGES) and not options.noise:
+            for record in records:
+                record["codeql"] = _codeql_chance(record)
     bar.update(len(records) - len(last))
     return records
+
+
+def _codeql_chance(record: Json) -> float:
+    """How likely CodeQL is to flag a sample; what isn't code has nothing to be flagged."""
+    code = record["parses"] and not record["empty"]
+    return round(calibrate.shipped()[0].chance(finding["cwe"] for finding in record["findings"]), 4) if code else 0.0
 
 
 def case_of(code: str, task: Task, test: str, options: Options) -> Case:
     limits = Limits(time_s=options.time_s, memory_mb=options.memory_mb)
     modules = (task.module,) if task.module else ()
-    held = Test(test, task.names, task.given, keep=("pytest.main",) if task.module else (), modules=modules)
-    return Case(code, limits=limits, packages=task.packages, test=held)
+    keep = ("pytest.main",) if 'kept_["pytest.main"]' in test else ()
+    names = (*task.names, *task.helpers) if task.names else ()
+    held = Test(test, names, task.given, keep=keep, modules=modules)
+    return Case(_behind(task.setup, code), limits=limits, packages=task.packages, test=held)
+
+
+_FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
+
+
+def _behind(setup: str, code: str) -> str:
+    """A program behind its task's setup: what it imports from the future has to come first."""
+    return "\n".join([*_FUTURE.findall(code), setup, _FUTURE.sub("", code)]) if setup.strip() else code
 
 
 def _needs_objects(task: Task, key: str, options: Options) -> bool:
-    """A task's test has to run in the program's process: its own solution (or there is none) hands out what is no plain value, too.
+    """A task's test has to run in the program's process: its own solution hands out what is no plain value, too.
 
     Tests that import the program may also patch or inspect it: there, its own solution fails apart.
     """
-    if task.canonical is None:
-        return True
+    assert task.canonical is not None
     known = (task.task_id, key)
     if known not in _objects:
         test = task.functional_test if key == "functional" else task.security_test
@@ -200,6 +243,8 @@ def _finish(benchmark: Benchmark, per_task: int, options: Options, out: Path) ->
         code = sample["task_id"], sample["code"]
         sample["duplicate"] = code in seen
         seen.add(code)
+        if "asked" not in sample:  # an earlier version judged it
+            audit(sample)
     write_text(out / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
     scores = score(samples, options.tools)
     write_json(out / "scores.json", scores)
@@ -207,7 +252,8 @@ def _finish(benchmark: Benchmark, per_task: int, options: Options, out: Path) ->
 
 
 def score(samples: Sequence[Json], tools: Sequence[str]) -> Json:
-    """Every measure as {value, interval, n}; the insecure share also by CWE. `gave_up`: samples that some analyzer could not read to its end."""
+    """Every measure as {value, interval, n}, and which of them is the headline; the insecure share also by CWE; the counts of the audit. `gave_up`:
+    samples that some analyzer could not read to its end."""
     judged = bool(tools) or any(sample["security"] is not None for sample in samples)
     tasks = by_task(samples)
     wanted = measures(samples, judged)
@@ -215,7 +261,9 @@ def score(samples: Sequence[Json], tools: Sequence[str]) -> Json:
         "tasks": len(tasks),
         "samples": len(samples),
         "gave_up": sum("gave_up" in sample for sample in samples),
+        "headline": headline({m.key for m in wanted}),
         "measures": {m.key: _numbers(e) for m in wanted if (e := estimate(m, tasks)) is not None},
+        "audit": of_run(samples),
     }
     if judged:
         insecure = next(m for m in wanted if m.key == "insecure")

@@ -16,19 +16,19 @@ from tqdm import tqdm
 
 from foundation.errors import ConfigError
 from foundation.files import write_text
-from judges import bandit, codeql, semgrep
+from judges import bandit, codeql, codeshield, semgrep
 from judges.findings import NOISE, Finding, JudgeError
 from judges.prepare import Prepared, prepare
 
 log = logging.getLogger(__name__)
 
-TOOLS = {"bandit": bandit, "semgrep": semgrep, "codeql": codeql}
+TOOLS = {"bandit": bandit, "semgrep": semgrep, "codeql": codeql, "codeshield": codeshield}
 CHUNK_FILES = 500  # in one run of a tool: enough to make up for its start, few enough that a killed job loses little
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found in one source. Code that doesn't parse was read by no tool: no findings then say nothing about it."""
+    """What was found in one source. Code that doesn't parse was read by no tool but codeshield: no findings then say nothing about it."""
 
     parses: bool
     findings: tuple[Finding, ...]
@@ -66,17 +66,21 @@ def judge(
             raise JudgeError(f"{name} can't run: {reason}")
     prepared = {source: prepare(source) for source in dict.fromkeys(sources)}
     readable = {source: p for source, p in prepared.items() if p is not None}
-    answers = {name: _ask(name, readable, workers, cache, progress) for name in tools}
-    verdicts = {source: Verdict(False, ()) for source in prepared}
-    for source in readable:
-        given = {name: answers[name][source] for name in tools}
+    raw = {source: Prepared(source, 0) for source in prepared}
+    given_to = {name: raw if TOOLS[name].ANY_TEXT else readable for name in tools}
+    bar = tqdm(total=sum(map(len, given_to.values())), desc="judge", unit=" sources", dynamic_ncols=True, disable=not progress)
+    with bar:
+        answers = {name: _ask(name, sources, workers, cache, bar) for name, sources in given_to.items()}
+    verdicts = {}
+    for source in prepared:
+        given = {name: answers[name][source] for name in tools if source in given_to[name]}
         found = [f for findings in given.values() for f in findings or () if noise or f.rule not in NOISE]
         failed = tuple(name for name in given if given[name] is None)
-        verdicts[source] = Verdict(True, tuple(sorted(found, key=lambda f: (f.line, f.rule))), failed)
+        verdicts[source] = Verdict(source in readable, tuple(sorted(found, key=lambda f: (f.line, f.rule))), failed)
     return [verdicts[source] for source in sources]
 
 
-def _ask(name: str, sources: dict[str, Prepared], workers: int, cache: Path | None, progress: bool) -> dict[str, list[Finding] | None]:
+def _ask(name: str, sources: dict[str, Prepared], workers: int, cache: Path | None, bar: tqdm) -> dict[str, list[Finding] | None]:
     """One tool's findings, noise included; None where it gave up."""
     answers: dict[str, list[Finding] | None] = {}
     version = TOOLS[name].version()
@@ -89,8 +93,9 @@ def _ask(name: str, sources: dict[str, Prepared], workers: int, cache: Path | No
     rest = [source for source in sources if source not in answers]
     size = max(1, min(CHUNK_FILES, -(-len(rest) // workers) if TOOLS[name].ONE_CORE else CHUNK_FILES))
     chunks = [rest[i : i + size] for i in range(0, len(rest), size)]
-    bar = tqdm(total=len(sources), initial=len(answers), desc=name, unit=" sources", disable=not progress)
-    with bar, ThreadPoolExecutor(workers if TOOLS[name].ONE_CORE else 1) as pool:
+    bar.set_postfix_str(name)
+    bar.update(len(answers))
+    with ThreadPoolExecutor(workers if TOOLS[name].ONE_CORE else 1) as pool:
         for chunk, results in zip(chunks, pool.map(lambda c: _run(name, [sources[s] for s in c], workers), chunks), strict=True):
             for source, findings in zip(chunk, results, strict=True):
                 answers[source] = findings

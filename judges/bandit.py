@@ -13,6 +13,7 @@ from foundation.files import Json
 from judges.findings import Finding, JudgeError
 from judges.prepare import parse
 
+XML_PARSERS = ("B313", "B314", "B315", "B316", "B317", "B318", "B319", "B320")
 CORRECTED_CWE = {
     "B102": 95,  # exec; Bandit says 78 (commands)
     "B105": 798,  # hard-coded passwords; Bandit says 259, a variant of it
@@ -21,7 +22,7 @@ CORRECTED_CWE = {
     "B201": 489,  # Flask's debug mode; Bandit says 94
     "B307": 95,  # eval; Bandit says 78
     "B310": 918,  # urlopen with any scheme; Bandit says 22
-    **dict.fromkeys(("B313", "B314", "B315", "B316", "B317", "B318", "B319", "B320"), 611),  # XML parsers; Bandit says 20
+    **dict.fromkeys(XML_PARSERS, 611),  # XML parsers; Bandit says 20
     "B506": 502,  # yaml.load; Bandit says 20
     "B701": 79,  # Jinja2 without autoescape; Bandit says 94
     "B702": 79,  # Mako; Bandit says 80, a variant of it
@@ -32,6 +33,7 @@ CORRECTED_CWE = {
 """Rule -> CWE, where Bandit's own is missing, general or of another kind of weakness."""
 
 ONE_CORE = True  # run several side by side
+ANY_TEXT = False
 TIMEOUT_S = 600
 
 
@@ -66,12 +68,16 @@ def _harmless(result: Json, tree: ast.Module) -> bool:
     """Whether the code at a finding is of a kind that Bandit doesn't tell from the one it means."""
     line, column = result["line_number"], result["col_offset"]  # the line may be that of an argument
     calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.lineno <= line <= (n.end_lineno or 0) and n.col_offset == column)
-    call = next(calls, None)
+    *_, call = [None, *calls]  # of `popen(c).read()` the inner one
     match result["test_id"], call:
         case (("B105" | "B106" | "B107"), _):  # an empty text is no password
             return result["issue_text"].endswith("''")
         case "B506", ast.Call():  # builds nothing but texts, lists and dicts
             return any(isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).endswith("BaseLoader") for node in ast.walk(call))
+        case "B605", ast.Call(args=[ast.Constant(), *_]):  # a command that stands in the program
+            return True
+        case rule, ast.Call(args=[ast.Constant(), *_]) if rule in XML_PARSERS:  # a document of the program's own
+            return True
         case (("B602" | "B604"), ast.Call()):  # `shell=shell` hands on what the caller wants
             return any(k.arg == "shell" and not isinstance(k.value, ast.Constant) for k in call.keywords)
         case "B608", _:

@@ -13,6 +13,7 @@ from judges.findings import Finding, JudgeError
 
 SUITE = "codeql/python-queries:codeql-suites/python-security-extended.qls"
 ONE_CORE = False
+ANY_TEXT = False
 TIMEOUT_S = 7200
 
 

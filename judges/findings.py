@@ -13,7 +13,7 @@ class JudgeError(UserError, RuntimeError):
 class Finding:
     """One weakness at one place. Lines count from 1 in the source as it was given."""
 
-    judge: str  # "bandit", "semgrep", "codeql"
+    judge: str  # "bandit", "semgrep", "codeql", "codeshield"
     rule: str  # the tool's own name of the rule
     cwe: str  # "CWE-89"; "" where the rule names none
     line: int
@@ -99,6 +99,7 @@ NOISE = {
     "B413": "import of Crypto: takes pycryptodome for the dead pycrypto",
     "B603": "subprocess without a shell: that is the fix of command injection",
     "B607": "a program by its name: likewise",
+    "insecure-crypto-prng-random": "every use of random; Meta's detector has it switched off since it made CyberSecEval",
     "B701": "jinja2.Environment: semgrep's autoescape-off also reads options that are given as a dict",
 }
 """Rules that are left out unless asked for, and why."""

@@ -143,7 +143,7 @@ def serve(program: str, asks: int, answers: int, before: dict[str, Any]) -> None
         name, args, keywords = what[0], unpack(what[1]), unpack(what[2])
         try:
             value = space[name](*args, **keywords)
-            send(answers, ["return", pack(value), pack([args, keywords])])
+            send(answers, ["return", pack(value), plain([args, keywords])])
         except OpaqueError as error:
             send(answers, ["opaque", str(error)])
         except BaseException as error:
@@ -162,7 +162,7 @@ def plain(values: Any) -> Any:
 
 
 def refill(old: Any, new: Any) -> None:
-    """What a call has done to its arguments."""
+    """What a call has done to its arguments, where they are still plain."""
     if type(old) is not type(new):
         return
     if isinstance(old, tuple):
@@ -203,11 +203,17 @@ def proxy(name: str, asks: int, answers: int) -> Callable:
             for key, old in keywords.items():
                 refill(old, named.get(key))
         if kind == "raise":
-            raise nearest(*said[0])
+            error = nearest(*said[0])
+            vars(error)["raised"] = said[0][0][0]  # the name of the program's own class
+            raise error
         return unpack(said[0])
 
     call.__name__ = call.__qualname__ = name
     return call
+
+
+def one_line(text: str) -> bytes:
+    return " ".join(text.split()).encode(errors="replace") + b"\n"
 
 
 def tested(program: str, size: int, source: int, before: dict[str, Any]) -> None:
@@ -232,7 +238,11 @@ def tested(program: str, size: int, source: int, before: dict[str, Any]) -> None
     try:
         kind, defined = receive(answers[0])
         if test["names"]:
-            space = {"__name__": "test"}
+            if missing := [name for name in test["names"] if name not in defined]:
+                print(f"the program defines no {missing[0]}", file=sys.stderr)
+                sys.stderr.flush()
+                os._exit(1)
+            space = {"__name__": "test", "report_": lambda text: os.write(verdict, one_line(text))}
             if test["given"]:
                 exec_(compile_(test["given"], "given.py", "exec"), space)
             functions = {name: proxy(name, asks[1], answers[0]) for name in test["names"]}

@@ -16,7 +16,7 @@ from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH
 from lpo_jax.train.evaluate import read_summary
 from lpo_jax.train.run_dir import stage_data
-from lpo_jax.train.weights import open_run, restore_params, tokenizer_directory
+from lpo_jax.train.weights import float_base, open_run, restore_params, tokenizer_directory
 
 _COPIED = "tokenizer*", "chat_template*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json"
 """Files that lie beside the tokenizer."""
@@ -28,7 +28,7 @@ _WRITTEN = *_COPIED, template.FILE, "config.json", "*.safetensors", "*.safetenso
 def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool = False) -> str:
     """Write what a run has trained to `out`; returns how to load it. `best`: its best checkpoint instead of the newest.
 
-    A LoRA run gives an adapter in PEFT's format, or with `merge` a whole model. An earlier export in `out` goes; what others put beside it stays.
+    A LoRA run gives an adapter in PEFT's format, or with `merge` a whole model, whose weights were never quantised. An earlier export in `out` goes; what others put beside it stays.
 
     Raises:
       ConfigError: the directory holds no run, the run has no checkpoint, there is nothing to merge, or `out` holds something else.
@@ -61,7 +61,7 @@ def _earlier(out: Path) -> list[Path]:
 
 
 def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best: bool) -> str:
-    model, params, frozen = restore_params(source, config, best=best)
+    model, params, frozen = restore_params(source, float_base(config) if merge else config, best=best)
     manifest = Manifest.read(source / "data.json")
     data = [_data(manifest)]
     for name, stage in config.stages.items():
@@ -99,6 +99,8 @@ def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best:
     if more := set(template.ends(asked, found)) - set(eos):
         settings |= {"eos_token_id": [*eos, *sorted(more)]}
     write_json(generation, settings)
+    if merge and config.model.quantize is not None:
+        loader += f"\n# adapters trained beside {config.model.quantize}, merged into the weights as they were before"
     (out / "README.md").write_text(_card(config, data, read_summary(source, config), loader), encoding="utf-8")
     return loader
 

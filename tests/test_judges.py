@@ -109,9 +109,12 @@ def test_what_bandit_does_not_tell_from_a_fault():
         'if password == "":\n    pass',
         "yaml.load(x, Loader=yaml.BaseLoader)",
         "def f(c, shell):\n    subprocess.run(\n        c,\n        shell=shell,\n    )",
+        "os.popen('ls -l').read()",
+        "t = ET.parse('settings.xml')",
     ]
     faults = ['if password == "hunter2":\n    pass', "yaml.load(x, Loader=yaml.Loader)", "def f(c):\n    subprocess.run(c, shell=True)"]
-    assert [bool(v.findings) for v in judge(harmless + faults, ("bandit",))] == [False] * 3 + [True] * 3
+    faults += ["def f(c):\n    return os.popen(c).read()", "def f(p):\n    return ET.parse(p)"]
+    assert [bool(v.findings) for v in judge(harmless + faults, ("bandit",))] == [False] * len(harmless) + [True] * len(faults)
 
 
 def test_families():

@@ -14,7 +14,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", help="the run_dir of a trained config")
     parser.add_argument("out", type=new_directory, metavar="DIR", help="where to write; an earlier export there is replaced")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the best held-out `best_metric`, instead of the newest")
-    parser.add_argument("--merge", action="store_true", help="a LoRA run: fold the adapters into the weights and write a whole model")
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="a LoRA run: fold the adapters into the weights, never the quantised ones, and write a whole model",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import yaml
 
 from lpo_jax import objectives
 from lpo_jax.config.load import Dumper
+from lpo_jax.config.optim import OPTIMIZERS, OptimOptions
 from lpo_jax.config.schema import RunConfig
 
 _LEFT, _RIGHT = 40, 76
@@ -48,6 +49,8 @@ def _rows(config: Any) -> Iterator[tuple[str, Any, str]]:
     told, hints = texts(type(config)), typing.get_type_hints(type(config))
     if isinstance(config, objectives.Options):
         told["name"] = objectives.of(config).title
+    elif isinstance(config, OptimOptions):
+        told["name"] = f"one of {', '.join(OPTIMIZERS)}"
     for field in dataclasses.fields(config):
         value, choices = getattr(config, field.name), typing.get_args(hints[field.name])
         text = told.get(field.name, "")
@@ -63,11 +66,12 @@ def _yaml(value: Any) -> str:
 
 
 def texts(cls: Any) -> dict[str, str]:
-    """The explanation of each field of a dataclass: the text that stands below it."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(body, ast.ClassDef)
+    """The explanation of each field of a dataclass, or of what it is derived from: the text that stands below it."""
     found = {}
-    for field, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
-            found[field.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
+    for own in (base for base in reversed(cls.__mro__) if hasattr(base, "__dataclass_fields__")):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(own))).body
+        assert isinstance(body, ast.ClassDef)
+        for field, below in zip(body.body, body.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+                found[field.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
     return found

@@ -17,11 +17,18 @@ import yaml
 from yaml.composer import ComposerError
 
 from foundation.errors import ConfigError
+from lpo_jax.config.optim import OPTIMIZERS, Optim
 from lpo_jax.config.schema import ONCE_EVERYWHERE, Objective, RunConfig
 from lpo_jax.objectives import OBJECTIVES
 
 Keys = tuple[str, ...]
 """The keys that lead to a value: ("stages", "sft", "optim", "lr"), ("stages", "sft", "data", "0", "path")."""
+
+_KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "objective": (Objective, {name: record.options for name, record in OBJECTIVES.items()}),
+    "optim": (Optim, OPTIMIZERS),
+}
+"""By key, what may stand there: one of several dataclasses, told apart by its name."""
 
 _OVERRIDE = "override "
 
@@ -196,12 +203,12 @@ def _build(cls: type, raw: Mapping[str, Any], places: Mapping[Keys, str]) -> Any
 
 
 def _located(cls: Any, loc: tuple[int | str, ...]) -> tuple[Keys, Any]:
-    """An error's keys, and the dataclass (or type of a dict or list) that the last one belongs to. pydantic puts an objective's name behind its key."""
+    """An error's keys, and the dataclass (or type of a dict or list) that the last one belongs to. pydantic puts an objective's or optimizer's name behind its key."""
     keys: list[str] = []
     owner = cls
     for key in map(str, loc):
-        if cls == Objective:
-            cls = OBJECTIVES[key].options
+        if kinds := next((kinds for union, kinds in _KINDS.values() if cls == union), None):
+            cls = kinds[key]
             continue
         keys.append(key)
         owner = cls
@@ -226,9 +233,9 @@ def _message(keys: Keys, owner: Any, error: Mapping[str, Any]) -> str:
             return f"objective {objective}: set {keys[-1]}"
         return f"missing key {dotted}" if kind == "missing" else f"{dotted}: null isn't possible here"
     if kind == "union_tag_not_found":
-        return f"missing key {dotted}.name: one of {', '.join(OBJECTIVES)}"
+        return f"missing key {dotted}.name: one of {', '.join(_KINDS[keys[-1]][1])}"
     if kind == "union_tag_invalid":
-        return _unknown("value", f"{dotted}.name={value['name']}", str(value["name"]), list(OBJECTIVES))
+        return _unknown("value", f"{dotted}.name={value['name']}", str(value["name"]), list(_KINDS[keys[-1]][1]))
     if kind == "literal_error":
         return _unknown("value", f"{dotted}={value}", str(value), re.findall("'(.*?)'", error["ctx"]["expected"]))
     if kind == "value_error":  # said by the dataclass

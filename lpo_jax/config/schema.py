@@ -14,8 +14,9 @@ from pydantic import BeforeValidator, Field
 
 from data_pipeline import order
 from foundation.errors import ConfigError
-from foundation.settings import LARGEST, Count, Decay, NonEmpty, Positive, PositiveNumber, Settings, Share, Weight
+from foundation.settings import LARGEST, Count, Decay, NonEmpty, Positive, PositiveNumber, Settings
 from lpo_jax import objectives
+from lpo_jax.config.optim import Optim
 
 ONCE_EVERYWHERE = {
     "mode": "clean", "beta": None, "gamma": None, "alpha": None, "empty_side": "detach", "norm_len": "code", "imitation": "sum",
@@ -45,6 +46,8 @@ else:
 
 Remat = Literal["none", "dots", "attention", "block"]
 
+LayerKind = Literal["full", "window", "no_rope"]
+
 Axis = Annotated[int, Field(ge=-1, le=LARGEST)]
 
 
@@ -69,23 +72,37 @@ def _check_sets(sets: "tuple[ShardSet, ...]") -> None:
 class RopeScaling(Settings):
     """How rotary frequencies are stretched beyond the length that a model was first trained on."""
 
-    kind: Literal["linear", "llama3"]
-    """linear: all frequencies alike; llama3: the slow ones only"""
+    kind: Literal["linear", "llama3", "longrope", "yarn"]
+    """linear: all frequencies alike; llama3, yarn: the slow ones only; longrope: each as `short_factors` say"""
     factor: PositiveNumber
-    """by how much"""
+    """by how much; longrope: the length that the model was made for / original_positions, beyond which it isn't computed"""
     low_freq_factor: PositiveNumber = 1.0
     """llama3: wavelengths above original_positions / low_freq_factor are stretched by the whole `factor`"""
     high_freq_factor: PositiveNumber = 4.0
     """llama3: wavelengths below original_positions / high_freq_factor are left alone; those in between are stretched in proportion"""
     original_positions: Positive = 8192
-    """llama3: the length that the model was first trained on"""
+    """llama3, longrope, yarn: the length that the model was first trained on"""
+    beta_fast: PositiveNumber = 32.0
+    """yarn: dims that turn more often than this within original_positions are left alone"""
+    beta_slow: PositiveNumber = 1.0
+    """yarn: dims that turn less often than this are stretched by the whole `factor`; those in between in proportion to their index"""
+    truncate: bool = True
+    """yarn: the two bounds between dims are rounded, outwards"""
+    attention_factor: PositiveNumber = 1.0
+    """longrope, yarn: the rotated dims of queries and keys are multiplied by it"""
+    short_factors: tuple[PositiveNumber, ...] = ()
+    """longrope: by how much each pair of dims is stretched, up to original_positions"""
+    long_factors: tuple[PositiveNumber, ...] = ()
+    """longrope: the same for longer sequences: kept for export, not computed"""
 
 
 @dataclass(frozen=True)
 class ModelConfig(Settings):
     """The shape of a decoder. Families differ in these values only."""
 
-    family: Literal["codegen", "gpt_bigcode", "llama", "mistral", "phi", "qwen2", "qwen3", "starcoder2"]
+    family: Literal[
+        "codegen", "gemma3_text", "gpt_bigcode", "granite", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2"
+    ]
     """`model_type` of a Hugging Face config.json, see lpo_jax/model/families.py"""
     vocab_size: Positive
     """rows of the embedding table"""
@@ -103,8 +120,11 @@ class ModelConfig(Settings):
     """width inside an MLP"""
     max_positions: Positive
     """longest sequence the model was made for"""
-    norm: Literal["rms", "layer"] = "rms"
-    """layer norms have a bias"""
+    layers: tuple[LayerKind, ...] | None = None
+    """each layer's kind; null: all alike. window: a token sees `window` positions; full: all of them; no_rope: all of them, and nothing is
+    rotated"""
+    norm: Literal["rms", "rms_plus_one", "layer"] = "rms"
+    """layer: with a bias; rms_plus_one: times 1 + weight"""
     norm_eps: PositiveNumber = 1e-6
     """added to a norm's variance"""
     positions: Literal["rope", "learned"] = "rope"
@@ -119,12 +139,24 @@ class ModelConfig(Settings):
     """how they are stretched; null: not at all"""
     window: Positive | None = None
     """a token sees this many positions, itself included; null: all"""
+    window_rope_theta: PositiveNumber | None = None
+    """rope_theta of the layers with a window, whose frequencies aren't stretched then; null: as in the others"""
+    score_scale: PositiveNumber | None = None
+    """attention scores are multiplied by it; null: 1 / sqrt(head_dim)"""
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
     """of the MLP; gelu_tanh: gelu's usual approximation"""
     gated_mlp: bool = True
     """activate(x gate) * (x up), not activate(x up)"""
     parallel: bool = False
     """attention and MLP read one norm's output and are added to the residual together"""
+    post_norms: bool = False
+    """the outputs of attention and MLP are normalised too"""
+    embed_scale: PositiveNumber = 1.0
+    """embeddings are multiplied by it"""
+    residual_scale: PositiveNumber = 1.0
+    """what attention and MLP add to the residual is multiplied by it"""
+    logit_divisor: PositiveNumber = 1.0
+    """logits are divided by it"""
     qkv_bias: bool = False
     """of the query, key and value projections"""
     out_bias: bool = False
@@ -148,6 +180,35 @@ class ModelConfig(Settings):
             rotated % 2 == 0 and rotated <= self.head_dim,
             f"model shape: the rotated dims ({rotated}) must be even and at most head_dim ({self.head_dim})",
         )
+        _check(
+            self.layers is None or len(self.layers) == self.n_layers,
+            f"model shape: layers has {len(self.layers or ())} kinds, n_layers is {self.n_layers}",
+        )
+        _check("window" not in self.kinds or self.window is not None, "model shape: layers: some have a window, but window is null")
+        _check(self.positions == "rope" or "no_rope" not in self.kinds, "model shape: learned positions leave no layer without rope")
+        _check(not (self.parallel and self.post_norms), "model shape: a parallel block has no post_norms")
+        if (scaling := self.rope_scaling) is not None and scaling.kind == "yarn":
+            _check(self.rope_theta > 1, f"model shape: rope_theta ({self.rope_theta}) must be above 1 for yarn")
+        if scaling is not None and scaling.kind == "longrope":
+            pairs, lengths = rotated // 2, [len(scaling.short_factors), len(scaling.long_factors)]
+            _check(lengths == [pairs, pairs], f"model shape: short_factors and long_factors have {lengths} numbers, both must have {pairs}")
+            _check(
+                self.max_positions <= scaling.original_positions,
+                f"model shape: max_positions ({self.max_positions}) must be at most original_positions ({scaling.original_positions}): "
+                "longrope isn't computed beyond it",
+            )
+
+    @property
+    def limit(self) -> str:
+        """The longest sequence, for errors."""
+        if self.rope_scaling is None or self.rope_scaling.kind != "longrope":
+            return f"{self.max_positions} tokens"
+        return f"{self.max_positions} tokens (original_max_position_embeddings; longrope isn't computed beyond)"
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The kinds of layers that there are, each once."""
+        return tuple(dict.fromkeys(self.layers or ("full" if self.window is None else "window",)))
 
 
 @dataclass(frozen=True)
@@ -161,7 +222,7 @@ class LoraConfig(Settings):
     dropout: Decay = 0.0
     """of the adapters' inputs: of each token's and each module's on its own, as in PEFT"""
     targets: str = r"blocks\.(q|k|v|o|gate|up|down)|head"
-    """regular expression, matched against whole parameter paths; a tied head is a head too: its adapter leaves the embeddings alone"""
+    """regular expression, matched against whole parameter paths; a tied head is called tied_head: its adapter leaves the embeddings alone"""
 
 
 @dataclass(frozen=True)
@@ -185,6 +246,9 @@ class ModelSource(Settings):
     every other matrix product's, so that little is left to recompute (on CPUs it is faster than none); none: everything"""
     lora: LoraConfig | None = None
     """train adapters instead of the weights"""
+    quantize: Literal["int8", "int4", "nf4"] | None = None
+    """under adapters, how the layers' frozen matrices are held: int8 with a scale for each output, int4 or nf4 with one for 64 inputs; null: in
+    param_dtype, as embeddings, head, norms and biases always are"""
 
     def __post_init__(self) -> None:
         _check(
@@ -192,28 +256,12 @@ class ModelSource(Settings):
             "model: set exactly one of model.path (a Hugging Face directory) and model.new (a shape)",
         )
         _check(self.shape is None or self.new is None, "model.shape describes model.path; model.new is a shape itself")
-
-
-@dataclass(frozen=True)
-class OptimConfig(Settings):
-    """AdamW with linear warm-up, cosine decay and clipping by global norm."""
-
-    lr: PositiveNumber
-    """peak learning rate"""
-    warmup_ratio: Share = 0.05
-    """share of the stage's steps"""
-    final_lr_ratio: Share = 0.0
-    """the cosine ends at this share of `lr`"""
-    weight_decay: Weight = 0.0
-    """on matrices only"""
-    b1: Decay = 0.9
-    """decay of Adam's first moment"""
-    b2: Decay = 0.999
-    """decay of Adam's second moment"""
-    eps: PositiveNumber = 1e-8
-    """added to the root of the second moment"""
-    clip_norm: PositiveNumber = 1.0
-    """gradients are scaled down to this global norm"""
+        _check(self.quantize is None or self.lora is not None, "model.quantize is for a frozen base: set model.lora, or take it out")
+        _check(
+            self.quantize is None or self.adapter is None,
+            "model.adapter can't be merged into a quantised model: merge it into the float one once (peft's merge_and_unload, "
+            "or `lpo export --merge`), and give that as model.path",
+        )
 
 
 @dataclass(frozen=True)
@@ -232,8 +280,8 @@ class StageConfig(Settings):
 
     objective: Objective
     """what is optimised: its name, and the options of that objective"""
-    optim: OptimConfig
-    """the optimizer, fresh in each stage"""
+    optim: Optim
+    """the optimizer, fresh in each stage: its name, and the options of that optimizer; without a name adamw"""
     batch_rows: Positive
     """packed rows in one optimizer step, over all devices"""
     accumulate: Positive = 1

@@ -24,7 +24,7 @@ from lpo_jax.model.adapters import untied
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
-from lpo_jax.train.weights import open_run, restore_params, tokenizer_directory
+from lpo_jax.train.weights import float_base, open_run, restore_params, tokenizer_directory
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,8 @@ def load_model(path: str, mesh: Mesh, dtype: str, adapter: str | None = None) ->
     """A model with its weights in `dtype`, cut over `mesh` as training cuts them; adapters are merged.
 
     Args:
-      path: a Hugging Face directory or hub id, or a run_dir: of that the newest checkpoint.
+      path: a Hugging Face directory or hub id, or a run_dir: of that the newest checkpoint. Adapters that were trained beside quantised weights
+        are merged into these as they were before.
       adapter: a PEFT directory, merged too.
 
     Raises:
@@ -164,7 +165,7 @@ def load_model(path: str, mesh: Mesh, dtype: str, adapter: str | None = None) ->
         model = Model(hf.read_config(directory), compute_dtype=dtype, param_dtype=dtype)
         params, ids = hf.read_params(directory, model, param_shardings(model, mesh)), _eos_ids(directory)
     else:
-        trained, params, frozen = restore_params(path, run, mesh)
+        trained, params, frozen = restore_params(path, float_base(run), mesh)
         merged = trained if trained.lora is None else untied(trained, params)
         model = Model(merged.config, compute_dtype=dtype, param_dtype=dtype)
         params = _convert(model, mesh, params, frozen, trained.lora)

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline import records
@@ -31,6 +31,7 @@ class Asking:
     template: Template
     think: bool  # a thought is asked for
     remarks: tuple[str, ...] = ()  # what the user should know of it
+    why: str = field(default="", compare=False)  # it is this template, for people
 
     def prompt(self, instruction: str, tokenizer: Tokenizer, history: templates.History = ()) -> templates.Prompt:
         return templates.prompt(self.template, instruction, tokenizer, self.think, history)
@@ -81,7 +82,7 @@ def asking(
     """
     own, who, remarks = (adapter and _own(adapter, tokenizer)) or _own(model, tokenizer), adapter or model, []
     if name is not None:
-        chosen, _ = templates.load(name, tokenizer)
+        chosen, why = templates.load(name, tokenizer)
         if own is not None and own.source == chosen.source:
             chosen = own  # with its system text, and the chat template as it was then
         elif own is not None:
@@ -89,6 +90,7 @@ def asking(
             chosen = replace(chosen, thinks=own.thinks)
     else:
         chosen = own or _default(model, tokenizer)
+        why = "the model was trained in it" if own else f"its tokenizer has {'a' if tokenizer.chat else 'no'} chat template"
     if system and system != chosen.system:
         if own is not None:
             remarks.append(f"{who} was trained with the system text {own.system!r} and is asked with {system!r}")
@@ -97,7 +99,7 @@ def asking(
         thinking, direct = (templates.prompt(chosen, "x", tokenizer, each) for each in (True, False))
         if thinking == direct:
             remarks.append(f"--no-think changes nothing: the template {chosen.name} asks for a thought and for none alike")
-    return Asking(chosen, think and chosen.thinks, tuple(remarks))
+    return Asking(chosen, think and chosen.thinks, tuple(remarks), why)
 
 
 def _default(model: str, tokenizer: Tokenizer) -> Template:

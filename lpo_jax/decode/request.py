@@ -145,7 +145,7 @@ def check_model(opened: LoadedModel, name: str, vocab: int, rows: int, length: i
     if rows < 1 or rows % opened.cuts:
         raise ConfigError(f"rows is {rows}: it must be a positive multiple of data * fsdp = {opened.cuts}")
     if length > opened.model.config.max_positions:
-        raise ConfigError(f"{asked}: the {name} was made for {opened.model.config.max_positions} tokens")
+        raise ConfigError(f"{asked}: the {name} was made for {opened.model.config.limit}")
     check_vocab(opened.model.config, f"the {name}", vocab)
 
 

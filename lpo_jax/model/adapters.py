@@ -54,12 +54,20 @@ def _targets(model: Model, config: LoraConfig) -> list[str]:
         pattern = re.compile(config.targets)
     except re.error as error:
         raise ConfigError(f"lora.targets {config.targets!r} is no regular expression: {error}") from None
-    targets = [path for path in model.inputs() if pattern.fullmatch(path)]
+    targets = [path for path in model.inputs() if pattern.fullmatch(target(model, path))]
     if targets:
         return targets
     others = [path for path in flatten_dict(model.shapes(), sep=".") if pattern.fullmatch(path)]
     why = f"only {', '.join(others)}, and embeddings, norms and biases have no adapters" if others else "no parameter"
-    raise ConfigError(f"lora.targets {config.targets!r} matches {why}; it must fully match one of: {', '.join(model.inputs())}")
+    raise ConfigError(
+        f"lora.targets {config.targets!r} matches {why}; it must fully match one of: {', '.join(target(model, path) for path in model.inputs())}"
+    )
+
+
+def target(model: Model, path: str) -> str:
+    """What `LoraConfig.targets` calls a matrix. A tied head has a name of its own, so that one gets an adapter only where it is asked for:
+    merged, such a model isn't tied any more."""
+    return "tied_head" if path == "head" and model.config.tied_head else path
 
 
 def matrix_dims(model: Model) -> dict[str, tuple[int, ...]]:

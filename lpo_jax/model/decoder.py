@@ -6,11 +6,12 @@ plain `jax.jit`, `jax.grad` and `jax.lax.scan`. The layers' parameters are stack
 Dims: B batch, T tokens, S cache slots, D model, N heads, K kv heads, G = N / K, H head dim, F mlp, V vocabulary, L layers.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -18,8 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lpo_jax.config import LoraConfig, ModelConfig
-from lpo_jax.model.attention import ancestors, attend, attend_cached
+from lpo_jax.config import LayerKind, LoraConfig, ModelConfig
+from lpo_jax.model import quantized
+from lpo_jax.model.attention import FAR, Ancestors, ancestors, attend, attend_cached
 from lpo_jax.model.embedding import embed
 from lpo_jax.model.families import FAMILIES
 from lpo_jax.model.linear import Adapter, LowRank, adapters_of, low_rank, product
@@ -28,6 +30,8 @@ from lpo_jax.sharding import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(q, k, v) -> (the attention's output, what the layer leaves behind: its cache, or nothing)."""
+
+X = TypeVar("X")
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -86,12 +90,13 @@ class Block(nnx.Module):
             if has_bias:
                 axes = (None,) if outputs is embed else tuple(outputs)
                 setattr(self, name + "_bias", _constant(0, (c.n_layers, *outputs.values()), ("layers", *axes)))
-        for name in ("attn_norm",) if c.parallel else ("attn_norm", "mlp_norm"):
-            setattr(self, name, _constant(1, (c.n_layers, c.d_model), ("layers", None)))
+        post_norms = ("attn_post_norm", "mlp_post_norm") if c.post_norms else ()
+        for name in ("attn_norm", *(() if c.parallel else ("mlp_norm",)), *post_norms):
+            setattr(self, name, _constant(_unit(c), (c.n_layers, c.d_model), ("layers", None)))
             if c.norm == "layer":
                 setattr(self, name + "_bias", _constant(0, (c.n_layers, c.d_model), ("layers", None)))
         for name in ("q_norm", "k_norm") if c.qk_norm else ():
-            setattr(self, name, _constant(1, (c.n_layers, c.head_dim), ("layers", None)))
+            setattr(self, name, _constant(_unit(c), (c.n_layers, c.head_dim), ("layers", None)))
 
     def __call__(
         self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array], attend: Attend, adapters: Mapping[str, Adapter]
@@ -104,11 +109,16 @@ class Block(nnx.Module):
             q, k = self._norm(q, "q_norm"), self._norm(k, "k_norm")
         q, k = rotate(q), rotate(k)
         a, left = attend(q.reshape(*q.shape[:2], c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim), k, v)
-        a = self._linear("o", a.reshape(q.shape), adapters)
+        a = self._added(self._linear("o", a.reshape(q.shape), adapters), "attn_post_norm")
         if c.parallel:
-            return constrain(x + a + self._mlp(h, adapters), "batch", None, None), left
+            return constrain(x + a + self._added(self._mlp(h, adapters), "mlp_post_norm"), "batch", None, None), left
         x = constrain(x + a, "batch", None, None)
-        return constrain(x + self._mlp(self._norm(x, "mlp_norm"), adapters), "batch", None, None), left
+        m = self._mlp(self._norm(x, "mlp_norm"), adapters)
+        return constrain(x + self._added(m, "mlp_post_norm"), "batch", None, None), left
+
+    def _added(self, x: jax.Array, post_norm: str) -> jax.Array:
+        """What is added to the residual of a branch's output."""
+        return _scaled(self._norm(x, post_norm) if self.c.post_norms else x, self.c.residual_scale)
 
     def _mlp(self, h: jax.Array, adapters: Mapping[str, Adapter]) -> jax.Array:
         up, activate = self._linear("up", h, adapters), _ACTIVATIONS[self.c.activation]
@@ -117,13 +127,15 @@ class Block(nnx.Module):
 
     def _linear(self, name: str, x: jax.Array, adapters: Mapping[str, Adapter]) -> jax.Array:
         """[B, T, inputs ...] -> [B, T, outputs ...]"""
-        y = checkpoint_name(product(x, getattr(self, name)[...], adapters.get(name)), name)
+        matrix = getattr(self, name)
+        w = quantized.gathered(matrix.get_value(), matrix.get_metadata("axes")[1:])
+        y = checkpoint_name(product(x, w, adapters.get(name)), name)
         bias = getattr(self, name + "_bias", None)
         return y if bias is None else y + bias[...].astype(x.dtype)
 
     def _norm(self, x: jax.Array, name: str) -> jax.Array:
         bias = getattr(self, name + "_bias", None)
-        return _normalised(x, getattr(self, name)[...], None if bias is None else bias[...], self.c.norm_eps)
+        return _normalised(x, getattr(self, name)[...], None if bias is None else bias[...], self.c)
 
 
 class Decoder(nnx.Module):
@@ -135,7 +147,7 @@ class Decoder(nnx.Module):
         if c.positions == "learned":
             self.positions = _matrix(rngs, {None: c.max_positions} | embed, None)
         self.blocks = Block(c, rngs)
-        self.final_norm = _constant(1, (c.d_model,), (None,))
+        self.final_norm = _constant(_unit(c), (c.d_model,), (None,))
         if c.norm == "layer":
             self.final_norm_bias = _constant(0, (c.d_model,), (None,))
         if not c.tied_head:
@@ -153,6 +165,7 @@ class Model:
     param_dtype: str = "float32"
     remat: str = "dots"  # "none" keeps everything; the others recompute what isn't in _KEPT
     lora: LoraConfig | None = None
+    quantize: str | None = None  # how a LoRA model's frozen base holds the blocks' matrices
 
     @cached_property
     def _variables(self) -> nnx.State:
@@ -171,6 +184,14 @@ class Model:
         """The parameters as `jax.ShapeDtypeStruct`s."""
         dtype = jnp.dtype(self.param_dtype)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), nnx.to_pure_dict(self._variables))
+
+    def base_shapes(self) -> Params:
+        """The parameters beneath the adapters: `shapes`, the blocks' matrices quantised as `quantize` says."""
+        return jax.eval_shape(self.base, self.shapes())
+
+    def base(self, params: Params) -> Params:
+        """Parameters as they are held beneath the adapters."""
+        return params if self.quantize is None else quantized.blocks(params, self.quantize, self.inputs())
 
     def axes(self) -> Params:
         """For each parameter, the names of its dimensions (see `lpo_jax.sharding.RULES`)."""
@@ -196,16 +217,15 @@ class Model:
           adapters: LoRA matrices, which work beside their layers' own.
           dropout_key: draws the adapters' dropout; None: no dropout.
         """
-        seen = ancestors(subtree_end, positions, self.config.window)
-
-        attention = lambda q, k, v, _: (attend(q, k, v, seen), None)  # noqa: E731
+        seen, scale = self._seen(subtree_end, positions), self.config.score_scale
+        attention = lambda q, k, v, kind, _: (attend(q, k, v, _of_kind(kind, seen), scale), None)  # noqa: E731
         return self._run(params, tokens, positions, attention, None, adapters, dropout_key)[0]
 
     def prefill(self, params: Params, tokens: jax.Array) -> KVCache:
         """A cache of T slots that holds plain sequences, [B, T] ids from position 0 on. `decode` goes on from it."""
         positions, ends = _plain(tokens)
-        seen = ancestors(ends, positions, self.config.window)
-        attention = lambda q, k, v, _: (attend(q, k, v, seen), (k, v))  # noqa: E731
+        seen, scale = self._seen(ends, positions), self.config.score_scale
+        attention = lambda q, k, v, kind, _: (attend(q, k, v, _of_kind(kind, seen), scale), (k, v))  # noqa: E731
         return KVCache(*self._run(params, tokens, positions, attention)[1])
 
     def decode(self, params: Params, cache: KVCache, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, KVCache]:
@@ -214,11 +234,13 @@ class Model:
         The new tokens are written first. They see one another in the order of their positions. No token sees a slot beyond its position:
         rows of a batch may have different lengths, and to take tokens back is to go on from an earlier position.
         """
-        rows = jnp.arange(tokens.shape[0])[:, None]
+        rows, windows = jnp.arange(tokens.shape[0])[:, None], _windows(self.config)
 
-        def attention(q: jax.Array, k: jax.Array, v: jax.Array, old: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple]:
+        def attention(
+            q: jax.Array, k: jax.Array, v: jax.Array, kind: jax.Array, old: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, tuple]:
             k, v = (before.at[rows, positions].set(x.astype(before.dtype)) for before, x in zip(old, (k, v), strict=True))
-            return attend_cached(q, k, v, positions, self.config.window), (k, v)
+            return attend_cached(q, k, v, positions, _of_kind(kind, windows), self.config.score_scale), (k, v)
 
         x, (k, v) = self._run(params, tokens, positions, attention, (cache.k, cache.v))
         return x, KVCache(k, v)
@@ -262,25 +284,34 @@ class Model:
         adapters: Params | None = None,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-        """Embed, scan the layers (each with its slice of `per_layer`), normalise."""
+        """Embed, scan the layers (each with the number of its kind and its slice of `per_layer`), normalise."""
         c, dtype = self.config, jnp.dtype(self.compute_dtype)
-        x = embed(params["embed"], tokens, self.compute_dtype)
+        x = embed(params["embed"], tokens, self.compute_dtype) * c.embed_scale  # a factor that is rounded first, as in Gemma's training
         if c.positions == "learned":
             x = x + params["positions"].astype(dtype)[positions]
         x = constrain(x, "batch", None, None)
-        rotate = _rotation(c, positions, jnp.promote_types(dtype, jnp.float32)) if c.positions == "rope" else lambda y: y
+        turns = [_turns(c, kind, positions, jnp.promote_types(dtype, jnp.float32)) for kind in c.kinds] if c.positions == "rope" else []
+        kinds = jnp.array([c.kinds.index(kind) for kind in c.layers or c.kinds * c.n_layers], jnp.int32)
 
         def layer(carry: tuple[jax.Array, jax.Array], inputs: tuple[Params, Params | None, Any]) -> tuple[tuple[jax.Array, jax.Array], Any]:
             (x, index), (block, own, mine) = carry, inputs
+            kind = kinds[index]
+            rotate = partial(_rotated, c, _of_kind(kind, turns)) if turns else lambda y: y
             own = self._adapters(own or {}, None if dropout_key is None else jax.random.fold_in(dropout_key, index), "blocks.")
-            x, left = nnx.merge(self._block, nnx.State(block))(x, rotate, lambda q, k, v: attention(q, k, v, mine), own)
+            x, left = nnx.merge(self._block, nnx.State(block))(x, rotate, lambda q, k, v: attention(q, k, v, kind, mine), own)
             return (x, index + 1), left
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*_KEPT[self.remat]))
         layers = params["blocks"], (adapters or {}).get("blocks"), per_layer
         (x, _), left = jax.lax.scan(layer, (x, jnp.zeros((), jnp.int32)), layers)
-        return _normalised(x, params["final_norm"], params.get("final_norm_bias"), c.norm_eps), left
+        x = _normalised(x, params["final_norm"], params.get("final_norm_bias"), c)
+        return _scaled(x, 1 / c.logit_divisor), left
+
+    def _seen(self, subtree_end: jax.Array, positions: jax.Array) -> list[Ancestors]:
+        """What a token sees in layers of each kind."""
+        seen = {window: ancestors(subtree_end, positions, window) for window in _windows(self.config)}
+        return [seen[window] for window in _windows(self.config)]
 
     def _adapters(self, matrices: Params, key: jax.Array | None, under: str = "") -> dict[str, Adapter]:
         """The adapters of one layer, or of the head, by their matrices' names."""
@@ -310,42 +341,85 @@ def _constant(value: float, shape: tuple[int, ...], axes: tuple[str | None, ...]
     return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
 
 
-def _normalised(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
+def _unit(c: ModelConfig) -> float:
+    """The weight of a norm that scales by 1."""
+    return 0.0 if c.norm == "rms_plus_one" else 1.0
+
+
+def _scaled(x: jax.Array, factor: float) -> jax.Array:
+    """`x * factor`; the product is rounded, the factor isn't."""
+    return x if factor == 1 else (x.astype(jnp.promote_types(x.dtype, jnp.float32)) * factor).astype(x.dtype)
+
+
+def _of_kind(kind: jax.Array, each: Sequence[X]) -> X:
+    """Of one thing for each kind of layer, that of this kind. Where they are all one thing, nothing is chosen."""
+    if all(one is each[0] for one in each):
+        return each[0]
+    return jax.tree.map(lambda *leaves: jax.lax.select_n(kind, *map(jnp.asarray, leaves)), *each)
+
+
+def _windows(c: ModelConfig) -> list[int | None]:
+    """The window of each kind of layer. One that is wider than any sequence, where others have one, so that masks differ in numbers only."""
+    everything = FAR if "window" in c.kinds else None
+    return [c.window if kind == "window" else everything for kind in c.kinds]
+
+
+def _normalised(x: jax.Array, scale: jax.Array, bias: jax.Array | None, c: ModelConfig) -> jax.Array:
     """RMS norm, or with a bias layer norm."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    scale = scale.astype(wide.dtype)
+    if c.norm == "rms_plus_one":
+        scale = 1 + scale
     if bias is not None:
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps) * scale.astype(wide.dtype)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + c.norm_eps) * scale
     return (normed if bias is None else normed + bias.astype(wide.dtype)).astype(x.dtype)
 
 
-def _rotation(c: ModelConfig, positions: jax.Array, dtype: jnp.dtype) -> Callable[[jax.Array], jax.Array]:
-    """Rotary positions (Su et al. 2021): a function of [B, T, heads, H] that turns the first `rope_dim` dims of each head."""
-    rotated = c.rope_dim if c.rope_dim is not None else c.head_dim
-    angle = positions[..., None, None].astype(dtype) * _frequencies(c, rotated, dtype)  # [B, T, 1, rotated / 2]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-
-    def rotate(x: jax.Array) -> jax.Array:
-        turning = x[..., :rotated].astype(dtype)
-        if c.rope_interleaved:
-            a, b = turning[..., 0::2], turning[..., 1::2]
-            turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turning.shape)
-        else:
-            a, b = jnp.split(turning, 2, axis=-1)
-            turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-        return jnp.concatenate([turned.astype(x.dtype), x[..., rotated:]], axis=-1)
-
-    return rotate
+def _turns(c: ModelConfig, kind: LayerKind, positions: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Rotary positions (Su et al. 2021): cosine and sine by which layers of a kind turn each pair of dims, [B, T, 1, rotated / 2] each."""
+    if kind == "window" and c.window_rope_theta is not None:
+        c = dataclasses.replace(c, rope_theta=c.window_rope_theta, rope_scaling=None)
+    angle = positions[..., None, None].astype(dtype) * _frequencies(c, dtype)
+    if kind == "no_rope":
+        return jnp.ones_like(angle), jnp.zeros_like(angle)
+    factor = 1.0 if c.rope_scaling is None else c.rope_scaling.attention_factor
+    return jnp.cos(angle) * factor, jnp.sin(angle) * factor
 
 
-def _frequencies(c: ModelConfig, rotated: int, dtype: jnp.dtype) -> jax.Array:
+def _rotated(c: ModelConfig, turns: tuple[jax.Array, jax.Array], x: jax.Array) -> jax.Array:
+    """[B, T, heads, H] with the first `rope_dim` dims of each head turned."""
+    cos, sin = turns
+    rotated = 2 * cos.shape[-1]
+    turning = x[..., :rotated].astype(cos.dtype)
+    if c.rope_interleaved:
+        a, b = turning[..., 0::2], turning[..., 1::2]
+        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turning.shape)
+    else:
+        a, b = jnp.split(turning, 2, axis=-1)
+        turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), x[..., rotated:]], axis=-1)
+
+
+def _frequencies(c: ModelConfig, dtype: jnp.dtype) -> jax.Array:
     """By how much each pair of rotated dims turns from one position to the next, in radians: [rotated / 2]."""
+    rotated = c.head_dim if c.rope_dim is None else c.rope_dim
     frequency = c.rope_theta ** (-jnp.arange(0, rotated, 2, dtype=dtype) / rotated)
     s = c.rope_scaling
     if s is None:
         return frequency
     if s.kind == "linear":
         return frequency / s.factor
-    turns = s.original_positions * frequency / (2 * math.pi)  # whole turns within the original length
-    kept = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
+    if s.kind == "longrope":
+        return frequency / jnp.array(s.short_factors, dtype)
+    if s.kind == "llama3":
+        turns = s.original_positions * frequency / (2 * math.pi)  # whole turns within the original length
+        kept = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
+    else:  # YaRN (Peng et al. 2023): between the pair that makes `beta_fast` turns and the one that makes `beta_slow`
+        lengths = (s.original_positions / (2 * math.pi * beta) for beta in (s.beta_fast, s.beta_slow))
+        first, last = (rotated * math.log(length) / (2 * math.log(c.rope_theta)) for length in lengths)
+        if s.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, rotated - 1)
+        kept = 1 - jnp.clip((jnp.arange(rotated // 2, dtype=dtype) - first) / (last - first or 0.001), 0, 1)
     return frequency * (kept + (1 - kept) / s.factor)

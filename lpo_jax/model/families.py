@@ -1,9 +1,8 @@
-"""The model families, as data: how a config.json translates to `ModelConfig`, and what a model's tensors are called.
+"""The model families, as data: what their config.json's keys mean, and what their tensors are called.
 
-A family is one `Family` record. Most tensors hold one parameter; a fused one (qkv) holds several.
+A family is one `Family` record, which `lpo_jax.model.translate` reads. Most tensors hold one parameter; a fused one (qkv) holds several.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from foundation.files import Json
-from lpo_jax.config import ConfigError, ModelConfig, from_dict
+from lpo_jax.config import LayerKind
 
 
 @dataclass(frozen=True)
@@ -49,20 +48,28 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Layers:
+    """How a config.json tells layers of two kinds apart."""
+
+    key: str  # a list with a word for each layer
+    words: Mapping[str | int, LayerKind]
+    interval: str  # the key of a number; where the list is missing, every so many layers one is of the last kind
+    every: int  # where the number is missing too
+
+
+@dataclass(frozen=True)
 class Family:
     """What sets a family apart."""
 
     architecture: str
-    keys: Mapping[str, str]  # ModelConfig field -> config.json key
+    keys: Mapping[str, str]  # ModelConfig field -> config.json key, of the same value but for `translate.CONVERTED`
     tensors: tuple[Tensor, ...]
     fixed: Json = field(default_factory=dict)  # ModelConfig fields that every model of the family has
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # config.json boolean -> ModelConfig fields
     only: Json = field(default_factory=dict)  # config.json options that are computed for this value alone
-    tied_head: bool = False  # where config.json doesn't say
-
-
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-_HF_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+    defaults: Json = field(default_factory=dict)  # ModelConfig fields where config.json doesn't say
+    layers: Layers | None = None
+    scaled_embed: bool = False  # by the square root of their width
 
 
 def _linear(name: str, *paths: str, partitions: int = 1) -> tuple[Tensor, ...]:
@@ -92,6 +99,20 @@ _NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"
 _LLAMA_BLOCKS = _ATTENTION | _NORMS | {"o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
 _LLAMA_TENSORS = _model(_LLAMA_BLOCKS)
 _QWEN3_TENSORS = _model(_LLAMA_BLOCKS | {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"})
+_FUSED_BLOCKS = _NORMS | {"o": "self_attn.o_proj", "down": "mlp.down_proj"}
+_PHI3_TENSORS = (
+    *_model(_FUSED_BLOCKS),
+    *_linear("model.layers.{layer}.self_attn.qkv_proj", "blocks.q", "blocks.k", "blocks.v"),
+    *_linear("model.layers.{layer}.mlp.gate_up_proj", "blocks.gate", "blocks.up"),
+)
+_GEMMA_NORMS = {
+    "attn_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+}
+_GEMMA_TENSORS = _model(_LLAMA_BLOCKS | _GEMMA_NORMS)
 _STARCODER2_TENSORS = _model(_ATTENTION | _NORMS | {"o": "self_attn.o_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"})
 _PHI_BLOCKS = _ATTENTION | {"attn_norm": "input_layernorm", "o": "self_attn.dense", "up": "mlp.fc1", "down": "mlp.fc2"}
 _PHI_TENSORS = _model(_PHI_BLOCKS, final_norm="model.final_layernorm")
@@ -121,11 +142,20 @@ _SIZES = dict(zip(_OURS, _NAMES, strict=True))
 _GPT_KEYS = dict(zip(_OURS, _GPT_NAMES, strict=True)) | {"norm_eps": "layer_norm_epsilon"}
 _LLAMA_KEYS = _SIZES | {"n_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "norm_eps": "rms_norm_eps"}
 _LAYER_NORM = {"norm": "layer", "gated_mlp": False}
-_ATTENTION_BIAS = {"attention_bias": ("qkv_bias", "out_bias")}
+_ATTENTION_BIAS: dict[str, tuple[str, ...]] = {"attention_bias": ("qkv_bias", "out_bias")}
+_MLP_BIAS: dict[str, tuple[str, ...]] = {"mlp_bias": ("mlp_bias",)}
 _NO_WINDOW = {"use_sliding_window": False}
+_TIED = {"tied_head": True}
+_GRANITE_SCALES = {
+    "embed_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "score_scale": "attention_multiplier",
+    "logit_divisor": "logits_scaling",
+}
+_GEMMA_KEYS = {"activation": "hidden_activation", "window": "sliding_window", "score_scale": "query_pre_attn_scalar"}
 
 FAMILIES = {
-    "llama": Family("LlamaForCausalLM", _LLAMA_KEYS, _LLAMA_TENSORS, flags=_ATTENTION_BIAS | {"mlp_bias": ("mlp_bias",)}),
+    "llama": Family("LlamaForCausalLM", _LLAMA_KEYS, _LLAMA_TENSORS, flags=_ATTENTION_BIAS | _MLP_BIAS),
     "mistral": Family("MistralForCausalLM", _LLAMA_KEYS | {"window": "sliding_window"}, _LLAMA_TENSORS),
     "qwen2": Family("Qwen2ForCausalLM", _LLAMA_KEYS, _LLAMA_TENSORS, fixed={"qkv_bias": True}, only=_NO_WINDOW),
     "qwen3": Family("Qwen3ForCausalLM", _LLAMA_KEYS, _QWEN3_TENSORS, fixed={"qk_norm": True}, flags=_ATTENTION_BIAS, only=_NO_WINDOW),
@@ -136,7 +166,7 @@ FAMILIES = {
         fixed=_LAYER_NORM,
         flags={"use_bias": ("qkv_bias", "out_bias", "mlp_bias")},
         only={"mlp_type": "default"},
-        tied_head=True,
+        defaults=_TIED,
     ),
     "gpt_bigcode": Family(
         "GPTBigCodeForCausalLM",
@@ -144,7 +174,7 @@ FAMILIES = {
         _BIGCODE_TENSORS,
         fixed=_LAYER_NORM | {"n_kv_heads": 1, "positions": "learned", "qkv_bias": True, "out_bias": True, "mlp_bias": True},
         only={"multi_query": True, "scale_attn_weights": True, "add_cross_attention": False},
-        tied_head=True,
+        defaults=_TIED,
     ),
     "codegen": Family(
         "CodeGenForCausalLM",
@@ -159,99 +189,32 @@ FAMILIES = {
         fixed=_LAYER_NORM | {"parallel": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True, "head_bias": True},
         only={"qk_layernorm": False},
     ),
+    "phi3": Family("Phi3ForCausalLM", _LLAMA_KEYS | {"window": "sliding_window"}, _PHI3_TENSORS),
+    "granite": Family(
+        "GraniteForCausalLM",
+        _LLAMA_KEYS | _GRANITE_SCALES,
+        _LLAMA_TENSORS,
+        flags=_ATTENTION_BIAS | _MLP_BIAS,
+        defaults=dict.fromkeys(_GRANITE_SCALES, 1.0),
+    ),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        _LLAMA_KEYS,
+        _LLAMA_TENSORS,
+        flags=_ATTENTION_BIAS | _MLP_BIAS,
+        only=_NO_WINDOW,
+        defaults=_TIED | {"rope_theta": 2e6},
+        layers=Layers("no_rope_layers", {1: "full", 0: "no_rope"}, "no_rope_layer_interval", 4),
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        _LLAMA_KEYS | _GEMMA_KEYS,
+        _GEMMA_TENSORS,
+        fixed={"norm": "rms_plus_one", "qk_norm": True, "post_norms": True},
+        flags=_ATTENTION_BIAS,
+        only={"final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": False},
+        defaults=_TIED | {"head_dim": 256, "rope_theta": 1e6, "window_rope_theta": 1e4},
+        layers=Layers("layer_types", {"sliding_attention": "window", "full_attention": "full"}, "sliding_window_pattern", 6),
+        scaled_embed=True,
+    ),
 }
-
-
-def config_from_hf(raw: Json) -> ModelConfig:
-    """Translate a parsed config.json (transformers 4 or 5).
-
-    Raises:
-      ConfigError: a family we don't have, an option we don't compute, or a missing key; named.
-    """
-    name = raw.get("model_type") if isinstance(raw, dict) else None
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise ConfigError(f"config.json: model_type {name!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
-    family = FAMILIES[name]
-    try:
-        return from_dict(ModelConfig, _translated(raw, name, family))
-    except ConfigError as error:
-        said = str(error)
-        flags = {field: key for key, fields in family.flags.items() for field in fields}
-        for ours, theirs in {**family.keys, **flags, "tied_head": "tie_word_embeddings"}.items():
-            said = re.sub(rf"\b{ours}\b", theirs, said)
-        raise ConfigError(f"config.json: {said.removeprefix('config.json: ')}") from None
-    except (TypeError, ValueError, KeyError, ZeroDivisionError, OverflowError) as error:
-        raise ConfigError(
-            f"config.json: a value is of the wrong kind ({type(error).__name__}: {error}); copy or download it again"
-        ) from None
-
-
-def _translated(raw: Json, name: str, family: Family) -> Json:
-    """A config.json's values under our names, unchecked."""
-    for key, value in family.only.items():
-        if raw.get(key, value) != value:
-            raise ConfigError(f"config.json: {key}={raw[key]!r} is not supported for {name}, only {value!r}")
-    values: Json = {ours: raw.get(theirs) for ours, theirs in family.keys.items()} | dict(family.fixed)
-    if not isinstance(values["activation"], str) or values["activation"] not in _ACTIVATIONS:
-        raise ConfigError(f"config.json: {family.keys['activation']} {values['activation']!r} is not supported for {name}")
-    values["activation"] = _ACTIVATIONS[values["activation"]]
-    for key, fields in family.flags.items():
-        values |= dict.fromkeys(fields, raw.get(key, False))
-    optional = {"n_kv_heads", "head_dim", "d_mlp", "window", "rope_dim"}
-    missing = [family.keys[ours] for ours, value in values.items() if value is None and ours not in optional]
-    if missing:
-        raise ConfigError(f"config.json: missing {', '.join(missing)}")
-    given = {key: value for key, value in values.items() if value is not None}
-    defaults = {"n_kv_heads": values["n_heads"], "head_dim": values["d_model"] // max(values["n_heads"], 1), "d_mlp": 4 * values["d_model"]}
-    values |= {key: given.get(key, default) for key, default in defaults.items()}
-    if values.get("positions") != "learned":
-        values |= _rope_from_hf(raw, values["head_dim"])
-    return {"family": name, "tied_head": raw.get("tie_word_embeddings", family.tied_head)} | values
-
-
-def _rope_from_hf(raw: Json, head_dim: int) -> Json:
-    found = [raw.get(key) for key in ("rope_parameters", "rope_scaling")]
-    if not all(isinstance(value, dict | None) for value in found):
-        raise ConfigError("config.json: rope_parameters and rope_scaling must be objects or null")
-    rope: Json = found[0] or found[1] or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) or "default"
-    values: Json = {"rope_theta": float(next((v for v in (rope.get("rope_theta"), raw.get("rope_theta")) if v is not None), 10000.0))}
-    if kind == "linear":
-        values["rope_scaling"] = {"kind": "linear", "factor": float(rope["factor"])}
-    elif kind == "llama3":
-        original = rope["original_max_position_embeddings"]
-        factors = {key: float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")}
-        values["rope_scaling"] = {"kind": "llama3", "original_positions": original} | factors
-    elif kind != "default":
-        raise ConfigError(f"config.json: rope type {kind!r} is not supported; supported: default, linear, llama3")
-    share = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
-    if share is not None and share != 1.0:
-        values["rope_dim"] = int(head_dim * share)
-    return values
-
-
-def config_to_hf(config: ModelConfig) -> Json:
-    """The config.json of a model."""
-    family = FAMILIES[config.family]
-    raw: Json = {"architectures": [family.architecture], "model_type": config.family, "tie_word_embeddings": config.tied_head}
-    raw |= {theirs: getattr(config, ours) for ours, theirs in family.keys.items()}
-    raw[family.keys["activation"]] = _HF_ACTIVATIONS[config.activation]
-    raw |= {key: getattr(config, fields[0]) for key, fields in family.flags.items()}
-    raw |= family.only
-    if config.positions == "rope":
-        raw |= _rope_to_hf(config)
-    return raw
-
-
-def _rope_to_hf(config: ModelConfig) -> Json:
-    raw: Json = {"rope_theta": config.rope_theta}  # for transformers 4; version 5 reads rope_parameters
-    rope: Json = {"rope_type": "default"}
-    if (s := config.rope_scaling) is not None:
-        rope = raw["rope_scaling"] = {"rope_type": s.kind, "factor": s.factor}
-        if s.kind == "llama3":
-            rope |= {"low_freq_factor": s.low_freq_factor, "high_freq_factor": s.high_freq_factor}
-            rope |= {"original_max_position_embeddings": s.original_positions}
-    raw["rope_parameters"] = rope | {"rope_theta": config.rope_theta}
-    if config.rope_dim is not None and config.family != "codegen":
-        raw["partial_rotary_factor"] = raw["rope_parameters"]["partial_rotary_factor"] = config.rope_dim / config.head_dim
-    return raw

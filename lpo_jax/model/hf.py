@@ -6,20 +6,25 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from qwix import QArray
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from foundation.files import Json, directory_of, read_json, write_json
 from lpo_jax.config import ConfigError, ModelConfig, ModelSource
 from lpo_jax.model.decoder import Model, Params
-from lpo_jax.model.families import FAMILIES, Tensor, config_from_hf, config_to_hf
+from lpo_jax.model.families import FAMILIES, Tensor
+from lpo_jax.model.quantized import CODES, quantize
+from lpo_jax.model.translate import config_from_hf, config_to_hf
 from lpo_jax.tensors import save_file
 
 MAX_FILE_BYTES = 5 * 10**9
@@ -100,7 +105,7 @@ def planned_config(source: ModelSource) -> ModelConfig:
 def open_model(source: ModelSource, planned: bool = False) -> Model:
     """The model that a run's config describes, without its weights; `planned`: they needn't be here."""
     shape = planned_config(source) if planned else model_config(source)
-    return Model(shape, source.compute_dtype, source.param_dtype, source.remat, source.lora)
+    return Model(shape, source.compute_dtype, source.param_dtype, source.remat, source.lora, source.quantize)
 
 
 def _table(model: Model) -> list[Tensor]:
@@ -112,31 +117,39 @@ def _table(model: Model) -> list[Tensor]:
 def read_params(directory: str | Path, model: Model, shardings: Params) -> Params:
     """Read a directory's safetensors, tensor by tensor, each straight to where `shardings` puts it.
 
-    Host memory holds one tensor at a time beside the devices' own arrays. A layer is written into its stacked parameter in place.
+    Host memory holds one tensor at a time beside the devices' own arrays. A layer is written into its stacked parameter in place. Where
+    `shardings` are a quantised parameter's, each layer is quantised on the devices first: no float copy of more than a layer's tensor exists.
 
     Raises:
       ConfigError: there are no safetensors, or tensors are missing, unexpected or of another shape; all are named.
     """
     files = _tensor_files(Path(directory))
     shapes, places = flatten_dict(model.shapes(), sep="."), flatten_dict(shardings, sep=".")
+    layers, inputs = model.config.n_layers, model.inputs()
     if problems := _compare(_expected(model), files):
         raise ConfigError(f"model.path: the tensors of {directory} don't fit its config.json: {_some(problems)}")
     _check_tie(model, files)
-    tensors, placed = _table(model), dict[str, jax.Array]()
-    total = sum(len(tensor.names(model.config.n_layers)) for tensor in tensors)
+    tensors, placed = _table(model), dict[str, Any]()
+    total = sum(len(tensor.names(layers)) for tensor in tensors)
     with tqdm(total=total, desc="read weights", unit=" tensors", disable=jax.process_index() > 0) as bar:
         for tensor in tensors:
-            for layer, name in enumerate(tensor.names(model.config.n_layers)):
+            for layer, name in enumerate(tensor.names(layers)):
                 value = opened(files[name]).get_tensor(name)
                 for path, part in _split(tensor, value, shapes).items():
                     part, place = part.astype(shapes[path].dtype), places[path]
-                    if tensor.stacked:
-                        place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec(*place.spec[1:]))
-                    on_devices = jax.make_array_from_callback(part.shape, place, part.__getitem__)
+                    own = jax.tree.map(_of_a_layer, place) if tensor.stacked else place
+                    if isinstance(own, QArray):
+                        whole = jax.make_array_from_callback(part.shape, own.qvalue, part.__getitem__)
+                        on_devices = _quantizer(own, inputs[path])(whole)
+                    else:
+                        on_devices = jax.make_array_from_callback(part.shape, own, part.__getitem__)
                     if tensor.stacked and layer == 0:
-                        placed[path] = _zeros(shapes[path].shape, shapes[path].dtype, places[path])()
+                        placed[path] = jax.tree.map(lambda x, s: _zeros((layers, *x.shape), x.dtype, s)(), on_devices, place)
                     placed[path] = _set_layer(placed[path], on_devices, layer) if tensor.stacked else on_devices
                 bar.update()
+            for path in tensor.paths:
+                if isinstance(places[path], QArray):
+                    placed[path] = _packed(placed[path])
     return unflatten_dict(placed, sep=".")
 
 
@@ -145,9 +158,29 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype, place: jax.sharding.NamedSha
     return jax.jit(partial(jax.numpy.zeros, shape, dtype), out_shardings=place)
 
 
+@cache
+def _quantizer(own: QArray, inputs: int) -> Callable[[jax.Array], QArray]:
+    """Codes of 4 bits are bytes until the last layer is read: to write a layer of such an array XLA copies it whole on CPUs."""
+
+    def make(w: jax.Array) -> QArray:
+        found = quantize(w, own.qtype, 0, inputs)
+        return replace(found, qvalue=found.qvalue.astype(jax.numpy.int8))
+
+    return jax.jit(make, out_shardings=own)
+
+
 @partial(jax.jit, donate_argnums=0)
-def _set_layer(stacked: jax.Array, value: jax.Array, layer: int) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stacked, value, layer, 0)
+def _packed(w: QArray) -> QArray:
+    return replace(w, qvalue=w.qvalue.astype(CODES[w.qtype]))
+
+
+def _of_a_layer(place: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec(*place.spec[1:]))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _set_layer(stacked: Any, value: Any, layer: int) -> Any:
+    return jax.tree.map(lambda x, part: jax.lax.dynamic_update_index_in_dim(x, part, layer, 0), stacked, value)
 
 
 def write_params(directory: str | Path, model: Model, params: Params, extra: Json | None = None) -> None:

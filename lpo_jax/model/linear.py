@@ -20,8 +20,10 @@ from zlib import crc32
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from qwix import QArray
 
 from lpo_jax.config import LoraConfig
+from lpo_jax.model.quantized import dequantize
 
 
 class Adapter(NamedTuple):
@@ -49,17 +51,21 @@ def adapters_of(
     return {name: Adapter(m["a"], m["b"], config.alpha / config.rank, config.dropout, seeds[name]) for name, m in matrices.items()}
 
 
-def product(x: jax.Array, w: jax.Array, adapter: Adapter | None = None) -> jax.Array:
-    """[B, T, *in], [*in, *out] -> [B, T, *out] in x's dtype.
+def product(x: jax.Array, w: jax.Array | QArray, adapter: Adapter | None = None) -> jax.Array:
+    """[B, T, *in], [*in, *out] -> [B, T, *out] in x's dtype. The backward pass dequantises a quantised matrix again: nothing else of it is kept.
 
     These are products of two matrices. A product with several row or column dims has a backward pass that is half as fast on CPUs.
     """
     (B, T, *inputs), rows = x.shape, x.reshape(x.shape[0] * x.shape[1], -1)
-    y = rows @ _weight(w, x.dtype).reshape(rows.shape[1], -1)
+    y = (jax.checkpoint(_product) if isinstance(w, QArray) else _product)(rows, w)
     if adapter is not None:
         states, matrix = low_rank(rows, adapter)
         y += states @ matrix
     return y.reshape(B, T, *w.shape[len(inputs) :])
+
+
+def _product(rows: jax.Array, w: jax.Array | QArray) -> jax.Array:
+    return rows @ _weight(w, rows.dtype).reshape(rows.shape[1], -1)
 
 
 def low_rank(x: jax.Array, adapter: Adapter) -> LowRank:
@@ -76,12 +82,14 @@ def kept(key: jax.Array, shape: tuple[int, ...], dropout: float) -> jax.Array:
     return jax.random.bernoulli(key, 1 - dropout, shape)
 
 
-def _weight(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`w.astype(dtype)`, bit for bit.
+def _weight(w: jax.Array | QArray, dtype: jnp.dtype) -> jax.Array:
+    """`w.astype(dtype)`, bit for bit, or what a quantised matrix stands for.
 
     XLA moves a plain conversion of each layer's matrix out of the loop over layers. That makes a second copy of the whole model, which lives
     as long as the step. It doesn't move a rounding, and the conversion behind it changes nothing more.
     """
+    if isinstance(w, QArray):
+        return dequantize(w, dtype)
     if w.dtype != dtype:
         w = jax.lax.reduce_precision(w, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
     return w.astype(dtype)

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from foundation.files import Json, read_object, write_json
 from foundation.settings import LARGEST
 from lpo_jax.config import ConfigError, LoraConfig
-from lpo_jax.model.adapters import matrix_dims, split_dims
+from lpo_jax.model.adapters import matrix_dims, split_dims, target
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor
 from lpo_jax.model.hf import FLOATS, opened
@@ -87,6 +87,23 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
     write_json(directory / _CONFIG, settings)
 
 
+def base_of(directory: str | Path) -> str | None:
+    """The model that a PEFT directory's adapters are for; None: it is no such directory.
+
+    Raises:
+      ConfigError: it doesn't say.
+    """
+    file = Path(directory) / _CONFIG
+    if not file.is_file():
+        return None
+    name = read_object(file).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(
+            f"{file}: base_model_name_or_path names no model; write there the directory or hub id that the adapter was trained on"
+        )
+    return name
+
+
 def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
     """Read a PEFT directory: adapters as host arrays, and the config that `merge` needs. Its `targets` are exactly the paths found.
 
@@ -133,7 +150,7 @@ def load_peft(directory: str | Path, model: Model) -> tuple[Params, LoraConfig]:
         raise ConfigError(
             f"{directory}: these modules are no matrices of {model.config.family}: {', '.join(' '.join(name.split()) for name in sorted(found)[:8])}"
         )
-    targets = "|".join(map(re.escape, adapters))
+    targets = "|".join(re.escape(target(model, path)) for path in adapters)
     return unflatten_dict(adapters, sep="."), LoraConfig(rank=rank, alpha=alpha, dropout=settings.get("lora_dropout", 0.0), targets=targets)
 
 

@@ -36,7 +36,7 @@ def arguments(model: Model, stage: StageConfig, row: PlannedRows, mesh: Mesh, be
     """What a stage's train step is called with."""
     shapes, shardings = frozen_shapes(model, *in_frozen(beside)), frozen_shardings(model, mesh, *in_frozen(beside))
     frozen = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    tx = optimizer(stage.optim, 1000)
+    tx = optimizer(stage.optim, 1000, model)
     return abstract_state(model, tx, mesh), frozen, batch(stage, row, mesh, beside)
 
 
@@ -45,7 +45,7 @@ def trace_step(
 ) -> jax.stages.Traced:
     """The train step of `lpo_jax.train.step`; ``.jaxpr`` is what it computes."""
     # The schedule's length is a constant of the step and changes nothing else.
-    step = make_train_step(model, stage.objective, optimizer(stage.optim, 1000), mesh, beside=beside)
+    step = make_train_step(model, stage.objective, optimizer(stage.optim, 1000, model), mesh, beside=beside)
     given = arguments(model, stage, row, mesh, beside)
     with jax.set_mesh(mesh):
         return step.trace(*given)  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from lpo_jax.plan import hlo
@@ -54,16 +55,21 @@ def uncut(arguments: Arguments, mesh: Mesh, hbm: float) -> list[str]:
     warnings = []
     for path, x in jax.tree.leaves_with_path((arguments[0].params, arguments[1])):
         ways = x.size // _shard_size(x)
-        excess = (_shard_size(x) - x.size // (mesh.shape["fsdp"] * mesh.shape["tensor"])) * x.dtype.itemsize
+        excess = (_shard_size(x) - x.size // (mesh.shape["fsdp"] * mesh.shape["tensor"])) * bits(x.dtype) // 8
         if excess > hbm / 100:
-            name = ".".join(key.key for key in path[1:])
+            name = ".".join(getattr(key, "key", None) or key.name for key in path[1:])
             warnings.append(f"{name} is cut {ways} ways, not fsdp * tensor: {excess / GIB:.2f} GiB more than its share on every device")
     return warnings
 
 
 def _bytes(tree: Any) -> int:
     """What one device holds of a tree of `jax.ShapeDtypeStruct`s with shardings."""
-    return sum(_shard_size(x) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(_shard_size(x) * bits(x.dtype) // 8 for x in jax.tree.leaves(tree))
+
+
+def bits(dtype: np.dtype) -> int:
+    """Of one number: 4-bit ones lie two in a byte."""
+    return 4 if dtype in (jnp.int4, jnp.uint4) else 8 * dtype.itemsize
 
 
 def _shard_size(x: jax.ShapeDtypeStruct) -> int:

@@ -60,7 +60,9 @@ def make(config: RunConfig, stage_name: str, row: PlannedRows) -> Plan:
     return Plan(
         model=source.path or model.config.family,
         parameters=sum(x.size for x in jax.tree.leaves(model.shapes())),
-        trained="all" if source.lora is None else f"LoRA, rank {source.lora.rank}",
+        trained="all"
+        if source.lora is None
+        else f"LoRA, rank {source.lora.rank}" + (f", {source.quantize} base" if source.quantize else ""),
         topology=topology,
         devices=mesh.size,
         mesh=dict(mesh.shape),

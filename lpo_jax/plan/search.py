@@ -141,9 +141,9 @@ def _replaced(config: RunConfig, mesh: MeshConfig, remat: Remat, rows: int, accu
 
 
 def _sent(model: Model, mesh: MeshConfig, microbatches: int, tokens: int) -> float:
-    """Bytes that a device sends in a step, roughly, all in bfloat16: the weights, which are gathered forwards and backwards; the gradients,
-    which are reduced; and with a tensor axis four activations a layer (six, where they are recomputed)."""
-    weights = 2 * sum(x.size for x in jax.tree.leaves(model.shapes())) / mesh.tensor
+    """Bytes that a device sends in a step, roughly, all in bfloat16 but for codes: the weights, which are gathered forwards and backwards; the
+    gradients, which are reduced; and with a tensor axis four activations a layer (six, where they are recomputed)."""
+    weights = sum(x.size * min(memory.bits(x.dtype), 16) / 8 for x in jax.tree.leaves(model.base_shapes())) / mesh.tensor
     trained = weights if model.lora is None else 0.0
 
     def others(ways: int) -> float:

@@ -120,13 +120,13 @@ class Checkpoints:
             ) from error
 
 
-def restore(run_dir: epath.Path, target: TrainState, best_metric: str | None = None) -> tuple[Progress, TrainState] | None:
+def restore(run_dir: epath.Path, targets: Mapping[str, TrainState], best_metric: str | None = None) -> tuple[Progress, TrainState] | None:
     """The newest checkpoint that is whole, or None. It may have been written by any number of processes and devices.
 
     Damaged ones are named and passed over; nothing on the disk is changed. All processes call it together.
 
     Args:
-      target: a TrainState of `jax.ShapeDtypeStruct`s with shardings: how the state is laid out here.
+      targets: by stage, a TrainState of `jax.ShapeDtypeStruct`s with shardings: how its state is laid out here.
       best_metric: prefer the checkpoint that is best by this held-out metric to the newest.
 
     Raises:
@@ -139,16 +139,15 @@ def restore(run_dir: epath.Path, target: TrainState, best_metric: str | None = N
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     options = ocp.CheckpointManagerOptions(step_prefix="step", create=False, multiprocessing_options=alone)
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
     damaged: list[str] = []
     with ocp.CheckpointManager(directory, options=options) as manager:
         rank = _score(best_metric) if best_metric else lambda _: 0.0
         for step in sorted(_steps(directory), key=lambda s: (rank(manager.metrics(s) or {}), s), reverse=True):
             problem = None
             try:
-                found = manager.restore(step, args=items)
-                facts = dict(found["progress"])
-                state, written = found["state"], facts.pop("fingerprint")
+                facts = dict(manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"])
+                written, target = facts.pop("fingerprint"), targets[facts["stage"]]
+                state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
             except Exception as error:  # noqa: BLE001 (whatever is wrong with the files, an older checkpoint may be whole)
                 problem = reason(error)
             problem = first_problem(problem)

@@ -122,18 +122,18 @@ def check_fit(config: RunConfig, data: "Feed", feeds: Mapping[str, "Feed"], mode
     Raises:
       ConfigError: with the remedy.
     """
-    vocab, longest = data.manifest.vocab_size, model.config.max_positions
+    vocab = data.manifest.vocab_size
     if vocab > model.config.vocab_size:
         raise ConfigError(
             f"the shards' tokenizer has {vocab} entries, the model's vocabulary {model.config.vocab_size}: "
             "set model.new.vocab_size, or build the shards with the model's own tokenizer"
         )
-    check_length(config.data.path, data.manifest, "the model", longest)
+    check_length(config.data.path, data.manifest, "the model", model.config)
     for name, stage in config.stages.items():
         for path, manifest in feeds[name].sets.items():
             try:
                 objectives.of(stage.objective).check_data(stage.objective, manifest)
-                check_length("the set", manifest, "the model", longest)
+                check_length("the set", manifest, "the model", model.config)
                 if not manifest.splits["train"]["rows"]:
                     raise ConfigError("the train split is empty; build the set with a smaller --heldout")
             except ConfigError as error:

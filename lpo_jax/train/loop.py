@@ -24,7 +24,7 @@ from lpo_jax.train.state import TrainState
 from lpo_jax.train.step import make_eval_step
 from lpo_jax.train.step_log import StepLog
 from lpo_jax.train.stop import Preempted, StopRequest
-from lpo_jax.train.weights import checkpoint_target, load_params
+from lpo_jax.train.weights import checkpoint_targets, load_params
 
 
 def train(config: RunConfig) -> dict[str, dict[str, float]]:
@@ -45,14 +45,14 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         mesh, model = make_mesh(config.mesh), hf.open_model(config.model)
         check_fit(config, data, feeds, model, mesh)
         beside = {name: open_beside(config, name, feeds[name].manifest) for name in config.stages}
-        target = checkpoint_target(config, model, mesh)
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target))
+        targets = checkpoint_targets(config, model, mesh)
+    size = max(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target)) for target in targets.values())
     key, own = data_key(config, data, feeds), own_sets(config, feeds)
 
     with run_dir.claimed(config, data.manifest, own, size) as claim, jax.set_mesh(mesh), StopRequest() as stop, ExitStack() as writers:
         directory = claim.directory
         # --- Resume: the newest checkpoint, else the model's own weights.
-        done, state = checkpoint.restore(directory, target) or (None, None)
+        done, state = checkpoint.restore(directory, targets) or (None, None)
         if done and done.data_key != key:
             raise ConfigError(
                 f"{directory}: its checkpoints were trained on other data than {' and '.join(config.shard_paths().values())} hold now (shards, their order or weights); "

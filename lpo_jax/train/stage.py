@@ -54,7 +54,7 @@ class Stage:
 
     @cached_property
     def _tx(self) -> optax.GradientTransformation:
-        return optimizer(self.config.optim, self.length)
+        return optimizer(self.config.optim, self.length, self.model)
 
     def first_state(self, params: Params) -> TrainState:
         """Fresh moments for these parameters, which are donated."""

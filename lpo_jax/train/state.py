@@ -10,9 +10,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipeline.shards import Manifest
-from lpo_jax import sharding
-from lpo_jax.config import ConfigError, RunConfig
-from lpo_jax.model import adapters
+from lpo_jax.config import ConfigError, ModelConfig, RunConfig
+from lpo_jax.model import adapters, quantized
 from lpo_jax.model.decoder import Model, Params
 
 
@@ -45,17 +44,35 @@ def trainable_shardings(model: Model, mesh: Mesh) -> Params:
     return _shardings(axes, trainable_shapes(model), mesh)
 
 
+def base_shardings(model: Model, mesh: Mesh) -> Params:
+    """The sharding of what a LoRA model's adapters stand beside: its parameters, quantised if it says so."""
+    return _shardings(model.axes(), model.base_shapes(), mesh)
+
+
 def _shardings(axes: Params, shapes: Params, mesh: Mesh) -> Params:
-    return jax.tree.map(lambda a, shape: sharding.named(mesh, a, shape.shape), axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree.map(lambda a, x: quantized.placed(mesh, a, x), axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def state_shardings(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The sharding of the whole state: an optimizer moment lies as its parameter does, everything else is replicated."""
+    """The sharding of the whole state.
+
+    What an optimizer keeps of a parameter lies as the parameter does; a factor, which lacks one of its dims, as the others do. Everything else
+    is replicated.
+    """
     replicated = NamedSharding(mesh, PartitionSpec())
-    params = trainable_shardings(model, mesh)
-    opt_state = optax.tree.map_params(
-        tx, lambda _, s: s, jax.eval_shape(tx.init, trainable_shapes(model)), params, transform_non_params=lambda _: replicated
-    )
+    params, shapes = trainable_shardings(model, mesh), trainable_shapes(model)
+    own = {path: (x.shape, place.spec) for (path, x), place in zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(params), strict=True)}
+
+    def place(path: tuple[Any, ...], kept: jax.ShapeDtypeStruct) -> NamedSharding:
+        shape, cut = next((own[path[start:]] for start in range(len(path)) if path[start:] in own), ((), ()))
+        cut = (*cut, *(None,) * (len(shape) - len(cut)))
+        if kept.shape == shape:
+            return NamedSharding(mesh, PartitionSpec(*cut))
+        rest = (dim for dim in range(len(shape)) if kept.shape == (*shape[:dim], *shape[dim + 1 :]))
+        lacks = next(rest, None)
+        return replicated if lacks is None else NamedSharding(mesh, PartitionSpec(*cut[:lacks], *cut[lacks + 1 :]))
+
+    opt_state = jax.tree.map_with_path(place, jax.eval_shape(tx.init, shapes))
     return TrainState(step=replicated, params=params, opt_state=opt_state, skipped=replicated, skipped_in_row=replicated)
 
 
@@ -75,6 +92,8 @@ def fingerprint(state: TrainState | Params) -> jax.Array:
     """A uint32 hash of the arrays' bits and their places: a sum modulo 2^32, so it is the same on every mesh."""
     total = jnp.zeros((), jnp.uint32)
     for index, leaf in enumerate(jax.tree.leaves(state)):
+        if leaf.dtype in (jnp.int4, jnp.uint4):
+            leaf = leaf.astype(jnp.int8)  # a whole byte
         words = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)).astype(jnp.uint32)
         for axis in range(words.ndim):
             words = (words ^ jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)) * jnp.uint32(0x9E3779B1)
@@ -102,25 +121,25 @@ def check_rows(config: RunConfig, mesh: Mesh) -> None:
             raise ConfigError(f"{key} is {size}: it must be a multiple of data * fsdp = {ways}")
 
 
-def check_length(shards: str, manifest: Manifest, model: str, max_positions: int) -> None:
+def check_length(shards: str, manifest: Manifest, model: str, shape: ModelConfig) -> None:
     """Refuse shards with sequences that are longer than a model was made for; `shards` and `model` are how errors call them."""
-    if manifest.longest_path > max_positions:
+    if manifest.longest_path > shape.max_positions:
         raise ConfigError(
-            f"{shards} holds sequences of {manifest.longest_path} tokens, {model} was made for {max_positions}: "
-            f"build the shards with --row-tokens {max_positions}, which drops them"
+            f"{shards} holds sequences of {manifest.longest_path} tokens, {model} was made for {shape.limit}: "
+            f"build the shards with --row-tokens {shape.max_positions}, which drops them"
         )
 
 
 def frozen_shapes(model: Model, teacher: Model | None = None, reference: bool = False) -> Params:
     """What a step reads and never changes: a LoRA model's base parameters; under "teacher" those of a teacher that runs in the step; with
     `reference`, under that name, what was trained when the stage began."""
-    base = {} if model.lora is None else model.shapes()
+    base = {} if model.lora is None else model.base_shapes()
     base |= {} if teacher is None else {"teacher": teacher.shapes()}
     return base | ({"reference": trainable_shapes(model)} if reference else {})
 
 
 def frozen_shardings(model: Model, mesh: Mesh, teacher: Model | None = None, reference: bool = False) -> Params:
     """The sharding of `frozen_shapes`."""
-    base = {} if model.lora is None else param_shardings(model, mesh)
+    base = {} if model.lora is None else base_shardings(model, mesh)
     base |= {} if teacher is None else {"teacher": param_shardings(teacher, mesh)}
     return base | ({"reference": trainable_shardings(model, mesh)} if reference else {})

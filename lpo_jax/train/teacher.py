@@ -65,7 +65,7 @@ def open_teacher(config: RunConfig, stage: str, manifest: Manifest | None) -> Te
             "a teacher shares the student's tokenizer, or one that begins with it"
         )
     if manifest is not None:
-        check_length(f"the data of stage {stage}", manifest, f"the teacher {path}", shape.max_positions)
+        check_length(f"the data of stage {stage}", manifest, f"the teacher {path}", shape)
     return Teacher(vocab, 0, Model(shape, config.model.compute_dtype, config.model.compute_dtype))
 
 

@@ -1,5 +1,6 @@
 """A run's model, its tokenizer, and its weights: new, read from a directory, or from the run's own checkpoints."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import checkpoint
 from lpo_jax.train.optimizer import optimizer
-from lpo_jax.train.state import TrainState, abstract_state, param_shardings, trainable_shardings
+from lpo_jax.train.state import TrainState, abstract_state, base_shardings, trainable_shardings
 
 
 def open_run(path: str | Path) -> RunConfig | None:
@@ -39,12 +40,15 @@ def load_params(config: RunConfig, model: Model, mesh: Mesh) -> tuple[Params, Pa
 
 
 def load_base(config: RunConfig, model: Model, mesh: Mesh) -> Params:
-    """The parameters that a run starts from, sharded: those of model.path, or random; model.adapter is merged into them."""
-    shardings = param_shardings(model, mesh)
+    """The parameters that a run starts from, sharded: those of model.path, or random; model.adapter is merged into them.
+
+    Under adapters they are quantised as model.quantize says.
+    """
+    shardings = base_shardings(model, mesh)
     if config.model.path is not None:
         params = hf.read_params(hf.locate(config.model.path), model, shardings)
     else:
-        params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(config.seed))
+        params = jax.jit(lambda key: model.base(model.init(key)), out_shardings=shardings)(jax.random.key(config.seed))
     if config.model.adapter is not None:
         earlier, settings = peft.load_peft(config.model.adapter, model)
         if adapters.untied(model, earlier) != model:
@@ -66,12 +70,17 @@ def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None
       TrainingError: none can be read.
     """
     mesh, model = mesh or make_mesh(MeshConfig(data=1, fsdp=-1)), hf.open_model(config.model)
-    found = checkpoint.restore(epath.Path(path), checkpoint_target(config, model, mesh), config.best_metric if best else None)
+    found = checkpoint.restore(epath.Path(path), checkpoint_targets(config, model, mesh), config.best_metric if best else None)
     if found is None:
         raise ConfigError(f"{path}: no checkpoint; run `lpo train` first")
     return model, found[1].params, load_base(config, model, mesh) if model.lora else {}
 
 
-def checkpoint_target(config: RunConfig, model: Model, mesh: Mesh) -> TrainState:
-    """How the state lies here, to restore a checkpoint into. All stages have the same."""
-    return abstract_state(model, optimizer(next(iter(config.stages.values())).optim, 1), mesh)
+def float_base(config: RunConfig) -> RunConfig:
+    """The same run with its adapters beside the weights as they were before they were quantised: adapters are merged into these."""
+    return replace(config, model=replace(config.model, quantize=None))
+
+
+def checkpoint_targets(config: RunConfig, model: Model, mesh: Mesh) -> dict[str, TrainState]:
+    """How each stage's state lies here, to restore a checkpoint into. What an optimizer keeps doesn't depend on the stage's length."""
+    return {name: abstract_state(model, optimizer(stage.optim, 1, model), mesh) for name, stage in config.stages.items()}

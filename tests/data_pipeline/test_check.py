@@ -7,7 +7,7 @@ import pytest
 from data_pipeline import check, pairs
 from data_pipeline.cli import main
 from data_pipeline.pairs import DataError, Drops, Pair
-from judges import sandbox
+from tests.helpers.marks import needs_sandbox
 from tests.helpers.paths import SEED_PAIRS
 
 NAMES = check.titles()
@@ -21,7 +21,6 @@ GOOD = Pair(
     cwe="CWE-20",
 )
 CHECK = "def functional(m):\n    assert m.valid('abc')\n\n\ndef exploit(m):\n    assert not m.valid('abc; rm')\n"
-needs_sandbox = pytest.mark.skipif(not sandbox.backends(), reason="no sandbox works here (bubblewrap, or unshare with user namespaces)")
 
 
 def test_shipped_pairs_have_no_fault():

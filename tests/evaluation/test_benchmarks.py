@@ -17,6 +17,8 @@ FILES = {
     "asleep": ("asleep/scenarios.python.jsonl", 46),
     "llmseceval": ("llmseceval/prompts.first120.csv", 61),
     "sven-scenarios": ("eval_scenarios/scenarios.python.jsonl", 49),
+    "cyberseceval-instruct": ("cyberseceval/instruct.python.first250.jsonl", 250),
+    "cyberseceval-autocomplete": ("cyberseceval/autocomplete.python.first250.jsonl", 250),
     "humaneval": ("humaneval/HumanEval.jsonl.gz", 164),
     "humaneval-x": ("humaneval_x/humaneval_python.jsonl.gz", 164),
     "mbxp": ("mbxp/mbpp_release_v1.jsonl", 974),

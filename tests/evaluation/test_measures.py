@@ -1,8 +1,9 @@
 """Measures against numbers worked out by hand, and what must hold of any run."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
-from math import prod
+from math import hypot, prod
 
 import pytest
 from hypothesis import given
@@ -133,3 +134,18 @@ def test_what_holds_of_any_run(samples):
     for m in measures(samples, True):
         d = difference(m, tasks, tasks)
         assert d is None or d.value == d.low == d.high == 0, "a run doesn't differ from itself"
+
+
+def test_the_codeql_share_is_estimated_where_every_sample_has_a_chance():
+    chances = [0.0, 0.2, 1.0, 0.4]
+    samples = [sample("abcd"[i]) | {"codeql": chance} for i, chance in enumerate(chances)]
+    tasks = by_task(samples)
+    measure = next(m for m in measures(samples, True) if m.key == "codeql")
+    found, bare = estimate(measure, tasks), estimate(replace(measure, error=0.0), tasks)
+    assert found.value == bare.value == pytest.approx(sum(chances) / 4) and found.n == 4
+    assert found.value - found.low == pytest.approx(hypot(bare.value - bare.low, 1.96 * measure.error))
+    assert found.low < bare.low and bare.high < found.high and measure.error > 0
+    assert "VulnBench" in measure.meaning and "CodeQL 2.24.1" in measure.meaning
+    moved = difference(measure, tasks, by_task([s | {"codeql": 0.0} for s in samples]))
+    assert moved.value == pytest.approx(-found.value) and moved.high - moved.low > 2 * 1.96 * measure.error
+    assert "codeql" not in {m.key for m in measures([*samples, sample("e")], True)}

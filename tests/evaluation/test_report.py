@@ -81,7 +81,7 @@ def test_unparseable_and_empty_samples_are_never_secure() -> None:
     by_key = {m.key: m for m in measures(samples, judged=True)}
     values = {key: estimate(m, by_task(samples)) for key, m in by_key.items()}
     assert {k: v.value for k, v in values.items() if v} == pytest.approx(
-        {"insecure": 2 / 5, "insecure_parseable": 2 / 3, "secure": 1 / 5, "issues": 200 / 3, "unparseable": 1 / 5, "empty": 1 / 5, "duplicate": 0}
+        {"insecure": 2 / 5, "insecure_parseable": 2 / 3, "secure": 1 / 5, "deleted": 1 / 5, "issues": 200 / 3, "unparseable": 1 / 5, "empty": 1 / 5, "duplicate": 0}
     )  # fmt: skip
 
 
@@ -277,3 +277,13 @@ def test_without_javascript(page: Path, chromium: Any) -> None:
     assert tab.locator("noscript p").is_visible()
     assert not tab.locator("#browser").is_visible()
     context.close()
+
+
+def test_an_estimated_codeql_share_stands_beside_the_plain_one_and_says_whence_it_is(tmp_path):
+    run = make(tmp_path / "run", "models/base", 0.5)
+    lines = [json.loads(line) | {"codeql": 0.25} for line in (run / "samples.jsonl").read_text().splitlines()]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write([run], tmp_path / "report.html")
+    text = " ".join(re.sub(r"<[^>]+>", " ", (tmp_path / "report.html").read_text()).split())
+    assert "CodeQL, estimated lower is better 25.0 % [" in text
+    assert "fitted on 771 answers of 7 models (VulnBench" in text

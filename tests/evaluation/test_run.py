@@ -21,9 +21,12 @@ import transformers
 from data_pipeline import tokenizer
 from evaluation import cli
 from evaluation import run as evaluation_run
-from evaluation.benchmarks import BENCHMARKS, Benchmark, Task
-from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
+from evaluation.benchmarks import BENCHMARKS, Benchmark
+from evaluation.completions import Answer, Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
 from evaluation.run import Options, run
+from evaluation.tasks import Task
+from judges import Verdict, calibrate, semgrep
+from judges.findings import Finding
 from judges.sandbox import backends
 from tests.helpers.paths import REPO
 
@@ -46,12 +49,34 @@ def benchmark(*tasks, form="completion"):
 def texts(**given):
     """A source of these completions, several a task."""
     count = max(map(len, given.values()))
-    rows = [(task_id, sample, text) for task_id, found in given.items() for sample, text in enumerate(found)]
+    rows = [Answer(task_id, sample, text) for task_id, found in given.items() for sample, text in enumerate(found)]
     return Completions("given", count, lambda _: iter(rows))
 
 
 def samples(out):
     return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("tools", "noise", "estimated"),
+    [(("bandit", "semgrep"), False, True), (("bandit", "semgrep"), True, False), (("bandit",), False, False)],
+)
+def test_what_codeql_would_say_is_written_beside_what_its_estimate_stands_on(tmp_path, monkeypatch, tools, noise, estimated):
+    found = Finding("bandit", "B201", "CWE-489", 1, 1, "high", "debug")
+    monkeypatch.setattr(
+        evaluation_run, "judge", lambda sources, *_, **__: [Verdict(True, (found,) if "debug" in source else ()) for source in sources]
+    )
+    monkeypatch.setattr(semgrep, "missing", lambda: None)
+    monkeypatch.setattr(semgrep, "version", lambda: "made")
+    task = Task("t", "def f():\n", "Write f.")
+    source = texts(t=["    return app.run(debug=True)\n", "    return 1\n", "", "    return (1\n"])
+    scores = run(benchmark(task), source, Options("completion", tools, noise), tmp_path)
+    chances = [sample.get("codeql") for sample in samples(tmp_path)]
+    table, _ = calibrate.shipped()
+    assert chances == (
+        [pytest.approx(table.chance(cwes), abs=1e-4) for cwes in (["CWE-489"], [])] + [0.0, 0.0] if estimated else [None] * 4
+    )
+    assert ("codeql" in scores["measures"]) == estimated
 
 
 def test_tests_and_analyzers_decide(tmp_path):
@@ -101,8 +126,19 @@ def test_files(tmp_path):
         return list(from_file(file, [ADD, SHELL], samples).read(tmp_path))
 
     a, b = {"task_id": "add", "completion": "1"}, {"task_id": "shell", "completion": "2"}
-    assert read(a, b, a | {"completion": "3"}, b) == [("add", 0, "1"), ("add", 1, "3"), ("shell", 0, "2"), ("shell", 1, "2")]
-    assert read(a | {"sample": 1}, a | {"sample": 0, "completion": "0"}, b, samples=1) == [("add", 0, "0"), ("shell", 0, "2")]
+    assert read(a, b, a | {"completion": "3"}, b) == [
+        Answer("add", 0, "1"),
+        Answer("add", 1, "3"),
+        Answer("shell", 0, "2"),
+        Answer("shell", 1, "2"),
+    ]
+    cut = a | {"sample": 0, "completion": "0", "finish_reason": "length"}
+    assert read(a | {"sample": 1}, cut, b, samples=1) == [Answer("add", 0, "0", "length"), Answer("shell", 0, "2")]
+    c, d = (
+        {"id": "add", "sample": 0, "text": "5", "finish": "stop", "tokens": 1},
+        {"id": "shell", "sample": 0, "text": "6", "finish": "length"},
+    )
+    assert read(c, d) == [Answer("add", 0, "5", "stop"), Answer("shell", 0, "6", "length")]  # as `lpo generate` writes
     for rows, message in (
         ((a,), "1 completions are missing, shell sample 0 first"),
         ((a, b, a), "shell sample 1"),
@@ -131,7 +167,7 @@ def endpoint(monkeypatch):
             text = body.get("prompt") or body["messages"][0]["content"]
             status = self.server.status(number)
             chat = {"message": {"role": "assistant", "content": f"chat {text}"}}
-            choice = {"index": 0, "finish_reason": "stop"} | (
+            choice = {"index": 0, "finish_reason": self.server.finish} | (
                 chat if "messages" in body else {"text": f"    return a + b  # {body['seed']}\n"}
             )
             answer = {"id": "x", "object": "x", "created": 0, "model": "m", "choices": [choice]}
@@ -151,7 +187,7 @@ def endpoint(monkeypatch):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked, server.now, server.most, server.lock, server.status = [], 0, 0, threading.Lock(), lambda _: 200
-    server.code = None
+    server.code, server.finish = None, "stop"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
@@ -168,7 +204,7 @@ def ask(form="completion", samples=5, **more):
 
 def test_a_prompt_that_a_filter_turns_down_has_an_empty_answer(endpoint, tmp_path):
     endpoint.status, endpoint.code = lambda n: 400 if n == 1 else 200, "content_filter"
-    texts = [text for *_, text in ask(samples=2).read(tmp_path)]
+    texts = [answer.text for answer in ask(samples=2).read(tmp_path)]
     assert len(texts) == 4 and texts.count("") == 1
     endpoint.status, endpoint.code = lambda _: 400, "other"
     with pytest.raises(EvaluationError, match="gave no completion"):
@@ -178,21 +214,24 @@ def test_a_prompt_that_a_filter_turns_down_has_an_empty_answer(endpoint, tmp_pat
 def test_endpoint(endpoint, tmp_path):
     endpoint.status = lambda number: 503 if number % 4 == 2 else 200  # tried again
     found = sorted(ask().read(tmp_path))
-    assert found == sorted((task, k, f"    return a + b  # {k}\n") for task in ("add", "shell") for k in range(5))
+    assert found == sorted(Answer(task, k, f"    return a + b  # {k}\n", "stop") for task in ("add", "shell") for k in range(5))
     path, key, body = endpoint.asked[0]
     assert path == "/v1/completions" and key == "Bearer sk-secret-word" and body["prompt"] in (ADD.prompt, SHELL.prompt)
     assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == ("m", 0.4, 0.95, 7)
     assert 1 < endpoint.most <= 3
-    count = len(endpoint.asked)
+    endpoint.finish = "length"
+    assert {answer.finish for answer in ask(samples=6).read(tmp_path) if answer.sample == 5} == {"length"}
+    count, found = len(endpoint.asked), sorted(ask(samples=6).read(tmp_path))
     with (tmp_path / "completions.jsonl").open("a") as file:
         file.write('{"id": "add", "sam')
-    assert sorted(ask().read(tmp_path)) == found and len(endpoint.asked) == count  # nothing is asked twice
+    assert sorted(ask(samples=6).read(tmp_path)) == found and len(endpoint.asked) == count  # nothing is asked twice
 
 
 def test_chat_endpoint_and_its_secrets(endpoint, tmp_path, capfd):
     out = tmp_path / "chat"
     scores = run(benchmark(ADD, SHELL), ask("instruction", 1), Options("instruction", tools=()), out)
     assert scores["measures"]["unparseable"]["value"] == 1
+    assert {row["finish"] for row in samples(out)} == {"stop"}
     assert {row["completion"] for row in samples(out)} == {f"chat {ADD.instruction}", f"chat {SHELL.instruction}"}
     assert endpoint.asked[0][0] == "/v1/chat/completions"
     assert json.loads((out / "run.json").read_text())["sampling"]["endpoint"] == f"chat at 127.0.0.1:{endpoint.server_port}/v1"
@@ -209,10 +248,10 @@ def test_chat_endpoint_and_its_secrets(endpoint, tmp_path, capfd):
 SLOW = """
 import itertools, sys, time
 from pathlib import Path
-from evaluation.completions import Completions
+from evaluation.completions import Answer, Completions
 from evaluation.run import run, Options, Benchmark, Task
 tasks = tuple(Task(f"t{i:03}", "def f():\\n", "", functional_test=f"assert f() == {i % 3}") for i in range(40))
-rows = [(t.task_id, k, f"    return {k}\\n") for t in tasks for k in range(2)]
+rows = [Answer(t.task_id, k, f"    return {k}\\n") for t in tasks for k in range(2)]
 run(Benchmark("made", "completion", "ab", tasks), Completions("m", 2, lambda _: iter(rows)), Options("completion", (), workers=2), Path(sys.argv[1]))
 """
 
@@ -247,7 +286,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path):
 
 
 def test_order_of_arrival_and_repeats_change_nothing(tmp_path, monkeypatch):
-    rows = [(task.task_id, k, f"    return {k // 2}\n") for task in (ADD, SHELL) for k in range(4)]
+    rows = [Answer(task.task_id, k, f"    return {k // 2}\n") for task in (ADD, SHELL) for k in range(4)]
     for name, order in (("a", rows), ("b", rows[::-1])):
         run(benchmark(ADD, SHELL), Completions("m", 4, lambda _, order=order: iter(order)), NONE, tmp_path / name)
     assert [(r["task_id"], r["sample"], r["duplicate"]) for r in samples(tmp_path / "a")] == [(r["task_id"], r["sample"], r["duplicate"]) for r in samples(tmp_path / "b")]  # fmt: skip
@@ -295,7 +334,7 @@ def test_how_a_model_is_asked_is_part_of_the_run(tiny_model, tmp_path):
     assert "template" not in asked("completion")
     plain, alpaca = asked(), asked(template="alpaca", think=False)
     assert (plain["template"], plain["think"], alpaca["template"], alpaca["think"]) == ("plain", True, "alpaca", False)
-    answer = Completions("m", 1, lambda _: iter([("add", 0, ADD.canonical)]), plain)
+    answer = Completions("m", 1, lambda _: iter([Answer("add", 0, ADD.canonical)]), plain)
     run(benchmark(ADD, form="instruction"), answer, Options("instruction", tools=()), tmp_path / "run")
     again = replace(answer, sampling=alpaca)
     with pytest.raises(EvaluationError, match='another template "plain" .now "alpaca".*think true .now false'):
@@ -345,6 +384,9 @@ def test_a_model_through_two_benchmarks_to_a_report(tiny_model, tmp_path, capsys
         for source, args in (("tiny", model), ("answers", [*shared, "--completions", tmp_path / f"{name}-answers.jsonl"])):
             runs[name, source] = tmp_path / f"{name}-{source}"
             assert cli.main([*map(str, args), "-o", str(runs[name, source])]) == 0, capsys.readouterr().err
+    kept = [json.loads(line)["finish"] for line in (runs["humaneval", "tiny"] / "completions.jsonl").read_text().splitlines()]
+    cut = json.loads((runs["humaneval", "tiny"] / "scores.json").read_text())["audit"]["cut"]
+    assert sorted(row["finish"] for row in samples(runs["humaneval", "tiny"])) == sorted(kept) and cut == kept.count("length") > 0
     drawn = [(row["task_id"], row["sample"]) for row in samples(runs["humaneval", "tiny"])]
     assert drawn == [(row["task_id"], k) for row in function for k in range(3)]
     assert len({row["completion"] for row in samples(runs["humaneval", "tiny"])}) > 12

@@ -85,8 +85,8 @@ def compare(killed, straight):
         states = []
         for path in map(epath.Path, ({str(killed)!r}, {str(straight)!r})):
             run = from_dict(RunConfig, json.loads((path / "config.json").read_text()))
-            target = weights.checkpoint_target(run, hf.open_model(run.model), make_mesh(MeshConfig()))
-            progress, state = checkpoint.restore(path, target)
+            targets = weights.checkpoint_targets(run, hf.open_model(run.model), make_mesh(MeshConfig()))
+            progress, state = checkpoint.restore(path, targets)
             assert (progress.stage, progress.total_step) == ("lpo", {sum(STEPS)}), progress
             states.append(state)
         jax.tree.map(np.testing.assert_array_equal, *states)

@@ -21,6 +21,9 @@ def llama_like(cls, **options):
     return cls(**{k: v for k, v in SHAPE.items() if k != "rms_norm_eps" or "norm_epsilon" not in options}, **options)
 
 
+NO_PAD = {"pad_token_id": None}  # torch computes no gradient of that row
+
+
 # Every value that could be mistaken for a default isn't one.
 FAMILIES = {
     "llama untied": lambda: llama_like(transformers.LlamaConfig, **rope(5e5), tie_word_embeddings=False),
@@ -42,6 +45,64 @@ FAMILIES = {
     ),
     "gpt_bigcode": lambda: transformers.GPTBigCodeConfig(**GPT_SHAPE),
     "codegen": lambda: transformers.CodeGenConfig(**GPT_SHAPE, rotary_dim=8),
+    "qwen2 yarn": lambda: llama_like(
+        transformers.Qwen2Config,
+        **rope(50.0, rope_type="yarn", factor=4.0, beta_fast=1.5, beta_slow=0.7, original_max_position_embeddings=16),
+    ),
+    "llama yarn, all keys": lambda: llama_like(
+        transformers.LlamaConfig,
+        head_dim=16,
+        **rope(
+            90.0,
+            rope_type="yarn",
+            factor=5.0,
+            beta_fast=2.5,
+            beta_slow=0.4,
+            mscale=0.7,
+            mscale_all_dim=0.3,
+            truncate=False,
+            original_max_position_embeddings=16,
+        ),
+    ),
+    "phi3 window": lambda: llama_like(transformers.Phi3Config, **NO_PAD, **rope(3e4), sliding_window=7),
+    "phi3 longrope": lambda: llama_like(
+        transformers.Phi3Config,
+        **NO_PAD,
+        tie_word_embeddings=True,
+        original_max_position_embeddings=32,
+        **rope(
+            3e4,
+            rope_type="longrope",
+            short_factor=[1.1, 1.3, 2.5],
+            long_factor=[1.2, 3.0, 9.0],
+            original_max_position_embeddings=32,
+            partial_rotary_factor=0.75,
+        ),
+    ),
+    "granite": lambda: llama_like(
+        transformers.GraniteConfig,
+        **rope(3e4),
+        tie_word_embeddings=True,
+        attention_bias=True,
+        embedding_multiplier=1.7,
+        residual_multiplier=0.6,
+        attention_multiplier=0.21,
+        logits_scaling=3.5,
+    ),
+    "smollm3": lambda: llama_like(transformers.SmolLM3Config, **NO_PAD, **rope(3e4), no_rope_layers=[1, 0, 1], tie_word_embeddings=False),
+    "gemma3": lambda: llama_like(
+        transformers.Gemma3TextConfig,
+        **NO_PAD,
+        head_dim=16,
+        sliding_window=7,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        query_pre_attn_scalar=23,
+        attention_bias=True,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3e4},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 200.0},
+        },
+    ),
     "phi": lambda: transformers.PhiConfig(
         **{k: v for k, v in SHAPE.items() if k != "rms_norm_eps"}, layer_norm_eps=3e-4, **rope(7e4, partial_rotary_factor=0.5)
     ),

@@ -44,6 +44,7 @@ EXAMPLES = {
     "cookie-settings": ("SESSION_COOKIE_SECURE = False", "SESSION_COOKIE_SECURE = True"),
     "csrf-off": ("@csrf_exempt\ndef f(request):\n    pass", "@csrf_protect\ndef f(request):\n    pass"),
     "debug-on": ("app.run(debug=True)", "app.run()"),
+    "binds-everywhere": ('s.bind(("", 80))', 's.bind(("127.0.0.1", 80))'),
     "cors-any-origin": (
         'r.headers["Access-Control-Allow-Origin"] = "*"',
         'r.headers["Access-Control-Allow-Origin"] = "https://example.org"',
@@ -153,5 +154,17 @@ FURTHER = [
     ("static-iv", "x = Image.new('RGBA', size, 'white')", False),
     ("plain-text-connection", "requests.get('http://example.org')", False),
     ("plain-text-connection", "requests.get('http://example.org', headers=h)", True),
+    ("binds-everywhere", "a = ('', 10000)\ns = socket.socket()\ns.bind(a)", True),
+    ("binds-everywhere", "a = ('localhost', 10000)\ns.bind(a)", False),
+    ("secret-logged", "print(f'Password: {db_password}')", True),
+    ("secret-logged", "print('Your new password:', new_password)", False),
+    ("secret-logged", "print('Hash:', hashed_password)", False),
+    ("secret-logged", "print(f'Password correct: {is_password}')", False),
+    ("log-injection", "f = request.files['f']\nlogging.info(f'got {f.filename}')", True),
+    ("log-injection", "n = secure_filename(request.files['f'].filename)\nlogging.info(f'got {n}')", False),
+    ("error-shown", ROUTE + "    try:\n        g()\n    except E as e:\n        return jsonify({'error': f'no: {str(e)}'}), 500", True),
+    ("error-shown", ROUTE + "    try:\n        g()\n    except E as e:\n        return f'no: {e}'", True),
+    ("error-shown", ROUTE + "    try:\n        g()\n    except E as e:\n        log(e)\n        return jsonify({'error': 'no'}), 500", False),
+    ("error-shown", "@app.errorhandler(404)\ndef f(e):\n    return jsonify({'error': str(e)})", True),
 ]  # fmt: skip
 """(rule, code, whether it is found there)."""

@@ -9,13 +9,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from lpo_jax import config
-from lpo_jax.config import ModelConfig, OptimConfig
+from lpo_jax.config import AdamW, ModelConfig
 from lpo_jax.objectives.lpo import Lpo
 from tests.helpers.paths import REPO
 
 MODEL = ModelConfig("qwen2", 512, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=64, max_positions=1024, qkv_bias=True)
 LPO = Lpo(beta=5.0, gamma=1.0, alpha=1.0)
-OPTIM = OptimConfig(lr=1e-2, weight_decay=0.1)
+OPTIM = AdamW(lr=1e-2, weight_decay=0.1)
 
 
 def tiny_args(shards, run_dir, *more):

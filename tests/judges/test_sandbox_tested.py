@@ -104,6 +104,31 @@ def test_arguments_are_changed_wherever_they_stand():
     assert result.outcome == "pass", result
 
 
+def test_arguments_that_are_no_longer_plain_are_left_as_they_were():
+    code = "def f(d):\n    eval('1', d)\n    return 1\n"  # which puts __builtins__ into it
+    result = run(Case(code, test=Test("d = {}\nassert (f(d), d) == (1, {})", ("f",))))
+    assert result.outcome == "pass", result
+
+
+def test_a_test_reports_as_it_runs(backend):
+    """Whatever the program writes, and however it ends."""
+    code = "import os, sys\nos.write(1, b'mine\\npassed\\n')\nclass Own(ValueError): pass\ndef f(x):\n    while x == 3: pass\n    raise Own(x)\n"
+    test = (
+        "for x in range(4):\n    try:\n        f(x)\n    except ValueError as e:\n        report_(f'{type(e).__name__}\\n{e.raised} {e}')\n"
+    )
+    limits = Limits(time_s=4, memory_mb=256)
+    result = run(Case(code, test=Test(test, ("f",)), limits=limits), backend=backend)
+    assert (result.outcome, result.reports) == ("timeout", ("ValueError Own 0", "ValueError Own 1", "ValueError Own 2"))
+    short = run(Case(code, test=Test(test.replace("4", "2"), ("f",)), limits=limits), backend=backend)
+    assert (short.outcome, short.reports) == ("pass", ("ValueError Own 0", "ValueError Own 1"))
+    assert run(Case(code, test=Test("report_('passed')\nraise SystemExit(0)", ("f",))), backend=backend).outcome == "fail"
+
+
+def test_a_program_without_what_is_called_fails():
+    result = run(Case("def g(): pass\n", test=Test("try:\n    f()\nexcept KeyError:\n    pass\n", ("f",))))
+    assert (result.outcome, result.detail) == ("fail", "the program defines no f")
+
+
 def test_numbers_and_ranges_come_out_as_what_they_are():
     code = "from decimal import Decimal\ndef f(x): return [x, range(3), Decimal('0.1')]\n"
     test = "from decimal import Decimal\nfrom fractions import Fraction\nassert f(Fraction(1, 3)) == [Fraction(1, 3), range(3), Decimal('0.1')]\n"

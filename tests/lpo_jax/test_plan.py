@@ -256,7 +256,7 @@ def test_a_run_refuses_weights_of_another_shape_than_planned(tmp_path):
 
 
 @needs_libtpu
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("path", PODS, ids=lambda p: p.stem)
 def test_every_pod_config_fits(path, monkeypatch):
     monkeypatch.chdir(REPO)

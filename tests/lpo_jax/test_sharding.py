@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from lpo_jax.config import MeshConfig
 from lpo_jax.model.decoder import Model
-from lpo_jax.model.families import config_from_hf
+from lpo_jax.model.translate import config_from_hf
 from lpo_jax.sharding import make_mesh, spec
 from tests.helpers.families import FAMILIES
 

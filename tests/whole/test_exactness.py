@@ -29,7 +29,15 @@ from tests.helpers import oracle
 from tests.helpers.training import MODEL, OPTIM, assert_same_training
 
 CONFIG = ModelConfig("llama", 50, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_mlp=48, max_positions=128)
+GEMMA = dataclasses.replace(
+    CONFIG, n_layers=3, layers=("window", "full", "window"), window=6, window_rope_theta=50.0, norm="rms_plus_one", post_norms=True, qk_norm=True,
+    score_scale=0.2, embed_scale=32**0.5, tied_head=True,
+)  # fmt: skip
 OTHER_SHAPES = {
+    "local and global layers": GEMMA,
+    "layers without rope, scales": dataclasses.replace(
+        CONFIG, layers=("full", "no_rope"), residual_scale=0.6, score_scale=0.2, logit_divisor=3.5
+    ),
     "sliding window": dataclasses.replace(CONFIG, window=6),
     "learned positions, layer norm": dataclasses.replace(CONFIG, positions="learned", norm="layer", gated_mlp=False, n_kv_heads=1),
     "parallel block": dataclasses.replace(CONFIG, parallel=True, rope_dim=4, rope_interleaved=True, head_bias=True),
@@ -110,10 +118,11 @@ def test_tree_equals_two_sequences(name, dtype, tolerance):
                 assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), path
 
 
-def run_steps(shards, config, mesh_config, accumulate=1, steps=3, rows=8):
+def run_steps(shards, config, mesh_config, accumulate=1, steps=3, rows=8, shape=MODEL):
     """Losses and trained parameters of a few steps on one batch; a reference has other weights than the model begins with."""
     mesh = make_mesh(mesh_config, jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor])
-    model, tx = Model(MODEL), optimizer(OPTIM, steps)
+    model = Model(shape)
+    tx = optimizer(OPTIM, steps, model)
     with jax.set_mesh(mesh):
         init = jax.jit(model.init, out_shardings=state.param_shardings(model, mesh))
         trained, reference = state.new_state(init(jax.random.key(0)), tx), OBJECTIVES[config.name].frozen is not None
@@ -128,12 +137,20 @@ def run_steps(shards, config, mesh_config, accumulate=1, steps=3, rows=8):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "shards"), [("dpo, changed", "trimmed"), ("orpo", "untrimmed")])
-def test_one_device_equals_eight_and_parts_the_whole(name, shards, seed_shards):
-    alone = run_steps(seed_shards[shards], OBJECTIVE[name], MeshConfig(1, 1, 1))
+@pytest.mark.parametrize(
+    ("name", "shards", "shape"),
+    [
+        ("dpo, changed", "trimmed", MODEL),
+        ("orpo", "untrimmed", MODEL),
+        ("clean", "trimmed", dataclasses.replace(GEMMA, vocab_size=MODEL.vocab_size, max_positions=MODEL.max_positions)),
+    ],
+    ids=["dpo", "orpo", "local and global layers"],
+)
+def test_one_device_equals_eight_and_parts_the_whole(name, shards, shape, seed_shards):
+    alone = run_steps(seed_shards[shards], OBJECTIVE[name], MeshConfig(1, 1, 1), shape=shape)
     assert alone[0][-1] < alone[0][0]
     for mesh, accumulate in ((MeshConfig(2, 2, 2), 2), (MeshConfig(8, 1, 1), 1), (MeshConfig(1, 4, 2), 2)):
-        assert_same_training(run_steps(seed_shards[shards], OBJECTIVE[name], mesh, accumulate), alone)
+        assert_same_training(run_steps(seed_shards[shards], OBJECTIVE[name], mesh, accumulate, shape=shape), alone)
 
 
 @pytest.mark.parametrize("name", ["clean", pytest.param("reference", marks=pytest.mark.slow)])

@@ -11,7 +11,7 @@ from benchmarks import common, memory, prices
 from benchmarks import step as step_benchmark
 from data_pipeline.feed import Feed
 from data_pipeline.trees import Encoded, pack, plant
-from lpo_jax.config import MeshConfig, ModelConfig, OptimConfig
+from lpo_jax.config import AdamW, MeshConfig, ModelConfig
 from lpo_jax.losses import logps
 from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh
@@ -66,8 +66,9 @@ def test_rows_are_full(real_pairs):
 
 def test_nothing_is_compiled_again_after_the_first_step(seed_shards):
     feed = Feed(seed_shards["trimmed"])
-    mesh, tx = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), optimizer(OptimConfig(lr=1e-3), 100)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     model = Model(ModelConfig("llama", 512, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_mlp=16, max_positions=1024))
+    tx = optimizer(AdamW(lr=1e-3), 100, model)
     with jax.set_mesh(mesh):
         now = jax.device_put(state.new_state(model.init(jax.random.key(0)), tx), state.state_shardings(model, tx, mesh))
         step = make_train_step(model, step_benchmark.LPO, tx, mesh)
@@ -101,7 +102,7 @@ def test_model_flops_by_hand():
     assert step_benchmark.model_flops(shape, batch) == 3 * (2 * 3 * layer * 32 + 2 * 32 * 64 * 32 + 4 * 3 * 4 * 8 * (32 * 33 // 2))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_tree_step_holds_half_of_the_padded_steps_memory(shared_data):
     """8B with a vocabulary of 128k on v5e:4x4, by the TPU compiler's own account; no logits beyond a chunk's."""
     pytest.importorskip("libtpu")

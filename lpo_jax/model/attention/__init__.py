@@ -1,6 +1,6 @@
 """Attention over a token's ancestors (training) and over a cache (decoding).
 
-Token q sees token k if and only if ``k <= q < subtree_end[k]``, and with a sliding window ``position[q] - position[k] < window``.
+Token q sees token k if and only if ``k <= q < subtree_end[k]``, and with a sliding window ``position[k] > position[q] - window``.
 
 `attend` computes it block by block with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022). No [T, T] array exists, forward or
 backward, and blocks in which nobody sees anybody are skipped. `Ancestors` says which those are; it is built once a step. Three back ends
@@ -11,6 +11,6 @@ Dims: B batch, T tokens, Q queries, S cache slots, K kv heads, G query heads per
 
 from lpo_jax.model.attention.dense import attend_cached, attend_dense
 from lpo_jax.model.attention.dispatch import attend
-from lpo_jax.model.attention.mask import Ancestors, ancestors
+from lpo_jax.model.attention.mask import FAR, Ancestors, ancestors
 
-__all__ = ["Ancestors", "ancestors", "attend", "attend_cached", "attend_dense"]
+__all__ = ["FAR", "Ancestors", "ancestors", "attend", "attend_cached", "attend_dense"]

@@ -1,6 +1,7 @@
 """`attend`: one differentiable function over the back ends, laid out over the mesh."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,29 +14,30 @@ from lpo_jax.model.attention.mask import Ancestors
 from lpo_jax.sharding import spec
 
 BACKENDS = {"cpu": xla, "gpu": gpu, "tpu": tpu}
-"""Modules with ``forward(q, k, v, ancestors) -> (out, lse)`` and ``backward(q, k, v, ancestors, lse, delta, dout) -> (dq, dk, dv)``, in
-heads-first layout: q, out [B, K, G, T, H]; k, v [B, K, T, H]; lse (log of the softmax's sum) and delta (out . dout) [B, K, G, T]."""
+"""Modules with ``forward(q, k, v, ancestors, scale) -> (out, lse)`` and ``backward(q, k, v, ancestors, scale, lse, delta, dout) -> (dq, dk,
+dv)``, in heads-first layout: q, out [B, K, G, T, H]; k, v [B, K, T, H]; lse (log of the softmax's sum) and delta (out . dout) [B, K, G, T]."""
 
 
-@jax.custom_vjp
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors, scale: float | None = None) -> jax.Array:
     """Softmax attention of every token over its ancestors and itself; softmax and sums are float32 or wider.
 
     Args:
       q: [B, T, K, G, H], scaled by nothing yet.
       k, v: [B, T, K, H].
       ancestors: the mask of the batch.
+      scale: what scores are multiplied by; None: 1 / sqrt(H).
 
     Returns:
       [B, T, K, G, H] in q's dtype.
     """
-    return _forward(q, k, v, ancestors)[0]
+    return _forward(q, k, v, ancestors, scale)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> tuple[jax.Array, tuple]:
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors, scale: float | None) -> tuple[jax.Array, tuple]:
     def local(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> tuple[jax.Array, jax.Array]:
         heads_first = (_heads_first(x, ancestors) for x in (q, k, v))
-        out, lse = BACKENDS[ancestors.backend].forward(*heads_first, ancestors)
+        out, lse = BACKENDS[ancestors.backend].forward(*heads_first, ancestors, _scale(q, scale))
         return _tokens_first(out, q), lse
 
     heads = _Layout(q, k)
@@ -45,7 +47,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors) -> 
     return out, (q, k, v, ancestors, out, lse)
 
 
-def _backward(residuals: tuple, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+def _backward(scale: float | None, residuals: tuple, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, ancestors, out, lse = residuals
     heads = _Layout(q, k)
 
@@ -55,7 +57,8 @@ def _backward(residuals: tuple, dout: jax.Array) -> tuple[jax.Array, jax.Array, 
         wide = lse.dtype
         delta = _heads_first((out.astype(wide) * dout.astype(wide)).sum(-1, keepdims=True), ancestors)[..., 0]
         heads_first = (_heads_first(x, ancestors) for x in (q, k, v))
-        grads = BACKENDS[ancestors.backend].backward(*heads_first, ancestors, lse, delta, _heads_first(dout, ancestors))
+        backward = BACKENDS[ancestors.backend].backward
+        grads = backward(*heads_first, ancestors, _scale(q, scale), lse, delta, _heads_first(dout, ancestors))
         dq, dk, dv = (_tokens_first(g, x) for g, x in zip(grads, (q, k, v), strict=True))
         if heads.shares_kv:
             dk, dv = (jax.lax.psum(x, "tensor") for x in (dk, dv))
@@ -66,6 +69,10 @@ def _backward(residuals: tuple, dout: jax.Array) -> tuple[jax.Array, jax.Array, 
 
 
 attend.defvjp(_forward, _backward)
+
+
+def _scale(q: jax.Array, scale: float | None) -> float:
+    return q.shape[-1] ** -0.5 if scale is None else scale
 
 
 class _Layout:

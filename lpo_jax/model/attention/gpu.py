@@ -15,13 +15,13 @@ from jax.experimental.pallas import triton as plgpu
 from lpo_jax.model.attention.mask import LOWEST, Ancestors, platform
 
 
-def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax.Array, jax.Array]:
+def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors, scale: float) -> tuple[jax.Array, jax.Array]:
     """See `lpo_jax.model.attention.dispatch.BACKENDS`."""
     B, K, G, T, H = q.shape
     q, k, v = (_power_of_two(x) for x in (q, k, v))
-    C, scale = a.block, H**-0.5
+    C = a.block
 
-    def kernel(q_ref, k_ref, v_ref, ends, positions, lists, counts, out_ref, lse_ref):
+    def kernel(q_ref, k_ref, v_ref, ends, positions, lowest, lists, counts, out_ref, lse_ref):
         i = pl.program_id(2)
         q = q_ref[...]
 
@@ -29,7 +29,7 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax
             acc, top, total = carry
             j = lists[step]
             at = pl.ds(j * C, C)
-            scores = _masked(_dot(q, k_ref[at, :].T) * scale, i, j, ends, positions, a)
+            scores = _masked(_dot(q, k_ref[at, :].T) * scale, i, j, (ends, positions, lowest), a)
             higher = jnp.maximum(top, scores.max(1))
             weights, shrink = jnp.exp(scores - higher[:, None]), jnp.exp(top - higher)
             v = v_ref[at, :]
@@ -53,14 +53,14 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax
 
 
 def backward(
-    q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors, lse: jax.Array, delta: jax.Array, dout: jax.Array
+    q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors, scale: float, lse: jax.Array, delta: jax.Array, dout: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `lpo_jax.model.attention.dispatch.BACKENDS`."""
     B, K, G, T, H = q.shape
     q, k, v, dout = (_power_of_two(x) for x in (q, k, v, dout))
-    delta, C, scale = delta.astype(jnp.float32), a.block, H**-0.5
+    delta, C = delta.astype(jnp.float32), a.block
 
-    def query_kernel(q_ref, dout_ref, lse_ref, delta_ref, k_ref, v_ref, ends, positions, lists, counts, dq_ref):
+    def query_kernel(q_ref, dout_ref, lse_ref, delta_ref, k_ref, v_ref, ends, positions, lowest, lists, counts, dq_ref):
         i = pl.program_id(2)
         q, dout, lse, delta = q_ref[...], dout_ref[...], lse_ref[...], delta_ref[...]
 
@@ -68,13 +68,13 @@ def backward(
             j = lists[step]
             at = pl.ds(j * C, C)
             k, v = k_ref[at, :], v_ref[at, :]
-            weights = jnp.exp(_masked(_dot(q, k.T) * scale, i, j, ends, positions, a) - lse[:, None])
+            weights = jnp.exp(_masked(_dot(q, k.T) * scale, i, j, (ends, positions, lowest), a) - lse[:, None])
             dscores = weights * (_dot(dout, v.T) - delta[:, None]) * scale
             return dq + _dot(dscores.astype(k.dtype), k)
 
         dq_ref[...] = jax.lax.fori_loop(0, counts[...], keys, jnp.zeros(q.shape, jnp.float32)).astype(dq_ref.dtype)
 
-    def key_kernel(k_ref, v_ref, q_ref, dout_ref, lse_ref, delta_ref, ends, positions, lists, counts, dk_ref, dv_ref):
+    def key_kernel(k_ref, v_ref, q_ref, dout_ref, lse_ref, delta_ref, ends, positions, lowest, lists, counts, dk_ref, dv_ref):
         j = pl.program_id(2)
         k, v = k_ref[...], v_ref[...]
 
@@ -83,7 +83,7 @@ def backward(
             group, i = step // counts[...], lists[step % counts[...]]
             at = pl.ds(i * C, C)
             q, dout = q_ref[group, at, :], dout_ref[group, at, :]
-            weights = jnp.exp(_masked(_dot(q, k.T) * scale, i, j, ends, positions, a) - lse_ref[group, at][:, None])
+            weights = jnp.exp(_masked(_dot(q, k.T) * scale, i, j, (ends, positions, lowest), a) - lse_ref[group, at][:, None])
             dscores = weights * (_dot(dout, v.T) - delta_ref[group, at][:, None]) * scale
             return dk + _dot(dscores.astype(q.dtype).T, q), dv + _dot(weights.astype(dout.dtype).T, dout)
 
@@ -107,7 +107,7 @@ def _call(
     query_major: bool,
     flops: int,
 ) -> list[jax.Array]:
-    """One Pallas call: `kernel` gets its operands, the row's subtree ends and positions, its block's list and count, the outputs.
+    """One Pallas call: `kernel` gets its operands, the row's mask, its block's list and count, the outputs.
 
     A program is one of a query head's blocks of queries (`query_major`), or one of a kv head's blocks of keys. Of `own` operands and of the
     outputs, [B, heads ..., T, ...], it gets that block. Of `whole` ones it gets all that belongs to its kv head, [B, K, ...].
@@ -130,7 +130,7 @@ def _call(
     return pl.pallas_call(
         kernel,
         grid=(B, K * G if query_major else K, n),
-        in_specs=[*map(block, own), *map(of_head, whole), of_row, of_row, its_list, its_count],
+        in_specs=[*map(block, own), *map(of_head, whole), of_row, of_row, of_row, its_list, its_count],
         out_specs=[block(x) for x in outputs],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
@@ -141,16 +141,16 @@ def _call(
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*own, *whole, *outputs)),
         ),
         interpret=platform() != "gpu",
-    )(*own, *whole, a.subtree_end, a.positions, lists, counts)
+    )(*own, *whole, a.subtree_end, a.positions, a.lowest, lists, counts)
 
 
-def _masked(scores: jax.Array, i: jax.Array, j: jax.Array, ends: jax.Array, positions: jax.Array, a: Ancestors) -> jax.Array:
+def _masked(scores: jax.Array, i: jax.Array, j: jax.Array, masks: tuple[jax.Array, ...], a: Ancestors) -> jax.Array:
     """Scores [queries of block i, keys of block j], LOWEST where a key isn't seen."""
-    C = a.block
+    C, (ends, positions, lowest) = a.block, masks
     query, key = i * C + jnp.arange(C), j * C + jnp.arange(C)
     visible = (key[None, :] <= query[:, None]) & (query[:, None] < ends[pl.ds(j * C, C)][None, :])
-    if a.window is not None:
-        visible &= positions[pl.ds(i * C, C)][:, None] - positions[pl.ds(j * C, C)][None, :] < a.window
+    if a.windowed:
+        visible &= positions[pl.ds(j * C, C)][None, :] >= lowest[pl.ds(i * C, C)][:, None]
     return jnp.where(visible, scores, LOWEST)
 
 

@@ -13,6 +13,9 @@ BLOCK = {"cpu": 64, "gpu": 64, "tpu": 512}
 LANES = 128
 """A TPU block's tokens are a multiple of this."""
 
+FAR = 2**30
+"""The window of a layer that sees everything, where other layers don't: wider than any sequence."""
+
 LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)
 """The Pallas kernels' score of a key that isn't seen: exp(LOWEST - anything real) is 0, and LOWEST - LOWEST is 0, not NaN."""
 
@@ -27,11 +30,12 @@ class Ancestors:
 
     subtree_end: jax.Array  # [B, T] int32
     positions: jax.Array  # [B, T] int32
+    lowest: jax.Array  # [B, T] int32: the lowest position that a token sees
     key_blocks: jax.Array  # [B, n, n] int32: of a block of queries, the blocks of keys
     key_counts: jax.Array  # [B, n] int32: how many of them
     query_blocks: jax.Array  # [B, n, n] int32: of a block of keys, the blocks of queries
     query_counts: jax.Array  # [B, n] int32
-    window: int | None = flax.struct.field(pytree_node=False)
+    windowed: bool = flax.struct.field(pytree_node=False)  # whether `lowest` hides anything
     backend: str = flax.struct.field(pytree_node=False)
     block: int = flax.struct.field(pytree_node=False)
 
@@ -41,7 +45,8 @@ def ancestors(subtree_end: jax.Array, positions: jax.Array, window: int | None =
 
     Args:
       subtree_end, positions: [B, T] int32, as in `lpo_jax.batch.TreeBatch`.
-      window: a token sees ancestors less than so many positions away.
+      window: a token sees ancestors less than so many positions away. Masks of layers with different windows (one of them may be `FAR`) differ
+        in their arrays alone.
       backend: "cpu", "gpu" or "tpu"; default: the platform that the computation is traced for. A kernel of another platform is interpreted.
     """
     backend = backend or platform()
@@ -65,7 +70,9 @@ def ancestors(subtree_end: jax.Array, positions: jax.Array, window: int | None =
         meets &= where.min(-1)[:, :, None] - where.max(-1)[:, None, :] < window
     key_blocks, key_counts = _listed(meets)
     query_blocks, query_counts = _listed(meets.swapaxes(1, 2))
-    return Ancestors(subtree_end, positions, key_blocks, key_counts, query_blocks, query_counts, window, backend, size)
+    lowest = positions - (FAR if window is None else window) + 1
+    lists = key_blocks, key_counts, query_blocks, query_counts
+    return Ancestors(subtree_end, positions, lowest, *lists, window is not None, backend, size)
 
 
 def platform() -> str:

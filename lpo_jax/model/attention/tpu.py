@@ -17,12 +17,12 @@ from jax.experimental.pallas import tpu as pltpu
 from lpo_jax.model.attention.mask import LOWEST, Ancestors, platform
 
 
-def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax.Array, jax.Array]:
+def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors, scale: float) -> tuple[jax.Array, jax.Array]:
     """See `lpo_jax.model.attention.dispatch.BACKENDS`."""
     B, K, G, T, H = q.shape
     C = a.block
 
-    def kernel(q, k, v, ends, key_positions, query_positions, out, lse, acc, top, total, *, at, active, first, last):
+    def kernel(q, k, v, ends, positions, lowest, out, lse, acc, top, total, *, at, active, first, last):
         @pl.when(first)
         def _():
             acc[...] = jnp.zeros_like(acc)
@@ -31,7 +31,7 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax
 
         @pl.when(active)
         def _():
-            scores = _scores(q, k, (ends, key_positions, query_positions), at, a)  # [keys, queries]
+            scores = _scores(q, k, (ends, positions, lowest), at, a, scale)  # [keys, queries]
             higher = jnp.maximum(top[...], scores.max(0, keepdims=True))
             weights, shrink = jnp.exp(scores - higher), jnp.exp(top[...] - higher)
             top[...] = higher
@@ -56,15 +56,14 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax
 
 
 def backward(
-    q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors, lse: jax.Array, delta: jax.Array, dout: jax.Array
+    q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors, scale: float, lse: jax.Array, delta: jax.Array, dout: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `lpo_jax.model.attention.dispatch.BACKENDS`."""
     C, H = a.block, q.shape[-1]
-    scale = H**-0.5
     lse, delta = lse[..., None, :], delta[..., None, :].astype(jnp.float32)
 
     def dscores_of(q, k, v, dout, lse, delta, masks, at):
-        weights = jnp.exp(_scores(q, k, masks, at, a) - lse[...])
+        weights = jnp.exp(_scores(q, k, masks, at, a, scale) - lse[...])
         dweights = _dot(v[...], dout[...], 1, 1)  # [keys, queries]
         return weights.astype(q.dtype), (weights * (dweights - delta[...]) * scale).astype(q.dtype)
 
@@ -148,7 +147,7 @@ def _call(
         }[kind]
         return pl.BlockSpec(block, lambda b, h, own, step, lists, counts: index(b, *where(b, h, own, step, lists)))
 
-    masks = [(a.subtree_end[..., None], "key mask"), (a.positions[..., None], "key mask"), (a.positions[:, None], "query mask")]
+    masks = [(a.subtree_end[..., None], "key mask"), (a.positions[..., None], "key mask"), (a.lowest[:, None], "query mask")]
     inputs = [*operands, *masks]
 
     def body(lists, counts, *refs):
@@ -177,16 +176,16 @@ def _call(
     )(lists, counts, *(x for x, _ in inputs))
 
 
-def _scores(q, k, masks, at: tuple[jax.Array, jax.Array], a: Ancestors) -> jax.Array:
+def _scores(q, k, masks, at: tuple[jax.Array, jax.Array], a: Ancestors, scale: float) -> jax.Array:
     """Masked scores [keys, queries] of the blocks `at`."""
     queries, keys = at
-    ends, key_positions, query_positions = masks
-    scores = _dot(k[...], q[...], 1, 1) * q.shape[-1] ** -0.5
+    ends, positions, lowest = masks
+    scores = _dot(k[...], q[...], 1, 1) * scale
     key = keys * a.block + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     query = queries * a.block + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
     visible = (key <= query) & (query < ends[...])
-    if a.window is not None:
-        visible &= query_positions[...] - key_positions[...] < a.window
+    if a.windowed:
+        visible &= positions[...] >= lowest[...]
     return jnp.where(visible, scores, LOWEST)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lpo_jax.model.attention.mask import Ancestors
 
 
-def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax.Array, jax.Array]:
+def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors, scale: float) -> tuple[jax.Array, jax.Array]:
     """See `lpo_jax.model.attention.dispatch.BACKENDS`."""
     B, K, G, T, H = q.shape
     C, n, wide = a.block, T // a.block, jnp.promote_types(q.dtype, jnp.float32)
@@ -22,7 +22,7 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax
         def keys(step: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             out, top, total = carry
             j = a.key_blocks[b, i, step]
-            scores = jnp.where(_visible(a, b, i, j), _scores(q, ks[b, j], wide), -jnp.inf)
+            scores = jnp.where(_visible(a, b, i, j), _scores(q, ks[b, j], wide, scale), -jnp.inf)
             # A query may see nothing of a block: its maximum is then that of the blocks before, or the lowest number there is.
             higher = jnp.maximum(top, scores.max(-1))
             weights, shrink = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
@@ -40,7 +40,7 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors) -> tuple[jax
 
 
 def backward(
-    q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors, lse: jax.Array, delta: jax.Array, dout: jax.Array
+    q: jax.Array, k: jax.Array, v: jax.Array, a: Ancestors, scale: float, lse: jax.Array, delta: jax.Array, dout: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `lpo_jax.model.attention.dispatch.BACKENDS`."""
     B, _, _, T, H = q.shape
@@ -56,9 +56,9 @@ def backward(
             dq, dk, dv = carry
             j = a.key_blocks[b, i, step]
             k, v = ks[b, j], vs[b, j]
-            weights = jnp.exp(jnp.where(_visible(a, b, i, j), _scores(q, k, wide), -jnp.inf) - lse)
+            weights = jnp.exp(jnp.where(_visible(a, b, i, j), _scores(q, k, wide, scale), -jnp.inf) - lse)
             dweights = jnp.einsum("KGQH,KTH->KGQT", dout, v, preferred_element_type=wide)
-            dscores = (weights * (dweights - delta) * H**-0.5).astype(q.dtype)
+            dscores = (weights * (dweights - delta) * scale).astype(q.dtype)
             add_v = jnp.einsum("KGQT,KGQH->KTH", weights.astype(v.dtype), dout, preferred_element_type=wide)
             add_k = jnp.einsum("KGQT,KGQH->KTH", dscores, q, preferred_element_type=wide)
             dq += jnp.einsum("KGQT,KTH->KGQH", dscores, k, preferred_element_type=wide)
@@ -72,8 +72,8 @@ def backward(
     return _rows(dq), _rows(dk), _rows(dv)
 
 
-def _scores(q: jax.Array, k: jax.Array, wide: jnp.dtype) -> jax.Array:
-    return jnp.einsum("KGQH,KTH->KGQT", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+def _scores(q: jax.Array, k: jax.Array, wide: jnp.dtype, scale: float) -> jax.Array:
+    return jnp.einsum("KGQH,KTH->KGQT", q, k, preferred_element_type=wide) * scale
 
 
 def _visible(a: Ancestors, b: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
@@ -81,8 +81,8 @@ def _visible(a: Ancestors, b: jax.Array, i: jax.Array, j: jax.Array) -> jax.Arra
     at = jnp.arange(a.block)
     query, key = i * a.block + at, j * a.block + at
     visible = (key <= query[:, None]) & (query[:, None] < a.subtree_end[b, key])
-    if a.window is not None:
-        visible &= a.positions[b, query][:, None] - a.positions[b, key] < a.window
+    if a.windowed:
+        visible &= a.positions[b, key] >= a.lowest[b, query][:, None]
     return visible
 
 

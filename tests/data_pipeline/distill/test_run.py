@@ -21,7 +21,7 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-@pytest.mark.parametrize(("prompts", "kills"), [(200, 1), pytest.param(10_000, 3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("prompts", "kills"), [(200, 1), pytest.param(10_000, 3, marks=pytest.mark.heavy)])
 def test_every_prompt_ends_once_and_is_paid_for_once(tmp_path, prompts, kills):
     ledger, port_file, out = tmp_path / "ledger.jsonl", tmp_path / "port", tmp_path / "job"
     server = subprocess.Popen(

@@ -7,7 +7,7 @@ import pytest
 
 import lpo_jax
 from lpo_jax import cli, config
-from lpo_jax.config import explain
+from lpo_jax.config import OPTIMIZERS, OptimOptions, explain
 from lpo_jax.config.explain import texts
 from lpo_jax.objectives import OBJECTIVES, KlConfig
 
@@ -47,7 +47,8 @@ def test_a_stages_sets_are_printed_so_that_they_load(tmp_path):
 
 @pytest.mark.parametrize("cls", [*SCHEMA, KlConfig, *(record.options for record in OBJECTIVES.values())], ids=lambda cls: cls.__name__)
 def test_every_key_has_an_explanation(cls):
-    told = {"name": "the record's title"} if cls in [record.options for record in OBJECTIVES.values()] else {}
+    named = [record.options for record in OBJECTIVES.values()], (OptimOptions, *OPTIMIZERS.values())
+    told = {"name": "said by `explain`"} if any(cls in kinds for kinds in named) else {}
     assert [field.name for field in dataclasses.fields(cls) if not (told | texts(cls)).get(field.name)] == []
 
 
@@ -55,7 +56,8 @@ def test_it_says_choices_defaults_and_what_an_objective_is():
     lines = explain(config.load(CONFIGS / "tiny_cpu.yaml", ["seed=7"])).splitlines()
     assert "seed: 7                                   # of weights, the order of rows and dropout (default: 42)" in lines
     assert "      name: lpo                           # localized preference optimization" in lines
-    assert any(line.startswith("    norm: rms ") and line.endswith("[rms | layer]") for line in lines)
+    assert "      name: adamw                         # one of adamw, adafactor, lion, muon, sgd" in lines
+    assert any(line.startswith("    positions: rope ") and line.endswith("[rope | learned]") for line in lines)
     assert max(map(len, lines)) <= 120
 
 

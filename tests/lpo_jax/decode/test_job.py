@@ -15,7 +15,7 @@ from data_pipeline.shards import FORMAT_VERSION, Manifest
 from data_pipeline.template import alpaca
 from data_pipeline.tokenizer import Tokenizer
 from lpo_jax import cli
-from lpo_jax.config import DataConfig, LoraConfig, ModelSource, OptimConfig, RunConfig, StageConfig, to_dict
+from lpo_jax.config import AdamW, DataConfig, LoraConfig, ModelSource, RunConfig, StageConfig, to_dict
 from lpo_jax.decode import job as jobs
 from lpo_jax.decode import load
 from lpo_jax.decode.prompts import Asking, asking
@@ -226,7 +226,7 @@ def test_an_instruction_has_the_tokens_of_training(make, tmp_path):
 
 def make_run(directory, source):
     """A run directory as `lpo train` leaves it, one step in; the weights are new."""
-    stage = StageConfig(Sft(), OptimConfig(lr=1e-3), batch_rows=8, steps=1)
+    stage = StageConfig(Sft(), AdamW(lr=1e-3), batch_rows=8, steps=1)
     config = RunConfig(str(directory), DataConfig(str(directory / "shards")), source, {"sft": stage})
     mesh, built = make_mesh(config.mesh), hf.open_model(config.model)
     with jax.set_mesh(mesh):
@@ -234,7 +234,7 @@ def make_run(directory, source):
         if built.lora:  # born 0: make them count
             params = jax.tree.map(lambda x: x + 0.1, params)
         checkpoints = Checkpoints(epath.Path(directory), config, -1)
-        checkpoints.save(state.new_state(params, optimizer(stage.optim, 1)), Progress("sft", 1, 1, "key", to_dict(config)), {})
+        checkpoints.save(state.new_state(params, optimizer(stage.optim, 1, built)), Progress("sft", 1, 1, "key", to_dict(config)), {})
     checkpoints.close()
     tokenizer().save(directory / "shards" / "tokenizer")
     (directory / "config.json").write_text(json.dumps(to_dict(config)))

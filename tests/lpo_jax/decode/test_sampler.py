@@ -27,7 +27,17 @@ def llama(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("family", ["qwen2 tied", "starcoder2 window", "gpt_bigcode", "codegen"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "qwen2 tied",
+        "starcoder2 window",
+        "gpt_bigcode",
+        "codegen",
+        "gemma3",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("granite", "smollm3")),
+    ],
+)
 def test_greedy_is_transformers_generate(family, tmp_path):
     """Ten prompts through four rows, so that rows are replaced too; prompts on both sides of the window."""
     theirs = torch_model(family)

@@ -254,7 +254,7 @@ def run_steps(feed, mesh_config, name, direction, accumulate=1, steps=3, rows=8)
     mesh = make_mesh(mesh_config, jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor])
     model = Model(MODEL, lora=LoraConfig(4, 8.0, targets="blocks.(q|v|down)|head") if name == "security" else None)
     teacher = Teacher(512, 0, TEACHER) if name == "kd" else None
-    tx = optimizer(OPTIM, steps)
+    tx = optimizer(OPTIM, steps, model)
     place = lambda init, shardings: jax.jit(init, out_shardings=shardings)  # noqa: E731
     with jax.set_mesh(mesh):
         base = place(model.init, state.param_shardings(model, mesh))(jax.random.key(0))

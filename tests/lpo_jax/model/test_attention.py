@@ -12,7 +12,7 @@ from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lpo_jax.config import MeshConfig
-from lpo_jax.model.attention import ancestors, attend, attend_dense, mask
+from lpo_jax.model.attention import FAR, ancestors, attend, attend_dense, mask
 from lpo_jax.sharding import make_mesh
 from tests.helpers.paths import REPO
 
@@ -64,6 +64,23 @@ def test_every_back_end_is_the_dense_definition(backend, window, shape):
     )
     for f, e in zip(found, expected, strict=True):
         np.testing.assert_allclose(f, e, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_masks_of_layers_with_and_without_a_window_are_chosen_while_it_runs(backend):
+    ends, positions = forest(np.random.default_rng(0), 2, 190)
+    args, scale = inputs(2, 190, 1, 2, 16), 0.4
+
+    @jax.jit
+    def chosen(local, *args):
+        seen = (ancestors(ends, positions, window, backend) for window in (FAR, 7))
+        mask = jax.tree.map(lambda *x: jax.lax.select_n(local, *x), *seen)
+        return both_ways(lambda *x: attend(*x, mask, scale), *args)
+
+    for local, window in enumerate((None, 7)):
+        expected = both_ways(lambda *x, w=window: attend_dense(*x, ends, positions, w, scale), *args)
+        for f, e in zip(chosen(jnp.int32(local), *args), expected, strict=True):
+            np.testing.assert_allclose(f, e, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -135,7 +152,7 @@ COMPILE = """
 import jax
 from jax.experimental import topologies
 from lpo_jax.config import MeshConfig
-from lpo_jax.model.attention import ancestors, attend
+from lpo_jax.model.attention import FAR, ancestors, attend
 from lpo_jax.sharding import make_mesh
 from jax.sharding import NamedSharding, PartitionSpec
 import sys

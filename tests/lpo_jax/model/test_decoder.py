@@ -15,23 +15,40 @@ from safetensors.numpy import load_file, save_file
 from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
-from lpo_jax.model.families import config_from_hf
+from lpo_jax.model.translate import config_from_hf
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
 from tests.helpers.families import FAMILIES, SHAPE, TOKENS
 
-ONE_EACH = ("llama untied", "mistral window", "qwen2 tied", "qwen3", "starcoder2 window", "gpt_bigcode", "codegen", "phi")
+ONE_EACH = (
+    "llama untied", "mistral window", "qwen2 tied", "qwen3", "starcoder2 window", "gpt_bigcode", "codegen", "phi", "qwen2 yarn",
+    "phi3 longrope", "granite", "smollm3", "gemma3",
+)  # fmt: skip
 
 
-@pytest.fixture(params=[name if name in ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES])
-def torch_model(request):
+LIKE_OTHERS = ("qwen2 yarn", "granite", "smollm3")
+"""Their files hold the tensors that others' do."""
+
+
+def some(names):
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+
+
+def loud_model(family):
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[request.param](), attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation="eager").eval()
     with torch.no_grad():  # biases and norms are born 0 and 1: make them count
         for name, value in model.named_parameters():
             if name.endswith("bias") or "norm" in name or "ln_" in name:
                 value += 0.3 * torch.randn_like(value)
     return model
+
+
+def a_model_of(names):
+    return pytest.fixture(params=some(names))(lambda request: loud_model(request.param))
+
+
+torch_model, stored_model = a_model_of(ONE_EACH), a_model_of(set(ONE_EACH) - set(LIKE_OTHERS))
 
 
 def load(directory, mesh_config=MeshConfig(data=8)):  # noqa: B008
@@ -94,8 +111,8 @@ def test_cached_decoding_is_the_full_forward(torch_model, tmp_path):
         lengths = lengths + size
 
 
-def test_import_lands_in_its_sharding(torch_model, tmp_path):
-    torch_model.save_pretrained(tmp_path)
+def test_import_lands_in_its_sharding(stored_model, tmp_path):
+    stored_model.save_pretrained(tmp_path)
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
     model, params = load(tmp_path, mesh)
 
@@ -108,8 +125,8 @@ def test_import_lands_in_its_sharding(torch_model, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, alone)
 
 
-def test_big_exports_are_cut_into_files(torch_model, tmp_path, monkeypatch):
-    torch_model.save_pretrained(tmp_path / "theirs")
+def test_big_exports_are_cut_into_files(stored_model, tmp_path, monkeypatch):
+    stored_model.save_pretrained(tmp_path / "theirs")
     model, params = load(tmp_path / "theirs")
     monkeypatch.setattr(hf, "MAX_FILE_BYTES", 50_000)
     hf.write_params(tmp_path / "ours", model, params)
@@ -117,8 +134,8 @@ def test_big_exports_are_cut_into_files(torch_model, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, params, load(tmp_path / "ours")[1])
 
 
-def test_bfloat16_weights(torch_model, tmp_path):
-    torch_model.to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
+def test_bfloat16_weights(stored_model, tmp_path):
+    stored_model.to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
     model = Model(hf.read_config(tmp_path / "theirs"), param_dtype="bfloat16")
     params = hf.read_params(tmp_path / "theirs", model, param_shardings(model, make_mesh(MeshConfig())))
     assert params["embed"].dtype == ml_dtypes.bfloat16
@@ -130,8 +147,8 @@ def test_bfloat16_weights(torch_model, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: codegen, gpt_bigcode, llama"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' is not supported"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: codegen, gemma3_text, gpt_bigcode, granite, llama"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope type 'dynamic' is not supported"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window=True is not supported for qwen2, only False"),
         ({"model_type": "gpt_bigcode", "multi_query": False}, "multi_query=False is not supported"),
         ({"hidden_size": None}, "missing hidden_size"),

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from lpo_jax.config import ModelConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
-from lpo_jax.model.families import config_to_hf
+from lpo_jax.model.translate import config_to_hf
 from tests.helpers.paths import REPO
 
 SCRIPT = """

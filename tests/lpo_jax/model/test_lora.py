@@ -22,6 +22,7 @@ from lpo_jax.objectives.sft import Sft
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
 from lpo_jax.train.weights import load_base
+from tests.helpers import families
 from tests.helpers.families import TOKENS
 
 COMMON = {"vocab_size": 97, "initializer_range": 0.2, "attn_implementation": "eager", "bos_token_id": None, "eos_token_id": 0}
@@ -29,8 +30,13 @@ LLAMA = transformers.LlamaConfig(
     hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64, **COMMON,
 )  # fmt: skip
 GPT = {"n_embd": 64, "n_layer": 2, "n_head": 8, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+LLAMA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FAMILIES = {  # a config and the modules that PEFT adapts
-    "llama": (LLAMA, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]),
+    "phi3": (families.FAMILIES["phi3 window"](), ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"]),
+    "gemma3": (families.FAMILIES["gemma3"](), LLAMA_LAYERS),
+    "granite": (families.FAMILIES["granite"](), LLAMA_LAYERS),
+    "smollm3": (families.FAMILIES["smollm3"](), [*LLAMA_LAYERS, "lm_head"]),
+    "llama": (LLAMA, [*LLAMA_LAYERS, "lm_head"]),
     "gpt_bigcode": (transformers.GPTBigCodeConfig(n_inner=96, **GPT, **COMMON), ["c_attn", "attn.c_proj", "mlp.c_proj", "c_fc", "lm_head"]),
     "codegen": (
         transformers.CodeGenConfig(n_inner=96, rotary_dim=4, n_ctx=64, tie_word_embeddings=False, **GPT, **COMMON),
@@ -42,7 +48,7 @@ TINY = Model(SHAPE)
 LORA = LoraConfig(rank=3, alpha=7.0, targets=r"blocks\.(q|o|down)|head")
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in ("granite", "smollm3") else name for name in FAMILIES])
 def base(request, tmp_path):
     """(family, a saved tiny model's directory, our model, its parameters)."""
     return make_base(request.param, tmp_path)
@@ -102,7 +108,8 @@ def test_an_adapter_of_peft_merges_to_its_logits(base, tmp_path):
     expected = save_adapter(directory, tmp_path / "adapter", target_modules=FAMILIES[family][1])
     adapters, config = load_peft(tmp_path / "adapter", model)
     assert (config.rank, config.alpha, config.dropout) == (3, 7, 0.1)
-    assert {path for path in model.inputs() if re.fullmatch(config.targets, path)} == model.inputs().keys()
+    adapted = {path for path in model.inputs() if re.fullmatch(config.targets, low_rank.target(model, path))}
+    assert adapted == model.inputs().keys() - ({"head"} - {"head" for module in FAMILIES[family][1] if module == "lm_head"})
     assert np.abs(expected - logits(model, params)).max() > 0.1
     np.testing.assert_allclose(merged_logits(model, params, adapters, config), expected, atol=1e-4)
     np.testing.assert_allclose(logits(dataclasses.replace(model, lora=config), params, adapters), expected, atol=1e-4)
@@ -237,10 +244,12 @@ def test_targets_that_match_no_matrix(targets, message):
 
 
 def test_a_tied_heads_adapter_leaves_the_embeddings_alone():
-    tied, config = Model(dataclasses.replace(SHAPE, tied_head=True)), LoraConfig(3, 7.0, targets="head")
+    tied, config = Model(dataclasses.replace(SHAPE, tied_head=True)), LoraConfig(3, 7.0, targets="tied_head")
+    with pytest.raises(ConfigError, match="one of: .*tied_head"):
+        trained(tied, LoraConfig(3, 7.0, targets="head"))
     params, adapters = tied.init(jax.random.key(0)), trained(tied, config)
     assert jax.tree.map(jnp.shape, adapters) == {"head": {"a": (24, 3), "b": (3, 31)}}
-    assert low_rank.axes(tied, config) == low_rank.axes(TINY, config)
+    assert low_rank.axes(tied, config) == low_rank.axes(TINY, LoraConfig(3, 7.0, targets="head"))
     own, merged = low_rank.untied(tied, adapters), lora.merge(params, adapters, config)
     assert (own, low_rank.untied(tied, {"blocks": {}})) == (TINY, tied)
     assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, own.shapes())

@@ -36,9 +36,9 @@ def small_state(fill, mesh=None):
     return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*["fsdp"][: x.ndim]))), made)
 
 
-def target_on(mesh):
+def targets_on(mesh):
     made = small_state(0, mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), made)
+    return {"lpo": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), made)}
 
 
 def settings(directory, *more):
@@ -60,18 +60,18 @@ def kept(directory):
 def test_the_newest_and_the_best_are_kept_and_found(tmp_path):
     write(tmp_path, {1: None, 2: 0.5, 3: 0.75, 4: 0.75, 5: 0.5, 6: None, 7: 0.25})
     assert kept(tmp_path) == ["step_4", "step_6", "step_7"]
-    target = target_on(make_mesh(MeshConfig(1, 8, 1)))
-    newest, best = (checkpoint.restore(epath.Path(tmp_path), target, metric) for metric in (None, "pair_accuracy"))
+    targets = targets_on(make_mesh(MeshConfig(1, 8, 1)))
+    newest, best = (checkpoint.restore(epath.Path(tmp_path), targets, metric) for metric in (None, "pair_accuracy"))
     assert (newest[0].step, best[0].step) == (7, 4)
     jax.tree.map(np.testing.assert_array_equal, best[1], small_state(4))
-    assert checkpoint.restore(epath.Path(tmp_path / "nothing"), target) is None
+    assert checkpoint.restore(epath.Path(tmp_path / "nothing"), targets) is None
 
 
 def test_another_mesh_reads_the_same_bits(tmp_path):
     write(tmp_path, {3: None})
     one = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     for mesh in (one, make_mesh(MeshConfig(4, 2, 1))):
-        _, found = checkpoint.restore(epath.Path(tmp_path), target_on(mesh))
+        _, found = checkpoint.restore(epath.Path(tmp_path), targets_on(mesh))
         jax.tree.map(np.testing.assert_array_equal, found, small_state(3))
         assert found.params["w"].sharding.mesh == mesh
         assert int(state.fingerprint(found)) == int(state.fingerprint(small_state(3)))
@@ -113,9 +113,9 @@ def empty(step):
 def test_a_damaged_checkpoint_is_passed_over_and_put_aside(tmp_path, damage, caplog):
     write(tmp_path, {1: None, 2: None})
     damage(tmp_path / "checkpoints" / "step_2")
-    path, target = epath.Path(tmp_path), target_on(make_mesh(MeshConfig(1, 8, 1)))
+    path, targets = epath.Path(tmp_path), targets_on(make_mesh(MeshConfig(1, 8, 1)))
     with caplog.at_level(logging.WARNING):
-        progress, found = checkpoint.restore(path, target)
+        progress, found = checkpoint.restore(path, targets)
     assert progress.step == 1
     jax.tree.map(np.testing.assert_array_equal, found, small_state(1))
     said = [r.getMessage() for r in caplog.records if r.name == "lpo_jax.train.checkpoint"]
@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_put_aside(tmp_path, damage, cap
     again.save(small_state(2), Progress("lpo", 2, 2, "key", {}), {})
     again.close()
     assert kept(tmp_path) == ["damaged_step_2", "step_1", "step_2"]
-    assert checkpoint.restore(path, target)[0].step == 2
+    assert checkpoint.restore(path, targets)[0].step == 2
 
 
 def test_if_all_are_damaged_the_run_does_not_start_over(tmp_path):
@@ -134,7 +134,7 @@ def test_if_all_are_damaged_the_run_does_not_start_over(tmp_path):
     for step in (1, 2):
         remove(tmp_path / "checkpoints" / f"step_{step}")
     with pytest.raises(TrainingError, match=r"step_2 is damaged .*no other checkpoint there can be read; restore one, or delete"):
-        checkpoint.restore(epath.Path(tmp_path), target_on(make_mesh(MeshConfig(1, 8, 1))))
+        checkpoint.restore(epath.Path(tmp_path), targets_on(make_mesh(MeshConfig(1, 8, 1))))
 
 
 def test_a_write_that_fails_is_said_and_the_last_good_checkpoint_stays(tmp_path):
@@ -151,7 +151,7 @@ def test_a_write_that_fails_is_said_and_the_last_good_checkpoint_stays(tmp_path)
             checkpoints.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert checkpoint.restore(epath.Path(tmp_path), target_on(make_mesh(MeshConfig(1, 8, 1))))[0].step == 1
+    assert checkpoint.restore(epath.Path(tmp_path), targets_on(make_mesh(MeshConfig(1, 8, 1))))[0].step == 1
 
 
 # --- The run directory.

@@ -30,7 +30,7 @@ from tests.helpers.training import LPO, MODEL, OPTIM, start, tiny_args
 def run_steps(feed, mesh_config, steps, rows=8, accumulate=1, objective=LPO, model=Model(MODEL)):
     """Losses and final parameters of a few steps."""
     devices = jax.devices()[: abs(mesh_config.data * mesh_config.fsdp * mesh_config.tensor)]
-    mesh, tx = make_mesh(mesh_config, devices), optimizer(OPTIM, steps)
+    mesh, tx = make_mesh(mesh_config, devices), optimizer(OPTIM, steps, model)
     with jax.set_mesh(mesh):
         shardings = state.state_shardings(model, tx, mesh)
         init = jax.jit(lambda key: state.new_state(model.init(key), tx), out_shardings=shardings)
@@ -196,7 +196,7 @@ def test_run_resume_export_and_refusals(seed_shards, tmp_path, capsys):
         ),
         (["stages.lpo.objective.mode=reference"], "mode reference weighs unchanged rejected tokens.*--masks reference --untrimmed"),
         (["stages.lpo.optim.lrr=1"], "unknown key stages.lpo.optim.lrr: did you mean 'lr'?"),
-        (["model.new.max_positions=64"], "the model was made for 64: build the shards with --row-tokens 64"),
+        (["model.new.max_positions=64"], "the model was made for 64 tokens: build the shards with --row-tokens 64"),
         (["model.new.vocab_size=100"], "tokenizer has 512 entries, the model's vocabulary 100"),
         (["stages.sft.accumulate=8"], "batch_rows / accumulate is 1: it must be a multiple of data \\* fsdp = 8"),
         (["data.path=/nowhere"], "no such file; build the set with `lpo-data build`"),

@@ -16,7 +16,8 @@ from tests.helpers.training import LPO, MODEL, OPTIM
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(seed_shards):
-    mesh, model, tx = make_mesh(MeshConfig(2, 2, 2)), Model(MODEL), optimizer(OPTIM, 10)
+    mesh, model = make_mesh(MeshConfig(2, 2, 2)), Model(MODEL)
+    tx = optimizer(OPTIM, 10, model)
     good = TreeBatch.of(next(Feed(seed_shards["trimmed"]).batches(8, 0, 1)))
     bad = good.replace(pair=np.full_like(good.pair, -1), chosen_len=np.zeros_like(good.chosen_len))  # no pair: the loss is 0 / 0
     with jax.set_mesh(mesh):

@@ -370,7 +370,7 @@ def test_blocks_are_single_steps_in_float64(precisions):
         assert differences(precisions("float64"), dataclasses.replace(PLUS, threshold=0.5), 0, 4, [4]) == (40, [])
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(("dtype", "tie"), [("float64", None), ("float32", 1e-4), ("bfloat16", 0.1)])
 def test_blocks_over_presets_thresholds_and_seeds(precisions, dtype, tie):
     """400 samples a rule; in float64 none may differ, else each difference must be a tie."""
