@@ -57,8 +57,10 @@ class Chunks:
         rows = jnp.arange(B)[:, None] * T + tokens.source
         self._share = share
         self.layout, self.wide, self._which = layout, wide(states.hidden), which
-        self.size = min(max(min(4, layout.sharers) * most // layout.sharers, 1), rows.size)
-        self.total = -(-rows.size // self.size) * self.size
+        most = max(min(4, layout.sharers) * most // layout.sharers, 1)
+        number = -(-rows.size // most)
+        self.size = min(-(-rows.size // (8 * number)) * 8, most)  # all alike, so that the last one isn't nearly empty
+        self.total = number * self.size
         order = jnp.argsort(~which.reshape(-1), stable=True)
         self._rank = jnp.argsort(order)
         self._order = jnp.pad(order, (0, self.total - rows.size))
