@@ -13,13 +13,13 @@ from lpo_jax.config.optim import Muon as Muon
 from lpo_jax.config.optim import OptimOptions as OptimOptions
 from lpo_jax.config.optim import Sgd as Sgd
 from lpo_jax.config.schema import DataConfig as DataConfig
-from lpo_jax.config.schema import LayerKind as LayerKind
 from lpo_jax.config.schema import LoraConfig as LoraConfig
 from lpo_jax.config.schema import MeshConfig as MeshConfig
-from lpo_jax.config.schema import ModelConfig as ModelConfig
 from lpo_jax.config.schema import ModelSource as ModelSource
 from lpo_jax.config.schema import PlanConfig as PlanConfig
-from lpo_jax.config.schema import RopeScaling as RopeScaling
 from lpo_jax.config.schema import RunConfig as RunConfig
 from lpo_jax.config.schema import ShardSet as ShardSet
 from lpo_jax.config.schema import StageConfig as StageConfig
+from lpo_jax.config.shape import LayerKind as LayerKind
+from lpo_jax.config.shape import ModelConfig as ModelConfig
+from lpo_jax.config.shape import RopeScaling as RopeScaling

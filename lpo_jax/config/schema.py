@@ -15,9 +15,10 @@ from pydantic import BeforeValidator, Field
 
 from data_pipeline import order
 from foundation.errors import ConfigError
-from foundation.settings import LARGEST, Count, Decay, NonEmpty, Positive, PositiveNumber, Settings, Weight
+from foundation.settings import LARGEST, Count, Decay, NonEmpty, Positive, PositiveNumber, Settings
 from lpo_jax import objectives
 from lpo_jax.config.optim import Optim
+from lpo_jax.config.shape import ModelConfig, check
 
 ONCE_EVERYWHERE = {
     "mode": "clean", "beta": None, "gamma": None, "alpha": None, "empty_side": "detach", "norm_len": "code", "imitation": "sum",
@@ -47,190 +48,19 @@ else:
 
 Remat = Literal["none", "dots", "attention", "block"]
 
-LayerKind = Literal["full", "window", "no_rope"]
-
 Axis = Annotated[int, Field(ge=-1, le=LARGEST)]
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
 
 
 def _check_sets(sets: "tuple[ShardSet, ...]") -> None:
     paths, weights = [os.path.normpath(one.path) for one in sets], [one.weight for one in sets if one.weight is not None]
-    _check(bool(paths), "data: name a shard set, e.g. [{path: data/pairs}], or null: the run's data")
+    check(bool(paths), "data: name a shard set, e.g. [{path: data/pairs}], or null: the run's data")
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise ConfigError(f"data: {twice} stands there twice; to read it more often give it a larger weight")
-    _check(len(weights) in (0, len(paths)), "data: either each set has a weight, or none")
+    check(len(weights) in (0, len(paths)), "data: either each set has a weight, or none")
     if weights and 0 in (parts := order.shares(weights)):
         raise ConfigError(
             f"data: {paths[parts.index(0)]} has less than one row in {order.CYCLE} by its weight; give it more, or take it out"
         )
-
-
-@dataclass(frozen=True)
-class RopeScaling(Settings):
-    """How rotary frequencies are stretched beyond the length that a model was first trained on."""
-
-    kind: Literal["linear", "llama3", "longrope", "yarn"]
-    """linear: all frequencies alike; llama3, yarn: the slow ones only; longrope: each as `short_factors` say"""
-    factor: PositiveNumber
-    """by how much; longrope: the length that the model was made for / original_positions, beyond which it isn't computed"""
-    low_freq_factor: PositiveNumber = 1.0
-    """llama3: wavelengths above original_positions / low_freq_factor are stretched by the whole `factor`"""
-    high_freq_factor: PositiveNumber = 4.0
-    """llama3: wavelengths below original_positions / high_freq_factor are left alone; those in between are stretched in proportion"""
-    original_positions: Positive = 8192
-    """llama3, longrope, yarn: the length that the model was first trained on"""
-    beta_fast: PositiveNumber = 32.0
-    """yarn: dims that turn more often than this within original_positions are left alone"""
-    beta_slow: PositiveNumber = 1.0
-    """yarn: dims that turn less often than this are stretched by the whole `factor`; those in between in proportion to their index"""
-    truncate: bool = True
-    """yarn: the two bounds between dims are rounded, outwards"""
-    attention_factor: PositiveNumber = 1.0
-    """longrope, yarn: the rotated dims of queries and keys are multiplied by it"""
-    short_factors: tuple[PositiveNumber, ...] = ()
-    """longrope: by how much each pair of dims is stretched, up to original_positions"""
-    long_factors: tuple[PositiveNumber, ...] = ()
-    """longrope: the same for longer sequences: kept for export, not computed"""
-
-
-@dataclass(frozen=True)
-class ModelConfig(Settings):
-    """The shape of a decoder. Families differ in these values only."""
-
-    family: Literal[
-        "codegen", "gemma3_text", "gpt_bigcode", "granite", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
-        "starcoder2",
-    ]  # fmt: skip
-    """`model_type` of a Hugging Face config.json, see lpo_jax/model/families.py"""
-    vocab_size: Positive
-    """rows of the embedding table"""
-    d_model: Positive
-    """width of the residual stream"""
-    n_layers: Annotated[int, Field(gt=0, le=10_000)]
-    """blocks"""
-    n_heads: Positive
-    """query heads"""
-    n_kv_heads: Positive
-    """key and value heads"""
-    head_dim: Positive
-    """width of a head"""
-    d_mlp: Positive
-    """width inside an MLP"""
-    max_positions: Positive
-    """longest sequence the model was made for"""
-    layers: tuple[LayerKind, ...] | None = None
-    """each layer's kind; null: all alike. window: a token sees `window` positions; full: all of them; no_rope: all of them, and nothing is
-    rotated"""
-    norm: Literal["rms", "rms_plus_one", "layer"] = "rms"
-    """layer: with a bias; rms_plus_one: times 1 + weight"""
-    norm_eps: PositiveNumber = 1e-6
-    """added to a norm's variance"""
-    positions: Literal["rope", "learned"] = "rope"
-    """rotary, or a table"""
-    rope_theta: PositiveNumber = 10000.0
-    """base of the rotary frequencies"""
-    rope_dim: Positive | None = None
-    """leading dims of a head that are rotated; null: all"""
-    rope_interleaved: bool = False
-    """rotate neighbouring dims (GPT-J), not the two halves (llama)"""
-    rope_scaling: RopeScaling | None = None
-    """how they are stretched; null: not at all"""
-    window: Positive | None = None
-    """a token sees this many positions, itself included; null: all"""
-    window_rope_theta: PositiveNumber | None = None
-    """rope_theta of the layers with a window, whose frequencies aren't stretched then; null: as in the others"""
-    score_scale: PositiveNumber | None = None
-    """attention scores are multiplied by it; null: 1 / sqrt(head_dim)"""
-    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
-    """of the MLP; gelu_tanh: gelu's usual approximation"""
-    gated_mlp: bool = True
-    """activate(x gate) * (x up), not activate(x up)"""
-    parallel: bool = False
-    """attention and MLP read one norm's output and are added to the residual together"""
-    post_norms: bool = False
-    """the outputs of attention and MLP are normalised too"""
-    embed_scale: PositiveNumber = 1.0
-    """embeddings are multiplied by it"""
-    residual_scale: PositiveNumber = 1.0
-    """what attention and MLP add to the residual is multiplied by it"""
-    logit_divisor: PositiveNumber = 1.0
-    """logits are divided by it"""
-    qkv_bias: bool = False
-    """of the query, key and value projections"""
-    out_bias: bool = False
-    """of the attention's output projection"""
-    mlp_bias: bool = False
-    """of the MLP's matrices"""
-    head_bias: bool = False
-    """of the output head"""
-    qk_norm: bool = False
-    """normalise every head's query and key"""
-    tied_head: bool = False
-    """the output head is the embedding table"""
-    experts: Count = 0
-    """MLPs that a router chooses from in each layer, see lpo_jax/model/moe.py; 0: there is one MLP and no router"""
-    experts_per_token: Positive = 1
-    """how many of them compute a token"""
-    d_expert: Count = 0
-    """width inside an expert; d_mlp is of no use beside it"""
-    normalized_experts: bool = False
-    """the weights of a token's experts add up to 1; false: those of all experts do"""
-    router_aux_loss_coef: Weight = 0.0
-    """kept for export, no more: that loss counts the tokens of a batch, so it would differ between a tree and its two sequences"""
-    output_router_logits: bool = False
-    """kept for export"""
-
-    def __post_init__(self) -> None:
-        _check(
-            self.n_heads % self.n_kv_heads == 0,
-            f"model shape: n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})",
-        )
-        rotated = self.head_dim if self.rope_dim is None else self.rope_dim
-        _check(
-            rotated % 2 == 0 and rotated <= self.head_dim,
-            f"model shape: the rotated dims ({rotated}) must be even and at most head_dim ({self.head_dim})",
-        )
-        _check(
-            self.layers is None or len(self.layers) == self.n_layers,
-            f"model shape: layers has {len(self.layers or ())} kinds, n_layers is {self.n_layers}",
-        )
-        _check("window" not in self.kinds or self.window is not None, "model shape: layers: some have a window, but window is null")
-        _check(self.positions == "rope" or "no_rope" not in self.kinds, "model shape: learned positions leave no layer without rope")
-        _check(not (self.parallel and self.post_norms), "model shape: a parallel block has no post_norms")
-        if (scaling := self.rope_scaling) is not None and scaling.kind == "yarn":
-            _check(self.rope_theta > 1, f"model shape: rope_theta ({self.rope_theta}) must be above 1 for yarn")
-        if scaling is not None and scaling.kind == "longrope":
-            pairs, lengths = rotated // 2, [len(scaling.short_factors), len(scaling.long_factors)]
-            _check(lengths == [pairs, pairs], f"model shape: short_factors and long_factors have {lengths} numbers, both must have {pairs}")
-            _check(
-                self.max_positions <= scaling.original_positions,
-                f"model shape: max_positions ({self.max_positions}) must be at most original_positions ({scaling.original_positions}): "
-                "longrope isn't computed beyond it",
-            )
-        _check(
-            not self.experts or self.experts_per_token <= self.experts,
-            f"model shape: experts_per_token ({self.experts_per_token}) must be at most experts ({self.experts})",
-        )
-        _check(
-            not self.experts or (self.d_expert > 0 and self.gated_mlp and not self.mlp_bias),
-            "model shape: experts need d_expert, gated_mlp and no mlp_bias",
-        )
-
-    @property
-    def limit(self) -> str:
-        """The longest sequence, for errors."""
-        if self.rope_scaling is None or self.rope_scaling.kind != "longrope":
-            return f"{self.max_positions} tokens"
-        return f"{self.max_positions} tokens (original_max_position_embeddings; longrope isn't computed beyond)"
-
-    @property
-    def kinds(self) -> tuple[LayerKind, ...]:
-        """The kinds of layers that there are, each once."""
-        return tuple(dict.fromkeys(self.layers or ("full" if self.window is None else "window",)))
 
 
 @dataclass(frozen=True)
@@ -283,13 +113,13 @@ class ModelSource(Settings):
     param_dtype, as embeddings, head, norms and biases always are"""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             (self.path is None) != (self.new is None),
             "model: set exactly one of model.path (a Hugging Face directory) and model.new (a shape)",
         )
-        _check(self.shape is None or self.new is None, "model.shape describes model.path; model.new is a shape itself")
-        _check(self.quantize is None or self.lora is not None, "model.quantize is for a frozen base: set model.lora, or take it out")
-        _check(
+        check(self.shape is None or self.new is None, "model.shape describes model.path; model.new is a shape itself")
+        check(self.quantize is None or self.lora is not None, "model.quantize is for a frozen base: set model.lora, or take it out")
+        check(
             self.quantize is None or self.adapter is None,
             "model.adapter can't be merged into a quantised model: merge it into the float one once (peft's merge_and_unload, "
             "or `lpo export --merge`), and give that as model.path",
@@ -326,8 +156,8 @@ class StageConfig(Settings):
     """the length in optimizer steps"""
 
     def __post_init__(self) -> None:
-        _check((self.epochs is None) != (self.steps is None), "stage: set exactly one of epochs and steps")
-        _check(
+        check((self.epochs is None) != (self.steps is None), "stage: set exactly one of epochs and steps")
+        check(
             self.batch_rows % self.accumulate == 0,
             f"stage: batch_rows ({self.batch_rows}) must be a multiple of accumulate ({self.accumulate})",
         )
@@ -351,7 +181,7 @@ class MeshConfig(Settings):
     """the TPU slice in JAX's names, e.g. v5e:4x4: `lpo plan` compiles for it; a run checks its size"""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             0 not in (self.data, self.fsdp, self.tensor, self.expert),
             "an axis of 0 devices: give their number, or -1 for all that are left",
         )
@@ -415,15 +245,15 @@ class RunConfig(Settings):
     """held-out pairs drawn in report.html"""
 
     def __post_init__(self) -> None:
-        _check(bool(self.stages), "stages: a run needs at least one stage, e.g. `sft` or `lpo`")
+        check(bool(self.stages), "stages: a run needs at least one stage, e.g. `sft` or `lpo`")
         for name, stage in self.stages.items():
-            _check(
+            check(
                 objectives.of(stage.objective).frozen != "base" or self.model.lora is not None,
                 f"stages.{name}: objective {stage.objective.name} trains adapters and compares them with the model beneath: set model.lora",
             )
-        _check("init" not in self.stages, 'stages: "init" is the name of the model before training; choose another')
+        check("init" not in self.stages, 'stages: "init" is the name of the model before training; choose another')
         for name in self.stages:
-            _check(
+            check(
                 re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) is not None and ".." not in name,
                 f"stages: {name!r} names files: write letters, digits, _, - and . (64 at most), the first a letter or digit",
             )
@@ -431,13 +261,13 @@ class RunConfig(Settings):
         for name, stage in self.stages.items():
             if where := getattr(stage.objective, "reference", None):
                 where = os.path.normpath(where)
-                _check(
+                check(
                     where not in kept,
                     f"stages.{name}.objective.reference: {where} is stage {kept.get(where)}'s; each stage begins with another model, "
                     "so give each a directory of its own",
                 )
                 kept[where] = name
-        _check("\0" not in self.run_dir, "run_dir: a path holds no NUL")
+        check("\0" not in self.run_dir, "run_dir: a path holds no NUL")
 
     def shard_sets(self, stage: str) -> dict[str, ShardSet]:
         """What a stage is trained on, by key: "data.path", or "stages.sft.data.0.path" and so on."""

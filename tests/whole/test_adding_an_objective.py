@@ -46,7 +46,7 @@ def test_its_gradient_is_right_whether_or_not_it_claims_what_is_linear(claimed, 
     batch, params = small_batch(), model.init(jax.random.key(0))
 
     def dense(params):
-        hidden, head, _ = output(model, params, {}, batch)
+        hidden, head, *_ = output(model, params, {}, batch)
         logps = jax.nn.log_softmax(jnp.take_along_axis(hidden, batch.source[..., None], axis=1) @ head)
         logps = jnp.take_along_axis(logps, batch.target[..., None], axis=-1)[..., 0]
         return record.terms(jnp.where(batch.pair < 0, 0, logps), batch, options)["loss"][0]

@@ -32,7 +32,7 @@ from tests.helpers.paths import REPO
 from tests.helpers.training import read_log, start, tiny_args
 
 WIDE = ModelConfig("qwen2", 256, d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_mlp=256, max_positions=512, qkv_bias=True)
-LORA = LoraConfig(4, 8.0)
+EVERYWHERE = LoraConfig(4, 8.0)
 
 
 def floats(params):
@@ -50,7 +50,7 @@ def random_params():
 @pytest.mark.parametrize("kind", ["nf4", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("int8", "int4"))])
 def test_it_computes_what_the_dequantised_model_does(kind):
     """Logits and the adapters' gradients, on one device and cut over eight."""
-    model = Model(WIDE, lora=LORA, quantize=kind, remat="none")
+    model = Model(WIDE, lora=EVERYWHERE, quantize=kind, remat="none")
     base, rng = jax.jit(model.base)(random_params()), np.random.default_rng(1)
     adapters = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), state.trainable_shapes(model))
     tokens, weights = rng.integers(0, 256, (4, 24)), rng.normal(size=(4, 24, 256)).astype(np.float32)
@@ -79,7 +79,7 @@ def test_it_computes_what_the_dequantised_model_does(kind):
 def test_codes_are_exchanged_between_devices_and_no_second_copy_is_kept():
     """With remat none the backward pass could keep what the forward pass dequantised; gathered floats could be four times as many bytes."""
     mesh = make_mesh(MeshConfig(1, 4, 1), jax.devices()[:4])
-    model = Model(WIDE, lora=LORA, quantize="int8", remat="none")
+    model = Model(WIDE, lora=EVERYWHERE, quantize="int8", remat="none")
     stage, row = StageConfig(Sft(), AdamW(lr=1e-3), batch_rows=4, steps=1), PlannedRows(tokens=96, scored=32, pairs=1, mean_pairs=1.0)
     compiled = abstract.compile_step(abstract.trace_step(model, stage, row, mesh), mesh)
     gathered = re.findall(r"= (\w+)\[([\d,]+)\]\S* all-gather\(", compiled.as_text())
@@ -92,7 +92,7 @@ def test_codes_are_exchanged_between_devices_and_no_second_copy_is_kept():
     stacks = re.findall(r"\b(?:f32|bf16)\[4,([\d,]+)\]", compiled.as_text())  # of all layers
     assert not {np.prod([int(d) for d in dims.split(",")]) for dims in stacks} & {x.size // 4 for x in matrices.values()}
     held = memory.held(abstract.arguments(model, stage, row, mesh))
-    plain = memory.held(abstract.arguments(Model(WIDE, lora=LORA), stage, row, mesh))
+    plain = memory.held(abstract.arguments(Model(WIDE, lora=EVERYWHERE), stage, row, mesh))
     share = sum(x.size for x in matrices.values()) // 4  # numbers on each device; an output's scale stands for 128 or 256 of them
     assert 2.9 * share < plain["parameters"] - held["parameters"] < 3 * share
 

@@ -25,7 +25,7 @@ from lpo_jax.train.state import param_shardings
 from lpo_jax.train.step import forward
 from tests.helpers import families as tiny
 
-SHAPE = ModelConfig("llama", vocab_size=31, d_model=24, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=6, d_mlp=40, max_positions=64)
+LLAMA = ModelConfig("llama", vocab_size=31, d_model=24, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=6, d_mlp=40, max_positions=64)
 CONFIG = LoraConfig(rank=3, alpha=7.0, dropout=0.25)
 TOKENS = np.random.default_rng(0).integers(0, 31, (2, 19))
 RANDOM = np.random.default_rng(1)
@@ -46,7 +46,7 @@ def test_beside_is_as_merged(family, remat):
     """Logits and the adapters' gradients, in float64."""
     more = {"llama": {}, "codegen": {"parallel": True, "gated_mlp": False}, "gpt_bigcode": {"tied_head": True, "positions": "learned", "qkv_bias": True}}[family]  # fmt: skip
     with jax.enable_x64(True):
-        shape = dataclasses.replace(SHAPE, family=family, **more)
+        shape = dataclasses.replace(LLAMA, family=family, **more)
         model = Model(shape, "float64", "float64", remat, CONFIG)
         params, adapters, plain = model.init(jax.random.key(0)), trained(model), dataclasses.replace(model, lora=None)
         params = jax.tree.map(lambda x: x + 0.1 * draw(*x.shape), params)
@@ -66,7 +66,7 @@ def test_beside_is_as_merged(family, remat):
 def test_rows_take_their_own_of_several_adapters():
     """In float64, through cache and head: of each row what its adapter alone gives; 0 is none."""
     with jax.enable_x64(True):
-        plain = Model(SHAPE, "float64", "float64")
+        plain = Model(LLAMA, "float64", "float64")
         params = jax.tree.map(lambda x: x + 0.1 * draw(*x.shape), plain.init(jax.random.key(0)))
         configs = [LoraConfig(3, 7.0, targets=r"blocks\.(q|o)|head"), LoraConfig(2, 5.0, targets=r"blocks\.(o|down)", rslora=True)]
         made = [(trained(plain, config), config) for config in configs]
@@ -108,7 +108,7 @@ def test_layers_and_modules_of_a_model_draw_their_own_masks(monkeypatch):
     monkeypatch.setattr(linear, "kept", lambda key, *more: [jax.debug.callback(keys.append, jax.random.key_data(key)), kept(key, *more)][1])
     for family, calls, modules in (("llama", 7, 7), ("gpt_bigcode", 6, 4)):
         keys.clear()
-        model = Model(dataclasses.replace(SHAPE, family=family, gated_mlp=family == "llama"), lora=CONFIG, remat="none")
+        model = Model(dataclasses.replace(LLAMA, family=family, gated_mlp=family == "llama"), lora=CONFIG, remat="none")
         rows = jnp.broadcast_to(jnp.arange(19), TOKENS.shape), jnp.full(TOKENS.shape, 19)
         model.hidden(model.init(jax.random.key(0)), TOKENS, *rows, trained(model), jax.random.key(1))
         jax.effects_barrier()
@@ -117,7 +117,7 @@ def test_layers_and_modules_of_a_model_draw_their_own_masks(monkeypatch):
 
 
 def test_masks_are_the_same_when_a_layer_is_computed_again():
-    model = Model(SHAPE, lora=CONFIG)
+    model = Model(LLAMA, lora=CONFIG)
     params, adapters = model.init(jax.random.key(0)), trained(model)
     rows = jnp.broadcast_to(jnp.arange(19), TOKENS.shape), jnp.full(TOKENS.shape, 19)
 
@@ -185,7 +185,7 @@ def test_losses_and_gradients_are_pefts_under_the_same_masks(family, tmp_path, m
     torch.manual_seed(0)
     base = transformers.AutoModelForCausalLM.from_config(tiny.FAMILIES[family](), attn_implementation="eager")
     base.save_pretrained(tmp_path / "base")
-    tensors = [t for t in FAMILIES[base.config.model_type].tensors if t.is_matrix]
+    tensors = [t for t in FAMILIES[base.config.model_type].tensors if t.is_matrix and not t.of_experts]  # PEFT has no dropout for experts
     modules = {t: t.name.removesuffix(".weight") for t in tensors}
     there = {name for name, _ in base.named_modules()}
     modules = {t: name for t, name in modules.items() if name.format(layer=0) in there}

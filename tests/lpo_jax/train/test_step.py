@@ -39,7 +39,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(seed_shards):
 def trained(shards, model, mesh_config, accumulate=1, steps=3):
     """Losses, parameters and the last terms of a few steps on one batch; all of a LoRA model's adapters begin beside random weights."""
     size = mesh_config.data * mesh_config.fsdp * mesh_config.tensor * mesh_config.expert
-    mesh, tx = make_mesh(mesh_config, jax.devices()[:size]), optimizer(OPTIM, steps)
+    mesh, tx = make_mesh(mesh_config, jax.devices()[:size]), optimizer(OPTIM, steps, model)
     with jax.set_mesh(mesh):
         shapes, places = state.trainable_shapes(model), state.state_shardings(model, tx, mesh)
         random = np.random.default_rng(0)
