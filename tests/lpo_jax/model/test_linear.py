@@ -183,7 +183,9 @@ def test_losses_and_gradients_are_pefts_under_the_same_masks(family, tmp_path, m
         monkeypatch.setattr(torch, name, torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.manual_seed(0)
-    base = transformers.AutoModelForCausalLM.from_config(tiny.FAMILIES[family](), attn_implementation="eager")
+    base = transformers.AutoModelForCausalLM.from_config(
+        tiny.FAMILIES[family](), attn_implementation="eager", experts_implementation="eager"
+    )
     base.save_pretrained(tmp_path / "base")
     tensors = [t for t in FAMILIES[base.config.model_type].tensors if t.is_matrix and not t.of_experts]  # PEFT has no dropout for experts
     modules = {t: t.name.removesuffix(".weight") for t in tensors}
