@@ -77,7 +77,9 @@ def gradients(model):
     return shapes
 
 
-@pytest.mark.parametrize("objective", [step_benchmark.LPO, Security(kl=KlConfig("forward", 0.5))], ids=["lpo", "security"])
+@pytest.mark.parametrize(
+    "objective", [step_benchmark.LPO, pytest.param(Security(kl=KlConfig("forward", 0.5)), marks=pytest.mark.slow)], ids=["lpo", "security"]
+)
 def test_a_lora_step_makes_no_gradient_of_a_frozen_matrix(objective):
     shape = ModelConfig("llama", 520, d_model=40, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=12, d_mlp=56, max_positions=64)
     stage = StageConfig(objective, AdamW(lr=1e-3), batch_rows=8, steps=1)

@@ -99,6 +99,7 @@ def test_what_cannot_go_on_says_why(model, tmp_path, capsys):
     assert (tmp_path / "theirs.jsonl").read_text() == "{}\n"
 
 
+@pytest.mark.slow
 def test_rows_choose_adapters(model, tmp_path, capsys):
     """What one writes beside the model is what it writes merged; the other rows are the model's own."""
     a, b = (write_adapter(tmp_path / name, model, seed) for seed, name in enumerate("ab"))

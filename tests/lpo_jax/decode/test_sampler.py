@@ -64,7 +64,7 @@ def test_greedy_is_transformers_generate(family, tmp_path):
     ("family", "targets", "mesh"),
     [
         ("llama untied", (".*", r"blocks\.(q|down)"), MeshConfig(1, 2, 2)),
-        ("gpt_bigcode", ("blocks.(q|k)|tied_head", ".*", r"blocks\.up"), MeshConfig(1, 1, 1)),
+        pytest.param("gpt_bigcode", ("blocks.(q|k)|tied_head", ".*", r"blocks\.up"), MeshConfig(1, 1, 1), marks=pytest.mark.slow),
     ],
     ids=["llama", "tied head"],
 )

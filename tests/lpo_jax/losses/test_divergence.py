@@ -222,6 +222,7 @@ def test_security_separates_changed_from_unchanged_and_knows_empty_sets():
         assert np.isfinite(grad).all()
 
 
+@pytest.mark.slow
 def test_fresh_adapters_are_the_base():
     """With B = 0 the divergence is 0 in both directions, and so is its gradient: only the changed tokens pull."""
     model = Model(ModelConfig("llama", 50, 16, 2, 2, 2, 8, 24, 64), lora=LoraConfig(2, 4.0))

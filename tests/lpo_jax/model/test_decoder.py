@@ -21,34 +21,20 @@ from lpo_jax.train.state import param_shardings
 from tests.helpers.families import FAMILIES, SHAPE, TOKENS, as_in_files
 
 ONE_EACH = (
-    "llama untied", "mistral window", "qwen2 tied", "qwen3", "qwen3_moe", "starcoder2 window", "gpt_bigcode", "codegen", "phi", "qwen2 yarn",
-    "phi3 longrope", "granite", "smollm3", "gemma3",
+    "llama untied", "mistral window", "qwen2 tied", "qwen3", "qwen3_moe", "starcoder2 window", "gpt_bigcode", "codegen", "phi", "phi3 longrope",
+    "gemma3",
 )  # fmt: skip
 
 
-LIKE_OTHERS = ("qwen2 yarn", "granite", "smollm3")
-"""Their files hold the tensors that others' do."""
-
-
-def some(names):
-    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
-
-
-def loud_model(family):
+@pytest.fixture(params=[name if name in ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES])
+def torch_model(request):
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[request.param](), attn_implementation="eager").eval()
     with torch.no_grad():  # biases and norms are born 0 and 1: make them count
         for name, value in model.named_parameters():
             if name.endswith("bias") or "norm" in name or "ln_" in name:
                 value += 0.3 * torch.randn_like(value)
     return model
-
-
-def a_model_of(names):
-    return pytest.fixture(params=some(names))(lambda request: loud_model(request.param))
-
-
-torch_model, stored_model = a_model_of(ONE_EACH), a_model_of(set(ONE_EACH) - set(LIKE_OTHERS))
 
 
 def load(directory, mesh_config=MeshConfig(data=8)):  # noqa: B008
@@ -111,8 +97,8 @@ def test_cached_decoding_is_the_full_forward(torch_model, tmp_path):
         lengths = lengths + size
 
 
-def test_import_lands_in_its_sharding(stored_model, tmp_path):
-    stored_model.save_pretrained(tmp_path)
+def test_import_lands_in_its_sharding(torch_model, tmp_path):
+    torch_model.save_pretrained(tmp_path)
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
     model, params = load(tmp_path, mesh)
 
@@ -125,8 +111,8 @@ def test_import_lands_in_its_sharding(stored_model, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, alone)
 
 
-def test_big_exports_are_cut_into_files(stored_model, tmp_path, monkeypatch):
-    stored_model.save_pretrained(tmp_path / "theirs")
+def test_big_exports_are_cut_into_files(torch_model, tmp_path, monkeypatch):
+    torch_model.save_pretrained(tmp_path / "theirs")
     model, params = load(tmp_path / "theirs")
     monkeypatch.setattr(hf, "MAX_FILE_BYTES", 50_000)
     hf.write_params(tmp_path / "ours", model, params)
@@ -134,8 +120,8 @@ def test_big_exports_are_cut_into_files(stored_model, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, params, load(tmp_path / "ours")[1])
 
 
-def test_bfloat16_weights(stored_model, tmp_path):
-    stored_model.to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
+def test_bfloat16_weights(torch_model, tmp_path):
+    torch_model.to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
     model = Model(hf.read_config(tmp_path / "theirs"), param_dtype="bfloat16")
     params = hf.read_params(tmp_path / "theirs", model, param_shardings(model, make_mesh(MeshConfig())))
     assert params["embed"].dtype == ml_dtypes.bfloat16

@@ -40,8 +40,8 @@ def trained(model, config=CONFIG):
     return jax.tree.map(lambda x: 0.2 * draw(*x.shape), shapes)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "block"])
-@pytest.mark.parametrize("family", ["llama", "gpt_bigcode", "codegen"])
+@pytest.mark.parametrize("remat", ["dots", *(pytest.param(x, marks=pytest.mark.slow) for x in ("none", "block"))])
+@pytest.mark.parametrize("family", ["llama", "gpt_bigcode", pytest.param("codegen", marks=pytest.mark.slow)])
 def test_beside_is_as_merged(family, remat):
     """Logits and the adapters' gradients, in float64."""
     more = {"llama": {}, "codegen": {"parallel": True, "gated_mlp": False}, "gpt_bigcode": {"tied_head": True, "positions": "learned", "qkv_bias": True}}[family]  # fmt: skip
@@ -116,6 +116,7 @@ def test_layers_and_modules_of_a_model_draw_their_own_masks(monkeypatch):
         assert len({tuple(np.asarray(key).tolist()) for key in keys}) == 3 * modules
 
 
+@pytest.mark.slow
 def test_masks_are_the_same_when_a_layer_is_computed_again():
     model = Model(LLAMA, lora=CONFIG)
     params, adapters = model.init(jax.random.key(0)), trained(model)
@@ -165,17 +166,11 @@ class Given(torch.nn.Module):
         return x * self.factor.to(x.dtype).reshape(x.shape)
 
 
-def one_of_each_type():
-    """Every family's name; a type's second is slow."""
-    seen, names = set(), []
-    for name, make in tiny.FAMILIES.items():
-        kind = type(make())
-        names.append(pytest.param(name, marks=pytest.mark.slow) if kind in seen else name)
-        seen.add(kind)
-    return names
+SHOWN = ("llama untied", "qwen2 tied", "gpt_bigcode", "qwen3_moe", "phi3 longrope")
+"""Families whose tensors are separate, tied, fused, experts' and fused twice; the others are like them."""
 
 
-@pytest.mark.parametrize("family", one_of_each_type())
+@pytest.mark.parametrize("family", [name if name in SHOWN else pytest.param(name, marks=pytest.mark.slow) for name in tiny.FAMILIES])
 def test_losses_and_gradients_are_pefts_under_the_same_masks(family, tmp_path, monkeypatch):
     """Every matrix adapted, the head too, tied or not. In float64, also where transformers asks for float32: in norms, softmax, rotations."""
     rank, dropout, key = 3, 0.3, jax.random.key(5)

@@ -170,7 +170,7 @@ def test_whole_modules_take_the_place_of_the_models(llama, tmp_path, saved):
             read_peft(tmp_path / "adapter", tied)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_bigcode"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt_bigcode", marks=pytest.mark.slow)])
 def test_dora_is_pefts(family, tmp_path, monkeypatch):
     """Logits and gradients beside the weights, with dropout and without, in float64; merged; written; and new ones change nothing."""
     _, directory, model, params = make_base(family, tmp_path)

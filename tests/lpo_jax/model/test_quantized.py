@@ -91,7 +91,8 @@ def written(tmp_path, model):
     return params
 
 
-@pytest.mark.parametrize("kind", ["nf4", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("int8", "int4"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["nf4", "int8", "int4"])
 def test_what_is_read_is_quantised_layer_by_layer(kind, tmp_path):
     """The same on one device and on eight, and the same as a whole model quantised at once; and its fingerprint too."""
     model = Model(MODEL, lora=LORA, quantize=kind)

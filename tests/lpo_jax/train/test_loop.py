@@ -69,7 +69,8 @@ def test_every_moment_has_its_parameters_sharding(seed_shards):
     assert sum(p.size for p in cut) > 0.95 * sum(p.size for p in jax.tree.leaves(s.params))
 
 
-@pytest.mark.parametrize("objective", [pytest.param(LPO, id="lpo"), pytest.param(Sft(), id="sft", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [pytest.param(LPO, id="lpo"), pytest.param(Sft(), id="sft")])
 def test_accumulation_equals_one_big_batch(seed_shards, objective):
     feed = Feed(seed_shards["trimmed"])
     (whole, a, _), (cut, b, _) = (run_steps(feed, MeshConfig(2, 1, 1), 3, accumulate=n, objective=objective) for n in (1, 4))
@@ -142,6 +143,7 @@ def test_twenty_kills_change_nothing(seed_shards, tmp_path):
     chaos.compare(killed, straight)
 
 
+@pytest.mark.slow
 def test_run_resume_export_and_refusals(seed_shards, tmp_path, capsys):
     args = tiny_args(seed_shards["trimmed"], tmp_path / "run")
     assert cli.main(args) == 0

@@ -80,6 +80,7 @@ def test_the_first_stages_reference_is_loaded_again(seed_shards, tmp_path, monke
     assert of_dpo(tmp_path / "adapters")[0] == pytest.approx(np.log(2), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_another_reference_is_refused_by_name(seed_shards, tmp_path, capsys):
     shards, kept = seed_shards["trimmed"], tmp_path / "kept"
     args = dpo_args(shards, tmp_path / "run", "alone", f"stages.dpo.objective.reference={kept}", "stages.dpo.steps=1")
