@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from lpo_jax.config import ConfigError, DataConfig, LoraConfig, MeshConfig, ModelConfig, ModelSource, OptimConfig, RunConfig, StageConfig
+from lpo_jax.config import AdamW, ConfigError, DataConfig, LoraConfig, MeshConfig, ModelConfig, ModelSource, RunConfig, StageConfig
 from lpo_jax.model import adapters as low_rank
 from lpo_jax.model import hf, lora
 from lpo_jax.model.decoder import Model
@@ -311,7 +311,7 @@ def test_a_run_does_not_begin_with_a_tied_heads_adapter(tmp_path):
     _, directory, model, _ = make_base("gpt_bigcode", tmp_path)
     save_adapter(directory, tmp_path / "adapter", target_modules=["lm_head"])
     source = ModelSource(path=str(directory), adapter=str(tmp_path / "adapter"))
-    run = RunConfig(str(tmp_path), DataConfig(str(tmp_path)), source, {"sft": StageConfig(Sft(), OptimConfig(1e-3), batch_rows=1, steps=1)})
+    run = RunConfig(str(tmp_path), DataConfig(str(tmp_path)), source, {"sft": StageConfig(Sft(), AdamW(lr=1e-3), batch_rows=1, steps=1)})
     with pytest.raises(ConfigError, match="adapts this model's tied head.*give that as model.path"):
         load_base(run, model, make_mesh(MeshConfig()))
 

@@ -247,7 +247,10 @@ def test_a_cosine_and_a_line_differ_between_their_ends():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.lpo.optim={name: adafactor, lr: 1e-3, b2: 0.9}", r"unknown key stages.lpo.optim.b2: valid keys: clip_norm, cooldown_ratio, decay"),
+        (
+            "stages.lpo.optim={name: adafactor, lr: 1e-3, b2: 0.9}",
+            r"unknown key stages.lpo.optim.b2: valid keys: clip_norm, cooldown_ratio, decay",
+        ),
         ("stages.lpo.optim={name: sgd, lr: 1e-3, eps: 1e-8}", "unknown key stages.lpo.optim.eps"),
         ("stages.lpo.optim={name: adam, lr: 1e-3}", "unknown value stages.lpo.optim.name=adam: did you mean 'adamw'?"),
         ("stages.lpo.optim={name: muon}", "missing key stages.lpo.optim.lr"),
