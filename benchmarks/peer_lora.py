@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,13 @@ def main() -> None:
     state, step_module = "lpo_jax.train.state", "lpo_jax.train.step"
     stage = config.from_dict(config.StageConfig, SPEC["stage"])
     lora = config.LoraConfig(**SPEC["lora"])
-    directory, mesh = Path(SPEC["model"]), sharding.make_mesh(config.MeshConfig())
+    directory, mesh = Path(SPEC["model"]), sharding.make_mesh(config.MeshConfig(), jax.devices()[:1])
     model = decoder.Model(hf.read_config(directory), lora=lora)
     frozen = hf.read_params(directory, model, found("param_shardings", state)(model, mesh))
     with np.load(SPEC["batch"]) as arrays:
         rows: Any = {name: jnp.asarray(arrays[name])[None] for name in arrays}
-    tx = found("optimizer", "lpo_jax.train.optimizer", state)(stage.optim, 100)
+    optimizer = found("optimizer", "lpo_jax.train.optimizer", state)
+    tx = optimizer(*(stage.optim, 100, model)[: len(signature(optimizer).parameters)])
     losses = []
     with jax.set_mesh(mesh):
         adapters = found("init", "lpo_jax.model.adapters", "lpo_jax.model.lora")(jax.random.key(0), model, lora)

@@ -61,7 +61,7 @@ def test_a_lora_step_of_7b_executes_what_it_must():
 
 def made(text, shapes):
     """The parameters of whose shape a program's matrix products and scatters make an array, in any order of its dims."""
-    found = re.findall(r"= \(?\w+\[([\d,]+)\]\S* (?:dot|convolution|scatter|custom-call)\(", text)
+    found = re.findall(r"= \(?\w+\[([\d,]+)\]\S* (?:dot|convolution|scatter)\(", text)
     arrays = {tuple(sorted(int(d) for d in dims.split(",") if d != "1")) for dims in found}
     return {name for name, shape in shapes.items() if tuple(sorted(shape)) in arrays}
 
@@ -97,17 +97,17 @@ def test_a_lora_step_makes_no_gradient_of_a_frozen_matrix(objective):
 @needs_libtpu
 @pytest.mark.slow
 def test_neither_does_one_of_7b_on_a_slice(tmp_path):
-    """Two layers of CodeLlama-7B on v5e:4x4; its vocabulary is cut in 16."""
-    model, stage, row, mesh = seven_billion(n_layers=2)
-    shapes = gradients(model) | {"head": (4096, 32016 // 16)}
-    assert "head" in shapes and model.config.vocab_size == 32016
+    """Two narrower layers of CodeLlama-7B on v5e:4x4, as wide as no chunk of tokens; the vocabulary is cut in 16."""
+    model, stage, row, mesh = seven_billion(n_layers=2, d_model=3072, n_heads=24, n_kv_heads=24)
+    # The compiler computes a gradient two sixteenths at a time, while it sends others.
+    shapes = {"mlp": (2, 192, 11008), "attention": (2, 192, 24, 128), "head": (3072, model.config.vocab_size // 16)}
     found = {}
     for name, own in (("lora", model), ("whole", dataclasses.replace(model, lora=None))):
         abstract.compile_step(abstract.trace_step(own, stage, row, mesh), mesh, str(tmp_path / name))
         (file,) = (tmp_path / name).glob("*.jit_step.*.after_optimizations.txt")
         found[name] = made(file.read_text(), shapes)
     assert found["lora"] == set()
-    assert found["whole"] >= shapes.keys() - {"embed"}, "it sees gradients where there are some"
+    assert found["whole"] == shapes.keys(), "it sees gradients where there are some"
 
 
 @pytest.mark.slow
