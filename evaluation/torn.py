@@ -1,9 +1,9 @@
 """The complete statements of a program whose text was cut off, as EvalPlus keeps them: such an answer is tested by what it got to say."""
 
-import ast
 import io
 import tokenize
-import warnings
+
+from judges.prepare import stumbles_at
 
 _TRIES = 8  # a tail that doesn't parse without its last line either
 
@@ -13,7 +13,7 @@ def whole(code: str) -> str:
 
     A fault further in front is no tear: such a text is returned as it is. The text is read a fixed number of times, however long it is.
     """
-    lines, start, fault = code.split("\n"), code, _fault(code)
+    lines, start, fault = code.split("\n"), code, stumbles_at(code)
     ends = _ends(code) if fault else []
     for _ in range(_TRIES):
         if fault is None:
@@ -25,23 +25,10 @@ def whole(code: str) -> str:
         if not ends:
             return ""
         start = "\n".join(lines[: ends[-1]]) + "\n"
-        fault = _fault(start)
+        fault = stumbles_at(start)
         if fault is not None:
             fault = min(fault, ends[-1])  # the end itself
     return code
-
-
-def _fault(code: str) -> int | None:
-    """The line that a parser stumbles at; None if at none, 0 if it doesn't say where."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            ast.parse(code)
-        except SyntaxError as error:
-            return error.lineno or 0
-        except (ValueError, RecursionError, MemoryError):
-            return 0
-    return None
 
 
 def _ends(code: str) -> list[int]:

@@ -6,12 +6,10 @@ is looked for beside Semgrep. As in Meta's own harness a text needn't be Python:
 pieces that do, for Semgrep overlooks what stands near a line that it can't read, and code cut out of a file is full of those.
 """
 
-import ast
 import functools
 import hashlib
 import importlib.util
 import re
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +18,7 @@ import yaml
 from foundation.files import Json
 from judges import semgrep
 from judges.findings import Finding
-from judges.prepare import parse
+from judges.prepare import parse, stumbles_at
 
 ONE_CORE = False
 ANY_TEXT = True
@@ -82,7 +80,7 @@ def pieces(text: str) -> tuple[str, list[int]]:
         front, end = [], len(lines)
         while end > start:
             front = _blocks_around(lines[start:end])
-            at = _stops("\n".join(front + lines[start:end]))
+            at = stumbles_at("\n".join(front + lines[start:end]))
             if at is None:
                 break
             end = start + max(0, min(at - 1 - len(front), end - start - 1))
@@ -102,19 +100,6 @@ def _blocks_around(lines: list[str]) -> list[str]:
             levels.append(level)
     tabs = any(line.startswith("\t") for line in lines)  # Python refuses the two in one block
     return [("\t" * (level // 8) if tabs else " " * level) + "if True:" for level in sorted({0, *levels})[:-1]]
-
-
-def _stops(text: str) -> int | None:
-    """The line at which Python stops; None where it reads everything."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            ast.parse(text)
-        except SyntaxError as error:
-            return error.lineno or 1
-        except (ValueError, RecursionError, MemoryError):
-            return 1
-    return None
 
 
 def _regex_findings(text: str) -> list[Finding]:

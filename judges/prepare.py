@@ -70,6 +70,19 @@ def prepare(source: str) -> Prepared | None:
     return None
 
 
+def stumbles_at(code: str) -> int | None:
+    """The line, from 1 on, that Python's parser stumbles at; None if at none, 0 if it doesn't say where."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            ast.parse(code)
+        except SyntaxError as error:
+            return error.lineno or 0
+        except (ValueError, RecursionError, MemoryError):
+            return 0
+    return None
+
+
 def parse(text: str) -> ast.Module | None:
     """A program's tree, without a word about what is odd in it; None where it isn't Python (as this Python reads it)."""
     with warnings.catch_warnings():
