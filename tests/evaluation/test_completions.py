@@ -12,18 +12,14 @@ from evaluation.completions import Sampling, from_file, from_model
 from evaluation.tasks import Task
 from foundation.errors import ConfigError
 from tests.helpers.marks import needs_sandbox
-from tests.helpers.sampling import tokenizer, torch_model
+from tests.helpers.sampling import save_model, tokenizer
 
 ADD = Task("add", " w1 w2 w3", "w4 w5")
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A Hugging Face directory with weights and tokenizer."""
-    directory = tmp_path_factory.mktemp("base")
-    torch_model("llama untied").save_pretrained(directory)
-    tokenizer().save(directory)
-    return directory
+    return save_model(tmp_path_factory.mktemp("base"))
 
 
 def test_what_lpo_generate_wrote(tmp_path):

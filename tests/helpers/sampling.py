@@ -38,6 +38,13 @@ def torch_model(family, **more):
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
+def save_model(directory):
+    """A Hugging Face directory with weights and tokenizer."""
+    torch_model("llama untied").save_pretrained(directory)
+    tokenizer().save(directory)
+    return directory
+
+
 def load(directory, mesh=MeshConfig(1, 1, 1), dtype="float32"):
     count = abs(mesh.data * mesh.fsdp * mesh.tensor * mesh.expert)
     on = make_mesh(mesh, jax.devices()[:count])

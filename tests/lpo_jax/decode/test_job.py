@@ -27,17 +27,13 @@ from lpo_jax.train import state
 from lpo_jax.train.checkpoint import Checkpoints, Progress
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.weights import load_params
-from tests.helpers.sampling import VOCAB, tokenizer, torch_model, write_adapter
+from tests.helpers.sampling import VOCAB, save_model, tokenizer, torch_model, write_adapter
 from tests.helpers.vocabularies import byte_level, sentencepiece
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A Hugging Face directory with weights and tokenizer."""
-    directory = tmp_path_factory.mktemp("model")
-    torch_model("llama untied").save_pretrained(directory)
-    tokenizer().save(directory)
-    return directory
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 def write(path, rows):
