@@ -145,3 +145,14 @@ def torch_logits(model):
     """What it says of `TOKENS`."""
     with torch.no_grad():
         return model(torch.tensor(TOKENS)).logits.numpy()
+
+
+def save_llama(directory, width, inside):
+    """A random llama of 512 ids in `directory`, for runs that begin with weights."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=512, hidden_size=width, intermediate_size=inside, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=1024, initializer_range=0.1, tie_word_embeddings=False, bos_token_id=None, eos_token_id=0,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory

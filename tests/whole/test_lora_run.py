@@ -16,6 +16,7 @@ from lpo_jax.model.decoder import Model
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
 from lpo_jax.train.weights import restore_params
+from tests.helpers.families import save_llama
 from tests.helpers.training import MODEL, tiny_args
 
 LORA = ["model.lora.rank=4", "model.lora.alpha=8", "model.lora.dropout=0.1", r"model.lora.targets='blocks\.(q|k|v|o|gate|up|down)|head'"]
@@ -23,14 +24,7 @@ LORA = ["model.lora.rank=4", "model.lora.alpha=8", "model.lora.dropout=0.1", r"m
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=1024, initializer_range=0.1, tie_word_embeddings=False, bos_token_id=None, eos_token_id=0,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("base")
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    return path
+    return save_llama(tmp_path_factory.mktemp("base"), 32, 48)
 
 
 @pytest.mark.slow

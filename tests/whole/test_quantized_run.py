@@ -28,6 +28,7 @@ from lpo_jax.sharding import make_mesh
 from lpo_jax.train import state
 from lpo_jax.train.weights import restore_params
 from tests.helpers import real_models
+from tests.helpers.families import save_llama
 from tests.helpers.paths import REPO
 from tests.helpers.training import read_log, start, tiny_args
 
@@ -99,14 +100,7 @@ def test_codes_are_exchanged_between_devices_and_no_second_copy_is_kept():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=1024, initializer_range=0.1, tie_word_embeddings=False, bos_token_id=None, eos_token_id=0,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("base")
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    return path
+    return save_llama(tmp_path_factory.mktemp("base"), 64, 96)
 
 
 def quantised(base, shards):
