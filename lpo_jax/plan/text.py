@@ -30,7 +30,7 @@ def describe(plan: Plan) -> str:
         ]
     lines += [f"  {kind:12}{in_words(size):>11}" for kind, size in plan.memory.items()]
     if plan.largest:
-        lines.append(f"  largest temporaries: {'; '.join(plan.largest)}")
+        lines.append(f"  largest temporaries, side by side: {'; '.join(plan.largest)}")
     again = 1 - plan.model_flops / plan.executed_flops
     lines += ["", f"a step: {plan.executed_flops:.3g} FLOPs, {plan.model_flops:.3g} without what rematerialisation repeats ({again:.0%})"]
     if plan.traffic is not None:
@@ -55,13 +55,13 @@ a TPU. `make plan` writes this page anew; `lpo plan CONFIG` says more of each. N
 {table}
 
 - Bytes are those of one device, in GiB. *Activations* are all temporaries at their peak besides the gradients; gathered weights are among
-  them. The sum counts the batch and the program's code too.
+  them, and buffers that never exist together share bytes. The sum counts the batch and the program's code too: the compiler refuses by it.
 - FLOPs are those of the matrix products of all devices, counted by walking the step's jaxpr; *executed* includes what rematerialisation
   repeats.
 - Seconds a step: its arithmetic, its memory traffic and its traffic between chips, each at the chip's peak rate, as if the others took no
   time. The traffic is counted in the compiled program: every operation reads its operands and writes its results once; collectives
-  send as on a ring over all of a chip's links. No run can be faster than the longest of the three, which gives the bounds on MFU (of
-  model FLOPs) and on pairs, of {pair_tokens:.0f} tokens each.
+  send as on a ring over all of a chip's links. No run can be faster than the longest of the three, in bold, which gives the bounds on MFU
+  (of model FLOPs) and on pairs, of {pair_tokens:.0f} tokens each.
 
 Compiled by {versions}.
 """
@@ -84,7 +84,9 @@ def page(plans: Sequence[tuple[Path, Plan]]) -> str:
         cells |= {
             "all, of what a chip has": f"{plan.used / GIB:.2f} of {plan.chip.hbm / GIB:.2f}" if plan.fits else f"**no**: {plan.verdict}",
             "PFLOPs: model / executed": f"{plan.model_flops / 1e15:.2f} / {plan.executed_flops / 1e15:.2f}",
-            "s: arithmetic / memory / network": " / ".join(f"{seconds:.2f}" for seconds in plan.seconds.values()),
+            "s: arithmetic / memory / network": " / ".join(
+                f"**{seconds:.2f}**" if seconds == plan.step_seconds else f"{seconds:.2f}" for seconds in plan.seconds.values()
+            ),
             "MFU at most": f"{plan.mfu:.0%}",
             "pairs/s at most": f"{plan.pairs_per_s:.0f}",
             "compiled in s": f"{plan.compile_seconds:.0f}",
