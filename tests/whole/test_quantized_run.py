@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -33,7 +34,11 @@ from tests.helpers.paths import REPO
 from tests.helpers.training import read_log, start, tiny_args
 
 WIDE = ModelConfig("qwen2", 256, d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_mlp=256, max_positions=512, qkv_bias=True)
+MIXTURE = replace(
+    WIDE, family="qwen3_moe", qkv_bias=False, qk_norm=True, experts=4, experts_per_token=3, d_expert=128, normalized_experts=True
+)
 EVERYWHERE = LoraConfig(4, 8.0)
+OF_EXPERTS = LoraConfig(4, 8.0, targets=r"blocks\..*|head")
 
 
 def floats(params):
@@ -43,16 +48,26 @@ def floats(params):
 
 
 @cache
-def random_params():
-    shapes, rng = Model(WIDE).shapes(), np.random.default_rng(0)
+def random_params(config):
+    shapes, rng = Model(config).shapes(), np.random.default_rng(0)
     return jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), shapes)
 
 
-@pytest.mark.parametrize("kind", ["nf4", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("int8", "int4"))])
-def test_it_computes_what_the_dequantised_model_does(kind):
-    """Logits and the adapters' gradients, on one device and cut over eight."""
-    model = Model(WIDE, lora=EVERYWHERE, quantize=kind, remat="none")
-    base, rng = jax.jit(model.base)(random_params()), np.random.default_rng(1)
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+CUT, BY_EXPERT = MeshConfig(1, 4, 2), MeshConfig(1, 2, 2, 2)
+CASES = [(WIDE, "nf4", CUT), slow(WIDE, "int8", CUT), slow(WIDE, "int4", CUT), (MIXTURE, "nf4", BY_EXPERT)]
+CASES += [slow(MIXTURE, "int8", BY_EXPERT), slow(MIXTURE, "int4", CUT), slow(MIXTURE, "nf4", MeshConfig(1, 1, 8))]
+
+
+@pytest.mark.parametrize(("config", "kind", "mesh"), CASES)
+def test_it_computes_what_the_dequantised_model_does(config, kind, mesh):
+    """Logits and the adapters' gradients, on one device and cut over eight: also where a mixture's blocks can't be cut as its width is."""
+    model = Model(config, lora=OF_EXPERTS if config.experts else EVERYWHERE, quantize=kind, remat="none")
+    params = random_params(config)
+    base, rng = jax.jit(model.base)(params), np.random.default_rng(1)
     adapters = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), state.trainable_shapes(model))
     tokens, weights = rng.integers(0, 256, (4, 24)), rng.normal(size=(4, 24, 256)).astype(np.float32)
 
@@ -68,9 +83,9 @@ def test_it_computes_what_the_dequantised_model_does(kind):
     expected = run(adapters, floats(base))
     found = run(adapters, base)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max()), found, expected)
-    plain = run(adapters, random_params())[0]
+    plain = run(adapters, params)[0]
     assert 1e-3 < np.abs(plain - expected[0]).max() / np.abs(plain).max() < 0.5  # it is another model, but not a far one
-    mesh = make_mesh(MeshConfig(1, 4, 2))
+    mesh = make_mesh(mesh)
     with jax.set_mesh(mesh):
         cut = jax.device_put((adapters, base), (state.trainable_shardings(model, mesh), state.base_shardings(model, mesh)))
         many = run(*cut)
