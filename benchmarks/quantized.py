@@ -65,8 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         build([shortened(Path(directory))], shards, args.model, BuildOptions(row_tokens=args.row_tokens, heldout=0))
         before_any = jax.jit(lambda *given: objective_terms(model, stage.objective, *given)["loss"])
-        batch = to_devices(next(iter(Feed(shards).batches(ROWS, 0, 1))), mesh, ROWS)
-        total, count = before_any(params, frozen, batch)
+        total, count = before_any(params, frozen, to_devices(next(iter(Feed(shards).batches(ROWS, 0, 1))), mesh, ROWS))
         result["base_loss"] = float(total / count)
         losses, seconds = [], []
         if args.steps:

@@ -25,7 +25,9 @@ def gaussian(*shape, seed=0):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("dims", "inputs"), [((256, 4, 32), 1), ((4, 64, 256), 2), ((96, 80), 1), ((54, 8), 1)], ids=["q", "o", "down", "odd"])
+@pytest.mark.parametrize(
+    ("dims", "inputs"), [((256, 4, 32), 1), ((4, 64, 256), 2), ((96, 80), 1), ((54, 8), 1)], ids=["q", "o", "down", "odd"]
+)
 def test_each_layers_matrix_is_a_qwix_array(kind, dims, inputs):
     """Of a matrix [inputs, outputs]; int8's codes are Qwix's too. Where several dims are inputs, blocks lie within the last: heads have no block in common."""
     w = gaussian(3, *dims)
