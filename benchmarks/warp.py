@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         ("vocab", 151_936, "vocabulary of the random model"),
         ("width", 896, "its d_model"),
         ("layers", 24, "its layers"),
-        ("repeats", 7, "turns"),
+        ("repeats", 3, "turns"),
     )
     args = parser.parse_args(argv)
 

@@ -82,7 +82,7 @@ def draw(logits: jax.Array, site: Site, stream: int = 0) -> jax.Array:
         now = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         block = jnp.argmax(jnp.log(masses) + _gumbel(now, jnp.zeros_like(token), masses.shape[1]), axis=-1)
         inside = left(_block(x, block))
-        at = jnp.argmax(inside / temperature + _gumbel(now, block + 1, BLOCK)[:, None], axis=-1)
+        at = jnp.argmax(inside / temperature + _gumbel(now, block + 1, x.shape[2])[:, None], axis=-1)
         low = jnp.where(open_[:, None, None], jnp.take_along_axis(inside, at[..., None], axis=-1), low)
         return i + 1, low, open_ & jnp.isfinite(limit), limit, jnp.where(open_, block * BLOCK + at[:, 0], token)
 
@@ -101,8 +101,10 @@ def logp_of(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def _blocks(logits: jax.Array) -> jax.Array:
-    """[R, V] -> [R, B, 128]."""
-    return jnp.pad(logits, ((0, 0), (0, -logits.shape[1] % BLOCK)), constant_values=-jnp.inf).reshape(len(logits), -1, BLOCK)
+    """[R, V] -> [R, B, 128]; a vocabulary of fewer is one block as it is."""
+    R, V = logits.shape
+    size = min(BLOCK, V)
+    return jnp.pad(logits, ((0, 0), (0, -V % size)), constant_values=-jnp.inf).reshape(R, -1, size)
 
 
 def _settings(by: Warp, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
