@@ -41,13 +41,13 @@ def drawn(rule, p, q, by, draws=DRAWS, positions=None):
     site = Site(jnp.full((draws, 2), 7, jnp.uint32), jnp.arange(draws) if positions is None else positions, by)
 
     @jax.jit
-    def outcome(site):
-        target, expert = (jnp.broadcast_to(logits(x), (draws, len(x))) for x in (p, q))
+    def outcome(site, target, expert):  # arguments: XLA would work on constants for minutes
+        target, expert = (jnp.broadcast_to(x, (draws, x.shape[1])) for x in (target, expert))
         drafts, logq, _ = rule.propose(expert, site)
         accepted = rule.accepts(logp_of(target, drafts), logq)
         return jnp.where(accepted, drafts, rule.instead(target, site)), accepted
 
-    return [np.asarray(x) for x in outcome(site)]
+    return [np.asarray(x) for x in outcome(site, logits(p), logits(q))]
 
 
 def closed_form(rule, p, q, by):
