@@ -224,7 +224,10 @@ def test_cached_is_cache_free(pair, steps, name):
     assert rejected > 10
 
 
-@pytest.mark.parametrize(("name", "block"), [("aligned", 3), ("aligned", None), ("cosec_plus", 5), ("cosec_v1", 8)])
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [("aligned", None), ("cosec_plus", 5), *(pytest.param(*x, marks=pytest.mark.slow) for x in (("aligned", 3), ("cosec_v1", 8)))],
+)
 def test_blocks_are_single_steps(pair, steps, name, block):
     """In other rows, in other company too; the acceptance is neither everything nor nothing."""
     found = run(sampler(pair, PRESETS[name], rows=3, block=block, segment_steps=7), requests(n=2)[::-1])
