@@ -65,7 +65,8 @@ def load(path: Path) -> Run:
 def cautions(first: Run, run: Run) -> list[str]:
     """What differs between two runs of a benchmark beside the model."""
     mine, theirs = (
-        {key: each.info.get(key) for key in ("form", "samples_per_task", "tools")} | (each.info.get("sampling") or {})
+        {key: each.info.get(key) for key in ("form", "samples_per_task", "tools", "noise", "limits", "versions")}
+        | (each.info.get("sampling") or {})
         for each in (run, first)
     )
     differ = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
