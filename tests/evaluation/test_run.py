@@ -147,6 +147,7 @@ def test_files(tmp_path):
         ((a, {"completion": ""}), ":2: write"),
         ((a, b | {"sample": math.inf}), ":2: write"),
         (({"task_id": "other", "completion": ""},), "other is no task of this benchmark"),
+        ((), "it holds no completion"),
     ):
         with pytest.raises(EvaluationError, match=message):
             read(*rows)
@@ -304,6 +305,8 @@ def test_another_setting_is_refused(tmp_path):
     ):
         with pytest.raises(EvaluationError, match=f"begun with another .*{what}"):
             run(benchmark(ADD), source, other, tmp_path / "run")
+    with pytest.raises(EvaluationError, match="has judged another answer to add"):
+        run(benchmark(ADD), texts(add=["    return b + a\n"]), NONE, tmp_path / "run")
     with pytest.raises(EvaluationError, match="holds other things"):
         run(benchmark(ADD), texts(add=[""]), NONE, tmp_path)
     with pytest.raises(EvaluationError, match="no judge 'pylint'"):
