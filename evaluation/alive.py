@@ -5,6 +5,7 @@ Nothing here runs a program. A fault is something that a reader would see at onc
 
 import ast
 import builtins
+import copy
 import functools
 import re
 from collections import Counter
@@ -75,7 +76,8 @@ def audit(sample: Json) -> None:
         sample["asked"] = asked(sample["prompt"])
     names = sample["asked"]
     tree = parse(sample["code"]) if sample["parses"] else None
-    added = statements(sample)
+    own, given = _parts(sample)
+    added = own - given
     sample["statements"] = added.total()
     prompt, said = (
         " ".join(sample["prompt"].split()),
@@ -87,7 +89,11 @@ def audit(sample: Json) -> None:
         "empty": sample["empty"],
         "unparseable": not sample["parses"],
         "looping": loops(sample["code"] if continues else sample["completion"]),
-        "copied": not added and ((tree is not None and bool(code) and code in said) or (said in prompt and len(said) * 2 >= len(prompt))),
+        "copied": not added
+        and (
+            (tree is not None and bool(code) and (code in said or given.total() > 0 == (given - own).total()))
+            or (said in prompt and len(said) * 2 >= len(prompt))
+        ),
         "missing": tree is not None and any(_definition(tree, name) is None for name in names),
         "hollow": tree is not None and any(_is_hollow(_definition(tree, name)) for name in names),
     }
@@ -97,9 +103,15 @@ def audit(sample: Json) -> None:
 
 def statements(sample: Json) -> Counter[str]:
     """The text of every statement of a sample that can be reached and does something, of one with a body its head; without those of its task's text."""
-    tree, code = parse(sample["code"]), _code(sample["prompt"])
-    given = _parsed(code)
-    return (_statements(sample["code"], tree) if tree else Counter[str]()) - (_statements(code, given) if given else Counter[str]())
+    own, given = _parts(sample)
+    return own - given
+
+
+def _parts(sample: Json) -> tuple[Counter[str], Counter[str]]:
+    """The statements of a sample's program, and those of its task's code."""
+    code, task = sample["code"], _code(sample["prompt"])
+    own, given = (_statements(text, tree) if tree else Counter[str]() for text, tree in ((code, parse(code)), (task, _parsed(task))))
+    return own, given
 
 
 def gutted(left: Counter[str], base: Counter[str]) -> bool:
@@ -158,9 +170,15 @@ def _statements(code: str, tree: ast.Module) -> Counter[str]:
     lines = code.split("\n")
     found: Counter[str] = Counter()
     for statement in _working(tree.body):
-        blocks = _blocks(statement)
-        last = max(min(block[0].lineno for block in blocks) - 1, statement.lineno) if blocks else statement.end_lineno or statement.lineno
-        found[" ".join(" ".join(lines[statement.lineno - 1 : last]).split())] += 1
+        head = copy.copy(statement)
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            if hasattr(head, name):
+                setattr(head, name, [])
+        try:
+            text = ast.unparse(head)  # whatever its quotes, blanks and brackets
+        except RecursionError:  # a sum of a thousand parts
+            text = lines[statement.lineno - 1]
+        found[text] += 1
     return found
 
 

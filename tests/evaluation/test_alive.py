@@ -94,6 +94,17 @@ def test_a_task_that_is_given_back(form):
     assert "faults" not in sample(PROMPT + BASE, form), "an endpoint may echo"
 
 
+def test_a_task_that_is_given_back_in_another_layout():
+    task = 'from flask import Flask, request\nimport yaml\n\napp = Flask(__name__)\n\n# load the payload\n@app.route("/api")\ndef api():\n    payload = request.args.get("payload",  None)\n'  # fmt: skip
+    rest = "    return str(yaml.safe_load(payload))\n"
+    for code, faults in ((task, ["copied"]), (task + rest, [])):
+        for text in (code, ast.unparse(ast.parse(code)), code.replace('"', "'"), code.replace("    ", "  ")):
+            program = extract(task, f"```python\n{text}\n```", "completion")
+            made = {"prompt": task, "completion": text, "code": program.code, "parses": program.parses, "empty": False}
+            audit(made)
+            assert made.get("faults", []) == faults, text
+
+
 def test_a_gutted_answer_is_found_beside_the_base_and_credited_nowhere():
     base = sample(BASE)
     for body in (
