@@ -6,7 +6,7 @@ from pathlib import Path
 from evaluation.alive import audit
 from evaluation.measures import by_task, measures
 from evaluation.tasks import json_lines
-from foundation.errors import UserError
+from foundation.errors import DataError, UserError
 from foundation.files import Json, read_json
 
 
@@ -54,6 +54,8 @@ def load(path: Path) -> Run:
             if "asked" not in sample:
                 audit(sample)
         return Run(path, info, samples)
+    except DataError as error:  # of run.json
+        raise ReportError(f"{error}; is {path} what `lpo-eval run` wrote?") from None
     except OSError as error:
         raise ReportError(f"{error.filename}: {error.strerror}; is {path} what `lpo-eval run` wrote?") from None
     except ValueError as error:
