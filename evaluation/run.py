@@ -65,7 +65,7 @@ def _run(benchmark: Benchmark, completions: Completions, options: Options, out: 
     def missing(answer: Answer) -> bool:
         if done.get(answer[:2]) not in (None, answer.text):
             raise EvaluationError(
-                f"{out} has judged another answer to {answer.task_id} than the one that is there now: give another -o, or restore the completions"
+                f"{out} was begun with another answer to {answer.task_id} than the one that is there now: give another -o, or restore the completions"
             )
         return answer.task_id in tasks and answer.sample < completions.samples and answer[:2] not in done
 
