@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 def plain(logits: jax.Array, site: Site) -> jax.Array:
     """A token of each row: all logits sorted, their probabilities summed up to the filters' edges, noise for every token."""
     R, V = logits.shape
-    temperature, top_k, top_p = (x[:, None] for x in (site.warp.temperature, site.warp.top_k, site.warp.top_p))
+    temperature, top_k, top_p = (jnp.asarray(x)[:, None] for x in (site.warp.temperature, site.warp.top_k, site.warp.top_p))
     z = logits / temperature
     ordered = -jnp.sort(-z, axis=-1)
     ordered = jnp.where(jnp.arange(V) < jnp.where(top_k > 0, top_k, V), ordered, -jnp.inf)

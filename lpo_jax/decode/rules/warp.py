@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+Turn = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+"""How often a row has been drawn, the logit that it was left at, whether it is to be drawn again, what must be above it, and its token."""
+
 BLOCK = 128
 NEAR = 64
 """A filter's edge is first looked for in so many blocks, those of the largest logits. They hold the 64 most probable tokens at least."""
@@ -69,10 +72,10 @@ def draw(logits: jax.Array, site: Site, stream: int = 0) -> jax.Array:
     greedy, temperature, top_k, top_p = _settings(site.warp, x)
     keys, top = _keys(site, stream), _top(x)
 
-    def again(turn: tuple[jax.Array, ...]) -> jax.Array:
+    def again(turn: Turn) -> jax.Array:
         return turn[2].any()
 
-    def once(turn: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def once(turn: Turn) -> Turn:
         i, low, open_, limit, token = turn
         left = lambda some: jnp.where((some > low) | ((some == low) & (i == 0)), some, -jnp.inf)  # noqa: E731
         masses = jnp.exp((left(x) - top) / temperature).sum(-1)
