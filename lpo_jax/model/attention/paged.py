@@ -144,7 +144,9 @@ def copy_pages(cache: KVPages, source: jax.Array, target: jax.Array) -> KVPages:
 
 def _write(k: jax.Array, v: jax.Array, cache: KVPages, layer: jax.Array, positions: jax.Array, table: jax.Array) -> KVPages:
     page = table.at[jnp.arange(len(table))[:, None], positions // cache.slots].get(mode="fill", fill_value=NO_PAGE)
-    put = lambda old, new: old.at[layer, page, :, positions % cache.slots].set(new.astype(old.dtype), mode="drop")  # noqa: E731
+    heads, slot = jnp.arange(k.shape[2]), positions[..., None] % cache.slots
+    # A head at a time: then a scatter keeps the layout in which pages are read. With windows of all heads TPUs would copy the cache into another.
+    put = lambda old, new: old.at[layer, page[..., None], heads, slot].set(new.astype(old.dtype), mode="drop")  # noqa: E731
     return KVPages(put(cache.k, k), put(cache.v, v))
 
 
