@@ -130,9 +130,10 @@ class Engine:
         Args:
           adapters: of the first model, see `lpo_jax.model.adapters.joined`; None: there are none.
         """
-        positions = chunks.starts[:, None] + jnp.arange(chunks.tokens.shape[1])
+        tokens, starts, table, which = map(jnp.asarray, chunks)
+        positions = starts[:, None] + jnp.arange(tokens.shape[1])
         return tuple(
-            model.decode(p, cache, chunks.tokens, positions, chunks.table, a, chunks.adapters)[1]
+            model.decode(p, cache, tokens, positions, table, a, which)[1]
             for model, p, cache, a in zip(self.models, params, caches, (adapters, None), strict=False)
         )
 
@@ -156,7 +157,7 @@ class Engine:
         """
         return replace(
             state,
-            caches=tuple(copy_pages(cache, page.source, page.target) for cache in state.caches),
+            caches=tuple(copy_pages(cache, *map(jnp.asarray, page)) for cache in state.caches),
             tokens=state.tokens.at[row].set(prompt),
             length=state.length.at[row].set(lengths[0]),
             full_at=state.full_at.at[row].set(lengths[1]),

@@ -98,8 +98,9 @@ class Reader:
         return jnp.zeros((self._rows, self._model.config.vocab_size), wide), self._model.empty_cache(self._pages, self._slots)
 
     def _read_chunks(self, params: Params, cache: KVPages, chunks: Chunks) -> KVPages:
-        positions = chunks.starts[:, None] + jnp.arange(chunks.tokens.shape[1])
-        return self._model.decode(params, cache, chunks.tokens, positions, chunks.table)[1]
+        tokens, starts, table, _ = map(jnp.asarray, chunks)
+        positions = starts[:, None] + jnp.arange(tokens.shape[1])
+        return self._model.decode(params, cache, tokens, positions, table)[1]
 
     def _read_some(
         self,

@@ -26,7 +26,7 @@ NO_PAGE = 2**30
 
 PAGES_AXES = ("layers", "batch", "kv_heads", None, "head_dim")
 
-_TOKENS_AT_A_TIME = 16  # C * T
+_TOKENS_AT_A_TIME = 8  # C * T
 
 
 @flax.struct.dataclass
@@ -67,7 +67,7 @@ def walk(positions: jax.Array, table: jax.Array, slots: int, window: int | None 
     if mesh.empty:
         return local(positions, table)
     rows = Layout.rows_of(len(positions))
-    return jax.shard_map(local, in_specs=(rows, rows), out_specs=Walk(rows, rows, rows), check_vma=False)(positions, table)
+    return jax.shard_map(local, in_specs=(rows, rows), out_specs=rows, check_vma=False)(positions, table)
 
 
 def attend_pages(
@@ -116,11 +116,10 @@ def attend_pages(
         return _attend(q, cache, layer, positions, table, pairs, window, scale), cache
 
     if not heads.mesh.empty:
-        cut = KVPages(pages, pages)
         local = jax.shard_map(
             local,
-            in_specs=(heads.q, heads.kv, heads.kv, cut, PartitionSpec(), rows, rows, Walk(rows, rows, rows), PartitionSpec()),
-            out_specs=(heads.q, cut),
+            in_specs=(heads.q, heads.kv, heads.kv, pages, PartitionSpec(), rows, rows, rows, PartitionSpec()),
+            out_specs=(heads.q, pages),
             check_vma=False,
         )
     return local(q, k, v, cache, layer, positions, table, pairs, window)
@@ -138,7 +137,7 @@ def copy_pages(cache: KVPages, source: jax.Array, target: jax.Array) -> KVPages:
     parts = Layout.rows_of(len(source))
     K = cache.k.shape[2]
     heads = "tensor" if mesh.shape["tensor"] > 1 and K % mesh.shape["tensor"] == 0 else None
-    cut = KVPages(*[PartitionSpec(None, *parts, heads)] * 2)
+    cut = PartitionSpec(None, *parts, heads)
     return jax.shard_map(local, in_specs=(cut, parts, parts), out_specs=cut, check_vma=False)(cache, source, target)
 
 

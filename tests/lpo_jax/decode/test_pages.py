@@ -75,7 +75,7 @@ class Machine(RuleBasedStateMachine):
     def grow(self, data, more):
         """The row goes on writing, from its prompt's last token on; the latest of its part make room."""
         row = data.draw(st.sampled_from(sorted(self.begun)))
-        (prompt, adapter), part = self.texts[row], self.tables.part(row)
+        (prompt, _), part = self.texts[row], self.tables.part(row)
         length = min(len(prompt) + more, LONGEST)
         while row in self.texts and not self.tables.grow(row, length):
             self.leave_row(self.tables.latest(part))
