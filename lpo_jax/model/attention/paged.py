@@ -4,9 +4,10 @@ A page has slots for S tokens' keys and values. A row of the batch lists in `tab
 of page table[row, p // S]. So a text takes as many pages as it is long, in any order, and rows with a common beginning list the same pages.
 
 A row and a page that its tokens see are a pair. The pairs (`Walk`) are counted on the device, a row's in the order of its text, and walked C at a
-time by loops as long as there are pairs. So the time and the bytes of a step follow from the texts, and one program serves all of them. The first
-loop finds each token's highest score, the second adds up weighted values. With the maximum known, each row's pages are added one by one in their
-order, wherever the C at a time begin: what a row gets doesn't depend on the others.
+time by loops as long as there are pairs. So the time and the bytes of a step follow from the texts, and one program serves all of them. With few
+tokens a row a first loop finds each token's highest score, and a second one adds up weighted values. With the maximum known, each row's pages are
+added one by one in their order, wherever the C at a time begin: what a row gets doesn't depend on the others. With many tokens a row, as in a
+prefill, one pair is enough to do at a time, and its row's sums so far are rescaled where it has a higher score.
 
 On a mesh, rows and pages lie along the batch's axes. Each of their parts has its own pages, and a table has their numbers within the part.
 
@@ -163,37 +164,54 @@ def _attend(
     wide = jnp.promote_types(q.dtype, jnp.float32)
     ks, vs = (x.reshape(L * P, K, S, H) for x in (cache.k, cache.v))
     qs = q.transpose(0, 2, 3, 1, 4)
-    steps = (pairs.count[0] + C - 1) // C
 
     def some(x: jax.Array, i: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x, i * C, C)
 
     def at(i: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """C pairs: rows, which of their pages, and these among all layers' pages."""
         rows, places = some(pairs.rows, i), some(pairs.places, i)
-        page = table.at[rows, places].get(mode="clip")
-        return rows, places, layer * P + jnp.minimum(page, P - 1)
+        return rows, places, layer * P + jnp.minimum(table.at[rows, places].get(mode="clip"), P - 1)
 
-    def look(i: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def scored(i: jax.Array) -> jax.Array:
+        """Their scores, [C, K, G, T, S]."""
         rows, places, pages = at(i)
         key, query = places[:, None, None] * S + jnp.arange(S), positions.at[rows].get(mode="clip")[..., None]
         visible = key <= query
         if window is not None:
             visible &= query - key < window
         scores = jnp.einsum("CKGTH,CKSH->CKGTS", qs.at[rows].get(mode="clip"), ks[pages], preferred_element_type=wide) * scale
-        scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
-        return jax.lax.dynamic_update_slice_in_dim(found[0], scores, i * C, 0), found[1].at[rows].max(scores.max(-1), mode="drop")
+        return jnp.where(visible[:, None, None], scores, -jnp.inf)
 
-    def add(i: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def summed(i: jax.Array, scores: jax.Array, top: jax.Array, out: jax.Array, total: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`out` and `total` with the weighted values of these pairs, and their weights."""
         rows, _, pages = at(i)
-        weights = jnp.exp(some(scores, i) - top.at[rows].get(mode="clip")[..., None])
+        weights = jnp.exp(scores - top.at[rows].get(mode="clip")[..., None])
         seen = jnp.einsum("CKGTS,CKSH->CKGTH", weights.astype(q.dtype), vs[pages], preferred_element_type=wide)
-        return sums[0].at[rows].add(seen, mode="drop"), sums[1].at[rows].add(weights.sum(-1), mode="drop")
+        return out.at[rows].add(seen, mode="drop"), total.at[rows].add(weights.sum(-1), mode="drop")
+
+    def one(i: jax.Array, sums: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        out, total, top = sums
+        row, scores = pairs.rows[i], scored(i)
+        higher = top.at[row].max(scores[0].max(-1))
+        shrink = jnp.exp(top[row] - higher[row])
+        out, total = out.at[row].multiply(shrink[..., None]), total.at[row].multiply(shrink)
+        return *summed(i, scores, higher, out, total), higher
+
+    def look(i: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        scores = scored(i)
+        top = found[1].at[some(pairs.rows, i)].max(scores.max(-1), mode="drop")
+        return jax.lax.dynamic_update_slice_in_dim(found[0], scores, i * C, 0), top
 
     nothing = jnp.zeros((B, K, G, T), wide)
-    # The scores' memory is as large as all rows' longest texts need; what no pair uses is never touched.
-    unset = jax.lax.empty((len(pairs.rows), K, G, T, S), wide)
-    scores, top = jax.lax.fori_loop(0, steps, look, (unset, jnp.full_like(nothing, jnp.finfo(wide).min)))
-    out, total = jax.lax.fori_loop(0, steps, add, (jnp.zeros((B, K, G, T, H), wide), nothing))
+    out, lowest = jnp.zeros((B, K, G, T, H), wide), jnp.full_like(nothing, jnp.finfo(wide).min)
+    steps = (pairs.count[0] + C - 1) // C
+    if C == 1:
+        out, total, _ = jax.lax.fori_loop(0, steps, one, (out, nothing, lowest))
+    else:  # the scores' memory is as large as all rows' longest texts need; what no pair uses is never touched
+        unset = jax.lax.empty((len(pairs.rows), K, G, T, S), wide)
+        scores, top = jax.lax.fori_loop(0, steps, look, (unset, lowest))
+        out, total = jax.lax.fori_loop(0, steps, lambda i, sums: summed(i, some(scores, i), top, *sums), (out, nothing))
     out = out / jnp.where(total == 0, 1, total)[..., None]
     return out.transpose(0, 3, 1, 2, 4).astype(q.dtype)
 

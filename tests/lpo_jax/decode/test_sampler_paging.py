@@ -17,23 +17,21 @@ from lpo_jax.model.decoder import Model
 from lpo_jax.plan import chips
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import param_shardings
-from tests.helpers.sampling import PROMPTS, load, requests, run, same, tokenizer, torch_model
+from tests.helpers.sampling import PROMPTS, load, requests, run, same, save_model, tokenizer
 
-DRAWN = SamplingConfig(temperature=1.0, top_k=20, top_p=0.95, max_new_tokens=18)
+HOT = SamplingConfig(temperature=1.1, top_k=30, top_p=0.97, max_new_tokens=18)
 PAGE = 8
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    found = tmp_path_factory.mktemp("llama")
-    torch_model("llama untied").save_pretrained(found)
-    return found
+    return save_model(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
 def plenty(directory):
     """What comes of memory for everybody."""
-    return run(Sampler(load(directory), tokenizer(), DRAWN, 4, 64, page=PAGE), requests(n=2))
+    return run(Sampler(load(directory), tokenizer(), HOT, 4, 64, page=PAGE), requests(n=2))
 
 
 def gib(opened, pages):
@@ -56,10 +54,10 @@ def test_little_memory_changes_no_text(directory, plenty, mesh, rows, pages, pai
     opened = load(directory, mesh)
     security = {"security": opened} if paired else {}  # equal to the target: every draft is taken
     size = gib(opened, pages) * (2 if paired else 1)
-    sampler = Sampler(opened, tokenizer(), DRAWN, rows, 64, page=PAGE, cache_gib=size, segment_steps=4, **security)
+    sampler = Sampler(opened, tokenizer(), HOT, rows, 64, page=PAGE, cache_gib=size, segment_steps=4, **security)
     assert sampler.engine.pages == pages
     if paired:
-        plenty = run(Sampler(opened, tokenizer(), DRAWN, rows, 64, page=PAGE, segment_steps=4, **security), requests(n=2))
+        plenty = run(Sampler(opened, tokenizer(), HOT, rows, 64, page=PAGE, segment_steps=4, **security), requests(n=2))
     session, told, found = Session(sampler, streams=True), {}, {}
     for request in requests(n=2):
         session.add(request)
@@ -78,7 +76,7 @@ def test_little_memory_changes_no_text(directory, plenty, mesh, rows, pages, pai
 
 @pytest.mark.slow
 def test_five_hundred_requests_with_cancels(directory):
-    sampler = Sampler(load(directory), tokenizer(), DRAWN, 8, 64, page=PAGE, cache_gib=gib(load(directory), 24), segment_steps=4)
+    sampler = Sampler(load(directory), tokenizer(), HOT, 8, 64, page=PAGE, cache_gib=gib(load(directory), 24), segment_steps=4)
     session, found = Session(sampler), set()
     asked = [Request(str(i), PROMPTS[i % 10][: 1 + i % 30], seed=i) for i in range(500)]
     cancelled = set()
@@ -98,7 +96,7 @@ def test_five_hundred_requests_with_cancels(directory):
 
 def test_cancelled_before_its_prompt_is_read(directory, plenty):
     """Others that share its beginning read it themselves."""
-    session = Session(Sampler(load(directory), tokenizer(), DRAWN, 4, 64, page=PAGE), streams=True)
+    session = Session(Sampler(load(directory), tokenizer(), HOT, 4, 64, page=PAGE), streams=True)
     long = next(r for r in requests(n=2) if r.id == "r8")
     session.add(Request("gone", long.prompt, seed=1, n=1))
     session._admit()
@@ -112,7 +110,7 @@ def test_cancelled_before_its_prompt_is_read(directory, plenty):
 
 def test_a_beginning_is_read_once(directory, monkeypatch):
     """By the samples of a prompt, by prompts that begin alike, and by those who come when all others have gone; by each adapter for itself."""
-    sampler = Sampler(load(directory), tokenizer(), DRAWN, 4, 64, page=PAGE)
+    sampler = Sampler(load(directory), tokenizer(), HOT, 4, 64, page=PAGE)
     chunks, prefill = [], sampler.engine.prefill
     monkeypatch.setattr(sampler.engine, "prefill", lambda *args: (chunks.append(int(args[3].starts[0])), prefill(*args))[1])
     common, session = PROMPTS[8][:20], Session(sampler)
@@ -124,7 +122,7 @@ def test_a_beginning_is_read_once(directory, monkeypatch):
         found = {}
         while session.busy:
             found |= {(news.id, news.sample): news.done for news in session.advance() if news.done}
-        alone = Sampler(load(directory), tokenizer(), DRAWN, 1, 64, page=64)
+        alone = Sampler(load(directory), tokenizer(), HOT, 1, 64, page=64)
         for request in asked:
             same({key: c for key, c in found.items() if key[0] == request.id}, run(alone, [request]))
         return chunks
@@ -138,7 +136,7 @@ def test_a_beginning_is_read_once(directory, monkeypatch):
 def test_a_budget_that_holds_no_text(directory):
     opened = load(directory)
     with pytest.raises(ConfigError, match=r"cache_gib is .*: a text of 64 tokens needs .*: raise it, or lower max_len_tokens"):
-        Sampler(opened, tokenizer(), DRAWN, 4, 64, page=PAGE, cache_gib=gib(opened, 8))
+        Sampler(opened, tokenizer(), HOT, 4, 64, page=PAGE, cache_gib=gib(opened, 8))
 
 
 @pytest.mark.parametrize("where", ["cpu", pytest.param("v5e:2x2", marks=pytest.mark.slow)])
