@@ -19,7 +19,8 @@ from data_pipeline import tokenizer
 from lpo_jax.config import MeshConfig
 from lpo_jax.decode.load import load_model
 from lpo_jax.decode.rules.warp import Site, Warp, draw
-from lpo_jax.model.decoder import KVCache, Model, Params
+from lpo_jax.model.attention import KVPages
+from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
 
 SLOTS = 128
@@ -94,16 +95,20 @@ def plain(logits: jax.Array, site: Site) -> jax.Array:
 def _step(model: Model, params: Params, tokens: jax.Array) -> tuple[Callable[[], object], jax.Array]:
     """The model's part of a step, and the [R, V] logits that it finds behind `tokens` [R, T]."""
 
-    @partial(jax.jit, donate_argnums=1)
-    def read(params: Params, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        positions = jnp.full((len(tokens), 1), tokens.shape[1] - 1)
-        hidden, cache = model.decode(params, cache, tokens[:, -1:], positions)
-        return model.unembed(params, hidden)[:, 0], cache
+    R, T = tokens.shape
+    table = jnp.arange(R)[:, None]  # a page each
 
-    at_work = {"cache": jax.jit(model.prefill)(params, tokens)}
+    @partial(jax.jit, donate_argnums=1, static_argnums=2)
+    def read(params: Params, cache: KVPages, first: int) -> tuple[jax.Array, KVPages]:
+        """The tokens from number `first` on, of which the last one's logits are wanted."""
+        positions = jnp.broadcast_to(jnp.arange(first, T), (R, T - first))
+        hidden, cache = model.decode(params, cache, tokens[:, first:], positions, table)
+        return model.unembed(params, hidden[:, -1:])[:, 0], cache
+
+    at_work = {"cache": read(params, model.empty_cache(R, T), 0)[1]}
 
     def run() -> jax.Array:
-        logits, at_work["cache"] = read(params, at_work["cache"])
+        logits, at_work["cache"] = read(params, at_work["cache"], T - 1)
         return jax.block_until_ready(logits)
 
     return run, run()

@@ -42,6 +42,12 @@ def add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = 
         ),
     ):
         parser.add_argument(flag, type=kind, metavar=metavar, help=text)
+    parser.add_argument(
+        "--cache-gib",
+        type=number(),
+        metavar="GIB",
+        help="memory for keys and values, all devices together; where texts need more, some wait (default: what all rows' longest texts need)",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and matmuls (default: float32 on CPUs, else bfloat16)")
     for axis, default, what in (
         ("data", -1, "copies of the model; -1: all devices left"),

@@ -40,7 +40,7 @@ from lpo_jax.cli.models import add_asking, add_models, models_of
 log = logging.getLogger(__name__)
 
 SERVED_LEN_TOKENS = 4096
-"""Of a prompt and its completion, where the model allows more and nothing is said: memory for caches is taken for all rows."""
+"""Of a prompt and its completion, where the model allows more and nothing is said, as memory is taken for all rows' longest texts (or --cache-gib)."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ _EXPERT_READS = 4  # tokens a call; more new ones take several: with one shape a
 class CrossSampler:
     """Completions by a target and an expert of another tokenizer, `rows` at a time. The host looks at every token. One `generate` at a time.
 
-    Compiles two programs, and one for each power of two of the prompts' lengths by either tokenizer; afterwards nothing, whatever is asked.
+    Compiles a few programs, and one for each width of a prompt's chunks by either tokenizer; afterwards nothing, whatever is asked.
     What a request gets depends on nothing but itself, as with `Sampler`; with weight 0 it is what `Sampler` gives.
 
     Args:

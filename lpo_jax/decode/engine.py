@@ -1,7 +1,8 @@
-"""What runs on the devices: the prefill of prompts, placing a prompt in a row, and the jitted loop that extends all rows.
+"""What runs on the devices: reading prompts, beginning a row with one, and the jitted loop that extends all rows.
 
-A row is one sequence at work. It has room for S tokens, and each model's cache has a slot for the keys and values of each. A step reads the row's
-last token and appends the next one. For example, behind the prompt "a b c" the first step reads "c" and appends "d"; the next reads "d".
+A row is one sequence at work. It has room for S tokens. The keys and values of these lie on pages of each model's cache, the same pages for all
+models; `lpo_jax.decode.tables` says which. A step reads the row's last token and appends the next one. For example, behind the prompt "a b c" the
+first step reads "c" and appends "d"; the next reads "d".
 
 Three things follow:
 - A prefill computes keys and values only. The first token's logits come from a step, as every token's do.
@@ -11,7 +12,8 @@ Three things follow:
 With two models a step is a block of k tokens. The second model proposes k tokens one after the other; the first reads all of them in one pass. Kept
 are those in front of the first rejected one, and the token that replaces it. That is the text that k steps of one token each would have written.
 
-Dims: R rows, S slots of a row, k tokens of a block, G prompts of a prefill, T tokens that these are padded to, V vocabulary.
+Dims: R rows, S tokens of a row, M pages of a row at most, k tokens of a block, G chunks of prompts, T tokens of a chunk, V vocabulary, D parts of
+the pages.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,19 +27,13 @@ from jax.sharding import Mesh, NamedSharding
 
 from lpo_jax.decode.rules.codecode import FACTS, CoDecoding
 from lpo_jax.decode.rules.warp import Site, Warp, draw, logp_of, only
-from lpo_jax.model.decoder import KVCache, Model, Params
+from lpo_jax.decode.tables import Chunks, Copy
+from lpo_jax.model.attention import NO_PAGE, PAGES_AXES, KVPages, copy_pages
+from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import constrain, named
 
-Read = Callable[[int, KVCache, jax.Array, jax.Array], tuple[jax.Array, KVCache]]
+Read = Callable[[int, KVPages, jax.Array, jax.Array], tuple[jax.Array, KVPages]]
 """(which model, its cache, tokens, positions) -> see `Engine._read`."""
-
-CACHE_AXES = ("layers", "batch", None, "kv_heads", "head_dim")
-MIN_BUCKET = 32
-
-
-def bucket(length: int, most: int) -> int:
-    """The tokens that a prompt's prefill is padded to: the least power of two that holds it, at least 32, or all `most` that a row can hold."""
-    return min(max(MIN_BUCKET, 1 << (length - 1).bit_length()), most)
 
 
 def programs(*functions: Callable[..., object]) -> int:
@@ -49,7 +45,7 @@ def programs(*functions: Callable[..., object]) -> int:
 class DecodeState:
     """What the devices know of all rows."""
 
-    caches: tuple[KVCache, ...]  # one for each model
+    caches: tuple[KVPages, ...]  # one for each model
     tokens: jax.Array  # [R, S] int32: the prompt, and behind it what was generated
     length: jax.Array  # [R] int32: how many tokens these are
     full_at: jax.Array  # [R] int32: the length at which the row ends
@@ -63,38 +59,48 @@ class DecodeState:
 class Engine:
     """The jitted functions for one model, or for a target and its security model that read the same tokens.
 
-    `empty`, `prefill`, `place` and `extend` are the functions below of these names, compiled.
+    `empty`, `prefill`, `begin` and `extend` are the functions below of these names, compiled. What they get of a state they use up.
 
     Args:
       rule: how two models decide; None with one model.
       vocab: only the first so many tokens can be drawn.
       ends: tokens that end a row.
       rows: sequences at work at once.
-      slots: tokens that a row can hold.
+      longest: tokens that a row can hold.
+      pages: of all parts together, of `slots` tokens each.
     """
 
     def __init__(
-        self, models: Sequence[Model], mesh: Mesh, rule: CoDecoding | None, vocab: int, ends: Sequence[int], rows: int, slots: int
+        self,
+        models: Sequence[Model],
+        mesh: Mesh,
+        rule: CoDecoding | None,
+        vocab: int,
+        ends: Sequence[int],
+        rows: int,
+        longest: int,
+        pages: int,
+        slots: int,
     ):
         assert len(models) == (1 if rule is None else 2)
         self.models, self.mesh, self.rule, self.vocab, self.ends = tuple(models), mesh, rule, vocab, tuple(ends)
-        self.rows, self.slots = rows, slots
+        self.rows, self.longest, self.pages, self.slots = rows, longest, pages, slots
         places = self._places()
         self.empty = jax.jit(self._empty, out_shardings=places)
-        self.prefill = jax.jit(self._prefill)
-        self.place = jax.jit(self._place, out_shardings=places, donate_argnums=0)
+        self.prefill = jax.jit(self._prefill, out_shardings=places.caches, donate_argnums=2)
+        self.begin = jax.jit(self._begin, out_shardings=places, donate_argnums=0)
         self.extend = jax.jit(self._extend, out_shardings=places, static_argnames="block", donate_argnums=2)
 
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
-        return programs(self.empty, self.prefill, self.place, self.extend)
+        return programs(self.empty, self.prefill, self.begin, self.extend)
 
     def _empty(self) -> DecodeState:
         """Rows without a text, all inactive."""
-        R, S = self.rows, self.slots
+        R, S = self.rows, self.longest
         count = jnp.ones((R,), jnp.int32)
         return DecodeState(
-            caches=tuple(model.empty_cache(R, S) for model in self.models),
+            caches=tuple(model.empty_cache(self.pages, self.slots) for model in self.models),
             tokens=jnp.zeros((R, S), jnp.int32),
             length=count,
             full_at=count,
@@ -106,57 +112,53 @@ class Engine:
         )
 
     def _places(self) -> DecodeState:
-        """The state's shardings: rows lie along the batch's axes, heads along the tensor axis."""
+        """The state's shardings: rows and pages lie along the batch's axes, heads along the tensor axis."""
         shapes = jax.eval_shape(self._empty)
         by_row = jax.tree.map(lambda x: named(self.mesh, ("batch", *(None,) * (x.ndim - 1)), x.shape), replace(shapes, caches=()))
-        return replace(by_row, caches=jax.tree.map(lambda x: named(self.mesh, CACHE_AXES, x.shape), shapes.caches))
+        return replace(by_row, caches=jax.tree.map(lambda x: named(self.mesh, PAGES_AXES, x.shape), shapes.caches))
 
     @property
     def row_sharding(self) -> NamedSharding:
         """Where an [R] array lies."""
         return named(self.mesh, ("batch",), (self.rows,))
 
-    def _prefill(self, params: Sequence[Params], adapters: Params | None, tokens: jax.Array, which: jax.Array) -> tuple[KVCache, ...]:
-        """[G, T] prompts, padded on the right -> each model's keys and values of all of their tokens.
+    def _prefill(
+        self, params: Sequence[Params], adapters: Params | None, caches: tuple[KVPages, ...], chunks: Chunks
+    ) -> tuple[KVPages, ...]:
+        """Write parts of prompts, of T tokens each, into each model's cache.
 
         Args:
           adapters: of the first model, see `lpo_jax.model.adapters.joined`; None: there are none.
-          which: [G], the number of each prompt's.
         """
-        caches = (model.prefill(p, tokens, a, which) for model, p, a in zip(self.models, params, (adapters, None), strict=False))
-        return jax.tree.map(lambda x: constrain(x, *CACHE_AXES), tuple(caches))
+        tokens, starts, table, which = map(jnp.asarray, chunks)
+        positions = starts[:, None] + jnp.arange(tokens.shape[1])
+        return tuple(
+            model.decode(p, cache, tokens, positions, table, a, which)[1]
+            for model, p, cache, a in zip(self.models, params, caches, (adapters, None), strict=False)
+        )
 
-    def _place(
+    def _begin(
         self,
         state: DecodeState,
-        prefilled: tuple[KVCache, ...],
-        tokens: jax.Array,
-        source: jax.Array,
         row: jax.Array,
+        prompt: jax.Array,
         lengths: jax.Array,
         key: jax.Array,
         by: Warp,
         adapter: jax.Array,
+        page: Copy,
     ) -> DecodeState:
         """Begin a row with a prompt that has been prefilled.
 
         Args:
-          tokens: [G, T], what was prefilled.
-          source: which of the G prompts it is.
+          prompt: [S], padded.
           lengths: [2], the prompt's, and that at which the row is full.
+          page: the one that the row must have for itself.
         """
-        prompt = tokens[source]
-
-        def put(into: jax.Array, new: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(into, jax.lax.dynamic_slice_in_dim(new, source, 1, 1), row, 1)
-
-        def cached(old: jax.Array, new: jax.Array) -> jax.Array:
-            return old.at[:, :, : new.shape[2]].set(put(old[:, :, : new.shape[2]], new))
-
         return replace(
             state,
-            caches=jax.tree.map(cached, state.caches, prefilled),
-            tokens=state.tokens.at[row, : len(prompt)].set(prompt),
+            caches=tuple(copy_pages(cache, *map(jnp.asarray, page)) for cache in state.caches),
+            tokens=state.tokens.at[row].set(prompt),
             length=state.length.at[row].set(lengths[0]),
             full_at=state.full_at.at[row].set(lengths[1]),
             keys=state.keys.at[row].set(key),
@@ -165,15 +167,22 @@ class Engine:
             active=state.active.at[row].set(True),
         )
 
-    def _extend(self, params: Sequence[Params], adapters: Params | None, state: DecodeState, steps: jax.Array, block: int) -> DecodeState:
-        """Extend every active row by at most `steps` tokens, with two models by at most so many blocks of `block` tokens."""
+    def _extend(
+        self, params: Sequence[Params], adapters: Params | None, state: DecodeState, table: jax.Array, steps: jax.Array, block: int
+    ) -> DecodeState:
+        """Extend every active row by at most `steps` tokens, with two models by at most so many blocks of `block` tokens.
+
+        Args:
+          table: [R, M], the pages of each row, also those of the tokens to come.
+        """
 
         def go_on(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
             return (carry[0] < steps) & carry[1].active.any()
 
         def step(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
             state = carry[1]
-            read = partial(self._read, params, (adapters, None), state.adapter)
+            pages = jnp.where(state.active[:, None], table, NO_PAGE)
+            read = partial(self._read, params, (adapters, None), state.adapter, pages)
             return carry[0] + 1, self._alone(read, state) if self.rule is None else self._together(read, state, block)
 
         return jax.lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), state))[1]
@@ -190,7 +199,7 @@ class Engine:
         assert self.rule is not None
         rule, site, k = self.rule, Site(state.keys, state.length, state.warp), block
 
-        def propose(carry: tuple[jax.Array, KVCache], ahead: jax.Array) -> tuple[tuple[jax.Array, KVCache], tuple[jax.Array, ...]]:
+        def propose(carry: tuple[jax.Array, KVPages], ahead: jax.Array) -> tuple[tuple[jax.Array, KVPages], tuple[jax.Array, ...]]:
             token, cache = carry
             logits, cache = read(1, cache, token, state.length[:, None] - 1 + ahead)
             draft, *logq = rule.propose(logits[:, 0], site.ahead(ahead))
@@ -223,29 +232,30 @@ class Engine:
         params: Sequence[Params],
         adapters: Sequence[Params | None],
         of_rows: jax.Array,
+        table: jax.Array,
         which: int,
-        cache: KVCache,
+        cache: KVPages,
         tokens: jax.Array,
         positions: jax.Array,
-    ) -> tuple[jax.Array, KVCache]:
+    ) -> tuple[jax.Array, KVPages]:
         """What a model expects behind each of `tokens` [R, k]: logits [R, k, V] in float32 or wider, -inf where no token is; and its cache."""
         model, own = self.models[which], adapters[which]
-        hidden, cache = model.decode(params[which], cache, tokens, positions, own, of_rows)
+        hidden, cache = model.decode(params[which], cache, tokens, positions, table, own, of_rows)
         found = model.unembed(params[which], hidden, own, of_rows)
         return constrain(only(found.astype(jnp.promote_types(found.dtype, jnp.float32)), self.vocab), "batch", None, "vocab"), cache
 
     def _append(
-        self, state: DecodeState, caches: tuple[KVCache, ...], new: jax.Array, count: jax.Array, facts: dict[str, jax.Array]
+        self, state: DecodeState, caches: tuple[KVPages, ...], new: jax.Array, count: jax.Array, facts: dict[str, jax.Array]
     ) -> DecodeState:
         """Append to each active row the first `count` [R] of its `new` [R, k] tokens, or fewer, where the row ends with one of them.
 
-        The inactive rows have been computed along. Of them only the caches change, in slots that no length counts.
+        The inactive rows have been computed along, without pages. Nothing of them changes.
         """
         ahead = jnp.arange(new.shape[1])
         ended = jnp.isin(new, jnp.array(self.ends, jnp.int32)) | (state.length[:, None] + ahead + 1 >= state.full_at[:, None])
         count = jnp.where(ended.any(axis=1), jnp.minimum(count, jnp.argmax(ended, axis=1) + 1), count)
         appended = state.active[:, None] & (ahead < count[:, None])
-        where = jnp.where(appended, state.length[:, None] + ahead, self.slots)  # out of bounds: dropped
+        where = jnp.where(appended, state.length[:, None] + ahead, self.longest)  # out of bounds: dropped
         everyone = jnp.arange(self.rows)[:, None]
         return replace(
             state,

@@ -18,7 +18,7 @@ from lpo_jax.decode.load import Found, Models, find, open_sampler
 from lpo_jax.decode.prompts import Asking, Prompt
 from lpo_jax.decode.request import Completion, Request, SamplingConfig
 
-_FREE = {"prompts", "out", "samples", "tokenizer", "security_tokenizer", "rows", "block", "max_len_tokens", "mesh", "dtype"}
+_FREE = {"prompts", "out", "samples", "tokenizer", "security_tokenizer", "rows", "block", "max_len_tokens", "cache_gib", "mesh", "dtype"}
 """What may change between a job and its continuation. The dtype may not: it is written as what it comes to."""
 
 

@@ -47,6 +47,7 @@ class Models:
     block: int | None = None  # see `Sampler`
     rows: int | None = None
     max_len_tokens: int | None = None  # default: what the models were made for
+    cache_gib: float | None = None  # see `Sampler`
     dtype: str | None = None  # of weights and matmuls; default: float32 on CPUs, else bfloat16
     mesh: MeshConfig = MeshConfig(data=-1, fsdp=1)  # whole copies of the model
 
@@ -108,10 +109,21 @@ def open_sampler(
     rows = models.rows or ROWS_PER_CUT * target.cuts
     if isinstance(models.rule, CroSec):
         assert security is not None and its is not None
+        if models.cache_gib is not None:
+            raise ConfigError("--cache-gib isn't for CroSec, whose caches have room for all rows: lower --rows or --max-len-tokens")
         alignment = vocab_map.load_or_align(alignments, vocab_map.vocabulary(target, tok), vocab_map.vocabulary(security, its))
         return CrossSampler(target, security, tok, its, alignment, config, rows, max_len_tokens, rule=models.rule)
     return Sampler(
-        target, tok, config, rows, max_len_tokens, security=security, rule=models.rule, block=models.block, segment_steps=segment_steps
+        target,
+        tok,
+        config,
+        rows,
+        max_len_tokens,
+        security=security,
+        rule=models.rule,
+        block=models.block,
+        segment_steps=segment_steps,
+        cache_gib=models.cache_gib,
     )
 
 

@@ -21,6 +21,11 @@ class Sample:
     ends: Collection[int]  # tokens that end a completion
     seen: int = 0  # generated tokens that the host has seen
     searched: int = 0  # generated tokens that hold no stop string
+    told: str = ""  # text that has been told of
+
+    def restart(self) -> None:
+        """Nothing has been generated; what has been told will come again."""
+        self.seen = self.searched = 0
 
     def finish(self, new: list[int], ended: bool) -> Completion | None:
         """The completion, without numbers; None: it goes on. `ended`: the devices append nothing more."""

@@ -5,35 +5,40 @@ the row that a sample is in, or on when it is let in. (Up to rounding: the same 
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from data_pipeline.tokenizer import Tokenizer
 from lpo_jax.config import ConfigError
-from lpo_jax.decode.engine import DecodeState, Engine, bucket
+from lpo_jax.decode.engine import DecodeState, Engine
 from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingConfig, check_finite, check_model, resolve
 from lpo_jax.decode.rules.codecode import CoDecoding
 from lpo_jax.decode.rules.warp import Warp
 from lpo_jax.decode.sample import Sample
-from lpo_jax.model.decoder import KVCache
+from lpo_jax.decode.tables import Tables, page_slots, pages_of
 
 BLOCKS = (1, 2, 4, 8)
 """Sizes of a block that are chosen among where none is given."""
+
+READS = 4
+"""Calls that read prompts between two segments, while others wait for theirs."""
 
 
 class Sampler:
     """Completions, `rows` at a time.
 
-    Compiles a program for each power of two of the prompts' lengths, and one loop (co-decoding: one for each size of a block); afterwards
-    nothing, whatever is asked.
+    Compiles a program for each width of a prompt's chunks (`tables.chunk_widths`), and one loop (co-decoding: one for each size of a block);
+    afterwards nothing, whatever is asked.
+
+    A row's memory is taken as its text grows. Where it runs out, samples wait, and the latest to begin goes back and begins again later: its text
+    will be the same.
 
     Args:
       config: what a request gets that doesn't ask otherwise.
-      rows: sequences at work at once, a multiple of the mesh's data * fsdp * expert. Memory for caches is taken for all of them.
+      rows: sequences at work at once, a multiple of the mesh's data * fsdp * expert.
       max_len_tokens: the longest prompt and completion together.
       security: a model of the same tokenizer that proposes tokens. It lies on the target's devices, on a mesh of its own if need be.
       rule: how a proposal is judged; default: the preset `aligned`.
@@ -56,6 +61,8 @@ class Sampler:
         rule: CoDecoding | None = None,
         block: int | None = None,
         segment_steps: int = 16,
+        cache_gib: float | None = None,
+        page: int = 128,
     ):
         models = {"model": model} | ({} if security is None else {"security model": replace(security, mesh=model.mesh)})
         self.tokenizer, self.config, self.max_len_tokens, self.vocab = tokenizer, config, max_len_tokens, tokenizer.size
@@ -63,7 +70,7 @@ class Sampler:
         self.mesh, self.by_name = model.mesh, {name: m.params for name, m in models.items()}
         self.params, self.adapters = tuple(self.by_name.values()), model.adapters
         self.numbers = {None: 0} | {name: number for number, name in enumerate(model.names, 1)}  # of the adapters, as the engine counts
-        self.group = model.cuts  # prompts of a prefill: one for each cut of the batch
+        self.parts = model.cuts
         for name, m in models.items():
             check_model(m, name, self.vocab, rows, max_len_tokens, f"max_len_tokens is {max_len_tokens}")
         if block is not None and block < 1:
@@ -72,7 +79,9 @@ class Sampler:
         self.draft_cost = sizes[-1] / sizes[0]  # of a token proposed, in tokens of the target
         self.ends = tuple(sorted({tokenizer.eos_id, *model.eos_ids, *config.stop_tokens}))
         rule = None if security is None else rule or CoDecoding()
-        self.engine = Engine([m.model for m in models.values()], model.mesh, rule, self.vocab, self.ends, rows, max_len_tokens)
+        slots, each = page_slots(page, max_len_tokens), [m.model for m in models.values()]
+        pages = pages_of(each, rows, self.parts, slots, max_len_tokens, cache_gib)
+        self.engine = Engine(each, model.mesh, rule, self.vocab, self.ends, rows, max_len_tokens, pages, slots)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield each sample's completion when it is done. Requests are read as rows become free.
@@ -116,8 +125,10 @@ class Session:
         self._streams = streams
         self._sampler, self._engine = sampler, sampler.engine
         self._waiting: deque[Sample] = deque()
+        self._reading: dict[int, Sample] = {}  # by row: their prompts are being read
         self._work: dict[int, Sample] = {}  # by row
-        self._latest: _Prefilled | None = None
+        e = self._engine
+        self._tables = Tables(e.rows, sampler.parts, e.pages // sampler.parts, e.slots, e.longest)
         self._proposed, self._taken = 0.0, 0.0  # tokens by the security model, and those of them that were taken; old ones fade
         with jax.set_mesh(sampler.mesh):
             self._state: DecodeState = self._engine.empty()
@@ -125,12 +136,12 @@ class Session:
     @property
     def busy(self) -> bool:
         """Is anything at work or waiting?"""
-        return bool(self._work or self._waiting)
+        return bool(self._work or self._reading or self._waiting)
 
     @property
     def room(self) -> int:
         """Rows that nothing waits for."""
-        return self._engine.rows - len(self._work) - len(self._waiting)
+        return self._engine.rows - len(self._work) - len(self._reading) - len(self._waiting)
 
     def add(self, request: Request) -> None:
         """Let a request's samples wait for rows.
@@ -149,66 +160,89 @@ class Session:
     def cancel(self, request_id: str) -> None:
         """Forget a request's samples; their rows are free at once."""
         self._waiting = deque(sample for sample in self._waiting if sample.request.id != request_id)
-        rows = [row for row, sample in self._work.items() if sample.request.id == request_id]
-        for row in rows:
-            del self._work[row]
-        if rows:
-            active = np.array(self._state.active)
-            active[rows] = False
-            self._set_active(active)
+        for row, sample in [*self._reading.items(), *self._work.items()]:
+            if sample.request.id == request_id:
+                self._take_out(row)
 
     def advance(self) -> list[Progress]:
         """Fill free rows from those that wait, extend all rows by a segment, and say what it brought."""
-        free = [row for row in range(self._engine.rows) if row not in self._work]
-        new = {row: self._waiting.popleft() for row in free[: len(self._waiting)]}
-        with jax.set_mesh(self._sampler.mesh):
-            self._admit(new)
-            self._work |= new
+        s = self._sampler
+        with jax.set_mesh(s.mesh):
+            self._admit()
+            self._read_prompts()
+            block = self._block()
+            steps = max(1, s.segment_steps // block)
+            self._make_room(steps * block)
             if not self._work:
                 return []
-            block = self._block()
-            steps = max(1, self._sampler.segment_steps // block)
-            self._state = self._engine.extend(self._sampler.params, self._sampler.adapters, self._state, steps, block=block)
+            self._state = self._engine.extend(s.params, s.adapters, self._state, self._tables.table, steps, block=block)
         return self._collect()
+
+    def compile_blocks(self) -> None:
+        """Compile every size of a block that may be chosen; nothing may be at work."""
+        assert not self._work
+        s = self._sampler
+        with jax.set_mesh(s.mesh):
+            for block in BLOCKS if s.engine.rule is not None and s.block is None else ():
+                self._state = s.engine.extend(s.params, s.adapters, self._state, self._tables.table, 1, block=block)
 
     # --- In.
 
-    def _admit(self, new: Mapping[int, Sample]) -> None:
-        """Begin rows with new samples.
+    def _admit(self) -> None:
+        """Give rows to those that wait, in their order, as long as there are pages."""
+        full = set[int]()  # parts
+        for row in range(self._engine.rows):
+            if not self._waiting or row in self._work or row in self._reading or self._tables.part(row) in full:
+                continue
+            sample = self._waiting[0]
+            adapter = self._sampler.numbers[sample.request.adapter]
+            if self._tables.admit(row, sample.prompt, adapter, len(sample.prompt) + 1):
+                self._reading[row] = self._waiting.popleft()
+            else:
+                full.add(self._tables.part(row))
 
-        Samples of the same prompt and adapter share its prefill, also with those that came before, if it is the latest. Prompts are prefilled `group` at a time,
-        padded to their bucket. So the shape of a prefill follows from its prompts' own lengths, and a prompt's numbers don't depend on its company.
-        """
-        rows: dict[_Prompt, list[int]] = {}
-        for row, sample in new.items():
-            rows.setdefault(_Prompt(sample.prompt, self._sampler.numbers[sample.request.adapter]), []).append(row)
-        buckets: dict[int, list[_Prompt]] = {}
-        for prompt in rows:
-            if self._latest is None or prompt not in self._latest.prompts:
-                buckets.setdefault(bucket(len(prompt.tokens), self._sampler.max_len_tokens), []).append(prompt)
-        size = self._sampler.group
-        groups = [(width, missing[i : i + size]) for width, missing in buckets.items() for i in range(0, len(missing), size)]
-        if self._latest is not None:
-            self._place(self._latest, rows, new)
-        for width, prompts in groups:
-            tokens, which = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
-            for i, prompt in enumerate(prompts):
-                tokens[i, : len(prompt.tokens)], which[i] = prompt
-            self._latest = _Prefilled(prompts, tokens, self._engine.prefill(self._sampler.params, self._sampler.adapters, tokens, which))
-            self._place(self._latest, rows, new)
+    def _read_prompts(self) -> None:
+        """Read prompts, and begin rows whose prompt has been read. Of those who stream none waits long for others' prompts."""
+        s, calls = self._sampler, 0
+        self._begin_ready()
+        while not (self._streams and self._work and calls >= READS) and (chunks := self._tables.next_chunks(1)) is not None:
+            caches = self._engine.prefill(s.params, s.adapters, self._state.caches, chunks)
+            self._state, calls = replace(self._state, caches=caches), calls + 1
+            self._begin_ready()
 
-    def _place(self, prefilled: "_Prefilled", rows: Mapping["_Prompt", list[int]], new: Mapping[int, Sample]) -> None:
-        """Begin those rows whose prompt is among the prefilled."""
-        for source, prompt in enumerate(prefilled.prompts):
-            for row in rows.get(prompt, ()):
-                sample = new[row]
-                c = sample.sampling
-                noise = np.array([sample.request.seed, sample.number], np.uint32)
-                lengths = np.array([len(prompt.tokens), len(prompt.tokens) + c.max_new_tokens], np.int32)
-                by = Warp(np.float32(c.temperature), np.int32(c.top_k), np.float32(c.top_p))
-                self._state = self._engine.place(
-                    self._state, prefilled.caches, prefilled.tokens, source, row, lengths, noise, by, prompt.adapter
-                )
+    def _begin_ready(self) -> None:
+        for row in self._tables.ready():
+            sample = self._work[row] = self._reading.pop(row)
+            c, length = sample.sampling, len(sample.prompt)
+            prompt = np.zeros(self._engine.longest, np.int32)
+            prompt[:length] = sample.prompt
+            noise = np.array([sample.request.seed, sample.number], np.uint32)
+            lengths = np.array([length, length + c.max_new_tokens], np.int32)
+            by = Warp(np.float32(c.temperature), np.int32(c.top_k), np.float32(c.top_p))
+            adapter = self._sampler.numbers[sample.request.adapter]
+            self._state = self._engine.begin(self._state, row, prompt, lengths, noise, by, adapter, self._tables.begin(row))
+
+    def _make_room(self, tokens: int) -> None:
+        """Give each row at work pages for so many tokens more. Where there are too few, the latest sample goes back to those that wait."""
+        for row in self._tables.in_order():
+            sample = self._work.get(row)
+            if sample is None:
+                continue
+            length = len(sample.prompt) + min(sample.seen + tokens, sample.sampling.max_new_tokens)
+            while row in self._work and not self._tables.grow(row, length):
+                put_back = self._take_out(self._tables.latest(self._tables.part(row)))
+                put_back.restart()
+                self._waiting.appendleft(put_back)
+
+    def _take_out(self, row: int) -> Sample:
+        """Free a row."""
+        self._tables.leave(row)
+        if row in self._reading:
+            return self._reading.pop(row)
+        active = np.array(self._state.active)
+        active[row] = False
+        self._set_active(active)
+        return self._work.pop(row)
 
     def _block(self) -> int:
         """How many tokens to propose at a time: the size that appends the most for its cost.
@@ -243,32 +277,18 @@ class Session:
             sample.seen = len(new)
             done = sample.finish(new, not active[row])
             if done is None:
-                if self._streams:
-                    news.append(Progress(sample.request.id, sample.number, sample.settled(new), None))
+                if self._streams and (text := sample.settled(new)).startswith(sample.told):
+                    sample.told = text
+                    news.append(Progress(sample.request.id, sample.number, text, None))
                 continue
             active[row] = False
             kept = {name: tuple(x[row, start : start + len(done.tokens)].tolist()) for name, x in facts.items()}
             done = replace(done, logprobs=kept.pop("logp"), facts=kept)
             news.append(Progress(done.id, done.sample, done.text, done))
             del self._work[row]
+            self._tables.leave(row)
         self._set_active(active)
         return news
 
     def _set_active(self, active: np.ndarray) -> None:
         self._state = replace(self._state, active=jax.device_put(active, self._engine.row_sharding))
-
-
-class _Prompt(NamedTuple):
-    """What a prefill depends on."""
-
-    tokens: tuple[int, ...]
-    adapter: int  # its number; 0: none
-
-
-@dataclass(frozen=True)
-class _Prefilled:
-    """Prompts whose keys and values are known: of prompt i they are the caches' entry i along the batch."""
-
-    prompts: list[_Prompt]
-    tokens: np.ndarray
-    caches: tuple[KVCache, ...]

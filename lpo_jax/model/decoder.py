@@ -3,7 +3,8 @@
 Flax NNX declares the parameters. Outside of this file a model is a `Model` (what is static) and `params` (a nested dict of arrays), under
 plain `jax.jit`, `jax.grad` and `jax.lax.scan`. The layers' parameters are stacked along a leading axis, and the layers are scanned.
 
-Dims: B batch, T tokens, S cache slots, D model, N heads, K kv heads, G = N / K, H head dim, F mlp, V vocabulary, L layers.
+Dims: B batch, T tokens, D model, N heads, K kv heads, G = N / K, H head dim, F mlp, V vocabulary, L layers; of a cache P pages of S slots, M of
+them a row at most.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lpo_jax.config import LoraConfig, ModelConfig
 from lpo_jax.model import quantized
-from lpo_jax.model.attention import FAR, Ancestors, ancestors, attend, attend_cached
+from lpo_jax.model.attention import FAR, Ancestors, KVPages, ancestors, attend, attend_pages, walk
 from lpo_jax.model.embedding import embed
 from lpo_jax.model.families import FAMILIES
 from lpo_jax.model.linear import Adapter, LowRank, adapters_of, low_rank, one_of, product
@@ -28,8 +28,8 @@ from lpo_jax.model.moe import MATRICES, mixture
 from lpo_jax.model.rotary import turned, turns
 from lpo_jax.sharding import constrain
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""(q, k, v) -> (the attention's output, what the layer leaves behind: its cache, or nothing)."""
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, KVPages | None]]
+"""(q, k, v) -> (the attention's output, the cache if there is one)."""
 
 X = TypeVar("X")
 
@@ -63,14 +63,6 @@ def kept_width(c: ModelConfig, remat: str, tensor: int = 1, expert: int = 1) -> 
     else:
         widths |= {"gate": mlp if c.gated_mlp else 0, "up": mlp, "down": c.d_model}
     return c.d_model + sum(widths.get(name, 0) for name in _KEPT["dots" if remat == "none" else remat])
-
-
-@flax.struct.dataclass
-class KVCache:
-    """Keys and values of the tokens seen so far. Slot s holds position s."""
-
-    k: jax.Array  # [L, B, S, K, H]
-    v: jax.Array  # [L, B, S, K, H]
 
 
 class Block(nnx.Module):
@@ -109,8 +101,8 @@ class Block(nnx.Module):
 
     def __call__(
         self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array], attend: Attend, adapters: Mapping[str, Adapter], counted: jax.Array
-    ) -> tuple[jax.Array, Any, jax.Array | None]:
-        """[B, T, D] -> [B, T, D] for one layer, what `attend` leaves behind, and the experts' load.
+    ) -> tuple[jax.Array, KVPages | None, jax.Array | None]:
+        """[B, T, D] -> [B, T, D] for one layer, the cache as `attend` leaves it, and the experts' load.
 
         Matrices with `adapters` are multiplied beside these. Of `counted` tokens [B, T] the choice of experts counts as load.
         """
@@ -120,14 +112,14 @@ class Block(nnx.Module):
         if c.qk_norm:
             q, k = self._norm(q, "q_norm"), self._norm(k, "k_norm")
         q, k = rotate(q), rotate(k)
-        a, left = attend(q.reshape(*q.shape[:2], c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim), k, v)
+        a, cache = attend(q.reshape(*q.shape[:2], c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim), k, v)
         a = self._added(self._linear("o", a.reshape(q.shape), adapters), "attn_post_norm")
         if c.parallel:
             y, load = self._mlp(h, adapters, counted)
-            return constrain(x + a + self._added(y, "mlp_post_norm"), "batch", None, None), left, load
+            return constrain(x + a + self._added(y, "mlp_post_norm"), "batch", None, None), cache, load
         x = constrain(x + a, "batch", None, None)
         y, load = self._mlp(self._norm(x, "mlp_norm"), adapters, counted)
-        return constrain(x + self._added(y, "mlp_post_norm"), "batch", None, None), left, load
+        return constrain(x + self._added(y, "mlp_post_norm"), "batch", None, None), cache, load
 
     def _added(self, x: jax.Array, post_norm: str) -> jax.Array:
         """What is added to the residual of a branch's output."""
@@ -253,52 +245,49 @@ class Model:
         Neither padding nor a tree's first token counts, as in the step's number of tokens.
         """
         seen, scale = self._seen(subtree_end, positions), self.config.score_scale
-        attention = lambda q, k, v, kind, _: (attend(q, k, v, _of_kind(kind, seen), scale), None)  # noqa: E731
+        attention = lambda q, k, v, kind, *_: (attend(q, k, v, _of_kind(kind, seen), scale), None)  # noqa: E731
         x, _, load = self._run(params, tokens, positions, attention, None, adapters, dropout_key)
         return x, load
-
-    def prefill(self, params: Params, tokens: jax.Array, adapters: Params | None = None, which: jax.Array | None = None) -> KVCache:
-        """A cache of T slots that holds plain sequences, [B, T] ids from position 0 on. `decode` goes on from it.
-
-        Args:
-          adapters: several, see `lpo_jax.model.adapters.joined`.
-          which: [B], the number of each row's adapter, from 1 on; 0: none.
-        """
-        positions, ends = _plain(tokens)
-        seen, scale = self._seen(ends, positions), self.config.score_scale
-        attention = lambda q, k, v, kind, _: (attend(q, k, v, _of_kind(kind, seen), scale), (k, v))  # noqa: E731
-        return KVCache(*self._run(params, tokens, positions, attention, None, adapters, which=which)[1])
 
     def decode(
         self,
         params: Params,
-        cache: KVCache,
+        cache: KVPages,
         tokens: jax.Array,
         positions: jax.Array,
+        table: jax.Array,
         adapters: Params | None = None,
         which: jax.Array | None = None,
-    ) -> tuple[jax.Array, KVCache]:
-        """Run new tokens against a cache: [B, T] ids at [B, T] positions -> ([B, T, D], the cache with them in it).
+    ) -> tuple[jax.Array, KVPages]:
+        """Run new tokens against a cache: [B, T] ids at [B, T] positions -> ([B, T, D], the cache with them in it, in place).
 
-        The new tokens are written first. They see one another in the order of their positions. No token sees a slot beyond its position:
-        rows of a batch may have different lengths, and to take tokens back is to go on from an earlier position. Adapters are as in `prefill`.
+        The new tokens are written first. They see one another in the order of their positions. No token sees a position behind its own: rows of
+        a batch may have different lengths, and to take tokens back is to go on from an earlier position.
+
+        Args:
+          table: [B, M] int32, the pages that each row's text lies on, see `lpo_jax.model.attention.paged`.
+          adapters: several, see `lpo_jax.model.adapters.joined`.
+          which: [B], the number of each row's adapter, from 1 on; 0: none.
         """
-        rows, windows = jnp.arange(tokens.shape[0])[:, None], _windows(self.config)
+        positions, table = jnp.asarray(positions), jnp.asarray(table)
+        windows, scale = _windows(self.config), self.config.score_scale
+        by_window = {window: walk(positions, table, cache.slots, window) for window in windows}
+        pairs = [by_window[window] for window in windows]
 
         def attention(
-            q: jax.Array, k: jax.Array, v: jax.Array, kind: jax.Array, old: tuple[jax.Array, jax.Array]
-        ) -> tuple[jax.Array, tuple]:
-            k, v = (before.at[rows, positions].set(x.astype(before.dtype)) for before, x in zip(old, (k, v), strict=True))
-            return attend_cached(q, k, v, positions, _of_kind(kind, windows), self.config.score_scale), (k, v)
+            q: jax.Array, k: jax.Array, v: jax.Array, kind: jax.Array, layer: jax.Array, cache: KVPages
+        ) -> tuple[jax.Array, KVPages]:
+            return attend_pages(q, k, v, cache, layer, positions, table, _of_kind(kind, pairs), _of_kind(kind, windows), scale)
 
-        x, (k, v), _ = self._run(params, tokens, positions, attention, (cache.k, cache.v), adapters, which=which)
-        return x, KVCache(k, v)
+        x, new, _ = self._run(params, tokens, positions, attention, cache, adapters, which=which)
+        assert new is not None
+        return x, new
 
-    def empty_cache(self, rows: int, slots: int) -> KVCache:
-        """A cache for `rows` sequences of at most `slots` tokens."""
+    def empty_cache(self, pages: int, slots: int) -> KVPages:
+        """A cache of so many pages of so many tokens each."""
         c = self.config
-        zeros = jnp.zeros((c.n_layers, rows, slots, c.n_kv_heads, c.head_dim), self.compute_dtype)
-        return KVCache(zeros, zeros)
+        zeros = jnp.zeros((c.n_layers, pages, c.n_kv_heads, slots, c.head_dim), self.compute_dtype)
+        return KVPages(zeros, zeros)
 
     def head(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
         """The output matrix [D, V] in the compute dtype, and its bias [V] or None."""
@@ -330,13 +319,16 @@ class Model:
         params: Params,
         tokens: jax.Array,
         positions: jax.Array,
-        attention: Callable[..., tuple[jax.Array, Any]],
-        per_layer: Any = None,
+        attention: Callable[..., tuple[jax.Array, KVPages | None]],
+        cache: KVPages | None = None,
         adapters: Params | None = None,
         dropout_key: jax.Array | None = None,
         which: jax.Array | None = None,
-    ) -> tuple[jax.Array, Any, jax.Array | None]:
-        """Embed, scan the layers (each with the number of its kind and its slice of `per_layer`), normalise. What layers leave behind comes back stacked."""
+    ) -> tuple[jax.Array, KVPages | None, jax.Array | None]:
+        """Embed, scan the layers (each with the number of its kind, its own, and the cache), normalise.
+
+        The cache rides along in the carry: a layer changes it in place. Among the scan's inputs and outputs it would be copied.
+        """
         c, dtype = self.config, jnp.dtype(self.compute_dtype)
         x = embed(params["embed"], tokens, self.compute_dtype) * c.embed_scale  # a factor that is rounded first, as in Gemma's training
         if c.positions == "learned":
@@ -347,22 +339,22 @@ class Model:
 
         counted = positions > 0
 
-        def layer(carry: tuple[jax.Array, jax.Array], inputs: tuple[Params, Params | None, Any]) -> tuple[tuple[jax.Array, jax.Array], Any]:
-            (x, index), (block, own, mine) = carry, inputs
+        def layer(carry: tuple[jax.Array, jax.Array, Any], inputs: tuple[Params, Params | None]) -> tuple[tuple, jax.Array | None]:
+            (x, index, cache), (block, own) = carry, inputs
             kind = kinds[index]
             rotate = partial(turned, c, _of_kind(kind, angles)) if angles else lambda y: y
             own = self._adapters(own or {}, None if dropout_key is None else jax.random.fold_in(dropout_key, index), which, "blocks.")
-            x, left, load = nnx.merge(self._block, nnx.State(block))(
-                x, rotate, lambda q, k, v: attention(q, k, v, kind, mine), own, counted
+            x, cache, load = nnx.merge(self._block, nnx.State(block))(
+                x, rotate, lambda q, k, v: attention(q, k, v, kind, index, cache), own, counted
             )
-            return (x, index + 1), (left, load)
+            return (x, index + 1, cache), load
 
-        if self.remat != "none":
+        if self.remat != "none" and cache is None:
             layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*_KEPT[self.remat]))
-        layers = params["blocks"], (adapters or {}).get("blocks"), per_layer
-        (x, _), (left, load) = jax.lax.scan(layer, (x, jnp.zeros((), jnp.int32)), layers)
+        layers = params["blocks"], (adapters or {}).get("blocks")
+        (x, _, cache), load = jax.lax.scan(layer, (x, jnp.zeros((), jnp.int32), cache), layers)
         x = _normalised(x, params["final_norm"], params.get("final_norm_bias"), c)
-        return _scaled(x, 1 / c.logit_divisor), left, load
+        return _scaled(x, 1 / c.logit_divisor), cache, load
 
     def _seen(self, subtree_end: jax.Array, positions: jax.Array) -> list[Ancestors]:
         """What a token sees in layers of each kind."""

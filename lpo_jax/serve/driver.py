@@ -11,12 +11,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
 
-import jax
-
 from lpo_jax.config import ConfigError
-from lpo_jax.decode.engine import MIN_BUCKET
 from lpo_jax.decode.request import Completion, Request, SamplingConfig
-from lpo_jax.decode.sampler import BLOCKS, Progress, Sampler, Session
+from lpo_jax.decode.sampler import Progress, Sampler, Session
+from lpo_jax.decode.tables import chunk_widths
 from lpo_jax.serve.protocol import Refusal
 
 log = logging.getLogger(__name__)
@@ -40,17 +38,13 @@ class Driver:
 
     def warm_up(self) -> None:
         """Compile all that requests can need; before `start`, in any thread."""
-        longest = self.sampler.max_len_tokens - 1
-        lengths = {min(MIN_BUCKET << i, longest) for i in range(longest.bit_length())}
-        one = SamplingConfig(max_new_tokens=1)
+        longest, one = self.sampler.max_len_tokens - 1, SamplingConfig(max_new_tokens=1)
+        lengths = {min(width + 1, longest) for width in chunk_widths(self.sampler.engine.slots)}
         for length in sorted(lengths):
             self._session.add(Request(f"warm-up {length}", [0] * length, sampling=one))
             while self._session.busy:
                 self._session.advance()
-        if self.sampler.engine.rule is not None and self.sampler.block is None:
-            with jax.set_mesh(self.sampler.mesh):
-                for block in BLOCKS:
-                    self.sampler.engine.extend(self.sampler.params, self.sampler.adapters, self.sampler.engine.empty(), 1, block=block)
+        self._session.compile_blocks()
 
     def start(self) -> None:
         """Begin to work for the running event loop."""

@@ -40,7 +40,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors, sca
         out, lse = BACKENDS[ancestors.backend].forward(*heads_first, ancestors, _scale(q, scale))
         return _tokens_first(out, q), lse
 
-    heads = _Layout(q, k)
+    heads = Layout(q, k)
     out, lse = heads.shard(local, (heads.q, heads.kv, heads.kv), (heads.q, heads.lse), ancestors)(q, k, v, ancestors)
     # Names for a rematerialisation policy that keeps them: then the backward pass needs no second forward of the attention.
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
@@ -49,7 +49,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, ancestors: Ancestors, sca
 
 def _backward(scale: float | None, residuals: tuple, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, ancestors, out, lse = residuals
-    heads = _Layout(q, k)
+    heads = Layout(q, k)
 
     def local(
         q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, dout: jax.Array, lse: jax.Array, ancestors: Ancestors
@@ -75,7 +75,7 @@ def _scale(q: jax.Array, scale: float | None) -> float:
     return q.shape[-1] ** -0.5 if scale is None else scale
 
 
-class _Layout:
+class Layout:
     """How heads and rows lie on the mesh. A device computes the attention of its rows and heads by itself.
 
     The mesh's tensor axis may divide the query heads of each kv head but not the kv heads (multi-query attention). Then all its devices
@@ -87,11 +87,17 @@ class _Layout:
         mesh_shape, (K, G) = dict(self.mesh.shape), q.shape[2:4]
         ways = mesh_shape.get("tensor", 1)
         self.shares_kv = ways > 1 and K % ways > 0 and G % ways == 0
-        rows = None if self.mesh.empty else spec(("batch",), k.shape[:1], mesh_shape)[0]
+        rows = self.rows_of(len(k))[0]
         kv = "tensor" if ways > 1 and K % ways == 0 else None
         group = "tensor" if self.shares_kv else None
         self.q, self.kv = PartitionSpec(rows, None, kv, group, None), PartitionSpec(rows, None, kv, None)
         self.lse, self.rows = PartitionSpec(rows, kv, group, None), PartitionSpec(rows)
+
+    @staticmethod
+    def rows_of(count: int) -> PartitionSpec:
+        """How the rows of a batch of so many lie."""
+        mesh = jax.sharding.get_abstract_mesh()
+        return PartitionSpec(None) if mesh.empty else PartitionSpec(spec(("batch",), (count,), dict(mesh.shape))[0])
 
     def shard(self, f: Callable, in_specs: tuple, out_specs: Any, ancestors: Ancestors) -> Callable:
         """`f` as each device runs it on its part. Its last argument is the mask."""

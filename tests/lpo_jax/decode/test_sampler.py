@@ -43,7 +43,7 @@ def test_greedy_is_transformers_generate(family, tmp_path):
     """Ten prompts through four rows, so that rows are replaced too; prompts on both sides of the window."""
     theirs = torch_model(family)
     theirs.save_pretrained(tmp_path)
-    found = run(Sampler(load(tmp_path), tokenizer(), GREEDY, 4, 64, segment_steps=7), requests())
+    found = run(Sampler(load(tmp_path), tokenizer(), GREEDY, 4, 64, segment_steps=7, page=8), requests())
     for request in requests():
         ids = torch.tensor([request.prompt])
         with torch.no_grad():
@@ -74,7 +74,7 @@ def test_adapters_in_one_batch_write_what_each_merged_writes(family, targets, me
     base = load(tmp_path / "base", mesh)
     prompts = PROMPTS[:4]
     asked = [Request(f"{name}{i}", prompt, adapter=name) for i, prompt in enumerate([*prompts, prompts[0]]) for name in (None, *made)]
-    found = run(Sampler(with_adapters(base, made), tokenizer(), GREEDY, 4, 64, segment_steps=7), asked)
+    found = run(Sampler(with_adapters(base, made), tokenizer(), GREEDY, 4, 64, segment_steps=7, page=16), asked)
     texts = set()
     for name in (None, *made):
         merged = load_model(str(tmp_path / "base"), base.mesh, "float32", name and made[name])
@@ -129,7 +129,7 @@ def test_continuous_batching_is_one_by_one(llama, alone):
     """In any order, among any others, in segments of any length; and nothing compiles once each bucket has been seen."""
     assert len({c.tokens for c in alone.values()}) == len(alone)  # different requests and samples, different noise
     assert {c.finish for c in alone.values()} == {"stop", "length"}
-    sampler = Sampler(load(llama), tokenizer(), DRAWN, 4, 64, segment_steps=5)
+    sampler = Sampler(load(llama), tokenizer(), DRAWN, 4, 64, segment_steps=5, page=16)
     same(run(sampler, requests(n=2)), alone)
     programs = sampler.compilations()
     shuffled = [Request(r.id, r.prompt, r.seed, sample) for r in requests() for sample in (0, 1)]
@@ -141,11 +141,11 @@ def test_continuous_batching_is_one_by_one(llama, alone):
 
 @pytest.mark.parametrize("mesh", [MeshConfig(8, 1, 1), MeshConfig(2, 2, 2)], ids=str)
 def test_eight_devices_are_one(llama, alone, mesh):
-    sampler = Sampler(load(llama, mesh), tokenizer(), DRAWN, 8, 64)
+    sampler = Sampler(load(llama, mesh), tokenizer(), DRAWN, 8, 64, page=8)
     same(run(sampler, requests(n=2)), alone)
     state = sampler.engine._places()
     assert state.caches[0].k.spec[1] == ("data", "fsdp", "expert")
-    assert (state.caches[0].k.spec[3] == "tensor") == (mesh.tensor > 1)
+    assert (state.caches[0].k.spec[2] == "tensor") == (mesh.tensor > 1)
 
 
 def test_cached_is_cache_free(llama, alone):

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.model import hf
+from lpo_jax.model.attention import NO_PAGE
 from lpo_jax.model.decoder import Model
 from lpo_jax.model.translate import config_from_hf
 from lpo_jax.sharding import make_mesh
@@ -77,13 +78,15 @@ def test_cached_decoding_is_the_full_forward(torch_model, tmp_path):
     model, params = load(tmp_path, MeshConfig(data=1, fsdp=8))
     full = model.logits(params, jnp.array(TOKENS))
 
+    table = np.array([[6, 1, 4, 0], [2, 7, 5, NO_PAGE]], np.int32)
+
     @jax.jit
     def decode(cache, tokens, positions):
-        hidden, cache = model.decode(params, cache, tokens, positions)
+        hidden, cache = model.decode(params, cache, tokens, positions, table)
         return model.unembed(params, hidden), cache
 
     lengths = np.array([11, 5])
-    cache = model.empty_cache(2, 32)
+    cache = model.empty_cache(8, 8)
     prompt = np.where(np.arange(11) < lengths[:, None], TOKENS[:, :11], 1)  # padded on the right
     logits, cache = decode(cache, prompt, np.broadcast_to(np.arange(11), (2, 11)))
     for row, n in enumerate(lengths):

@@ -75,10 +75,9 @@ def test_rows_take_their_own_of_several_adapters():
         assert several["blocks"]["o"]["a"].shape == (3, 4, 6, 5) and several["head"]["b"].shape == (3, 31)
         names = low_rank.joined_axes(plain, several)
         assert jax.tree.map(jnp.ndim, several) == jax.tree.map(len, names, is_leaf=lambda x: isinstance(x, tuple))
-        cache = jax.tree.map(
-            lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 9), (0, 0), (0, 0))), plain.prefill(params, tokens[:, :10], several, which)
-        )
-        hidden, _ = plain.decode(params, cache, tokens[:, 10:], jnp.broadcast_to(jnp.arange(10, 19), (3, 9)), several, which)
+        table, at = np.arange(15).reshape(3, 5), np.broadcast_to(np.arange(19), (3, 19))
+        cache = plain.decode(params, plain.empty_cache(15, 4), tokens[:, :10], at[:, :10], table, several, which)[1]
+        hidden, _ = plain.decode(params, cache, tokens[:, 10:], at[:, 10:], table, several, which)
         found = plain.unembed(params, hidden, several, which)
         for row, number in enumerate(which):
             merged = params if number == 0 else lora.merge(params, *made[number - 1])

@@ -176,7 +176,7 @@ def pair(directory):
 
 
 def sampler(pair, rule, rows=4, **more):
-    return Sampler(pair[0], tokenizer(), DRAWN, rows, 64, security=pair[1], rule=rule, **more)
+    return Sampler(pair[0], tokenizer(), DRAWN, rows, 64, security=pair[1], rule=rule, page=16, **more)
 
 
 @pytest.fixture(scope="module")

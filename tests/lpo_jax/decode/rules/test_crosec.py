@@ -243,7 +243,7 @@ def test_cached_is_cache_free_and_the_expert_reads_the_text(pair, alone):
 def test_a_reader_reads_what_it_is_asked_whatever_it_read_before(pair):
     """Texts that lose their ends, change in the middle, stay, grow by many tokens or by one, in rows of their own."""
     expert, vocab = pair[1], pair[3].size
-    reader, full, rng = Reader("expert", expert, vocab, 3, 40, 4), forward(expert, vocab, 40), np.random.default_rng(0)
+    reader, full, rng = Reader("expert", expert, vocab, 3, 40, 4, page=8), forward(expert, vocab, 40), np.random.default_rng(0)
     texts = {row: rng.integers(0, vocab, 5).tolist() for row in range(3)}
     for row, ids in texts.items():
         reader.begin(row, ids)
