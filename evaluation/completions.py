@@ -76,8 +76,10 @@ def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Complet
         number = where.rpartition(":")[2]
         try:
             task_id, text = (str(row["task_id"]), row["completion"]) if "task_id" in row else (str(row["id"]), row["text"])
-            key = task_id, int(row.get("sample", count[task_id]))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            key = task_id, row.get("sample", count[task_id])
+            if type(key[1]) is not int:
+                raise TypeError
+        except (KeyError, TypeError, AttributeError):
             raise EvaluationError(
                 f'{path}:{number}: write {{"task_id": ..., "completion": TEXT}}, and "sample": NUMBER if you like; or {{"id": ..., "text": TEXT}}'
             ) from None

@@ -91,7 +91,11 @@ def _begin(benchmark: Benchmark, completions: Completions, options: Options, out
     """Write run.json, or refuse a directory that has another one."""
     for name in options.tools:
         if name not in TOOLS:
-            raise EvaluationError(f"there is no judge {name!r}; choose from {', '.join(TOOLS)}, none")
+            raise EvaluationError(
+                "--judges: none stands alone, without other judges"
+                if name == "none"
+                else f"there is no judge {name!r}; choose from {', '.join(TOOLS)}, none"
+            )
         if reason := TOOLS[name].missing():
             raise EvaluationError(f"{name} can't run: {reason}. Or leave it out with --judges")
     settings = {

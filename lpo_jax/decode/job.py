@@ -17,6 +17,7 @@ from lpo_jax.decode import prompts as asked
 from lpo_jax.decode.load import Found, Models, find, open_sampler
 from lpo_jax.decode.prompts import Asking, Prompt
 from lpo_jax.decode.request import Completion, Request, SamplingConfig
+from lpo_jax.train.weights import identity
 
 _FREE = {"prompts", "out", "samples", "tokenizer", "security_tokenizer", "rows", "block", "max_len_tokens", "cache_gib", "mesh", "dtype"}
 """What may change between a job and its continuation. The dtype may not: it is written as what it comes to."""
@@ -59,8 +60,9 @@ def _run(job: Job) -> int:
         length = len(prompt.ids)
         if length + new > limit:
             raise ConfigError(
-                f"{prompt.where}: prompt {prompt.id} has {length} tokens; with {new} new ones it exceeds {limit}: "
-                "shorten it, lower --max-new-tokens or raise --max-len-tokens"
+                f"{prompt.where}: prompt {prompt.id} has {length} tokens; with {new} new ones it exceeds {limit}, "
+                + ("what the model was made for: " if limit != job.models.max_len_tokens else "--max-len-tokens: raise that, ")
+                + "shorten the prompt or lower --max-new-tokens"
             )
     done = _open_journal(job, found.dtype, prompts)
     missing = [
@@ -152,10 +154,17 @@ def request_seed(seed: int, request_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\n{request_id}".encode()).digest()[:4], "big")
 
 
+def _weights(models: Models) -> dict[str, str]:
+    """What tells the weights at each path from what may lie there at another time: a run may have been trained further."""
+    paths = [models.model, models.adapter, models.security, models.security_adapter, *(models.adapters or {}).values()]
+    return {path: identity(path) for path in paths if path is not None}
+
+
 def _open_journal(job: Job, dtype: str, prompts: list[Prompt]) -> set[tuple[str, int]]:
     """The (id, sample)s that the output holds already."""
     out, settings_file = Path(job.out), Path(job.out + ".settings.json")
-    settings = {key: value for key, value in (asdict(job.models) | asdict(job)).items() if key not in _FREE | {"models"}} | {"dtype": dtype}
+    settings = {key: value for key, value in (asdict(job.models) | asdict(job)).items() if key not in _FREE | {"models"}}
+    settings |= {"dtype": dtype, "weights": _weights(job.models)}
     if not out.is_file() or out.stat().st_size == 0:  # nothing was written yet
         try:
             write_json(settings_file, settings)
@@ -165,7 +174,8 @@ def _open_journal(job: Job, dtype: str, prompts: list[Prompt]) -> set[tuple[str,
         return set()
     if not settings_file.is_file():
         raise ConfigError(f"{out} exists and isn't of `lpo generate` ({settings_file.name} is missing): give another -o, or move it away")
-    if differ := differing(settings_file, settings):
+    # A job of an earlier version doesn't say what its weights were.
+    if differ := differing(settings_file, settings, upgrade=lambda theirs: {"weights": settings["weights"]} | theirs):
         raise ConfigError(f"{out} was begun with another {', '.join(differ)} (see {settings_file}): repeat them, or give another -o")
     hashes, done = {prompt.id: prompt.sha256 for prompt in prompts}, set()
     for number, record in enumerate(read_journal(out, {"id": str, "sample": int, "prompt_sha256": str}), 1):

@@ -163,6 +163,17 @@ def restore(run_dir: epath.Path, targets: Mapping[str, TrainState], best_metric:
     return None
 
 
+def newest(run_dir: epath.Path) -> str:
+    """The newest finished checkpoint's number and its state's fingerprint; "" where there is none. Nothing is checked."""
+    directory = (run_dir / "checkpoints").absolute()
+    steps = _steps(directory) if directory.exists() else []
+    if not steps:
+        return ""
+    with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(step_prefix="step", create=False)) as manager:
+        facts = manager.restore(max(steps), args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+    return f"step {max(steps)} {facts['fingerprint']}"
+
+
 def _steps(directory: epath.Path) -> list[int]:
     """The numbers of the finished checkpoints, as process 0 sees them. All processes call it together."""
     names = ocp.path.step.standard_name_format(step_prefix="step", single_host_load_and_broadcast=True)

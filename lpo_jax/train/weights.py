@@ -8,7 +8,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from foundation.files import read_object
+from foundation.files import read_object, sampled_sha256
 from lpo_jax.config import ConfigError, MeshConfig, RunConfig, from_dict
 from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.model.decoder import Model, Params
@@ -72,6 +72,19 @@ def merge_adapter(directory: str, model: Model, mesh: Mesh, params: Params) -> t
     model = adapters.untied(model, found.adapters)
     merge = jax.jit(partial(lora.merge, config=found.config), out_shardings=param_shardings(model, mesh), donate_argnums=0)
     return model, hf.replace_params(merge(params, found.adapters), model, found.saved)
+
+
+def identity(path: str) -> str:
+    """What tells the weights at a path from others at the same path at another time, without reading them whole.
+
+    Args:
+      path: as `open_run` takes it, of a Hugging Face model, or a PEFT directory.
+    """
+    run = open_run(path)
+    if run is None:
+        return sampled_sha256(sorted(hf.locate(path).glob("*.safetensors")))
+    base = "" if run.model.path is None or not run.model.lora else identity(run.model.path)
+    return f"{checkpoint.newest(epath.Path(path))} {base}".strip()
 
 
 def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None, best: bool = False) -> tuple[Model, Params, Params]:

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from evaluation import cli
-from evaluation.completions import Sampling, from_file, from_model
+from evaluation.completions import EvaluationError, Sampling, from_file, from_model
 from evaluation.tasks import Task
 from foundation.errors import ConfigError
 from tests.helpers.marks import needs_sandbox
@@ -31,6 +31,13 @@ def test_what_lpo_generate_wrote(tmp_path):
         [("add", 0, "0"), ("add", 1, "1")],
         "nobody is asked",
     )
+
+
+@pytest.mark.parametrize("number", [0.5, "0", True, None])
+def test_a_sample_s_number_is_one(tmp_path, number):
+    (tmp_path / "out.jsonl").write_text(json.dumps({"task_id": "add", "sample": number, "completion": ""}) + "\n")
+    with pytest.raises(EvaluationError, match='out.jsonl:1: write .* "sample": NUMBER'):
+        from_file(tmp_path / "out.jsonl", [ADD], None)
 
 
 def test_an_adapter_is_asked_on_its_base(base, tmp_path):

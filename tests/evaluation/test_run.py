@@ -310,6 +310,8 @@ def test_another_setting_is_refused(tmp_path):
         run(benchmark(ADD), texts(add=[""]), NONE, tmp_path)
     with pytest.raises(EvaluationError, match="no judge 'pylint'"):
         run(benchmark(ADD), texts(add=[""]), Options("completion", ("pylint",)), tmp_path / "new")
+    with pytest.raises(EvaluationError, match="none stands alone"):
+        run(benchmark(ADD), texts(add=[""]), Options("completion", ("bandit", "none")), tmp_path / "new")
 
 
 @pytest.fixture(scope="module")

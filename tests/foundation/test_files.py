@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from foundation.errors import DataError
-from foundation.files import differing, foreign, hold, kept, read_journal, read_json, write_json
+from foundation.files import differing, foreign, hold, kept, read_journal, read_json, sampled_sha256, write_json
 from tests.helpers.paths import REPO
 
 HOLD = "import sys\nfrom pathlib import Path\nfrom foundation.files import hold\nwith hold(Path(sys.argv[1])):\n    print('held', flush=True)\n    input()\n"
@@ -99,3 +99,15 @@ def test_damaged_facts_of_a_directory_are_named(tmp_path, text):
     (tmp_path / "job.json").write_text(text)
     with pytest.raises(DataError, match=r"job\.json.*damaged JSON .*name another place"):
         differing(tmp_path / "job.json", {"seed": 1})
+
+
+@pytest.mark.parametrize("size", [0, 100, 10_000, 1 << 20])
+def test_a_file_changed_anywhere_at_large_is_another(tmp_path, size):
+    file, content = tmp_path / "x.safetensors", bytes(range(256)) * (size // 256 + 1)
+    file.write_bytes(content[:size])
+    before = sampled_sha256([file])
+    file.write_bytes(content[:size])
+    assert sampled_sha256([file]) == before
+    for changed in (content[: size + 1], bytes(b ^ 1 for b in content[:size])):
+        file.write_bytes(changed)
+        assert (sampled_sha256([file]) == before) == (changed == content[:size])

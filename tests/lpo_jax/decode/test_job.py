@@ -5,9 +5,11 @@ import json
 from dataclasses import asdict, replace
 
 import jax
+import numpy as np
 import pytest
 import tokenizers
 from etils import epath
+from safetensors import numpy
 
 from data_pipeline import template
 from data_pipeline.pairs import Pair
@@ -86,6 +88,13 @@ def test_what_cannot_go_on_says_why(model, tmp_path, capsys):
     ):
         assert generate(model, prompts, out, *change) == 2
         assert message in capsys.readouterr().err
+    trained, again = save_model(tmp_path / "trained"), tmp_path / "again.jsonl"
+    assert generate(trained, prompts, again) == 0
+    assert generate(trained, prompts, again) == 0
+    (file,) = trained.glob("*.safetensors")
+    numpy.save_file({name: x + np.float32(0.01) for name, x in numpy.load_file(file).items()}, file)
+    assert generate(trained, prompts, again) == 2
+    assert "was begun with another weights" in capsys.readouterr().err
     write(prompts, [PROMPTS[0] | {"prompt": "w9"}])
     assert generate(model, prompts, out) == 2
     assert "out.jsonl:1: prompt p0 was another text then" in capsys.readouterr().err

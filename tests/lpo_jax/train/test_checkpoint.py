@@ -64,6 +64,8 @@ def test_the_newest_and_the_best_are_kept_and_found(tmp_path):
     newest, best = (checkpoint.restore(epath.Path(tmp_path), targets, metric) for metric in (None, "pair_accuracy"))
     assert (newest[0].step, best[0].step) == (7, 4)
     jax.tree.map(np.testing.assert_array_equal, best[1], small_state(4))
+    assert checkpoint.newest(epath.Path(tmp_path)) == f"step 7 {int(state.fingerprint(newest[1]))}"
+    assert checkpoint.newest(epath.Path(tmp_path / "nothing")) == ""
     assert checkpoint.restore(epath.Path(tmp_path / "nothing"), targets) is None
 
 
