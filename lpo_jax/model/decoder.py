@@ -22,7 +22,7 @@ from lpo_jax.model import quantized
 from lpo_jax.model.attention import FAR, Ancestors, KVPages, ancestors, attend, attend_pages, walk
 from lpo_jax.model.embedding import embed
 from lpo_jax.model.families import FAMILIES
-from lpo_jax.model.linear import Adapter, LowRank, adapters_of, low_rank, one_of, product
+from lpo_jax.model.linear import Adapter, LowRank, OfLayer, adapters_of, low_rank, one_of, product
 from lpo_jax.model.lora import Params
 from lpo_jax.model.moe import MATRICES, mixture
 from lpo_jax.model.rotary import turned, turns
@@ -203,6 +203,15 @@ class Model:
         """Parameters as they are held beneath the adapters."""
         return params if self.quantize is None else quantized.blocks(params, self.quantize, self.inputs())
 
+    def apart(self, params: Params) -> Params:
+        """Parameters for `decode` with the blocks' matrices (experts' not) as one array a layer.
+
+        CPUs copy a layer's part of a stacked matrix for every product. With few tokens that takes as long as the product.
+        """
+        names = self.inputs().keys() - {f"blocks.{name}" for name in MATRICES}
+        split = jax.jit(tuple)
+        return params | {"blocks": {name: split(w) if f"blocks.{name}" in names else w for name, w in params["blocks"].items()}}
+
     def axes(self) -> Params:
         """For each parameter, the names of its dimensions (see `lpo_jax.sharding.RULES`)."""
         return self._metadata("axes")
@@ -335,10 +344,12 @@ class Model:
         angles = [turns(c, kind, positions, jnp.promote_types(dtype, jnp.float32)) for kind in c.kinds] if c.positions == "rope" else []
         kinds = jnp.array([c.kinds.index(kind) for kind in c.layers or c.kinds * c.n_layers], jnp.int32)
 
+        apart = {name: w for name, w in params["blocks"].items() if isinstance(w, tuple)}
         counted = positions > 0
 
         def layer(carry: tuple[jax.Array, jax.Array, Any], inputs: tuple[Params, Params | None]) -> tuple[tuple, jax.Array | None]:
             (x, index, cache), (block, own) = carry, inputs
+            block = block | {name: OfLayer(each, index) for name, each in apart.items()}
             kind = kinds[index]
             rotate = partial(turned, c, _of_kind(kind, angles)) if angles else lambda y: y
             own = self._adapters(own or {}, None if dropout_key is None else jax.random.fold_in(dropout_key, index), which, "blocks.")
@@ -349,7 +360,7 @@ class Model:
 
         if self.remat != "none" and cache is None:
             layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*_KEPT[self.remat]))
-        layers = params["blocks"], (adapters or {}).get("blocks")
+        layers = {name: w for name, w in params["blocks"].items() if name not in apart}, (adapters or {}).get("blocks")
         (x, _, cache), load = jax.lax.scan(layer, (x, jnp.zeros((), jnp.int32), cache), layers)
         x = _normalised(x, params["final_norm"], params.get("final_norm_bias"), c)
         return _scaled(x, 1 / c.logit_divisor), cache, load
