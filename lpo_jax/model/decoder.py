@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lpo_jax.config import LoraConfig, ModelConfig
 from lpo_jax.model import quantized
-from lpo_jax.model.attention import FAR, Ancestors, KVPages, ancestors, attend, attend_pages, walk
+from lpo_jax.model.attention import FAR, Ancestors, KVPages, ancestors, attend, attend_pages, memory, walk
 from lpo_jax.model.embedding import embed
 from lpo_jax.model.families import FAMILIES
 from lpo_jax.model.linear import Adapter, LowRank, OfLayer, adapters_of, low_rank, one_of, product
@@ -28,7 +28,7 @@ from lpo_jax.model.moe import MATRICES, mixture
 from lpo_jax.model.rotary import turned, turns
 from lpo_jax.sharding import constrain
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, KVPages | None]]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(q, k, v) -> (the attention's output, the cache if there is one)."""
 
 X = TypeVar("X")
@@ -101,7 +101,7 @@ class Block(nnx.Module):
 
     def __call__(
         self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array], attend: Attend, adapters: Mapping[str, Adapter], counted: jax.Array
-    ) -> tuple[jax.Array, KVPages | None, jax.Array | None]:
+    ) -> tuple[jax.Array, Any, jax.Array | None]:
         """[B, T, D] -> [B, T, D] for one layer, the cache as `attend` leaves it, and the experts' load.
 
         Matrices with `adapters` are multiplied beside these. Of `counted` tokens [B, T] the choice of experts counts as load.
@@ -282,13 +282,16 @@ class Model:
         pairs = [by_window[window] for window in windows]
 
         def attention(
-            q: jax.Array, k: jax.Array, v: jax.Array, kind: jax.Array, layer: jax.Array, cache: KVPages
-        ) -> tuple[jax.Array, KVPages]:
-            return attend_pages(q, k, v, cache, layer, positions, table, _of_kind(kind, pairs), _of_kind(kind, windows), scale)
+            q: jax.Array, k: jax.Array, v: jax.Array, kind: jax.Array, layer: jax.Array, carried: tuple[KVPages, jax.Array | None]
+        ) -> tuple[jax.Array, Any]:
+            (cache, scores), window = carried, _of_kind(kind, windows)
+            out, cache, scores = attend_pages(q, k, v, cache, layer, positions, table, _of_kind(kind, pairs), scores, window, scale)
+            return out, (cache, scores)
 
-        x, new, _ = self._run(params, tokens, positions, attention, cache, adapters, which=which)
-        assert new is not None
-        return x, new
+        K, c = cache.k.shape[2], self.config
+        scores = memory(pairs[0], positions, (K, c.n_heads // K, cache.slots), jnp.dtype(self.compute_dtype))
+        x, (cache, _), _ = self._run(params, tokens, positions, attention, (cache, scores), adapters, which=which)
+        return x, cache
 
     def empty_cache(self, pages: int, slots: int) -> KVPages:
         """A cache of so many pages of so many tokens each."""
@@ -326,12 +329,12 @@ class Model:
         params: Params,
         tokens: jax.Array,
         positions: jax.Array,
-        attention: Callable[..., tuple[jax.Array, KVPages | None]],
-        cache: KVPages | None = None,
+        attention: Callable[..., tuple[jax.Array, Any]],
+        cache: Any = None,
         adapters: Params | None = None,
         dropout_key: jax.Array | None = None,
         which: jax.Array | None = None,
-    ) -> tuple[jax.Array, KVPages | None, jax.Array | None]:
+    ) -> tuple[jax.Array, Any, jax.Array | None]:
         """Embed, scan the layers (each with the number of its kind, its own, and the cache), normalise.
 
         The cache rides along in the carry: a layer changes it in place. Among the scan's inputs and outputs it would be copied.
