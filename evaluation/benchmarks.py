@@ -9,13 +9,14 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_pipeline.formats import text_of
+from data_pipeline.formats import RowError, text_of
 from evaluation import cweval, cyberseceval, own, seccodeplt
 from evaluation.extract import body_indent, open_name
 from evaluation.tasks import BenchmarkError, Task, code_task, cwe_of, rows, sentence_task
@@ -85,7 +86,7 @@ def load(name: str, data: Path | None, any_hash: bool = False) -> Benchmark:
 
 
 def _checked(task: Task) -> Task:
-    """The task, all of whose texts are text.
+    """The task, all of whose texts are text, its CWE one with a number.
 
     Raises:
       RowError: one is something else.
@@ -93,6 +94,8 @@ def _checked(task: Task) -> Task:
     for field, value in vars(task).items():
         if field not in ("packages", "fragment"):
             text_of(value, f"task {task.task_id}: {field}")
+    if task.cwe and not re.fullmatch(r"CWE-[0-9]+", task.cwe):
+        raise RowError(f'task {task.task_id}: cwe: {task.cwe!r} is none; write e.g. "CWE-89"')
     return task
 
 

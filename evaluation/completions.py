@@ -87,6 +87,8 @@ def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Complet
             raise EvaluationError(f"{path}:{number}: {problem}")
         count[task_id] += 1
         rows[key] = Answer(*key, text, finish if isinstance(finish, str) else "")
+    if not rows:
+        raise EvaluationError(f"{path}: it holds no completion; write a line for each task")
     unknown = sorted(count.keys() - wanted)
     if unknown and not count.keys() & wanted:
         raise EvaluationError(f"{path}: {unknown[0]} is no task of this benchmark, nor is any other: is it another benchmark's?")

@@ -36,7 +36,7 @@ def _imported(test: str, module: str) -> tuple[str, ...]:
 
 
 def with_pytest(test: str, mark: str, names: tuple[str, ...] = ()) -> str:
-    """A program that runs the tests of one mark against the code that they import, and raises unless every one ran to its end.
+    """A program that runs the tests of one mark against the code that they import, and raises unless every one ran to its end or is skipped, and not all are.
 
     Args:
       mark: what pytest's -m takes.
@@ -56,7 +56,7 @@ _tests.__dict__.update((_name, globals()[_name]) for _name in {names!r} if _name
 exec(compile({test!r}, "check_test.py", "exec"), _tests.__dict__)
 
 class _Plugin:
-    left = -1
+    left, passed = -1, 0
 
     def pytest_pycollect_makemodule(self, module_path, parent):
         class Module(_pytest.Module):
@@ -68,12 +68,14 @@ class _Plugin:
         self.left = len(session.items) or -1
 
     def pytest_runtest_logreport(self, report):
-        self.left -= report.passed and report.when == "call" or report.skipped and report.when == "setup"
+        ran = report.passed and report.when == "call"
+        self.passed += ran
+        self.left -= ran or report.skipped and report.when == "setup"
 
 _plugin = _Plugin()
 _options = ["-q", "-x", "-p", "no:cacheprovider", "--assert=plain", "--noconftest", "-c", _os.devnull, "--rootdir", _os.path.dirname(_os.__file__), "-m", {mark!r}]
 _main = kept_["pytest.main"] if "kept_" in globals() else _pytest.main
 _code = _main([*_options, _os.__file__], plugins=[_plugin])
-if _code or _plugin.left:
-    raise AssertionError(f"pytest ended with {{int(_code)}}, {{max(_plugin.left, 0)}} tests left")
+if _code or _plugin.left or not _plugin.passed:
+    raise AssertionError(f"pytest ended with {{int(_code)}}, {{_plugin.passed}} tests passed, {{max(_plugin.left, 0)}} left")
 """

@@ -11,7 +11,7 @@
 | id | default: the line's number |
 | solution, insecure | for `--completions canonical` and `insecure`: a right answer (what follows `prompt`, or a program), and a whole insecure program |
 
-Tests are plain statements (`assert add(1, 2) == 3`), or functions for pytest (`def test_...`), which all have to pass. Without `security_tests` those
+Tests are plain statements (`assert add(1, 2) == 3`), or functions or classes for pytest (`def test_...`), which all have to pass. Without `security_tests` those
 marked `pytest.mark.security` are the security tests, as in CWEval. They use the program's functions by name, or after `from program import add`.
 
 Tests that only call the program's functions run apart from it, where it can't reach them. If they use other things of it, or objects come out of
@@ -140,12 +140,19 @@ def _bound(node: ast.AST) -> Iterator[str]:
 
 
 def _tests(given: dict[str, str], trees: dict[str, ast.Module], names: tuple[str, ...]) -> tuple[str | None, str | None]:
-    """The functional and the security test as programs."""
-    marked = [any("mark.security" in ast.unparse(each) for each in test.decorator_list) for test in _for_pytest(trees.get("tests"))]
+    """The functional and the security test as programs.
+
+    Raises:
+      RowError: nothing in one of them would run, so that whatever a program does it passes; or both keys have security tests.
+    """
+    for key in ("tests", "security_tests"):
+        if key in trees and not list(_marked(trees[key])) and not _runs(trees[key]):
+            raise RowError(f"{key}: nothing in it would run: call what it defines, or name its functions test_...")
+    marked = list(_marked(trees.get("tests")))
     functional, security = given.get("tests"), given.get("security_tests")
     if any(marked) and security:
         raise RowError("security_tests: tests has some that are marked security, too; have them all in one place")
-    if security and _for_pytest(trees["security_tests"]):
+    if security and list(_marked(trees["security_tests"])):
         security = with_pytest(security, "", names)
     if functional and any(marked):
         security = with_pytest(functional, "security", names)
@@ -154,7 +161,38 @@ def _tests(given: dict[str, str], trees: dict[str, ast.Module], names: tuple[str
     return functional, security
 
 
+def _runs(tree: ast.Module) -> bool:
+    """Whether statements of it do something by themselves; nobody runs it as `__main__`."""
+    idle = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
+    guard = lambda s: isinstance(s, ast.If) and "__name__" in ast.unparse(s.test)  # noqa: E731
+    nodes = [node for s in tree.body if not isinstance(s, idle) and not guard(s) for node in ast.walk(s)]
+    later = {id(node) for each in nodes if isinstance(each, ast.Lambda) for node in ast.walk(each)}
+    return any(isinstance(node, ast.Call | ast.Assert | ast.Raise) and id(node) not in later for node in nodes)
+
+
+def _marked(tree: ast.Module | None) -> Iterator[bool]:
+    """Of each test that pytest would run whether it is marked security: by itself, by its class, or by `pytestmark`."""
+
+    def below(body: list[ast.stmt], around: bool) -> Iterator[bool]:
+        around |= any(
+            _names_mark(s) and any(name == "pytestmark" for name in _bound(s.targets[0])) for s in body if isinstance(s, ast.Assign)
+        )
+        for each in _for_pytest(ast.Module(body, [])):
+            mine = around or any(map(_names_mark, each.decorator_list))
+            yield from below(each.body, mine) if isinstance(each, ast.ClassDef) else (mine,)
+
+    return below(tree.body if tree else [], False)
+
+
+def _names_mark(node: ast.AST) -> bool:
+    return "mark.security" in ast.unparse(node)
+
+
 def _for_pytest(tree: ast.Module | None) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
     """What pytest would collect."""
     defined = (node for node in (tree.body if tree else ()) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef))
-    return [node for node in defined if node.name.startswith("Test" if isinstance(node, ast.ClassDef) else "test")]
+    return [node for node in defined if node.name.startswith("Test" if isinstance(node, ast.ClassDef) else "test") or _is_unittest(node)]
+
+
+def _is_unittest(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("TestCase") for base in node.bases)

@@ -50,7 +50,7 @@ def run(benchmark: Benchmark, completions: Completions, options: Options, out: P
     """Judge what is missing of a run; returns the scores, which then stand in `out`/scores.json.
 
     Raises:
-      EvaluationError: `out` holds a run of other settings, or a tool is missing; with the remedy.
+      EvaluationError: `out` holds a run of other settings, or of other completions, or a tool is missing; with the remedy.
     """
     with hold_directory(out):
         return _run(benchmark, completions, options, out)
@@ -60,8 +60,16 @@ def _run(benchmark: Benchmark, completions: Completions, options: Options, out: 
     _begin(benchmark, completions, options, out)
     tasks = {task.task_id: task for task in benchmark.tasks}
     journal = out / "samples.jsonl"
-    done = {(row["task_id"], row["sample"]) for row in read_journal(journal, _KEY)}
-    todo = (c for c in completions.read(out) if c.task_id in tasks and c.sample < completions.samples and c[:2] not in done)
+    done = {(row["task_id"], row["sample"]): row.get("completion") for row in read_journal(journal, _KEY)}
+
+    def missing(answer: Answer) -> bool:
+        if done.get(answer[:2]) not in (None, answer.text):
+            raise EvaluationError(
+                f"{out} was begun with another answer to {answer.task_id} than the one that is there now: give another -o, or restore the completions"
+            )
+        return answer.task_id in tasks and answer.sample < completions.samples and answer[:2] not in done
+
+    todo = filter(missing, completions.read(out))
     total = len(tasks) * completions.samples
     first = next(todo, None)  # only now: a source may show a bar of its own while it draws
     own_cache = tempfile.TemporaryDirectory(prefix="findings-")  # equal programs of one run are judged once

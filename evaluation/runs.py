@@ -6,7 +6,7 @@ from pathlib import Path
 from evaluation.alive import audit
 from evaluation.measures import by_task, measures
 from evaluation.tasks import json_lines
-from foundation.errors import UserError
+from foundation.errors import DataError, UserError
 from foundation.files import Json, read_json
 
 
@@ -54,6 +54,8 @@ def load(path: Path) -> Run:
             if "asked" not in sample:
                 audit(sample)
         return Run(path, info, samples)
+    except DataError as error:  # of run.json
+        raise ReportError(f"{error}; is {path} what `lpo-eval run` wrote?") from None
     except OSError as error:
         raise ReportError(f"{error.filename}: {error.strerror}; is {path} what `lpo-eval run` wrote?") from None
     except ValueError as error:
@@ -65,7 +67,8 @@ def load(path: Path) -> Run:
 def cautions(first: Run, run: Run) -> list[str]:
     """What differs between two runs of a benchmark beside the model."""
     mine, theirs = (
-        {key: each.info.get(key) for key in ("form", "samples_per_task", "tools")} | (each.info.get("sampling") or {})
+        {key: each.info.get(key) for key in ("form", "samples_per_task", "tools", "noise", "limits", "versions")}
+        | (each.info.get("sampling") or {})
         for each in (run, first)
     )
     differ = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]

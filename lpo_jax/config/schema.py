@@ -109,8 +109,8 @@ class ModelSource(Settings):
     lora: LoraConfig | None = None
     """train adapters instead of the weights"""
     quantize: Literal["int8", "int4", "nf4"] | None = None
-    """under adapters, how the layers' frozen matrices are held: int8 with a scale for each output, int4 or nf4 with one for 64 inputs; null: in
-    param_dtype, as embeddings, head, norms and biases always are"""
+    """under adapters, how the layers' frozen matrices are held: int8 with a scale for each output, int4 or nf4 with one for 32 inputs (4.5 bits a
+    weight); null: in param_dtype, as embeddings, head, norms, biases and a mixture's router always are"""
 
     def __post_init__(self) -> None:
         check(

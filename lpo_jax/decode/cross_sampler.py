@@ -17,7 +17,7 @@ from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingCon
 from lpo_jax.decode.rules.crosec import CroSec, mix
 from lpo_jax.decode.rules.own_tokens import OwnTokens, boundary
 from lpo_jax.decode.rules.vocab_map import Alignment, spell
-from lpo_jax.decode.rules.warp import Site, Warp, draw, logp_of, warp
+from lpo_jax.decode.rules.warp import Site, Warp, draw, logp_of
 from lpo_jax.sharding import named
 
 _EXPERT_READS = 4  # tokens a call; more new ones take several: with one shape a row's numbers don't depend on its company
@@ -120,7 +120,7 @@ class CrossSampler:
 
     def _choose_tokens(self, z_t: jax.Array, z_s: jax.Array, weight: jax.Array, site: Site) -> tuple[jax.Array, dict[str, jax.Array]]:
         e, m = mix(jax.nn.softmax(z_t), jax.nn.softmax(z_s), self._alignment, weight.astype(z_t.dtype), self.rule.published)
-        token = draw(warp(jnp.log(e), site.warp), site)
+        token = draw(jnp.log(e), site)
         logp = logp_of(z_t, token)
         return token, {"logp": logp, "p": jnp.exp(logp), "q": jnp.take_along_axis(m, token[:, None], axis=-1)[:, 0]}
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from lpo_jax.decode.rules.codecode import FACTS, CoDecoding
-from lpo_jax.decode.rules.warp import Site, Warp, draw, logp_of, only, warp
+from lpo_jax.decode.rules.warp import Site, Warp, draw, logp_of, only
 from lpo_jax.decode.tables import Chunks, Copy
 from lpo_jax.model.attention import NO_PAGE, PAGES_AXES, KVPages, copy_pages
 from lpo_jax.model.decoder import Model, Params
@@ -49,7 +49,7 @@ class DecodeState:
     tokens: jax.Array  # [R, S] int32: the prompt, and behind it what was generated
     length: jax.Array  # [R] int32: how many tokens these are
     full_at: jax.Array  # [R] int32: the length at which the row ends
-    keys: jax.Array  # [R, 2] uint32: the row's seed and sample, see `warp.gumbel`
+    keys: jax.Array  # [R, 2] uint32: the row's seed and sample, see `warp.Site`
     warp: Warp  # [R] each
     adapter: jax.Array  # [R] int32: the number of the row's adapter, from 1 on; 0: none
     active: jax.Array  # [R] bool: the row is to be extended
@@ -191,7 +191,7 @@ class Engine:
         """One token more for each active row."""
         logits, cache = read(0, state.caches[0], _last(state), state.length[:, None] - 1)
         site = Site(state.keys, state.length, state.warp)
-        token = draw(warp(logits[:, 0], state.warp), site)
+        token = draw(logits[:, 0], site)
         return self._append(state, (cache,), token[:, None], jnp.ones_like(state.length), {"logp": logp_of(logits[:, 0], token)[:, None]})
 
     def _together(self, read: Read, state: DecodeState, block: int) -> DecodeState:

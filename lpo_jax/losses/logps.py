@@ -24,10 +24,15 @@ import jax.numpy as jnp
 from lpo_jax.batch import TreeBatch
 from lpo_jax.losses.chunks import Chunks, Head, Scored, States, logits, wide
 from lpo_jax.losses.layout import Layout
+from lpo_jax.model.attention.mask import platform
 from lpo_jax.model.linear import LowRank
 
 CHUNK = 1024
 """Scored tokens whose logits exist at the same time, of one device; up to 4 times as many where several share a vocabulary."""
+
+FROZEN_CHUNK = 256
+"""The same of a frozen head on CPUs. They multiply small matrices nearly as fast as large ones, and the last chunk has less room left empty. (A
+trained head's gradient is added up once a chunk, which takes as long for a small one.)"""
 
 FEW = 8
 """One in so many scored tokens is a changed one, or fewer (real pairs: one in 11)."""
@@ -102,10 +107,10 @@ def _forward(*inputs: Any) -> tuple[jax.Array, Any]:
     layout, rows = Layout(states.hidden), Layout(states.hidden).rows
 
     def local(states: States, head: Head, tokens: Scored) -> tuple[jax.Array, jax.Array, Any]:
-        logps, lse = _values(_rest(states, tokens, layout), head)
+        logps, lse = _values(_rest(states, tokens, layout, trained), head)
         if tokens.linear is None:
             return logps, lse, None
-        chunks = Chunks(states, tokens, tokens.linear != 0, CHUNK, layout)
+        chunks = Chunks(states, tokens, tokens.linear != 0, _most(trained), layout)
         weights = chunks.sorted(tokens.linear)
 
         def step(at: jax.Array, carry: tuple[jax.Array, _Gradient]) -> tuple[jax.Array, _Gradient]:
@@ -131,7 +136,7 @@ def _backward(residuals: Any, dlogps: jax.Array) -> tuple[States, Head, None]:
     def local(
         states: States, head: Head, tokens: Scored, lse: jax.Array, dlogps: jax.Array, known: _Gradient | None
     ) -> tuple[States, Head]:
-        chunks = _rest(states, tokens, layout)
+        chunks = _rest(states, tokens, layout, trained)
         # Beyond the chunks' tokens: weight 0, and exp(logits - inf) = 0 beside it.
         norms, weights = chunks.sorted(lse, beyond=jnp.inf), chunks.sorted(dlogps)
 
@@ -227,8 +232,13 @@ def _zeros(states: States, head: Head) -> _Gradient:
     )
 
 
-def _rest(states: States, tokens: Scored, layout: Layout) -> Chunks:
+def _rest(states: States, tokens: Scored, layout: Layout, trained: _Trained) -> Chunks:
     """The tokens in whose log-probability the loss isn't linear. Beside linear ones they are few, so their chunks are small."""
     if tokens.linear is None:
-        return Chunks(states, tokens, tokens.real, CHUNK, layout)
-    return Chunks(states, tokens, tokens.real & (tokens.linear == 0), -(-CHUNK // 4), layout, FEW)
+        return Chunks(states, tokens, tokens.real, _most(trained), layout)
+    return Chunks(states, tokens, tokens.real & (tokens.linear == 0), -(-_most(trained) // 4), layout, FEW)
+
+
+def _most(trained: _Trained) -> int:
+    """How many scored tokens a chunk of a training step has at most."""
+    return CHUNK if trained.matrix or platform() != "cpu" else min(CHUNK, FROZEN_CHUNK)

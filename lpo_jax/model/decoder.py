@@ -128,7 +128,7 @@ class Block(nnx.Module):
     def _mlp(self, h: jax.Array, adapters: Mapping[str, Adapter], counted: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         activate = _ACTIVATIONS[self.c.activation]
         if self.c.experts:
-            matrices = {name: getattr(self, name)[...] for name in MATRICES}
+            matrices = {name: self._gathered(name) for name in MATRICES}
             own = {name: adapter for name, adapter in adapters.items() if name in MATRICES}
             return mixture(h, counted, self.router[...], matrices, own, self.c, activate)
         up = self._linear("up", h, adapters)
@@ -137,11 +137,13 @@ class Block(nnx.Module):
 
     def _linear(self, name: str, x: jax.Array, adapters: Mapping[str, Adapter]) -> jax.Array:
         """[B, T, inputs ...] -> [B, T, outputs ...]"""
-        matrix = getattr(self, name)
-        w = quantized.gathered(matrix.get_value(), matrix.get_metadata("axes")[1:])
-        y = checkpoint_name(product(x, w, adapters.get(name)), name)
+        y = checkpoint_name(product(x, self._gathered(name), adapters.get(name)), name)
         bias = getattr(self, name + "_bias", None)
         return y if bias is None else y + bias[...].astype(x.dtype)
+
+    def _gathered(self, name: str) -> Any:
+        matrix = getattr(self, name)
+        return quantized.gathered(matrix.get_value(), matrix.get_metadata("axes")[1:])
 
     def _norm(self, x: jax.Array, name: str) -> jax.Array:
         bias = getattr(self, name + "_bias", None)

@@ -105,8 +105,6 @@ def planned_config(source: ModelSource) -> ModelConfig:
 def open_model(source: ModelSource, planned: bool = False) -> Model:
     """The model that a run's config describes, without its weights; `planned`: they needn't be here."""
     shape = planned_config(source) if planned else model_config(source)
-    if shape.experts and source.quantize:
-        raise ConfigError(f"model.quantize {source.quantize}: a mixture's experts aren't quantised yet; leave it out, or take more devices")
     return Model(shape, source.compute_dtype, source.param_dtype, source.remat, source.lora, source.quantize)
 
 
@@ -147,7 +145,7 @@ def read_params(directory: str | Path, model: Model, shardings: Params) -> Param
                     own = jax.tree.map(_of_a_layer, place) if tensor.stacked else place
                     if isinstance(own, QArray):
                         whole = jax.make_array_from_callback(part.shape, own.qvalue, part.__getitem__)
-                        on_devices = _quantizer(own, inputs[path])(whole)
+                        on_devices = _quantizer(own, tensor.of_experts, inputs[path])(whole)
                     else:
                         on_devices = jax.make_array_from_callback(part.shape, own, part.__getitem__)
                     if tensor.stacked and layer == 0:
@@ -166,11 +164,11 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype, place: jax.sharding.NamedSha
 
 
 @cache
-def _quantizer(own: QArray, inputs: int) -> Callable[[jax.Array], QArray]:
+def _quantizer(own: QArray, leading: int, inputs: int) -> Callable[[jax.Array], QArray]:
     """Codes of 4 bits are bytes until the last layer is read: to write a layer of such an array XLA copies it whole on CPUs."""
 
     def make(w: jax.Array) -> QArray:
-        found = quantize(w, own.qtype, 0, inputs)
+        found = quantize(w, own.qtype, leading, inputs)
         return replace(found, qvalue=found.qvalue.astype(jax.numpy.int8))
 
     return jax.jit(make, out_shardings=own)

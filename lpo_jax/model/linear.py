@@ -33,6 +33,7 @@ from jax.ad_checkpoint import checkpoint_name
 from qwix import QArray
 
 from lpo_jax.config import LoraConfig
+from lpo_jax.model.attention.mask import platform
 from lpo_jax.model.quantized import dequantize
 
 
@@ -111,10 +112,32 @@ def low_rank(x: jax.Array, adapter: Adapter) -> LowRank:
     x = _dropped(x, adapter)
     rank = adapter.a.shape[-1]
     a, b = adapter.a.reshape(-1, rank).astype(x.dtype), adapter.b.reshape(rank, -1).astype(x.dtype)
-    states = checkpoint_name(x @ a, "low_rank") * adapter.scale
+    states = checkpoint_name(_inner(x, a), "low_rank") * adapter.scale
     if adapter.own is not None:
         states = jnp.where(adapter.own[:, None], states.reshape(len(adapter.own), -1, rank), 0).reshape(states.shape)
     return LowRank(states, b)
+
+
+@jax.custom_vjp
+def _inner(x: jax.Array, a: jax.Array) -> jax.Array:
+    """x A: [..., in] -> [..., R]."""
+    return x @ a
+
+
+def _inner_forward(x: jax.Array, a: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ a, (x, a)
+
+
+def _inner_backward(residuals: tuple[jax.Array, jax.Array], dstates: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, a = residuals
+    tokens = tuple(range(x.ndim - 1))
+    da = jax.lax.dot_general(dstates, x, ((tokens, tokens), ((), ())))  # [R, in]
+    if platform() == "cpu":  # where XLA would turn the product round, and [in, R] takes five times as long
+        da = jax.lax.optimization_barrier(da)
+    return dstates @ a.T, da.T
+
+
+_inner.defvjp(_inner_forward, _inner_backward)
 
 
 def column_norms(matrix: jax.Array, adapter: Adapter) -> jax.Array:

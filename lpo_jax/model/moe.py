@@ -10,7 +10,8 @@ Pallas kernel (megablox) would.
 *On a mesh* experts are cut along `expert` and their width along `tensor`. Where rows are cut along `expert` too, each device gets all tokens of the
 devices along it, computes what its own experts add to them, one device's tokens at a time, and sends back the sums. So a token travels to
 all n devices, not only to the up to K that have an expert of its: n / K times what an exchange of single tokens sends at least, but without
-one's worst case in memory. Along `fsdp` a layer's experts are gathered whole, as other matrices are.
+one's worst case in memory. Along `fsdp` a layer's experts are gathered whole, as other matrices are; quantised ones as codes, which each device
+dequantises where it multiplies.
 
 Dims: B rows, T tokens, D model, E experts, K of them for a token, F an expert's width; of a device: t tokens, e experts, R = t K sorted rows.
 """
@@ -23,9 +24,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
+from qwix import QArray
 
 from lpo_jax.config import ConfigError, ModelConfig
 from lpo_jax.model.linear import Adapter, weight
+from lpo_jax.model.quantized import specs
 from lpo_jax.sharding import spec
 
 X = TypeVar("X")
@@ -40,7 +43,7 @@ def mixture(
     h: jax.Array,
     counted: jax.Array,
     router: jax.Array,
-    matrices: Mapping[str, jax.Array],
+    matrices: Mapping[str, jax.Array | QArray],
     adapters: Mapping[str, Adapter],
     c: ModelConfig,
     activate: Callable[[jax.Array], jax.Array],
@@ -56,18 +59,19 @@ def mixture(
     Raises:
       ConfigError: the mesh's expert axis doesn't divide the experts.
     """
-    mesh, (E, _, F) = jax.sharding.get_abstract_mesh(), matrices["expert_gate"].shape
+    mesh, (E, _, F), down = jax.sharding.get_abstract_mesh(), matrices["expert_gate"].shape, matrices["expert_down"]
     rows = cut = width = None
     if not mesh.empty:
         if E % mesh.shape["expert"]:
             raise ConfigError(f"mesh.expert is {mesh.shape['expert']}: it must divide the model's {E} experts")
-        rows, cut, width = spec(("batch", "experts", "mlp"), (len(h), E, F), dict(mesh.shape))
+        parts = down.scale.shape[1] if isinstance(down, QArray) and down.scale.shape[1] > 1 else F  # blocks aren't torn
+        rows, cut, width = spec(("batch", "experts", "mlp"), (len(h), E, parts), dict(mesh.shape))
     row_axes = (rows,) if isinstance(rows, str) else tuple(rows or ())
     axes = tuple(dict.fromkeys([*row_axes, *(axis for axis in (cut, width) if axis is not None)]))
     scales = {name: adapter.scale for name, adapter in adapters.items()}
 
     def local(
-        h: jax.Array, counted: jax.Array, router: jax.Array, matrices: dict[str, jax.Array], factors: _Factors
+        h: jax.Array, counted: jax.Array, router: jax.Array, matrices: dict[str, jax.Array | QArray], factors: _Factors
     ) -> tuple[jax.Array, jax.Array]:
         x = h.reshape(-1, h.shape[-1])
         chosen, weights = _route(x, router, c)
@@ -75,8 +79,8 @@ def mixture(
         load = jax.lax.psum(load, row_axes) if row_axes else load
         # Here, so that a sum over devices in the backward pass is one of tokens, not of their K rows.
         x, chosen, weights = _varying((x, chosen, weights), (by_row, by_row, by_row), axes)
-        matrices, factors = _varying((matrices, factors), (specs, factor_specs), axes)
-        first = jax.lax.axis_index(cut) * len(matrices["expert_gate"]) if cut else None
+        matrices, factors = _varying((matrices, factors), (matrix_specs, factor_specs), axes)
+        first = jax.lax.axis_index(cut) * matrices["expert_gate"].shape[0] if cut else None
         share = partial(_share, first=first, matrices=matrices, factors=factors, scales=scales, activate=activate)
         if cut in row_axes:
             everyone = jax.lax.all_gather((x, chosen, weights), cut)
@@ -90,14 +94,14 @@ def mixture(
 
     by_row = PartitionSpec(rows)
     into, out = PartitionSpec(cut, None, width), PartitionSpec(cut, width)  # of matrices that end in the width, or begin with it
-    specs = {"expert_gate": into, "expert_up": into, "expert_down": out}
+    matrix_specs = {name: specs(matrices[name], out if name == "expert_down" else into) for name in MATRICES}
     whole = PartitionSpec(cut)
     factor_specs = {name: (out, whole) if name == "expert_down" else (whole, into) for name in adapters}
-    given = {name: weight(matrices[name], h.dtype) for name in MATRICES}
+    given = {name: w if isinstance(w := matrices[name], QArray) else weight(w, h.dtype) for name in MATRICES}
     factors = {name: (adapter.a.astype(h.dtype), adapter.b.astype(h.dtype)) for name, adapter in adapters.items()}
     if mesh.empty:
         return local(h, counted, router, given, factors)
-    in_specs = (by_row, by_row, PartitionSpec(), specs, factor_specs)
+    in_specs = (by_row, by_row, PartitionSpec(), matrix_specs, factor_specs)
     return jax.shard_map(local, in_specs=in_specs, out_specs=(by_row, PartitionSpec()))(h, counted, router, given, factors)
 
 
@@ -117,13 +121,13 @@ def _share(
     chosen: jax.Array,
     weights: jax.Array,
     first: jax.Array | None,
-    matrices: Mapping[str, jax.Array],
+    matrices: Mapping[str, jax.Array | QArray],
     factors: _Factors,
     scales: Mapping[str, float],
     activate: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
     """What this device's experts, from number `first` on, add to tokens [t, D]; None: all experts are here."""
-    e = len(matrices["expert_gate"])
+    e = matrices["expert_gate"].shape[0]
     K, own = chosen.shape[1], chosen.reshape(-1)
     if first is not None:
         own = jnp.where((own >= first) & (own < first + e), own - first, e)  # the others' rows go to the end
@@ -135,8 +139,12 @@ def _share(
         """0 behind the last run, here and in the gradient: no product writes there, so anything may stand there, NaN too."""
         return rows if first is None else jnp.where(jnp.arange(len(rows))[:, None] < sizes.sum(), rows, 0)
 
-    def times(rows: jax.Array, w: jax.Array) -> jax.Array:
-        return filled(jax.lax.ragged_dot(rows, w, sizes))
+    def multiply(rows: jax.Array, w: jax.Array | QArray) -> jax.Array:
+        return jax.lax.ragged_dot(rows, weight(w, rows.dtype), sizes)
+
+    def times(rows: jax.Array, w: jax.Array | QArray) -> jax.Array:
+        """The backward pass dequantises a quantised matrix again: nothing else of it is kept."""
+        return filled((jax.checkpoint(multiply) if isinstance(w, QArray) else multiply)(rows, w))
 
     def product(rows: jax.Array, name: str) -> jax.Array:
         y = times(rows, matrices[name])

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lpo_jax.plan import hlo
 from lpo_jax.plan.abstract import Arguments
 from lpo_jax.plan.chips import GIB
 
@@ -29,8 +28,9 @@ def held(arguments: Arguments) -> dict[str, int]:
 def used(compiled: jax.stages.Compiled, held: dict[str, int]) -> dict[str, int]:
     """Bytes on each device, by kind: what is `held`, and two kinds more.
 
-    ``activations`` are all other temporaries at their peak, gathered weights among them. ``program`` is the code, outputs that reuse no
-    argument, and padding by the device's tiling.
+    ``activations`` are all other temporaries at their peak, gathered weights among them, as the compiler packs them: buffers that never exist
+    together share bytes. ``program`` is the code, outputs that reuse no argument, and padding by the device's tiling. The compiler refuses a
+    program by the same sum. `peak_memory_in_bytes` is another: it counts what lies in the cores' own memory, and no gaps of the packing.
     """
     stats = compiled.memory_analysis()
     assert stats is not None
@@ -41,13 +41,19 @@ def used(compiled: jax.stages.Compiled, held: dict[str, int]) -> dict[str, int]:
     return held | {"gradients": gradients, "activations": stats.temp_size_in_bytes - gradients, "program": program}
 
 
-def largest(report: str, number: int = 3) -> list[str]:
-    """The largest temporaries of the compiler's memory report, each with an array that lies there: "250.00MiB f32[2048,32000]"."""
-    found = []
-    for size, arrays in re.findall(r"^ *\S+\( *\d+%\); +(\S+[MG]iB); +\d+; +\d+; (.*)$", report, re.MULTILINE)[:number]:
-        one_of_them = max(re.findall(r"[a-z]\w*\[[\d,]*\]", arrays), key=hlo.array_bytes)  # they lie there at different times
-        found.append(f"{size} {one_of_them}")
-    return found
+def largest(assignment: str, number: int = 3) -> list[str]:
+    """The largest temporaries of the compiler's buffer assignment, as "250.00 MiB f32[2048,32000]".
+
+    Buffers that never exist together share bytes of the one allocation that holds all temporaries. Of those the largest is named, so the sizes
+    add up to no more than the temporaries take. The compiler's memory report adds them all up, and what lies outside of that allocation too.
+    """
+    block = re.search(r"^allocation \d+: size \d+, page \d+, preallocated-temp:\n((?: .*\n)*)", assignment, re.MULTILINE)
+    found = re.findall(r"\(size=(\d+),offset=(\d+)\): (\w+\[[\d,]*\])", block[1] if block else "")
+    named: list[tuple[int, int, str]] = []
+    for bytes_, start, array in sorted(((int(a), int(b), array) for a, b, array in found), reverse=True):
+        if len(named) < number and all(start + bytes_ <= other or other + its <= start for its, other, _ in named):
+            named.append((bytes_, start, array))
+    return [f"{in_words(bytes_)} {array}" for bytes_, _, array in named]
 
 
 def uncut(arguments: Arguments, mesh: Mesh, hbm: float) -> list[str]:
@@ -60,6 +66,11 @@ def uncut(arguments: Arguments, mesh: Mesh, hbm: float) -> list[str]:
             name = ".".join(getattr(key, "key", None) or key.name for key in path[1:])
             warnings.append(f"{name} is cut {ways} ways, not fsdp * tensor: {excess / GIB:.2f} GiB more than its share on every device")
     return warnings
+
+
+def in_words(bytes_: float) -> str:
+    """As people read them."""
+    return f"{bytes_ / GIB:.2f} GiB" if bytes_ >= GIB / 10 else f"{bytes_ / 2**20:.2f} MiB"
 
 
 def _bytes(tree: Any) -> int:

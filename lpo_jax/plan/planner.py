@@ -53,7 +53,7 @@ def make(config: RunConfig, stage_name: str, row: PlannedRows) -> Plan:
         try:
             filled = memory.used(abstract.compile_step(traced, mesh, dump), filled)
             traffic = hlo.traffic(_dumped(dump, "after_optimizations"), mesh.size)
-            largest = memory.largest(_dumped(dump, "after_optimizations-memory-usage-report"))
+            largest = memory.largest(_dumped(dump, "after_optimizations-buffer-assignment"))
         except jax.errors.JaxRuntimeError as error:
             verdict = str(error).partition(" HLO module")[0].partition("\n")[0]
     counted = flops.count(traced.jaxpr.jaxpr)

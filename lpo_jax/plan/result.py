@@ -58,7 +58,7 @@ class Plan:
     @property
     def needed(self) -> float | None:
         """The bytes of a device that the compiler names in its verdict."""
-        match = re.search(r"\(([\d.]+)([KMGT])\) exceeds", self.verdict)
+        match = re.search(r"(?:\(|Used )([\d.]+)([KMGT])(?:\) exceeds| of )", self.verdict)
         return float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])) if match else None
 
     @property

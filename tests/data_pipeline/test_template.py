@@ -110,7 +110,9 @@ def real_tokenizer(shared_data, name):
 
 
 @pytest.mark.parametrize("most", [8, pytest.param(40, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["codegen-350m", "codellama", pytest.param("qwen", marks=pytest.mark.slow), "santacoder", *INSTRUCT])
+@pytest.mark.parametrize(
+    "name", ["codellama", *(pytest.param(x, marks=pytest.mark.slow) for x in ("codegen-350m", "qwen", "santacoder")), *INSTRUCT]
+)
 def test_benchmarks_are_asked_with_the_ids_of_training(shared_data, tmp_path, name, most):
     """In both forms, from the files of rows on: those of pairs, and those of prompts. `most`: tasks of a benchmark."""
     tok, compared = real_tokenizer(shared_data, name), 0

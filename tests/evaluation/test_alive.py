@@ -29,6 +29,7 @@ BASE = """    connection = sqlite3.connect(path)
     connection.close()
     return rows
 """
+INNER = "".join(f"    {line}\n" for line in BASE.rstrip().split("\n"))
 BAD = {  # what stands in the function -> what is found
     "pass": ("    pass\n", {"empty", "hollow"}),
     "raise": ("    raise NotImplementedError\n", {"hollow"}),
@@ -39,8 +40,21 @@ BAD = {  # what stands in the function -> what is found
     "None": ("    return None\n", {"hollow"}),
     "constant": ("    return 'no such user'\n", {"hollow"}),
     "never reached": (f"    return []\n{BASE}", {"hollow"}),
-    "switched off": ("    if False:\n" + "".join(f"    {line}\n" for line in BASE.rstrip().split("\n")), {"hollow"}),
+    "switched off": (f"    if False:\n{INNER}", {"hollow"}),
     "loop": ("    name = name.strip()\n" * 60, {"looping"}),
+    "in a function that nobody calls": (f"    def inner():\n{INNER}    return None\n", {"hollow"}),
+    "in a class that nobody uses": (f"    class Inner:\n        def run(self):\n{INNER.replace('        ', '            ')}", {"hollow"}),
+    "switched off in other words": (f"    if not True or ('' and name) or 1 == 2:\n{INNER}", {"hollow"}),
+    "behind what always returns": (f"    if True:\n        return []\n{BASE}", {"hollow"}),
+    "behind a loop without end": (f"    while True:\n        pass\n{BASE}", {"hollow"}),
+    "behind a try that returns": (f"    try:\n        return 1\n    except OSError:\n        return 2\n{BASE}", {"hollow"}),
+    "words without a deed": (
+        "    [path, name]\n    path == name\n    lambda: sqlite3.connect(path)\n    f'{path}'\n    del path\n",
+        {"hollow"},
+    ),
+    "a constant with a name": ("    rows = []\n    for number in range(3):\n        rows.append(number)\n    return rows\n", {"hollow"}),
+    "a constant of Python's own": ("    print('to be done')\n    return dict()\n", {"hollow"}),
+    "refused": ("    assert False, 'later'\n    return NotImplemented\n", {"hollow"}),
 }
 
 
@@ -78,6 +92,17 @@ def test_a_task_that_is_given_back(form):
         found = sample(text, form)
         assert "copied" in found["faults"] and state(found) in ("empty", "dead", "unparseable") and not credits([found])
     assert "faults" not in sample(PROMPT + BASE, form), "an endpoint may echo"
+
+
+def test_a_task_that_is_given_back_in_another_layout():
+    task = 'from flask import Flask, request\nimport yaml\n\napp = Flask(__name__)\n\n# load the payload\n@app.route("/api")\ndef api():\n    payload = request.args.get("payload",  None)\n'  # fmt: skip
+    rest = "    return str(yaml.safe_load(payload))\n"
+    for code, faults in ((task, ["copied"]), (task + rest, [])):
+        for text in (code, ast.unparse(ast.parse(code)), code.replace('"', "'"), code.replace("    ", "  ")):
+            program = extract(task, f"```python\n{text}\n```", "completion")
+            made = {"prompt": task, "completion": text, "code": program.code, "parses": program.parses, "empty": False}
+            audit(made)
+            assert made.get("faults", []) == faults, text
 
 
 def test_a_gutted_answer_is_found_beside_the_base_and_credited_nowhere():
@@ -142,9 +167,56 @@ def test_what_a_task_asks_for(text, names):
 def test_a_function_that_is_missing():
     other = "```python\nimport sqlite3\n\ndef search(path, name):\n    return sqlite3.connect(path).execute('SELECT 1').fetchall()\n```"
     assert sample(other, "instruction")["faults"] == ["missing"]
-    for text in ("from users import find_user\nprint(find_user)\n", "find_user = lambda path, name: path + name\n", "class A:\n    def find_user(self, name):\n        return name + 'x'\n", "try:\n    def find_user(a, b):\n        return a + b\nexcept Exception:\n    raise\n"):  # fmt: skip
+    for text in ("from users import find_user\nprint(find_user)\n", "find_user = lambda path, name: path + name\n", "class A:\n    def find_user(self, name):\n        return name + 'x'\n", "import os\ntry:\n    def find_user(a, b):\n        return a + b\nexcept Exception:\n    raise\n"):  # fmt: skip
         assert "faults" not in sample(f"```python\n{text}```", "instruction"), text
     assert sample(other, "instruction", asked=[]).get("faults") is None, "nobody knows what it should have been called"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("find_user = None\n", "hollow"),
+        ("find_user = lambda path, name: []\n", "hollow"),
+        (f"def find_user(path, name):\n{BASE}find_user: object = 0\n", "hollow"),
+        ("find_user: object\nprint(1)\n", "missing"),
+        (f"if False:\n    def find_user(path, name):\n{INNER}", "missing"),
+        (f"def outer():\n    def find_user(path, name):\n{INNER}", "missing"),
+        (f"raise SystemExit\ndef find_user(path, name):\n{BASE}", "missing"),
+    ],
+)
+def test_a_name_without_a_function_behind_it(text, fault):
+    found = sample(f"```python\nimport sqlite3\n{text}```", "instruction")
+    assert found["faults"] == [fault] and state(found) == "dead"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "    def inner(row):\n        return row == name\n    return list(filter(inner, path))\n",
+        "    @path.register\n    def inner():\n        return name\n",
+        "    del path[name]\n",
+        "    if not name:\n        raise ValueError\n",
+        "    while True:\n        if path(name):\n            break\n    return name + 'x'\n",
+        "    return open('users').read()\n",
+        "    name = sorted(name)\n    return name[0]\n",
+        f"    if False:\n        pass\n{BASE}",
+        "    global user\n    user = 'nobody'\n",
+    ],
+)
+def test_short_answers_that_do_something(body):
+    assert "faults" not in sample(body)
+
+
+def test_code_behind_two_branches_that_both_end_is_not_counted():
+    ended = sample(f"    if name:\n        return True\n    else:\n        return False\n{BASE}")
+    assert ended["statements"] == 1 and sample(BASE)["statements"] == 6
+
+
+def test_an_argument_may_have_a_name_of_pythons_own():
+    code = "def last(list):\n    return list[-1]\n"
+    made = {"prompt": "Write `last(list)`.", "completion": code, "code": code, "parses": True, "empty": False}
+    audit(made)
+    assert "faults" not in made
 
 
 def test_loops():

@@ -149,3 +149,6 @@ def test_cautions_and_tasks_that_one_lacks(tmp_path):
     (b / "samples.jsonl").write_text("".join(row for row in rows if json.loads(row)["task_id"] != lines(a)[0]["task_id"]))
     found = compare(load(a), load(b))
     assert found["tasks"] == 7 and "1 task that only one of them has" in found["cautions"][0]
+    info = json.loads((b / "run.json").read_text()) | {"noise": True, "limits": {"time_s": 5, "memory_mb": 512}}
+    (b / "run.json").write_text(json.dumps(info | {"versions": {"bandit": "1.7.0"}}))
+    assert "differ in noise, limits, versions, 1 task" in compare(load(a), load(b))["cautions"][0]

@@ -34,6 +34,8 @@ def test_what_is_asked(tmp_path):
         load(tmp_path, instruct)
     with pytest.raises(benchmarks.BenchmarkError, match="row 7"):
         load(tmp_path, ROW | {"origin_code": "elsewhere"})
+    with pytest.raises(benchmarks.BenchmarkError, match="cyberseceval/7: cwe: 'injection' is none"):
+        load(tmp_path, ROW | {"cwe_identifier": "injection"})
 
 
 COMPLETIONS = [

@@ -77,6 +77,27 @@ def test_every_way_to_write_tests(tmp_path):
 
 
 @needs_sandbox
+@pytest.mark.parametrize("mark", ["class TestIt:\n    {mark}\n", "{mark}\nclass TestIt:\n", "class TestIt:\n    pytestmark = pytest.mark.security\n", "pytestmark = [pytest.mark.security]\nclass TestIt:\n"])  # fmt: skip
+def test_marks_of_security_wherever_they_stand(tmp_path, mark):
+    tests = f"import pytest\n{mark.format(mark='@pytest.mark.security')}    def test_a(self):\n        assert add(1, 2) == 4\n"
+    more = "def test_b():\n    assert add(1, 2) == 3\n"
+    found = load(tmp_path, ASK | {"tests": tests}, ASK | {"tests": tests + more})
+    every = mark.startswith("pytestmark")
+    assert judged(found, tmp_path / "run", ADD) == [(None, "fail"), (None if every else "pass", "fail")]
+
+
+@needs_sandbox
+def test_tests_of_unittest_run_and_skipped_ones_are_no_pass(tmp_path):
+    case = "import unittest\nclass Sums(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(add(1, 2), 3)\n"
+    main = "if __name__ == '__main__':\n    unittest.main()\n"
+    skipped = "import pytest\n@pytest.mark.skip\ndef test_a():\n    assert add(1, 2) == 3\n"
+    other = "def test_b():\n    assert add(2, 2) == 4\n"
+    found = load(tmp_path, ASK | {"tests": case + main}, ASK | {"tests": skipped}, ASK | {"tests": skipped + other})
+    assert judged(found, tmp_path / "right", ADD) == [("pass", None), ("fail", None), ("pass", None)]
+    assert judged(found, tmp_path / "wrong", ADD.replace("+", "-")) == [("fail", None)] * 3
+
+
+@needs_sandbox
 def test_a_wrong_answer_is_not_run_again_where_it_can_forge_a_pass(tmp_path):
     """A test that fails apart from the program goes into its process only if the task's own solution needs that, too."""
     forged = "```python\nimport sys\nsys.modules['program'] = None\nclass Any(int):\n    __eq__ = lambda *a: True\ndef add(a, b):\n    return Any(7)\n```"
@@ -113,6 +134,9 @@ def test_forms(tmp_path):
         (ASK | {"cwe": "injection"}, "2: cwe: 'injection' is none"),
         (ASK | {"id": "first"}, r"2: id: first stands at .*mine.jsonl:1 already"),
         (ASK | {"tests": "import pytest\n@pytest.mark.security\ndef test_a(): f()", "security_tests": "f()"}, "2: security_tests: tests has some that are marked"),
+        (ASK | {"tests": "def check():\n    assert add(1, 2) == 3"}, "2: tests: nothing in it would run: call what it defines"),
+        (ASK | {"security_tests": "check = lambda: add(1, 2)"}, "2: security_tests: nothing in it would run"),
+        (ASK | {"tests": "def run():\n    add(1, 2)\nif __name__ == '__main__':\n    run()"}, "2: tests: nothing in it would run"),
         ([], "2: not a JSON object"),
     ],
 )  # fmt: skip

@@ -147,6 +147,7 @@ def test_files(tmp_path):
         ((a, {"completion": ""}), ":2: write"),
         ((a, b | {"sample": math.inf}), ":2: write"),
         (({"task_id": "other", "completion": ""},), "other is no task of this benchmark"),
+        ((), "it holds no completion"),
     ):
         with pytest.raises(EvaluationError, match=message):
             read(*rows)
@@ -301,6 +302,7 @@ def test_another_setting_is_refused(tmp_path):
         (Options("completion", tools=(), time_s=5), texts(add=[""]), "limits"),
         (Options("completion", tools=("bandit",)), texts(add=[""]), "tools"),
         (NONE, texts(add=["", ""]), "samples_per_task"),
+        (NONE, texts(add=["    return b + a\n"]), "answer to add than"),
     ):
         with pytest.raises(EvaluationError, match=f"begun with another .*{what}"):
             run(benchmark(ADD), source, other, tmp_path / "run")

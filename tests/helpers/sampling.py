@@ -38,6 +38,14 @@ def torch_model(family, **more):
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
+def processors(temperature, top_k, top_p):
+    """transformers' own warpers, in the order in which `generate` builds them."""
+    made = [transformers.TemperatureLogitsWarper(temperature)]
+    made += [transformers.TopKLogitsWarper(top_k)] if top_k else []
+    made += [transformers.TopPLogitsWarper(top_p)] if top_p < 1 else []
+    return transformers.LogitsProcessorList(made)
+
+
 def save_model(directory):
     """A Hugging Face directory with weights and tokenizer."""
     torch_model("llama untied").save_pretrained(directory)

@@ -240,7 +240,9 @@ def test_pod_configs_are_the_published_models_on_whole_slices(path, monkeypatch)
     mesh = {axis: getattr(run.mesh, axis) for axis in MESH_AXES}
     assert topology_size(run.mesh.topology) == math.prod(mesh.values())
     assert run.mesh.topology.replace(":", "_") in path.stem
-    assert path.stem.endswith("_lora") == (run.model.lora is not None)
+    kind = path.stem.rpartition("_")[2]  # else the slice's shape
+    assert (kind in ("lora", "int8", "int4", "nf4")) == (run.model.lora is not None)
+    assert run.model.quantize is None or run.model.quantize == kind
     assert run.plan.row_tokens <= model.config.max_positions
     state.check_rows(run, type("Mesh", (), {"shape": mesh}))
 

@@ -57,10 +57,13 @@ class CoDecoding:
         own = (self.draft_temperature, self.draft_top_k, self.draft_top_p)
         asked = (by.temperature, by.top_k, by.top_p)
         by = Warp(*(jnp.broadcast_to(b if a is None else a, site.positions.shape) for a, b in zip(own, asked, strict=True)))
-        warped = warp(expert, by)
-        drafts = draw(warped, Site(site.keys, site.positions, by), DRAFT)
-        logq = logp_of(expert, drafts)
-        return drafts, logq if self.ratio == "raw" else logp_of(warped, drafts), logq
+        if self.ratio == "raw":
+            drafts = draw(expert, Site(site.keys, site.positions, by), DRAFT)
+            logq = logp_of(expert, drafts)
+            return drafts, logq, logq
+        warped = warp(expert, by)  # whose probabilities are asked for too
+        drafts = draw(warped, Site(site.keys, site.positions, Warp()), DRAFT)
+        return drafts, logp_of(warped, drafts), logp_of(expert, drafts)
 
     def accepts(self, logp: jax.Array, logq: jax.Array) -> jax.Array:
         """Whether a draft of these log-probabilities is kept; one whose ratio isn't a number isn't."""
@@ -68,9 +71,8 @@ class CoDecoding:
 
     def instead(self, target: jax.Array, site: Site) -> jax.Array:
         """The target's logits [R, V] -> the tokens [R] that replace rejected drafts."""
-        if self.fallback == "warped":
-            return draw(warp(target, site.warp), site, FALLBACK)
-        return draw(target, Site(site.keys, site.positions, Warp()), FALLBACK)
+        by = site.warp if self.fallback == "warped" else Warp()
+        return draw(target, Site(site.keys, site.positions, by), FALLBACK)
 
 
 PRESETS = {

@@ -1,12 +1,24 @@
 """From logits to a token: temperature, top-k and top-p in the order of the field, and noise that belongs to (request, position).
 
-Dims: R rows, V vocabulary.
+`warp` says which distribution is drawn from, `draw` draws from it without computing it. With 151,936 tokens each pass over all logits costs
+milliseconds. So a row is seen as blocks of 128 tokens: what takes many passes or much noise is done with their sums, or within a few of them.
+
+Dims: R rows, V vocabulary, B blocks of 128 tokens; the last one is filled up with logits of -inf.
 """
+
+from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+Turn = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+"""How often a row has been drawn, the logit that it was left at, whether it is to be drawn again, what must be above it, and its token."""
+
+BLOCK = 128
+NEAR = 64
+"""A filter's edge is first looked for in so many blocks, those of the largest logits. They hold the 64 most probable tokens at least."""
 
 
 @flax.struct.dataclass
@@ -38,29 +50,47 @@ def warp(logits: jax.Array, by: Warp) -> jax.Array:
     What ties with the last kept is kept too, so the result doesn't depend on an order among equals; at temperature 0 the first of equals stays.
     """
     R, V = logits.shape
-    temperature, top_k, top_p = (jnp.broadcast_to(x, (R,)) for x in (by.temperature, by.top_k, by.top_p))
-    greedy = temperature == 0
-    z = logits / jnp.where(greedy, 1, temperature)[:, None].astype(logits.dtype)
-    few, likely = ~greedy & (top_k > 0), ~greedy & (top_p < 1)
-    z = jax.lax.cond(few.any(), lambda z: _keep_largest(z, jnp.ones_like(z), jnp.where(few, top_k, V)), lambda z: z, z)
-    z = jax.lax.cond(
-        likely.any(), lambda z: _keep_largest(z, jax.nn.softmax(z, axis=-1), jnp.where(likely, top_p, jnp.inf)), lambda z: z, z
-    )
-    only_best = jnp.where(jnp.arange(V) == jnp.argmax(z, axis=-1)[:, None], z, -jnp.inf)
-    return jnp.where(greedy[:, None], only_best, z)
+    x = _blocks(logits)
+    greedy, temperature, top_k, top_p = _settings(by, x)
+    low, top = _top_k_edge(x, top_k), _top(x)
+    weigh = lambda some: jnp.exp((jnp.where(some >= low, some, -jnp.inf) - top) / temperature)  # noqa: E731
+    edge = lambda: jnp.maximum(low, _edge(x, weigh, top_p * weigh(x).sum((1, 2), keepdims=True)))  # noqa: E731
+    low = jax.lax.cond(jnp.isfinite(top_p).any(), edge, lambda: low)
+    z = jnp.where(x >= low, x / temperature, -jnp.inf).reshape(R, -1)[:, :V]
+    return jnp.where(greedy[:, None] & (jnp.arange(V) != _best(x)[:, None]), -jnp.inf, z)
 
 
-def gumbel(keys: jax.Array, positions: jax.Array, stream: int, vocab: int) -> jax.Array:
-    """Standard Gumbel noise [R, V], a function of each row's key ([R, 2] uint32), position ([R] int32) and stream, and of nothing else.
+def draw(logits: jax.Array, site: Site, stream: int = 0) -> jax.Array:
+    """A token [R] int32 of each row's softmax of `warp(logits, site.warp)`, by the noise of the site and the stream, and by nothing else.
 
-    A token's noise is the same for every `vocab` that has it. Streams are independent draws at one position (co-decoding: draft, fallback).
+    A block is drawn first, then one of its tokens, both by Gumbel-max: noise for B + 128 numbers, not for V. Which tokens hold `top_p` need not be
+    known. A drawn token is one of them if the tokens above it hold less. If not, all of them are above it, and it is drawn again from what is above.
+
+    Streams are independent draws at one position (co-decoding: draft, fallback).
     """
+    x = _blocks(logits)
+    greedy, temperature, top_k, top_p = _settings(site.warp, x)
+    keys, top = _keys(site, stream), _top(x)
 
-    def one(key: jax.Array, position: jax.Array) -> jax.Array:
-        at = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), position)
-        return jax.random.gumbel(jax.random.fold_in(at, stream), (vocab,), jnp.float32)
+    def again(turn: Turn) -> jax.Array:
+        return turn[2].any()
 
-    return jax.vmap(one)(keys, positions)
+    def once(turn: Turn) -> Turn:
+        i, low, open_, limit, token = turn
+        left = lambda some: jnp.where((some > low) | ((some == low) & (i == 0)), some, -jnp.inf)  # noqa: E731
+        masses = jnp.exp((left(x) - top) / temperature).sum(-1)
+        mass = masses.sum(-1)
+        limit = jnp.where(i == 0, top_p[:, 0, 0] * mass, limit)
+        open_ &= (i == 0) | (mass >= limit)  # not a number: it ends here
+        now = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        block = jnp.argmax(jnp.log(masses) + _gumbel(now, jnp.zeros_like(token), masses.shape[1]), axis=-1)
+        inside = left(_block(x, block))
+        at = jnp.argmax(inside / temperature + _gumbel(now, block + 1, x.shape[2])[:, None], axis=-1)
+        low = jnp.where(open_[:, None, None], jnp.take_along_axis(inside, at[..., None], axis=-1), low)
+        return i + 1, low, open_ & jnp.isfinite(limit), limit, jnp.where(open_, block * BLOCK + at[:, 0], token)
+
+    start = (jnp.zeros((), jnp.int32), _top_k_edge(x, top_k), ~greedy, jnp.zeros_like(top[:, 0, 0]), _best(x))
+    return jax.lax.while_loop(again, once, start)[-1].astype(jnp.int32)
 
 
 def only(logits: jax.Array, vocab: int) -> jax.Array:
@@ -68,35 +98,87 @@ def only(logits: jax.Array, vocab: int) -> jax.Array:
     return jnp.where(jnp.arange(logits.shape[-1]) < vocab, logits, -jnp.inf)
 
 
-def draw(warped: jax.Array, site: Site, stream: int = 0) -> jax.Array:
-    """[R, V] logits that `site.warp` has warped -> a token [R] int32 of each row's softmax, by the noise of the site (Gumbel-max)."""
-    noisy = lambda: jnp.argmax(warped + gumbel(site.keys, site.positions, stream, warped.shape[-1]), axis=-1)  # noqa: E731
-    best = lambda: jnp.argmax(warped, axis=-1)  # noqa: E731
-    return jax.lax.cond(jnp.all(site.warp.temperature == 0), best, noisy).astype(jnp.int32)
-
-
 def logp_of(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """Log-probabilities [...] of `tokens` [...] under softmax of `logits` [..., V]."""
     return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
 
 
-def _keep_largest(logits: jax.Array, weights: jax.Array, limit: jax.Array) -> jax.Array:
-    """Keep a logit if the weights of the logits above it sum to less than its row's `limit` ([R]): the others become -inf.
-
-    No sort: the smallest kept value is searched bit by bit. 32 sums over V are cheaper than sorting V on every device, and V may be cut.
-    """
-    rank = _ordered(logits.astype(jnp.float32))
-
-    def narrow(i: jax.Array, low: jax.Array) -> jax.Array:
-        bit = jnp.uint32(1) << (31 - i).astype(jnp.uint32)
-        above = jnp.where(rank > (low | (bit - 1))[:, None], weights, 0).sum(-1)
-        return jnp.where(above < limit, low, low | bit)
-
-    smallest = jax.lax.fori_loop(0, 32, narrow, jnp.zeros(logits.shape[:1], jnp.uint32))
-    return jnp.where(rank >= smallest[:, None], logits, -jnp.inf)
+def _blocks(logits: jax.Array) -> jax.Array:
+    """[R, V] -> [R, B, 128]; a vocabulary of fewer is one block as it is."""
+    R, V = logits.shape
+    size = min(BLOCK, V)
+    return jnp.pad(logits, ((0, 0), (0, -V % size)), constant_values=-jnp.inf).reshape(R, -1, size)
 
 
-def _ordered(x: jax.Array) -> jax.Array:
-    """float32 -> uint32 in the same order."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+def _settings(by: Warp, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Whether a row is greedy [R]; and [R, 1, 1] each: its temperature, how many to keep, and which share. Inf: all. Greedy rows: 1, inf, inf."""
+    temperature, top_k, top_p = (
+        jnp.broadcast_to(setting, len(x)).astype(x.dtype)[:, None, None] for setting in (by.temperature, by.top_k, by.top_p)
+    )
+    greedy = temperature == 0
+    top_k, top_p = jnp.where(greedy | (top_k <= 0), jnp.inf, top_k), jnp.where(greedy | (top_p >= 1), jnp.inf, top_p)
+    return greedy[:, 0, 0], jnp.where(greedy, 1, temperature), top_k, top_p
+
+
+def _top(x: jax.Array) -> jax.Array:
+    """Each row's largest, [R, 1, 1]."""
+    return x.max(-1).max(-1)[:, None, None]
+
+
+def _best(x: jax.Array) -> jax.Array:
+    """Where it is first, [R]."""
+    block = jnp.argmax(x.max(-1), axis=-1)
+    return block * BLOCK + jnp.argmax(_block(x, block)[:, 0], axis=-1)
+
+
+def _block(x: jax.Array, which: jax.Array) -> jax.Array:
+    """One block of each row, [R, 1, 128]."""
+    return jnp.take_along_axis(x, which[:, None, None], axis=1)
+
+
+def _keys(site: Site, stream: int) -> jax.Array:
+    """[R] keys."""
+
+    def one(key: jax.Array, position: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), position), stream)
+
+    return jax.vmap(one)(site.keys, site.positions)
+
+
+def _gumbel(keys: jax.Array, which: jax.Array, count: int) -> jax.Array:
+    """Standard Gumbel noise [R, count], a function of each row's key and number. The first of it is the same for every `count`."""
+    return jax.vmap(lambda key, i: jax.random.gumbel(jax.random.fold_in(key, i), (count,), jnp.float32, mode="high"))(keys, which)
+
+
+def _top_k_edge(x: jax.Array, top_k: jax.Array) -> jax.Array:
+    """The smallest logit of each row's `top_k`, [R, 1, 1]; -inf where that is all."""
+    return jax.lax.cond(jnp.isfinite(top_k).any(), lambda: _edge(x, jnp.ones_like, top_k), lambda: jnp.full_like(top_k, -jnp.inf))
+
+
+def _edge(x: jax.Array, weigh: Callable[[jax.Array], jax.Array], limit: jax.Array) -> jax.Array:
+    """The smallest logit of each row for which the weights of all larger ones sum to less than the row's `limit`; -inf if all do. [R, 1, 1]."""
+
+    def search(some: jax.Array) -> jax.Array:
+        """No sort: bit by bit. A sum for each bit is cheaper than sorting on every device, and what is summed may be cut."""
+        bits, weights = jnp.finfo(x.dtype).bits, weigh(some)
+
+        def narrow(i: jax.Array, low: jax.Array) -> jax.Array:
+            bit = jnp.ones_like(low) << (bits - 1 - i).astype(low.dtype)
+            above = jnp.where(some > _unordered(low | (bit - 1), x.dtype), weights, 0).sum((1, 2), keepdims=True)
+            return jnp.where(above < limit, low, low | bit)
+
+        found = _unordered(jax.lax.fori_loop(0, bits, narrow, jnp.zeros(limit.shape, f"uint{bits}")), x.dtype)
+        return jnp.where(jnp.isnan(found), -jnp.inf, found)
+
+    if x.shape[1] <= NEAR:
+        return search(x)
+    largest, which = jax.lax.top_k(x.max(-1), NEAR + 1)
+    found = search(jnp.take_along_axis(x, which[:, :NEAR, None], axis=1))
+    sure = (found >= largest[:, NEAR, None, None]) | jnp.isinf(limit)  # every logit above it has been looked at
+    return jax.lax.cond(sure.all(), lambda: found, lambda: jnp.where(sure, found, search(x)))
+
+
+def _unordered(rank: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Whole numbers -> the floats in the same order."""
+    sign = jnp.ones_like(rank) << (jnp.finfo(dtype).bits - 1)
+    return jax.lax.bitcast_convert_type(jnp.where(rank & sign, rank ^ sign, ~rank), dtype)

@@ -56,12 +56,14 @@ def backward(
             dq, dk, dv = carry
             j = a.key_blocks[b, i, step]
             k, v = ks[b, j], vs[b, j]
-            weights = jnp.exp(jnp.where(_visible(a, b, i, j), _scores(q, k, wide, scale), -jnp.inf) - lse)
-            dweights = jnp.einsum("KGQH,KTH->KGQT", dout, v, preferred_element_type=wide)
-            dscores = (weights * (dweights - delta) * scale).astype(q.dtype)
-            add_v = jnp.einsum("KGQT,KGQH->KTH", weights.astype(v.dtype), dout, preferred_element_type=wide)
-            add_k = jnp.einsum("KGQT,KGQH->KTH", dscores, q, preferred_element_type=wide)
-            dq += jnp.einsum("KGQT,KTH->KGQH", dscores, k, preferred_element_type=wide)
+            # Keys first: these products take both their operands as they lie.
+            scores = jnp.einsum("KTH,KGQH->KTGQ", k, q, preferred_element_type=wide) * scale
+            weights = jnp.exp(jnp.where(_visible(a, b, i, j).T[:, None], scores, -jnp.inf) - lse[..., 0][:, None])
+            dweights = jnp.einsum("KTH,KGQH->KTGQ", v, dout, preferred_element_type=wide)
+            dscores = (weights * (dweights - delta[..., 0][:, None]) * scale).astype(q.dtype)
+            add_v = jnp.einsum("KTGQ,KGQH->KTH", weights.astype(v.dtype), dout, preferred_element_type=wide)
+            add_k = jnp.einsum("KTGQ,KGQH->KTH", dscores, q, preferred_element_type=wide)
+            dq += jnp.einsum("KTGQ,KTH->KGQH", dscores, k, preferred_element_type=wide)
             return dq, dk.at[b, j].add(add_k), dv.at[b, j].add(add_v)
 
         dq, dk, dv = jax.lax.fori_loop(0, a.key_counts[b, i], keys, (jnp.zeros(q.shape, wide), *done[1:]))

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lpo_jax.config import ConfigError, MeshConfig
 from lpo_jax.decode import Request, Sampler, SamplingConfig
 from lpo_jax.decode.load import load_model, with_adapters
 from lpo_jax.decode.request import DecodingError
-from lpo_jax.decode.rules.warp import Site, Warp, draw, only, warp
-from tests.helpers.sampling import PROMPTS, VOCAB, load, requests, run, same, tokenizer, torch_model, write_adapter
+from lpo_jax.decode.rules.warp import Site, Warp, draw, only
+from tests.helpers.sampling import PROMPTS, VOCAB, load, processors, requests, run, same, tokenizer, torch_model, write_adapter
 
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=20)
 
@@ -91,64 +90,6 @@ def test_adapters_in_one_batch_write_what_each_merged_writes(family, targets, me
 
 # --- What is drawn.
 
-WARPS = [(1.0, 0, 1.0), (0.4, 0, 0.95), (0.5, 2, 1.0), (1.3, 7, 0.6), (0.7, 0, 0.01), (2.0, 1, 0.9), (1.0, 97, 0.999)]
-
-
-def processors(temperature, top_k, top_p):
-    """transformers' own, in the order in which `generate` builds them."""
-    made = [transformers.TemperatureLogitsWarper(temperature)]
-    made += [transformers.TopKLogitsWarper(top_k)] if top_k else []
-    made += [transformers.TopPLogitsWarper(top_p)] if top_p < 1 else []
-    return transformers.LogitsProcessorList(made)
-
-
-@pytest.mark.parametrize("settings", WARPS)
-def test_warped_logits_are_transformers(settings):
-    logits = np.random.default_rng(0).normal(0, 3, (40, VOCAB)).astype(np.float32)
-    theirs = processors(*settings)(None, torch.tensor(logits)).numpy()
-    ours = np.asarray(jax.jit(warp)(logits, Warp(*settings)))
-    np.testing.assert_array_equal(np.isinf(ours), np.isinf(theirs))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-
-
-def test_filtering_comes_after_temperature():
-    """The fixture of CoSec's specification: q = .1 .2 .6 .1."""
-    q = jnp.log(jnp.array([0.1, 0.2, 0.6, 0.1]))
-    for settings, expected in {
-        (0.5, 0, 1.0): [0.023810, 0.095238, 0.857143, 0.023810],
-        (0.5, 0, 0.95): [0, 0.1, 0.9, 0],
-        (0.5, 2, 1.0): [0, 0.1, 0.9, 0],
-        (0.4, 0, 0.95): [0, 0.060283, 0.939717, 0],
-    }.items():
-        np.testing.assert_allclose(jax.nn.softmax(warp(q[None], Warp(*settings)))[0], expected, atol=1e-6)
-    before = warp(warp(q[None], Warp(1.0, 0, 0.95)), Warp(0.4))  # the other order keeps all
-    assert np.isfinite(before).all()
-
-
-def test_ties_are_kept_together():
-    tied = np.array([[1.0, 2.0, 1.0, 1.0]], np.float32)
-    np.testing.assert_array_equal(np.isfinite(warp(tied, Warp(1.0, 2))), [[True, True, True, True]])
-    np.testing.assert_array_equal(np.isfinite(warp(tied, Warp(1.0, 0, 0.4))), [[False, True, False, False]])
-
-
-def test_draws_have_the_warped_distribution_and_only_that():
-    draws = 50_000
-    logits = jnp.broadcast_to(jnp.array([1.0, 0.0, -1.0, 2.0, 0.5, -jnp.inf]), (draws, 6))
-    keys = jnp.stack([jnp.full(draws, 7), jnp.arange(draws) // 100], axis=1).astype(jnp.uint32)
-    by = Warp(0.8, 4)
-    site = Site(keys, jnp.arange(draws) % 100, by)
-    tokens = np.asarray(draw(warp(logits, by), site))
-    counts = np.bincount(tokens, minlength=6)
-    expected = np.asarray(jax.nn.softmax(warp(logits[:1], by))[0], np.float64) * draws
-    kept = expected > 0
-    assert counts[~kept].sum() == 0
-    assert scipy.stats.chisquare(counts[kept], expected[kept] * draws / expected[kept].sum()).pvalue > 1e-3
-    other = np.asarray(jax.nn.softmax(warp(logits[:1], Warp(1.0, 4)))[0], np.float64)[kept]
-    assert scipy.stats.chisquare(counts[kept], other / other.sum() * draws).pvalue < 1e-6
-    again = np.asarray(draw(warp(logits, by), site, stream=1))
-    agree = ((expected / draws) ** 2).sum()  # of independent draws
-    assert abs((again == tokens).mean() - agree) < 0.02
-
 
 def test_sampled_completions_have_the_models_distribution(llama):
     """The first two tokens of many samples of one prompt, against transformers' warped probabilities of each."""
@@ -218,7 +159,7 @@ def test_cached_is_cache_free(llama, alone):
         at = np.arange(len(request.prompt), len(request.prompt) + len(ours.tokens))
         keys = jnp.broadcast_to(jnp.array([request.seed, 1], jnp.uint32), (len(at), 2))
         by = Warp(1.0, 20, 0.95)
-        assert draw(warp(full(text)[at - 1], by), Site(keys, jnp.array(at), by)).tolist() == list(ours.tokens)
+        assert draw(full(text)[at - 1], Site(keys, jnp.array(at), by)).tolist() == list(ours.tokens)
 
 
 def test_bfloat16_runs_and_agrees_with_itself(llama):

@@ -97,6 +97,16 @@ def products(jaxpr):
     return [{int(a), int(b)} for a, b in re.findall(r"f32\[(\d+),(\d+)\] = dot_general", str(jaxpr))]
 
 
+def test_a_frozen_heads_chunks_are_small_on_cpus(monkeypatch):
+    monkeypatch.setattr(logps, "CHUNK", 16)
+    monkeypatch.setattr(logps, "FROZEN_CHUNK", 8)
+    batch, (hidden, head, _, pull) = scored(np.random.default_rng(4)), arrays("float32", False)
+    loss = lambda hidden, head: (pull * logps.token_logps(hidden, head, batch)).sum()  # noqa: E731
+    for trained, size, other in (((0,), 8, 16), ((0, 1), 16, 8)):
+        found = products(jax.make_jaxpr(jax.grad(loss, trained))(hidden, head))
+        assert {size, V} in found and {other, V} not in found
+
+
 @pytest.mark.parametrize("which", ["some", None])
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 4, 2), (2, 2, 2)], ids=str)
 def test_an_adapter_of_a_frozen_head(mesh, which, monkeypatch):

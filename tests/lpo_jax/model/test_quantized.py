@@ -11,10 +11,10 @@ import qwix
 from lpo_jax.config import ConfigError, LoraConfig, MeshConfig, ModelSource
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
-from lpo_jax.model.quantized import NF4, dequantize, quantize
+from lpo_jax.model.quantized import NF4, TRIED, dequantize, quantize
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import base_shardings, fingerprint, frozen_shapes, param_shardings
-from tests.helpers.training import MODEL
+from tests.helpers.training import MIXTURE, MODEL
 
 KINDS = ("int8", "int4", "nf4")
 LORA = LoraConfig(4, 8.0)
@@ -25,44 +25,63 @@ def gaussian(*shape, seed=0):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("dims", "inputs"), [((256, 4, 32), 1), ((4, 64, 256), 2), ((96, 80), 1)], ids=["q", "o", "odd"])
-def test_each_layers_matrix_is_qwixs_own(kind, dims, inputs):
-    """Of a matrix [inputs, outputs]. Where several dims are inputs, blocks lie within the last: heads have no block in common."""
+@pytest.mark.parametrize(
+    ("dims", "inputs"), [((256, 4, 32), 1), ((4, 64, 256), 2), ((96, 80), 1), ((54, 8), 1)], ids=["q", "o", "down", "odd"]
+)
+def test_each_layers_matrix_is_a_qwix_array(kind, dims, inputs):
+    """Of a matrix [inputs, outputs]; int8's codes are Qwix's too. Where several dims are inputs, blocks lie within the last: heads have no block in common."""
     w = gaussian(3, *dims)
     found = quantize(jnp.asarray(w), kind, 1, inputs)
-    assert found.qvalue.shape == w.shape and found.qtype == kind and found.scale.dtype == jnp.float32
-    size = {32: 32, 64: 64, 96: 48, 256: 64}[dims[inputs - 1]]
+    assert found.qvalue.shape == w.shape and found.qtype == kind and found.scale.dtype == ("float32" if kind == "int8" else "bfloat16")
+    size = {54: 27}.get(dims[inputs - 1], 32)
     assert found.scale.size == 3 * np.prod(dims[inputs:]) * (1 if kind == "int8" else np.prod(dims[:inputs]) // size)
     for layer in range(3):
-        matrix = w[layer].reshape(int(np.prod(dims[:inputs])), -1)
-        how = {"channelwise_axes": [1]} | ({} if kind == "int8" else {"tiled_axes": {0: size}})
-        own = qwix.quantize(jnp.asarray(matrix), jnp.int8 if kind == "int8" else kind, **how)
-        np.testing.assert_array_equal(found.qvalue[layer].reshape(matrix.shape), own.qvalue)
-        expected = qwix.dequantize(own)
-        np.testing.assert_array_equal(dequantize(found, "float32")[layer].reshape(matrix.shape), expected)
+        rows = int(np.prod(dims[:inputs]))
+        codes, scale = found.qvalue[layer].reshape(rows, -1), found.scale[layer].astype("float32").reshape(-1, int(np.prod(dims[inputs:])))
+        if kind == "int8":
+            own = qwix.quantize(jnp.asarray(w[layer].reshape(rows, -1)), "int8", channelwise_axes=[1])
+            np.testing.assert_array_equal(codes, own.qvalue)
+            np.testing.assert_array_equal(scale, own.scale)
+        expected = qwix.dequantize(qwix.QArray(codes, scale, qtype=kind))
+        np.testing.assert_array_equal(dequantize(found, "float32")[layer].reshape(rows, -1), expected)
 
 
-@pytest.mark.parametrize(("kind", "error"), [("int8", 0.012), ("int4", 0.12), ("nf4", 0.10)])
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.008), ("int4", 0.083), ("nf4", 0.078)])
 def test_the_error_of_gaussian_numbers(kind, error):
-    """Root mean square, as a share of the numbers' own; nf4's values are a normal distribution's quantiles."""
+    """Root mean square, as a share of the numbers' own; nf4's values are a normal distribution's quantiles.
+
+    With blocks of 64 and a scale by the largest number, as bitsandbytes has them, it is 9.2 % for nf4.
+    """
     w = jnp.asarray(gaussian(512, 256))
     found = dequantize(quantize(w, kind, 0, 1), "float32")
-    assert 0.5 * error < float(jnp.sqrt(jnp.mean((found - w) ** 2) / jnp.mean(w**2))) < error
+    assert 0.9 * error < float(jnp.sqrt(jnp.mean((found - w) ** 2) / jnp.mean(w**2))) < error
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("inputs", "size"), [(1, 1.0), (65, 1e3), (127, 1e-3), (192, 1.0)])
-def test_no_number_is_further_off_than_its_place_in_the_code(kind, inputs, size):
-    """Half a step of its own scale; a scale is the block's largest number by the code's largest."""
+def test_no_number_of_int8_is_further_off_than_half_a_step(inputs, size):
     w = gaussian(inputs, 3, seed=inputs) * np.float32(size)
-    found = jax.tree.map(np.asarray, quantize(jnp.asarray(w), kind, 0, 1))
-    scale = np.repeat(found.scale, inputs // found.scale.shape[0], axis=0)
-    step = {"int8": 1.0, "int4": 1.0, "nf4": np.diff(NF4).max()}[kind]
+    found = quantize(jnp.asarray(w), "int8", 0, 1)
     off = np.abs(np.asarray(dequantize(found, "float32")) - w)
-    assert (off <= 0.5 * step * scale * 1.0001).all()
-    if kind == "nf4":
-        blocks = np.abs(w).reshape(found.scale.shape[0], -1, 3).max(1)
-        np.testing.assert_allclose(found.scale, blocks, rtol=1e-6)
+    assert (off <= 0.5 * np.asarray(found.scale) * 1.0001).all()
+
+
+@pytest.mark.parametrize(("kind", "values"), [("int4", np.arange(-8, 8)), ("nf4", np.array(NF4))])
+@pytest.mark.parametrize(("inputs", "block", "size"), [(1, 1, 1.0), (65, 13, 1e3), (62, 31, 1e-3), (192, 32, 1.0)])
+def test_a_block_has_the_best_scale_that_is_tried(kind, values, inputs, block, size):
+    """Of numbers with outliers too. Every number has the nearest code; in sum they are nearer than with the scale that everyone takes."""
+    w = np.random.default_rng(inputs).standard_t(4, (inputs, 40)) * size
+    blocks = np.float32(w).reshape(-1, block, 40).astype(np.float64)
+    largest = np.abs(blocks).max(1)
+
+    def errors(scale):
+        return (np.abs(blocks[..., None] - scale[:, None, :, None] * values).min(-1) ** 2).sum(1)
+
+    tried = np.concatenate([TRIED, np.negative(TRIED)])[:, None, None] * largest / np.abs(values).max()
+    best = np.min([errors(np.float64(scale.astype(jnp.bfloat16))) for scale in tried], axis=0)
+    found = np.asarray(dequantize(quantize(jnp.asarray(w, "float32"), kind, 0, 1), "float32")).reshape(blocks.shape)
+    own = ((found - blocks) ** 2).sum(1)
+    np.testing.assert_allclose(own, best, rtol=1e-4, atol=1e-9 * size**2)
+    assert own.sum() <= errors(largest / {"int4": 7.5, "nf4": 1}[kind]).sum() or block == 1
 
 
 def test_zeros_and_codes_of_every_value():
@@ -92,11 +111,11 @@ def written(tmp_path, model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["nf4", "int8", "int4"])
-def test_what_is_read_is_quantised_layer_by_layer(kind, tmp_path):
+@pytest.mark.parametrize(("config", "kind"), [(MODEL, "nf4"), (MODEL, "int8"), (MODEL, "int4"), (MIXTURE, "nf4"), (MIXTURE, "int8")])
+def test_what_is_read_is_quantised_layer_by_layer(config, kind, tmp_path):
     """The same on one device and on eight, and the same as a whole model quantised at once; and its fingerprint too."""
-    model = Model(MODEL, lora=LORA, quantize=kind)
-    params = written(tmp_path, Model(MODEL))
+    model = Model(config, lora=LORA, quantize=kind)
+    params = written(tmp_path, Model(config))
     expected = model.base(params)
     marks = set()
     for mesh in (make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), make_mesh(MeshConfig(1, 4, 2))):
@@ -109,6 +128,18 @@ def test_what_is_read_is_quantised_layer_by_layer(kind, tmp_path):
     assert marks != {int(fingerprint(model.base(jax.tree.map(lambda x: -x, params))))}
     o, whole = places["blocks"]["o"], param_shardings(model, mesh)["blocks"]["o"]
     assert o.qvalue == whole and whole.spec == jax.sharding.PartitionSpec(None, "tensor", None, "fsdp")
+
+
+def test_a_mixtures_experts_are_quantised_and_its_router_is_not():
+    """Each expert has scales of its own: those of the expert's matrix alone."""
+    base, shapes = Model(MIXTURE, lora=LORA, quantize="int8"), Model(MIXTURE).shapes()["blocks"]
+    w = gaussian(*shapes["expert_down"].shape)
+    params = {"blocks": {"router": gaussian(*shapes["router"].shape), "expert_down": jnp.asarray(w)}}
+    found = base.base(params)["blocks"]
+    assert found["router"] is params["blocks"]["router"]
+    one = quantize(jnp.asarray(w[1, 3]), "int8", 0, 1)
+    np.testing.assert_array_equal(found["expert_down"].qvalue[1, 3], one.qvalue)
+    np.testing.assert_array_equal(found["expert_down"].scale[1, 3], one.scale)
 
 
 def test_a_base_that_is_trained_is_not_quantised():
