@@ -19,7 +19,8 @@ from data_pipeline import tokenizer
 from lpo_jax.config import MeshConfig
 from lpo_jax.decode.load import load_model
 from lpo_jax.decode.rules.warp import Site, Warp, draw
-from lpo_jax.model.decoder import KVCache, Model, Params
+from lpo_jax.model.attention import KVPages
+from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
 
 SLOTS = 128
@@ -94,16 +95,19 @@ def plain(logits: jax.Array, site: Site) -> jax.Array:
 def _step(model: Model, params: Params, tokens: jax.Array) -> tuple[Callable[[], object], jax.Array]:
     """The model's part of a step, and the [R, V] logits that it finds behind `tokens` [R, T]."""
 
-    @partial(jax.jit, donate_argnums=1)
-    def read(params: Params, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        positions = jnp.full((len(tokens), 1), tokens.shape[1] - 1)
-        hidden, cache = model.decode(params, cache, tokens[:, -1:], positions)
-        return model.unembed(params, hidden)[:, 0], cache
+    R, T = tokens.shape
+    table, params = jnp.arange(R)[:, None], model.apart(params)  # a page a row
 
-    at_work = {"cache": jax.jit(model.prefill)(params, tokens)}
+    @partial(jax.jit, donate_argnums=1)
+    def read(params: Params, cache: KVPages, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, KVPages]:
+        hidden, cache = model.decode(params, cache, tokens, positions, table)
+        return model.unembed(params, hidden[:, -1:])[:, 0], cache
+
+    at_work = {"cache": read(params, model.empty_cache(R, T), tokens, jnp.broadcast_to(jnp.arange(T), tokens.shape))[1]}
+    last = jnp.full((R, 1), T - 1)
 
     def run() -> jax.Array:
-        logits, at_work["cache"] = read(params, at_work["cache"])
+        logits, at_work["cache"] = read(params, at_work["cache"], tokens[:, -1:], last)
         return jax.block_until_ready(logits)
 
     return run, run()
