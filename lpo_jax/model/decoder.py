@@ -298,8 +298,8 @@ class Model:
     def empty_cache(self, pages: int, slots: int) -> KVPages:
         """A cache of so many pages of so many tokens each."""
         c = self.config
-        zeros = jnp.zeros((c.n_layers, pages, c.n_kv_heads, slots, c.head_dim), self.compute_dtype)
-        return KVPages(zeros, zeros)
+        shape = c.n_layers, pages, c.n_kv_heads, slots, c.head_dim
+        return KVPages(*(jnp.zeros(shape, self.compute_dtype) for _ in "kv"))
 
     def head(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
         """The output matrix [D, V] in the compute dtype, and its bias [V] or None."""
