@@ -96,18 +96,19 @@ def _step(model: Model, params: Params, tokens: jax.Array) -> tuple[Callable[[],
     """The model's part of a step, and the [R, V] logits that it finds behind `tokens` [R, T]."""
 
     R, T = tokens.shape
-    table, params = jnp.arange(R)[:, None], model.apart(params)  # a page a row
+    table = jnp.arange(R)[:, None]  # a page each
 
-    @partial(jax.jit, donate_argnums=1)
-    def read(params: Params, cache: KVPages, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, KVPages]:
-        hidden, cache = model.decode(params, cache, tokens, positions, table)
+    @partial(jax.jit, donate_argnums=1, static_argnums=2)
+    def read(params: Params, cache: KVPages, first: int) -> tuple[jax.Array, KVPages]:
+        """The tokens from number `first` on, of which the last one's logits are wanted."""
+        positions = jnp.broadcast_to(jnp.arange(first, T), (R, T - first))
+        hidden, cache = model.decode(params, cache, tokens[:, first:], positions, table)
         return model.unembed(params, hidden[:, -1:])[:, 0], cache
 
-    at_work = {"cache": read(params, model.empty_cache(R, T), tokens, jnp.broadcast_to(jnp.arange(T), tokens.shape))[1]}
-    last = jnp.full((R, 1), T - 1)
+    at_work = {"cache": read(params, model.empty_cache(R, T), 0)[1]}
 
     def run() -> jax.Array:
-        logits, at_work["cache"] = read(params, at_work["cache"], tokens[:, -1:], last)
+        logits, at_work["cache"] = read(params, at_work["cache"], T - 1)
         return jax.block_until_ready(logits)
 
     return run, run()

@@ -44,6 +44,8 @@ class Sampler:
       rule: how a proposal is judged; default: the preset `aligned`.
       block: tokens that it proposes at a time. The completions don't depend on it (up to rounding). None: 1 to 8, by the share taken so far.
       segment_steps: tokens between looks at which rows are done; a row that is done idles until then.
+      cache_gib: memory for keys and values, of all devices together. None: what all rows' longest texts need.
+      page: tokens whose keys and values lie on one page.
 
     Raises:
       ConfigError: rows don't divide, a model is too short, or tokenizer and models don't fit; with the numbers.

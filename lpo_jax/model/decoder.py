@@ -298,8 +298,8 @@ class Model:
     def empty_cache(self, pages: int, slots: int) -> KVPages:
         """A cache of so many pages of so many tokens each."""
         c = self.config
-        shape = c.n_layers, pages, c.n_kv_heads, slots, c.head_dim
-        return KVPages(*(jnp.zeros(shape, self.compute_dtype) for _ in "kv"))
+        shape = (c.n_layers, pages, c.n_kv_heads, slots, c.head_dim)
+        return KVPages(jnp.zeros(shape, self.compute_dtype), jnp.zeros(shape, self.compute_dtype))  # two buffers, each to be donated
 
     def head(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
         """The output matrix [D, V] in the compute dtype, and its bias [V] or None."""

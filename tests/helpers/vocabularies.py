@@ -4,6 +4,7 @@ import json
 import string
 
 import jax
+import pytest
 import tokenizers
 from hypothesis import strategies as st
 from tokenizers import decoders, normalizers, pre_tokenizers
@@ -87,6 +88,8 @@ def loaded(config, seed, mesh=MeshConfig(1, 1, 1), dtype="float64"):
 
 
 REAL = ("codegen-350m", "codellama", "qwen", "santacoder")
+SOME_REAL = [name if name == "codellama" else pytest.param(name, marks=pytest.mark.slow) for name in REAL]
+"""To go through them: one in the default tests."""
 TEXT = st.lists(
     st.sampled_from(["def", " f", "(x", "\n    ", "  ", "é", "日本", " ", "'s", "1234", "\t", "\r\n", "🦙", "▁", "Ġ", "<0x41>"])
 ).map("".join)

@@ -76,6 +76,8 @@ SLOW = {
     "dpo, a token",
     "dpo, changed",
     "dpo, changed, ipo",
+    "dpo",
+    "safecoder",
     "safecoder, mean",
 }  # more of the same
 LENGTH = 32

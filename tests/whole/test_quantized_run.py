@@ -59,7 +59,7 @@ def slow(*case):
 
 
 CUT, BY_EXPERT = MeshConfig(1, 4, 2), MeshConfig(1, 2, 2, 2)
-CASES = [(WIDE, "nf4", CUT), slow(WIDE, "int8", CUT), slow(WIDE, "int4", CUT), (MIXTURE, "nf4", BY_EXPERT)]
+CASES = [(WIDE, "nf4", CUT), slow(WIDE, "int8", CUT), slow(WIDE, "int4", CUT), slow(MIXTURE, "nf4", BY_EXPERT)]
 CASES += [slow(MIXTURE, "int8", BY_EXPERT), slow(MIXTURE, "int4", CUT), slow(MIXTURE, "nf4", MeshConfig(1, 1, 8))]
 
 

@@ -175,9 +175,11 @@ def test_bfloat16_runs_and_agrees_with_itself(llama):
 def test_stop_strings_and_tokens(llama, alone):
     """A stop string ends exactly where the text first holds it, wherever segments end; only what stands in front is text."""
     asked, tokens = next((r, alone[r.id, 0].tokens) for r in requests() if alone[r.id, 0].finish == "length")
-    stop = f"w{tokens[6]} w{tokens[7]}"
+    stop, text = f"w{tokens[6]} w{tokens[7]}", " ".join(f"w{t}" for t in tokens)
+    assert text.find(stop) == len(" ".join(f"w{t}" for t in tokens[:6])) + 1
+    later = next(f"w{t}" for t in tokens[8:] if text.find(f"w{t}") > text.find(stop))
     for segment in (1, 5, 64):
-        config = dataclasses.replace(DRAWN, stop=("absent", stop, f"w{tokens[9]}"))
+        config = dataclasses.replace(DRAWN, stop=("absent", stop, later))
         (ours,) = Sampler(load(llama), tokenizer(), config, 1, 64, segment_steps=segment).generate([asked])
         assert (ours.tokens, ours.finish, len(ours.logprobs)) == (tokens[:8], "stop", 8)
         assert ours.text.split() == [f"w{t}" for t in tokens[:6]]

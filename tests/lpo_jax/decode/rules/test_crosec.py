@@ -21,7 +21,7 @@ from lpo_jax.decode.rules.own_tokens import OwnTokens
 from lpo_jax.decode.rules.vocab_map import Alignment, Vocabulary, align, spell
 from lpo_jax.decode.rules.warp import Site, Warp, draw
 from tests.helpers.sampling import requests, run
-from tests.helpers.vocabularies import CODE, PAIRS, PROSE, REAL, TEXT, byte_level, bytes_only, loaded, sentencepiece, shape
+from tests.helpers.vocabularies import CODE, PAIRS, PROSE, SOME_REAL, TEXT, byte_level, bytes_only, loaded, sentencepiece, shape
 
 # --- The mixture.
 
@@ -111,7 +111,7 @@ def test_own_tokens_are_the_encoding_of_the_text(tok, pieces):
     grown(tok, pieces)
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", SOME_REAL)
 def test_own_tokens_with_real_tokenizers(name, shared_data):
     tok = tokenizer.load(shared_data / "tokenizers" / name)
 
