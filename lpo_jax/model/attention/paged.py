@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lpo_jax.model.attention.dispatch import Layout
+from lpo_jax.sharding import spec
 
 NO_PAGE = 2**30
 """In a table: there is no page. What is written there is dropped."""
@@ -155,10 +156,7 @@ def copy_pages(cache: KVPages, source: jax.Array, target: jax.Array) -> KVPages:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local(cache, source, target)
-    parts = Layout.rows_of(len(source))
-    K = cache.k.shape[2]
-    heads = "tensor" if mesh.shape["tensor"] > 1 and K % mesh.shape["tensor"] == 0 else None
-    cut = PartitionSpec(None, *parts, heads)
+    parts, cut = Layout.rows_of(len(source)), spec(PAGES_AXES, cache.k.shape, dict(mesh.shape))
     return jax.shard_map(local, in_specs=(cut, parts, parts), out_specs=cut, check_vma=False)(cache, source, target)
 
 

@@ -43,7 +43,7 @@ def gib(opened, pages):
     [
         (MeshConfig(1, 1, 1), 4, 10, False),
         (MeshConfig(1, 1, 1), 4, 10, True),
-        pytest.param(MeshConfig(2, 2, 2), 8, 40, False, marks=pytest.mark.slow),
+        pytest.param(MeshConfig(2, 2, 2), 16, 40, False, marks=pytest.mark.slow),
     ],
     ids=["one", "two models", "mesh"],
 )
