@@ -19,16 +19,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lpo_jax.config import LoraConfig, ModelConfig
 from lpo_jax.model import quantized
-from lpo_jax.model.attention import FAR, Ancestors, KVPages, ancestors, attend, attend_pages, walk
+from lpo_jax.model.attention import FAR, Ancestors, KVPages, ancestors, attend, attend_pages, memory, walk
 from lpo_jax.model.embedding import embed
 from lpo_jax.model.families import FAMILIES
-from lpo_jax.model.linear import Adapter, LowRank, adapters_of, low_rank, one_of, product
+from lpo_jax.model.linear import Adapter, LowRank, OfLayer, adapters_of, low_rank, one_of, product
 from lpo_jax.model.lora import Params
 from lpo_jax.model.moe import MATRICES, mixture
 from lpo_jax.model.rotary import turned, turns
 from lpo_jax.sharding import constrain
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, KVPages | None]]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(q, k, v) -> (the attention's output, the cache if there is one)."""
 
 X = TypeVar("X")
@@ -101,7 +101,7 @@ class Block(nnx.Module):
 
     def __call__(
         self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array], attend: Attend, adapters: Mapping[str, Adapter], counted: jax.Array
-    ) -> tuple[jax.Array, KVPages | None, jax.Array | None]:
+    ) -> tuple[jax.Array, Any, jax.Array | None]:
         """[B, T, D] -> [B, T, D] for one layer, the cache as `attend` leaves it, and the experts' load.
 
         Matrices with `adapters` are multiplied beside these. Of `counted` tokens [B, T] the choice of experts counts as load.
@@ -205,6 +205,15 @@ class Model:
         """Parameters as they are held beneath the adapters."""
         return params if self.quantize is None else quantized.blocks(params, self.quantize, self.inputs())
 
+    def apart(self, params: Params) -> Params:
+        """Parameters for `decode` with the blocks' matrices (experts' not) as one array a layer.
+
+        CPUs copy a layer's part of a stacked matrix for every product. With few tokens that takes as long as the product.
+        """
+        names = self.inputs().keys() - {f"blocks.{name}" for name in MATRICES}
+        split = jax.jit(tuple)
+        return params | {"blocks": {name: split(w) if f"blocks.{name}" in names else w for name, w in params["blocks"].items()}}
+
     def axes(self) -> Params:
         """For each parameter, the names of its dimensions (see `lpo_jax.sharding.RULES`)."""
         return self._metadata("axes")
@@ -275,13 +284,16 @@ class Model:
         pairs = [by_window[window] for window in windows]
 
         def attention(
-            q: jax.Array, k: jax.Array, v: jax.Array, kind: jax.Array, layer: jax.Array, cache: KVPages
-        ) -> tuple[jax.Array, KVPages]:
-            return attend_pages(q, k, v, cache, layer, positions, table, _of_kind(kind, pairs), _of_kind(kind, windows), scale)
+            q: jax.Array, k: jax.Array, v: jax.Array, kind: jax.Array, layer: jax.Array, carried: tuple[KVPages, jax.Array | None]
+        ) -> tuple[jax.Array, Any]:
+            (cache, scores), window = carried, _of_kind(kind, windows)
+            out, cache, scores = attend_pages(q, k, v, cache, layer, positions, table, _of_kind(kind, pairs), scores, window, scale)
+            return out, (cache, scores)
 
-        x, new, _ = self._run(params, tokens, positions, attention, cache, adapters, which=which)
-        assert new is not None
-        return x, new
+        K, c = cache.k.shape[2], self.config
+        scores = memory(pairs[0], positions, (K, c.n_heads // K, cache.slots), jnp.dtype(self.compute_dtype))
+        x, (cache, _), _ = self._run(params, tokens, positions, attention, (cache, scores), adapters, which=which)
+        return x, cache
 
     def empty_cache(self, pages: int, slots: int) -> KVPages:
         """A cache of so many pages of so many tokens each."""
@@ -319,12 +331,12 @@ class Model:
         params: Params,
         tokens: jax.Array,
         positions: jax.Array,
-        attention: Callable[..., tuple[jax.Array, KVPages | None]],
-        cache: KVPages | None = None,
+        attention: Callable[..., tuple[jax.Array, Any]],
+        cache: Any = None,
         adapters: Params | None = None,
         dropout_key: jax.Array | None = None,
         which: jax.Array | None = None,
-    ) -> tuple[jax.Array, KVPages | None, jax.Array | None]:
+    ) -> tuple[jax.Array, Any, jax.Array | None]:
         """Embed, scan the layers (each with the number of its kind, its own, and the cache), normalise.
 
         The cache rides along in the carry: a layer changes it in place. Among the scan's inputs and outputs it would be copied.
@@ -337,10 +349,12 @@ class Model:
         angles = [turns(c, kind, positions, jnp.promote_types(dtype, jnp.float32)) for kind in c.kinds] if c.positions == "rope" else []
         kinds = jnp.array([c.kinds.index(kind) for kind in c.layers or c.kinds * c.n_layers], jnp.int32)
 
+        apart = {name: w for name, w in params["blocks"].items() if isinstance(w, tuple)}
         counted = positions > 0
 
         def layer(carry: tuple[jax.Array, jax.Array, Any], inputs: tuple[Params, Params | None]) -> tuple[tuple, jax.Array | None]:
             (x, index, cache), (block, own) = carry, inputs
+            block = block | {name: OfLayer(each, index) for name, each in apart.items()}
             kind = kinds[index]
             rotate = partial(turned, c, _of_kind(kind, angles)) if angles else lambda y: y
             own = self._adapters(own or {}, None if dropout_key is None else jax.random.fold_in(dropout_key, index), which, "blocks.")
@@ -351,7 +365,7 @@ class Model:
 
         if self.remat != "none" and cache is None:
             layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*_KEPT[self.remat]))
-        layers = params["blocks"], (adapters or {}).get("blocks")
+        layers = {name: w for name, w in params["blocks"].items() if name not in apart}, (adapters or {}).get("blocks")
         (x, _, cache), load = jax.lax.scan(layer, (x, jnp.zeros((), jnp.int32), cache), layers)
         x = _normalised(x, params["final_norm"], params.get("final_norm_bias"), c)
         return _scaled(x, 1 / c.logit_divisor), cache, load

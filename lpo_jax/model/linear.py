@@ -26,6 +26,7 @@ from functools import partial
 from typing import NamedTuple
 from zlib import crc32
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -55,6 +56,18 @@ class LowRank(NamedTuple):
     matrix: jax.Array  # B, [R, out]
 
 
+@flax.struct.dataclass
+class OfLayer:
+    """A layer's matrix among all layers', each an array of its own: see `Model.apart`."""
+
+    each: tuple[jax.Array, ...]
+    layer: jax.Array  # int32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.each[0].shape
+
+
 def one_of(matrices: Mapping[str, Mapping[str, jax.Array]], which: jax.Array) -> dict[str, Adapter]:
     """Matrices of `lpo_jax.model.adapters.joined`, of which each row takes those of one adapter: `which` [B] is its number, from 1 on; 0: none."""
     return {name: Adapter(m["a"], m["b"], 1.0, own=which[:, None] == m["of"]) for name, m in matrices.items()}
@@ -68,7 +81,7 @@ def adapters_of(
     return {name: Adapter(m["a"], m["b"], config.scale, config.dropout, seeds[name], m.get("norm")) for name, m in matrices.items()}
 
 
-def product(x: jax.Array, w: jax.Array | QArray, adapter: Adapter | None = None) -> jax.Array:
+def product(x: jax.Array, w: jax.Array | QArray | OfLayer, adapter: Adapter | None = None) -> jax.Array:
     """[B, T, *in], [*in, *out] -> [B, T, *out] in x's dtype. The backward pass dequantises a quantised matrix again: nothing else of it is kept.
 
     These are products of two matrices. A product with several row or column dims has a backward pass that is half as fast on CPUs.
@@ -81,13 +94,16 @@ def product(x: jax.Array, w: jax.Array | QArray, adapter: Adapter | None = None)
         if adapter.norm is None:
             y += change
         else:
+            assert not isinstance(w, OfLayer)  # decoding's adapters have no norm
             gain = (adapter.norm.reshape(-1) / column_norms(weight(w, x.dtype).reshape(rows.shape[1], -1), adapter)).astype(x.dtype)
             drops = adapter.key is not None and adapter.dropout > 0
             y = y + (gain - 1) * multiply(_dropped(rows, adapter), w) + gain * change if drops else gain * (y + change)
     return y.reshape(B, T, *w.shape[len(inputs) :])
 
 
-def _product(rows: jax.Array, w: jax.Array | QArray) -> jax.Array:
+def _product(rows: jax.Array, w: jax.Array | QArray | OfLayer) -> jax.Array:
+    if isinstance(w, OfLayer):
+        return jax.lax.switch(w.layer, [partial(_product, w=own) for own in w.each], rows)
     return rows @ weight(w, rows.dtype).reshape(rows.shape[1], -1)
 
 

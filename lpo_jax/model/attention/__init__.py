@@ -13,7 +13,7 @@ Dims: B batch, T tokens, Q queries, S cache slots, K kv heads, G query heads per
 from lpo_jax.model.attention.dense import attend_dense
 from lpo_jax.model.attention.dispatch import attend
 from lpo_jax.model.attention.mask import FAR, Ancestors, ancestors
-from lpo_jax.model.attention.paged import NO_PAGE, PAGES_AXES, KVPages, attend_pages, copy_pages, walk
+from lpo_jax.model.attention.paged import NO_PAGE, PAGES_AXES, KVPages, attend_pages, copy_pages, memory, walk
 
 __all__ = [
     "FAR",
@@ -26,5 +26,6 @@ __all__ = [
     "attend_dense",
     "attend_pages",
     "copy_pages",
+    "memory",
     "walk",
 ]

@@ -92,6 +92,7 @@ class Layout:
         group = "tensor" if self.shares_kv else None
         self.q, self.kv = PartitionSpec(rows, None, kv, group, None), PartitionSpec(rows, None, kv, None)
         self.lse, self.rows = PartitionSpec(rows, kv, group, None), PartitionSpec(rows)
+        self.scores = PartitionSpec(rows, kv, group)
 
     @staticmethod
     def rows_of(count: int) -> PartitionSpec:

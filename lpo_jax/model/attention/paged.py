@@ -15,6 +15,8 @@ Dims: B rows, T new tokens of each, M pages of a row at most, P pages, S slots o
 G query heads per kv head, H head dim.
 """
 
+from collections.abc import Sequence
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -72,6 +74,20 @@ def walk(positions: jax.Array, table: jax.Array, slots: int, window: int | None 
     return jax.shard_map(local, in_specs=(rows, rows), out_specs=rows, check_vma=False)(positions, table)
 
 
+def memory(pairs: Walk, positions: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array | None:
+    """For scores, for all layers one after the other: as large as all rows' longest texts need, though only what pairs use is touched. None: it
+    needs none.
+
+    Args:
+      shape: [K, G, S].
+      dtype: of the queries.
+    """
+    K, G, S = shape
+    if _at_a_time(positions) == 1:
+        return None
+    return jnp.zeros((len(pairs.rows), K, G, positions.shape[1], S), jnp.promote_types(dtype, jnp.float32))
+
+
 def attend_pages(
     q: jax.Array,
     k: jax.Array,
@@ -81,9 +97,10 @@ def attend_pages(
     positions: jax.Array,
     table: jax.Array,
     pairs: Walk,
+    scores: jax.Array | None,
     window: jax.Array | int | None = None,
     scale: float | None = None,
-) -> tuple[jax.Array, KVPages]:
+) -> tuple[jax.Array, KVPages, jax.Array | None]:
     """Write new tokens' keys and values into a layer's pages, in place; then the attention of these tokens over their rows' texts.
 
     Args:
@@ -93,10 +110,11 @@ def attend_pages(
       positions: [B, T] int32, the new tokens' own. A token sees no position behind its own.
       table: [B, M] int32, `NO_PAGE` where there is none. A row without a page gets zeros.
       pairs: `walk` of these positions and this table, with this window.
+      scores: `memory` for them, whatever it holds.
       window, scale: as `ancestors` and `attend` have them.
 
     Returns:
-      [B, T, K, G, H] in q's dtype, and the cache.
+      [B, T, K, G, H] in q's dtype, the cache, and the memory.
     """
     heads = Layout(q, k)
     rows, pages = heads.rows, PartitionSpec(None, *heads.kv[:1], *heads.kv[2:3])
@@ -112,19 +130,21 @@ def attend_pages(
         positions: jax.Array,
         table: jax.Array,
         pairs: Walk,
+        scores: jax.Array | None,
         window: jax.Array | None,
-    ) -> tuple[jax.Array, KVPages]:
+    ) -> tuple[jax.Array, KVPages, jax.Array | None]:
         cache = _write(k, v, cache, layer, positions, table)
-        return _attend(q, cache, layer, positions, table, pairs, window, scale), cache
+        out, scores = _attend(q, cache, layer, positions, table, pairs, scores, window, scale)
+        return out, cache, scores
 
     if not heads.mesh.empty:
         local = jax.shard_map(
             local,
-            in_specs=(heads.q, heads.kv, heads.kv, pages, PartitionSpec(), rows, rows, rows, PartitionSpec()),
-            out_specs=(heads.q, pages),
+            in_specs=(heads.q, heads.kv, heads.kv, pages, PartitionSpec(), rows, rows, rows, heads.scores, PartitionSpec()),
+            out_specs=(heads.q, pages, heads.scores),
             check_vma=False,
         )
-    return local(q, k, v, cache, layer, positions, table, pairs, window)
+    return local(q, k, v, cache, layer, positions, table, pairs, scores, window)
 
 
 def copy_pages(cache: KVPages, source: jax.Array, target: jax.Array) -> KVPages:
@@ -155,9 +175,10 @@ def _attend(
     positions: jax.Array,
     table: jax.Array,
     pairs: Walk,
+    scores: jax.Array | None,
     window: jax.Array | None,
     scale: float,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array | None]:
     (B, T, K, G, H), (L, P, _, S, _), C = q.shape, cache.k.shape, _at_a_time(positions)
     wide = jnp.promote_types(q.dtype, jnp.float32)
     ks, vs = (x.reshape(L * P, K, S, H) for x in (cache.k, cache.v))
@@ -204,14 +225,13 @@ def _attend(
     nothing = jnp.zeros((B, K, G, T), wide)
     out, lowest = jnp.zeros((B, K, G, T, H), wide), jnp.full_like(nothing, jnp.finfo(wide).min)
     steps = (pairs.count[0] + C - 1) // C
-    if C == 1:
+    if scores is None:
         out, total, _ = jax.lax.fori_loop(0, steps, one, (out, nothing, lowest))
-    else:  # the scores' memory is as large as all rows' longest texts need; what no pair uses is never touched
-        unset = jax.lax.empty((len(pairs.rows), K, G, T, S), wide)
-        scores, top = jax.lax.fori_loop(0, steps, look, (unset, lowest))
+    else:
+        scores, top = jax.lax.fori_loop(0, steps, look, (scores, lowest))
         out, total = jax.lax.fori_loop(0, steps, lambda i, sums: summed(i, some(scores, i), top, *sums), (out, nothing))
     out = out / jnp.where(total == 0, 1, total)[..., None]
-    return out.transpose(0, 3, 1, 2, 4).astype(q.dtype)
+    return out.transpose(0, 3, 1, 2, 4).astype(q.dtype), scores
 
 
 def _at_a_time(positions: jax.Array) -> int:

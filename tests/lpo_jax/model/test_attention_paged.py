@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lpo_jax.config import MeshConfig
-from lpo_jax.model.attention import FAR, NO_PAGE, PAGES_AXES, KVPages, attend_dense, attend_pages, copy_pages, walk
+from lpo_jax.model.attention import FAR, NO_PAGE, PAGES_AXES, KVPages, attend_dense, attend_pages, copy_pages, memory, walk
 from lpo_jax.sharding import make_mesh, named
 
 L, S, K, G, H = 2, 4, 2, 3, 5
@@ -35,7 +35,9 @@ def tables(lengths, places, parts=1, seed=1):
 
 @partial(jax.jit, static_argnums=0)
 def step(window, cache, q, k, v, positions, table):
-    return attend_pages(q, k, v, cache, jnp.int32(1), positions, table, walk(positions, table, S, window), window)
+    pairs = walk(positions, table, S, window)
+    scores = memory(pairs, positions, (K, G, S), q.dtype)
+    return attend_pages(q, k, v, cache, jnp.int32(1), positions, table, pairs, scores, window)[:2]
 
 
 def cached(q, k, v, lengths, new, table, window, cache):
