@@ -52,9 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         directory = args.model or _tiny(Path(scratch), args.long)
         mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-        ours = replace(load_model(directory, mesh, "float32"), eos_ids=())
+        ours = replace(load_model(directory, mesh, "float32").for_decoding(), eos_ids=())
         theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-        security = load_model(args.security, mesh, "float32") if args.security else None
+        security = load_model(args.security, mesh, "float32").for_decoding() if args.security else None
     theirs.generation_config = transformers.GenerationConfig(pad_token_id=0)
     vocab = ours.model.config.vocab_size
     tok = common.number_tokenizer(vocab)

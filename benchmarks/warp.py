@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     if args.model:
-        opened = load_model(args.model, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), "float32")
+        opened = load_model(args.model, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), "float32").for_decoding()
         model, params = opened.model, opened.params
         ids = tokenizer.load(args.model).backend.encode(common.SEED_PAIRS.read_text()).ids
         tokens = np.array(ids[: len(ids) // args.rows * args.rows]).reshape(args.rows, -1)[:, :SLOTS]

@@ -105,7 +105,10 @@ def open_sampler(
     target = load_model(models.model, mesh, found.dtype, models.adapter)
     if models.adapters:
         target = with_adapters(target, models.adapters)
-    security = None if models.security is None else load_model(models.security, mesh, found.dtype, models.security_adapter)
+    target = target.for_decoding()
+    security = None
+    if models.security is not None:
+        security = load_model(models.security, mesh, found.dtype, models.security_adapter).for_decoding()
     rows = models.rows or ROWS_PER_CUT * target.cuts
     if isinstance(models.rule, CroSec):
         assert security is not None and its is not None

@@ -31,7 +31,7 @@ class Reader:
 
     def __init__(self, name: str, model: LoadedModel, vocab: int, rows: int, longest: int, width: int, page: int = 128):
         check_model(model, name, vocab, rows, longest, f"{longest} tokens are asked for")
-        self._model, self._params, self._mesh, self._vocab = model.model, model.decoding_params(), model.mesh, vocab
+        self._model, self._params, self._mesh, self._vocab = model.model, model.params, model.mesh, vocab
         self._rows, self._longest, self._width, self._slots = rows, longest, width, page_slots(page, longest)
         self._pages = pages_of([self._model], rows, model.cuts, self._slots, longest, None)
         self._tables = Tables(rows, model.cuts, self._pages // model.cuts, self._slots, longest)

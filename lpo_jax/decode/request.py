@@ -1,7 +1,7 @@
 """What is asked of a sampler, what it answers, and what it needs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,10 @@ class LoadedModel:
         """Into how many parts the mesh cuts a batch."""
         return row_cuts(self.mesh)
 
-    def decoding_params(self) -> Params:
-        """The parameters as decoding is fastest with them here."""
+    def for_decoding(self) -> "LoadedModel":
+        """The same with the parameters as decoding is fastest with them here. This one is used up."""
         one_cpu = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
-        return self.model.apart(self.params) if one_cpu else self.params
+        return replace(self, params=self.model.apart(self.params)) if one_cpu else self
 
 
 @dataclass(frozen=True)

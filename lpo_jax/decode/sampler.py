@@ -69,7 +69,7 @@ class Sampler:
         models = {"model": model} | ({} if security is None else {"security model": replace(security, mesh=model.mesh)})
         self.tokenizer, self.config, self.max_len_tokens, self.vocab = tokenizer, config, max_len_tokens, tokenizer.size
         self.block, self.segment_steps = block, segment_steps
-        self.mesh, self.by_name = model.mesh, {name: m.decoding_params() for name, m in models.items()}
+        self.mesh, self.by_name = model.mesh, {name: m.params for name, m in models.items()}
         self.params, self.adapters = tuple(self.by_name.values()), model.adapters
         self.numbers = {None: 0} | {name: number for number, name in enumerate(model.names, 1)}  # of the adapters, as the engine counts
         self.parts = model.cuts

@@ -7,8 +7,9 @@ Dims: B batch, T tokens, D model, N heads, K kv heads, G = N / K, H head dim, F 
 them a row at most.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from lpo_jax.model import quantized
 from lpo_jax.model.attention import FAR, Ancestors, KVPages, ancestors, attend, attend_pages, memory, walk
 from lpo_jax.model.embedding import embed
 from lpo_jax.model.families import FAMILIES
-from lpo_jax.model.linear import Adapter, LowRank, OfLayer, adapters_of, low_rank, one_of, product
+from lpo_jax.model.linear import Adapter, Apart, LowRank, adapters_of, low_rank, one_of, product
 from lpo_jax.model.lora import Params
 from lpo_jax.model.moe import MATRICES, mixture
 from lpo_jax.model.rotary import turned, turns
@@ -206,13 +207,19 @@ class Model:
         return params if self.quantize is None else quantized.blocks(params, self.quantize, self.inputs())
 
     def apart(self, params: Params) -> Params:
-        """Parameters for `decode` with the blocks' matrices (experts' not) as one array a layer.
+        """Parameters for `decode` with the blocks' matrices (experts' not) as one array a layer. `params` is used up, matrix by matrix.
 
         CPUs copy a layer's part of a stacked matrix for every product. With few tokens that takes as long as the product.
         """
-        names = self.inputs().keys() - {f"blocks.{name}" for name in MATRICES}
-        split = jax.jit(tuple)
-        return params | {"blocks": {name: split(w) if f"blocks.{name}" in names else w for name, w in params["blocks"].items()}}
+        inputs, blocks = self.inputs(), dict(params["blocks"])
+        for name in sorted(blocks.keys() - set(MATRICES)):
+            if count := inputs.get(f"blocks.{name}"):
+                stacked = blocks.pop(name)
+                rows = math.prod(stacked.shape[1 : 1 + count])
+                split = jax.jit(lambda w, rows=rows: tuple(layer.reshape(rows, -1).T for layer in w))
+                blocks[name] = Apart(jax.block_until_ready(split(stacked)), stacked.shape[1:])
+                stacked.delete()
+        return params | {"blocks": blocks}
 
     def axes(self) -> Params:
         """For each parameter, the names of its dimensions (see `lpo_jax.sharding.RULES`)."""
@@ -349,12 +356,12 @@ class Model:
         angles = [turns(c, kind, positions, jnp.promote_types(dtype, jnp.float32)) for kind in c.kinds] if c.positions == "rope" else []
         kinds = jnp.array([c.kinds.index(kind) for kind in c.layers or c.kinds * c.n_layers], jnp.int32)
 
-        apart = {name: w for name, w in params["blocks"].items() if isinstance(w, tuple)}
+        apart = {name: w for name, w in params["blocks"].items() if isinstance(w, Apart)}
         counted = positions > 0
 
         def layer(carry: tuple[jax.Array, jax.Array, Any], inputs: tuple[Params, Params | None]) -> tuple[tuple, jax.Array | None]:
             (x, index, cache), (block, own) = carry, inputs
-            block = block | {name: OfLayer(each, index) for name, each in apart.items()}
+            block = block | {name: replace(w, layer=index) for name, w in apart.items()}
             kind = kinds[index]
             rotate = partial(turned, c, _of_kind(kind, angles)) if angles else lambda y: y
             own = self._adapters(own or {}, None if dropout_key is None else jax.random.fold_in(dropout_key, index), which, "blocks.")

@@ -57,15 +57,12 @@ class LowRank(NamedTuple):
 
 
 @flax.struct.dataclass
-class OfLayer:
-    """A layer's matrix among all layers', each an array of its own: see `Model.apart`."""
+class Apart:
+    """All layers' matrices [*in, *out], each an array of its own: see `Model.apart`."""
 
-    each: tuple[jax.Array, ...]
-    layer: jax.Array  # int32
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.each[0].shape
+    each: tuple[jax.Array, ...]  # [out, in], as CPUs multiply few rows fastest
+    shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    layer: jax.Array | None = None  # int32: which of them is meant
 
 
 def one_of(matrices: Mapping[str, Mapping[str, jax.Array]], which: jax.Array) -> dict[str, Adapter]:
@@ -81,7 +78,7 @@ def adapters_of(
     return {name: Adapter(m["a"], m["b"], config.scale, config.dropout, seeds[name], m.get("norm")) for name, m in matrices.items()}
 
 
-def product(x: jax.Array, w: jax.Array | QArray | OfLayer, adapter: Adapter | None = None) -> jax.Array:
+def product(x: jax.Array, w: jax.Array | QArray | Apart, adapter: Adapter | None = None) -> jax.Array:
     """[B, T, *in], [*in, *out] -> [B, T, *out] in x's dtype. The backward pass dequantises a quantised matrix again: nothing else of it is kept.
 
     These are products of two matrices. A product with several row or column dims has a backward pass that is half as fast on CPUs.
@@ -94,16 +91,16 @@ def product(x: jax.Array, w: jax.Array | QArray | OfLayer, adapter: Adapter | No
         if adapter.norm is None:
             y += change
         else:
-            assert not isinstance(w, OfLayer)  # decoding's adapters have no norm
+            assert not isinstance(w, Apart)  # decoding's adapters have no norm
             gain = (adapter.norm.reshape(-1) / column_norms(weight(w, x.dtype).reshape(rows.shape[1], -1), adapter)).astype(x.dtype)
             drops = adapter.key is not None and adapter.dropout > 0
             y = y + (gain - 1) * multiply(_dropped(rows, adapter), w) + gain * change if drops else gain * (y + change)
     return y.reshape(B, T, *w.shape[len(inputs) :])
 
 
-def _product(rows: jax.Array, w: jax.Array | QArray | OfLayer) -> jax.Array:
-    if isinstance(w, OfLayer):
-        return jax.lax.switch(w.layer, [partial(_product, w=own) for own in w.each], rows)
+def _product(rows: jax.Array, w: jax.Array | QArray | Apart) -> jax.Array:
+    if isinstance(w, Apart):
+        return jax.lax.switch(w.layer, [partial(jnp.einsum, "TI,OI->TO", rows, own) for own in w.each])
     return rows @ weight(w, rows.dtype).reshape(rows.shape[1], -1)
 
 

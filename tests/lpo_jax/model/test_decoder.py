@@ -94,7 +94,9 @@ def test_cached_decoding_is_the_full_forward(torch_model, tmp_path):
     for size in (1, 1, 1, 3, 3, 1):
         positions = lengths[:, None] + np.arange(size)
         if lengths[0] == 13:
+            stacked = params["blocks"]["o"]
             params = model.apart(params)
+            assert stacked.is_deleted()  # so that the weights are never there twice
         logits, cache = decode(params, cache, np.take_along_axis(TOKENS, positions, axis=1), positions)
         np.testing.assert_allclose(logits, np.take_along_axis(np.asarray(full), positions[..., None], axis=1), atol=1e-4)
         lengths = lengths + size
