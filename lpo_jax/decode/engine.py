@@ -131,9 +131,8 @@ class Engine:
           adapters: of the first model, see `lpo_jax.model.adapters.joined`; None: there are none.
         """
         tokens, starts, table, which = map(jnp.asarray, chunks)
-        positions = starts[:, None] + jnp.arange(tokens.shape[1])
         return tuple(
-            model.decode(p, cache, tokens, positions, table, a, which)[1]
+            model.fill(p, cache, tokens, starts, table, a, which)
             for model, p, cache, a in zip(self.models, params, caches, (adapters, None), strict=False)
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 from lpo_jax.decode.engine import programs
 from lpo_jax.decode.request import LoadedModel, check_model
 from lpo_jax.decode.rules.warp import only
-from lpo_jax.decode.tables import Chunks, Tables, page_slots, pages_of
+from lpo_jax.decode.tables import Tables, page_slots, pages_of
 from lpo_jax.model.attention import NO_PAGE, PAGES_AXES, KVPages, copy_pages
 from lpo_jax.model.decoder import Params
 from lpo_jax.sharding import constrain, named
@@ -38,7 +38,7 @@ class Reader:
         self._held: dict[int, list[int]] = {}  # by row
         cache = jax.tree.map(lambda x: named(self._mesh, PAGES_AXES, x.shape), jax.eval_shape(self._empty)[1])
         state = named(self._mesh, ("batch", "vocab"), (rows, model.model.config.vocab_size)), cache
-        self._prefill = jax.jit(self._read_chunks, out_shardings=cache, donate_argnums=1)
+        self._prefill = jax.jit(self._model.fill, out_shardings=cache, donate_argnums=1)
         self._copy = jax.jit(copy_pages, out_shardings=cache, donate_argnums=0)
         self._extend = jax.jit(self._read_some, out_shardings=state, donate_argnums=1)
         with jax.set_mesh(self._mesh):
@@ -52,7 +52,7 @@ class Reader:
         assert admitted  # there are pages for all rows' longest texts
         with jax.set_mesh(self._mesh):
             while (chunks := self._tables.next_chunks(1)) is not None:
-                self._cache = self._prefill(self._params, self._cache, chunks)
+                self._cache = self._prefill(self._params, self._cache, chunks.tokens, chunks.starts, chunks.table)
             self._cache = self._copy(self._cache, *self._tables.begin(row))
         self._held[row] = prompt[:-1]
 
@@ -96,11 +96,6 @@ class Reader:
     def _empty(self) -> tuple[jax.Array, KVPages]:
         wide = jnp.promote_types(self._model.compute_dtype, jnp.float32)
         return jnp.zeros((self._rows, self._model.config.vocab_size), wide), self._model.empty_cache(self._pages, self._slots)
-
-    def _read_chunks(self, params: Params, cache: KVPages, chunks: Chunks) -> KVPages:
-        tokens, starts, table, _ = map(jnp.asarray, chunks)
-        positions = starts[:, None] + jnp.arange(tokens.shape[1])
-        return self._model.decode(params, cache, tokens, positions, table)[1]
 
     def _read_some(
         self,

@@ -7,7 +7,6 @@ Dims: B batch, T tokens, D model, N heads, K kv heads, G = N / K, H head dim, F 
 them a row at most.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -26,6 +25,7 @@ from lpo_jax.model.families import FAMILIES
 from lpo_jax.model.linear import Adapter, Apart, LowRank, adapters_of, low_rank, one_of, product
 from lpo_jax.model.lora import Params
 from lpo_jax.model.moe import MATRICES, mixture
+from lpo_jax.model.remat import KEPT
 from lpo_jax.model.rotary import turned, turns
 from lpo_jax.sharding import constrain
 
@@ -39,31 +39,6 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
 }
-
-
-# By remat policy, what a layer keeps for the backward pass beside its input: the outputs of these matrices, and of attention. The adapters'
-# inner products (low_rank) and the numbers of a token's experts (chosen) are few.
-_KEPT: dict[str, tuple[str, ...]] = {
-    "block": ("chosen",),
-    "attention": ("attention", "chosen"),
-    "dots": ("attention", "q", "k", "v", "o", "gate", "up", "down", "expert_gate", "expert_up", "low_rank", "chosen"),
-}
-
-
-def kept_width(c: ModelConfig, remat: str, tensor: int = 1, expert: int = 1) -> int:
-    """How many numbers a layer keeps of each token, on a device that holds one `tensor`-th of the heads and of the mlp, and one `expert`-th of
-    the experts.
-
-    With policy "none" it keeps at least so many.
-    """
-    heads, kv_heads, mlp = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor, c.d_mlp // tensor
-    widths = {"attention": heads, "q": heads, "k": kv_heads, "v": kv_heads, "o": c.d_model}
-    if c.experts:  # what a device's own experts make of others' tokens is computed again under every policy
-        chosen, inside = c.experts_per_token, c.experts_per_token * c.d_expert // tensor if expert == 1 else 0
-        widths |= {"chosen": chosen, "expert_gate": inside, "expert_up": inside}
-    else:
-        widths |= {"gate": mlp if c.gated_mlp else 0, "up": mlp, "down": c.d_model}
-    return c.d_model + sum(widths.get(name, 0) for name in _KEPT["dots" if remat == "none" else remat])
 
 
 class Block(nnx.Module):
@@ -214,10 +189,8 @@ class Model:
         inputs, blocks = self.inputs(), dict(params["blocks"])
         for name in sorted(blocks.keys() - set(MATRICES)):
             if count := inputs.get(f"blocks.{name}"):
-                stacked = blocks.pop(name)
-                rows = math.prod(stacked.shape[1 : 1 + count])
-                split = jax.jit(lambda w, rows=rows: tuple(layer.reshape(rows, -1).T for layer in w))
-                blocks[name] = Apart(jax.block_until_ready(split(stacked)), stacked.shape[1:])
+                stacked = blocks[name]
+                blocks[name] = jax.block_until_ready(Apart.of(stacked, count))
                 stacked.delete()
         return params | {"blocks": blocks}
 
@@ -302,6 +275,20 @@ class Model:
         x, (cache, _), _ = self._run(params, tokens, positions, attention, (cache, scores), adapters, which=which)
         return x, cache
 
+    def fill(
+        self,
+        params: Params,
+        cache: KVPages,
+        tokens: jax.Array,
+        starts: jax.Array,
+        table: jax.Array,
+        adapters: Params | None = None,
+        which: jax.Array | None = None,
+    ) -> KVPages:
+        """The cache with the keys and values of `tokens` [B, T], which stand from the positions `starts` [B] on; the rest as `decode` has it."""
+        positions = jnp.asarray(starts)[:, None] + jnp.arange(tokens.shape[1])
+        return self.decode(params, cache, jnp.asarray(tokens), positions, table, adapters, which)[1]
+
     def empty_cache(self, pages: int, slots: int) -> KVPages:
         """A cache of so many pages of so many tokens each."""
         c = self.config
@@ -371,7 +358,7 @@ class Model:
             return (x, index + 1, cache), load
 
         if self.remat != "none" and cache is None:
-            layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*_KEPT[self.remat]))
+            layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*KEPT[self.remat]))
         layers = {name: w for name, w in params["blocks"].items() if name not in apart}, (adapters or {}).get("blocks")
         (x, _, cache), load = jax.lax.scan(layer, (x, jnp.zeros((), jnp.int32), cache), layers)
         x = _normalised(x, params["final_norm"], params.get("final_norm_bias"), c)

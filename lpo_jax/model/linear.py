@@ -21,6 +21,7 @@ there are very many. (To gather each row's A and B would copy them for each row 
 Dims: B batch, T tokens, R rank, in and out a matrix' input and output dims, one or more each.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
@@ -63,6 +64,13 @@ class Apart:
     each: tuple[jax.Array, ...]  # [out, in], as CPUs multiply few rows fastest
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
     layer: jax.Array | None = None  # int32: which of them is meant
+
+    @classmethod
+    @partial(jax.jit, static_argnums=(0, 2))
+    def of(cls, stacked: jax.Array, inputs: int) -> "Apart":
+        """From [L, *in, *out] with so many input dims."""
+        rows = math.prod(stacked.shape[1 : 1 + inputs])
+        return cls(tuple(w.reshape(rows, -1).T for w in stacked), stacked.shape[1:])
 
 
 def one_of(matrices: Mapping[str, Mapping[str, jax.Array]], which: jax.Array) -> dict[str, Adapter]:

@@ -13,7 +13,8 @@ from foundation.console import captured_stderr
 from lpo_jax.config import ConfigError, MeshConfig, ModelConfig, RunConfig
 from lpo_jax.config.schema import Remat
 from lpo_jax.model import hf
-from lpo_jax.model.decoder import Model, kept_width
+from lpo_jax.model.decoder import Model
+from lpo_jax.model.remat import kept_width
 from lpo_jax.plan import abstract, flops, memory, planner
 from lpo_jax.plan.chips import GIB, chip_of, topology_devices
 from lpo_jax.plan.result import Plan
