@@ -50,14 +50,14 @@ train: $(RUN)_data/manifest.json ## the main job on the embedded default: build,
 train-tpu: $(if $(call on,SKIP_PLAN,1),.venv/installed,.venv/installed-tpu) ## the same job on a Cloud TPU, all of it from a laptop: TPU=v5e:4x4 SPOT=1 DELETE=1 DRY_RUN=1 ...; on a TPU host it just runs
 	$(LAUNCH).tpu $(CLOUD) $(call on,QUEUED,--queued) $(call with,WAIT_MIN,--wait-min) $(CONFIG) $(ARGS)
 
-train-tpu-down: .venv/installed ## delete that TPU: CONFIG=... or JOB=...
-	$(LAUNCH).tpu --down $(CLOUD) $(CONFIG)
+train-tpu-down: .venv/installed ## delete that TPU: CONFIG=... ARGS=... as it was started, or JOB=...
+	$(LAUNCH).tpu --down $(CLOUD) $(CONFIG) $(ARGS)
 
 train-gke: $(if $(call on,SKIP_PLAN,1),.venv/installed,.venv/installed-tpu) ## the same job on a GKE cluster, as a JobSet (XPK=1: made by XPK); launch/README.md has them all
 	$(LAUNCH).gke $(CLOUD) $(call on,XPK,--xpk) $(CONFIG) $(ARGS)
 
-train-gke-down: .venv/installed ## delete that JobSet: CONFIG=... or JOB=...
-	$(LAUNCH).gke --down $(CLOUD) $(call on,XPK,--xpk) $(CONFIG)
+train-gke-down: .venv/installed ## delete that JobSet: CONFIG=... ARGS=... as it was started, or JOB=...
+	$(LAUNCH).gke --down $(CLOUD) $(call on,XPK,--xpk) $(CONFIG) $(ARGS)
 
 train-slurm: .venv/installed ## the same job on SLURM, from a login node: NODES=2 GPUS=8 CONFIG=... ARGS="key=value ..."
 	$(if $(GPUS),$(BIN)/pip install --quiet --editable '.[cuda]')

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from foundation.commands import number, whole
 from foundation.errors import run_command
-from launch import common
+from launch import common, preflight
 from launch.common import Checks, LaunchError, Shell, say
 
 EXAMPLES = """\
@@ -31,10 +31,8 @@ def up(args: argparse.Namespace) -> int:
     shell, checks = Shell(args.dry_run), Checks(args.dry_run)
     for name in ("sbatch", "squeue", "sacct"):
         checks.program(name, "run this on a login node of the cluster")
-    config = checks.collect(lambda: common.load(args.config, args.overrides))
-    for key, path in config.shard_paths().items() if config else ():
-        if not Path(path).is_dir():
-            checks.missing.append(f"{key}={path}: no such shard set; build it with `lpo-data build ... --out {path}`")
+    if config := checks.collect(lambda: common.load(args.config, args.overrides)):
+        preflight.check_run(shell, checks, config, args.nodes * (args.gpus or 1))
     checks.finish()
 
     logs = Path("runs/slurm")

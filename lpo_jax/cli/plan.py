@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     from lpo_jax.plan import planner, search, text
     from lpo_jax.plan.result import Plan
     from lpo_jax.plan.rows import PlannedRows
+    from lpo_jax.sharding import topology_size
+    from lpo_jax.train import preflight
 
     overrides = [arg for arg in args.configs if "=" in arg]
     files = [Path(arg) for arg in args.configs if "=" not in arg]
@@ -62,6 +64,11 @@ def run(args: argparse.Namespace) -> int:
         if found is not None:
             plans.append((file, found))
             print(text.describe(found), end="\n\n")
+        told = preflight.look(config, topology_size(str(config.mesh.topology)))
+        if not args.search:  # which changes mesh and batches
+            told.raise_first()
+        for warning in told.warnings:
+            print(f"note: {warning}\n")
     if args.json and plans:
         facts = [found.facts() for _, found in plans]
         write_json(args.json, facts if len(files) > 1 else facts[0])

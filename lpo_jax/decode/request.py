@@ -31,7 +31,7 @@ class LoadedModel:
     @property
     def cuts(self) -> int:
         """Into how many parts the mesh cuts a batch."""
-        return row_cuts(self.mesh)
+        return row_cuts(self.mesh.shape)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lpo_jax.plan import abstract, chips, memory, planner, search
 from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import MESH_AXES, make_mesh, topology_size
-from lpo_jax.train import state
+from lpo_jax.train import preflight
 from tests.helpers.marks import needs_libtpu
 from tests.helpers.paths import REPO
 
@@ -244,7 +244,7 @@ def test_pod_configs_are_the_published_models_on_whole_slices(path, monkeypatch)
     assert (kind in ("lora", "int8", "int4", "nf4")) == (run.model.lora is not None)
     assert run.model.quantize is None or run.model.quantize == kind
     assert run.plan.row_tokens <= model.config.max_positions
-    state.check_rows(run, type("Mesh", (), {"shape": mesh}))
+    preflight.check_rows(run, mesh)
 
 
 def test_a_run_refuses_weights_of_another_shape_than_planned(tmp_path):
