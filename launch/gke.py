@@ -42,9 +42,9 @@ from lpo_jax.sharding import topology_size
 
 EXAMPLES = """\
 examples:
-  make train-gke CONFIG=configs/qwen2_5_coder_7b.yaml TPU=v5e:4x4 ARGS="data.path=data/disco run_dir=runs/qwen"
-  make train-gke CONFIG=... TPU=v6e:4x8 XPK=1 DRY_RUN=1
-  make train-gke-down CONFIG=...        (or JOB=...)
+  make train-gke CONFIG=configs/pods/qwen2_5_coder_7b_v5e_4x4.yaml ARGS="data.path=data/disco run_dir=runs/qwen"
+  make train-gke CONFIG=configs/pods/qwen2_5_coder_32b_v6e_4x8.yaml XPK=1 DRY_RUN=1
+  make train-gke-down CONFIG=configs/pods/qwen2_5_coder_32b_v6e_4x8.yaml        (with the run's ARGS, or JOB=...)
 """
 ANNOTATION, XPK_JOB = "lpo-jax/job", "LPO_JOB"  # where a set says what it runs: an annotation, or with XPK a variable of its command
 

@@ -35,7 +35,7 @@ def check_run(shell: Shell, checks: Checks, config: RunConfig, devices: int, buc
                 remedy = f"build it with `lpo-data build ... --out {value}`"
                 copy = Path(folder, str(index), "manifest.json")
                 if not bucket:
-                    checks.wrong.append(f"{key}={value}: no such shard set; {remedy}")
+                    checks.missing.append(f"{key}={value}: no such shard set; {remedy}")
                 elif ask and _fetched(shell, f"gs://{bucket}/{value}/manifest.json", copy):
                     elsewhere[value] = copy.parent
                 elif shell.dry_run:
@@ -43,13 +43,12 @@ def check_run(shell: Shell, checks: Checks, config: RunConfig, devices: int, buc
                         f"{key}={value} isn't here: it must be in gs://{bucket}, or {remedy}; how many steps it makes isn't known"
                     )
                 elif ask:
-                    checks.wrong.append(f"{key}={value} is neither here nor in gs://{bucket}: {remedy}")
+                    checks.missing.append(f"{key}={value} is neither here nor in gs://{bucket}: {remedy}")
             elif bucket and ask and not shell.dry_run and not shell.ask(["gcloud", "storage", "ls", f"gs://{bucket}/{value}"]).returncode:
                 continue
             elif not key.endswith(MAY_BE_ON_THE_HUB) or not HUB_ID.fullmatch(value):
-                checks.wrong.append(
-                    f"{key}={value}: no such file or directory{' here or in the bucket' * bool(bucket)}, and no hub id; correct it"
-                )
+                looked = " here or in the bucket" if bucket else ""
+                checks.missing.append(f"{key}={value}: no such file or directory{looked}, and no hub id; correct it")
             elif ask:
                 problem, note = _on_the_hub(key, value)
                 checks.wrong += problem

@@ -36,10 +36,10 @@ from lpo_jax.sharding import topology_size
 
 EXAMPLES = """\
 examples:
-  make train-tpu CONFIG=configs/qwen2_5_coder_7b.yaml TPU=v5e:4x4 ARGS="data.path=data/disco run_dir=runs/qwen"
-  make train-tpu CONFIG=configs/codellama_7b.yaml TPU=v5litepod-16 SPOT=1 DELETE=1        (Google Cloud's name for the same slice)
-  make train-tpu CONFIG=... TPU=v5p:2x2x4 DRY_RUN=1                                       (show every command, run none)
-  make train-tpu-down CONFIG=configs/codellama_7b.yaml                                    (or JOB=...)
+  make train-tpu CONFIG=configs/pods/qwen2_5_coder_7b_v5e_4x4.yaml ARGS="data.path=data/disco run_dir=runs/qwen"
+  make train-tpu CONFIG=configs/codellama_7b.yaml TPU=v5litepod-8 SPOT=1 DELETE=1         (Google Cloud's name of v5e:2x4)
+  make train-tpu CONFIG=configs/pods/codellama_34b_v5p_2x2x4.yaml DRY_RUN=1               (check the run, show every command, run none)
+  make train-tpu-down CONFIG=configs/codellama_7b.yaml                                    (with the run's ARGS, or JOB=...)
 """
 HF_TOKEN_FILE, JOB_FILE = ".lpo-hf-token", "lpo-job.json"  # in the worker's home directory
 NEEDS_TERMINAL = "waiting for a TPU, restarts after a preemption and DELETE need it, or the same command again"

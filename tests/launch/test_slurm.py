@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.launch import CONFIG
 from tests.helpers.paths import REPO
 
-DATA = "data.path=configs"  # any directory: it is only looked whether there is one
+DATA = "data.path=configs"  # any directory: it has no manifest to look into
 
 
 @pytest.fixture

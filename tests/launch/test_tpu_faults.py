@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.helpers.launch import CONFIG, NOT_FOUND, STEPS, node, queued, up
+from tests.helpers.launch import CONFIG, FITS, NOT_FOUND, STEPS, node, queued, up
 
 
 def taken_while_followed(cloud, looks):
@@ -81,8 +81,8 @@ def test_after_a_preemption_it_goes_on(cloud):
     taken_while_followed(cloud, looks=3)
     done = up(cloud)
     assert done.returncode == 0, done.stderr
-    once = ["tpu-vm create", "scp", "setup", "worker.sh start", "follow"]
-    assert cloud.order(STEPS)[3:] == [*once, "tpu-vm delete", *once, "scp", "setup", "worker.sh start", "follow"]
+    once = ["tpu-vm create", "scp", "scp", "setup", "worker.sh start", "follow"]
+    assert cloud.order(STEPS)[3:] == [*once, "tpu-vm delete", *once, "scp", "scp", "setup", "worker.sh start", "follow"]
     assert len(set(cloud.lines("worker.sh start"))) == 1  # the same command again
     assert "gone (lost the connection" in done.stdout
     assert "has saved its state" in done.stdout
@@ -144,7 +144,7 @@ def test_ctrl_c_leaves_the_run_running(cloud, delete, deleted):
     cloud.answer("worker.sh follow", "hang", first=True)
     options = cloud.options()
     options.pop("timeout"), options.pop("capture_output")
-    command = [sys.executable, "-m", "launch.tpu", "--pause-s=0", "--tpu=v5e:4x4", CONFIG, f"--delete={delete}"]
+    command = [sys.executable, "-m", "launch.tpu", "--pause-s=0", "--tpu=v5e:4x4", CONFIG, FITS, f"--delete={delete}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, **options) as process:
         for _ in range(400):
             if cloud.lines("follow"):
