@@ -1,6 +1,6 @@
 """Submit a config to SLURM from a login node and follow its log: one process a node, or with --gpus one a GPU. The checkout with its .venv, the
 data and the run_dir must lie on a disk that all nodes see. A preempted job is queued again and goes on from its checkpoint (launch/slurm.sbatch),
-and so is one that nears its time limit. Ctrl-C leaves the job alone; scancel JOB ends it.
+and so is one that nears its time limit. Ctrl-C leaves the job alone; scancel JOB ends it. Nothing of it needs this terminal.
 
 environment, all optional:
   LPO_PARTITION, LPO_ACCOUNT, LPO_QOS, LPO_TIME   passed to sbatch as --partition, --account, --qos, --time
@@ -19,8 +19,8 @@ from launch.common import Checks, LaunchError, Shell, say
 
 EXAMPLES = """\
 examples:
-  make train-slurm CONFIG=configs/qwen2_5_coder_7b.yaml NODES=2 GPUS=8
-  make train-slurm CONFIG=configs/tiny_cpu.yaml NODES=2 DRY_RUN=1
+  make train-slurm CONFIG=configs/qwen2_5_coder_7b.yaml GPUS=8
+  make train-slurm CONFIG=configs/lpo_hf.yaml NODES=4 GPUS=2 ARGS="model.path=MODEL data.path=data/disco" DRY_RUN=1
 """
 FLAGS = {"LPO_PARTITION": "--partition", "LPO_ACCOUNT": "--account", "LPO_QOS": "--qos", "LPO_TIME": "--time"}
 WAITING = {"", "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "RESIZING", "SUSPENDED", "PREEMPTED"}

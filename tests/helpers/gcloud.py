@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CHIPS = {"v5litepod-4": (4, 1, "2x2"), "v5litepod-16": (16, 4, "4x4")}  # chips, hosts, topology
@@ -91,10 +91,8 @@ class Cloud:
 
     def wipe(self, name: str) -> None:
         for pid in (self.home / "nodes" / name).glob("*/lpo-state/pid"):
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(int(pid.read_text()), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         shutil.rmtree(self.home / "nodes" / name, ignore_errors=True)
 
     def reached(self, name: str) -> bool:

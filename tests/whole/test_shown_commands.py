@@ -94,12 +94,12 @@ def test_a_command_of_ours(line, tmp_path, monkeypatch):
     except SystemExit:  # --help
         return
     except UserError as error:  # part of a command: what there is of it is known
-        assert "are required" in str(error) or "expected" in str(error), error
+        assert re.search("are required|expected", str(error)), error
         flags = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert flags <= set(parser._option_string_actions), line
         return
     monkeypatch.chdir(REPO)
-    if words[0] in ("train", "plan", "config", "teacher"):
+    if words[0] in ("train", "plan", "config", "teacher") and "name: focal" not in line:  # made in tests/whole/test_adding_an_objective.py
         given = getattr(args, "configs", None) or [args.config, *args.overrides]
         for name in (word for word in given if "=" not in word):
             for file in REPO.glob(ANY if name in ("CONFIG", "FILE") else name):
@@ -128,7 +128,7 @@ def test_a_make(line, monkeypatch, capfd):
     named = [word for word in words if "=" not in word]
     assert set(named) <= targets
     launcher = re.fullmatch(r"train-(tpu|gke|slurm|local)(-down|-multihost)?", named[0])
-    if launcher is None or len(words) == 1 < len(named):
+    if launcher is None or (len(words) == 1 and launcher[1] != "local"):  # the target is spoken of
         return
     env = {"PATH": "/usr/bin:/bin"}
     command = subprocess.run(["make", "-n", *words], cwd=REPO, env=env, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
