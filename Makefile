@@ -80,7 +80,7 @@ distill-demo: .venv/installed .venv/installed-judges ## distil, build and train 
 		--base-url http://127.0.0.1:$$(cat $(DEMO)/port)/v1; \
 	$(BIN)/lpo-data stats $(DEMO)/job --html $(DEMO)/stats.html; \
 	$(BIN)/lpo-data build $(DEMO)/job/data/train.jsonl --train-tokenizer 1024 --row-tokens 1024 --heldout 0.1 --out $(DEMO)/shards; \
-	$(BIN)/lpo train $(CONFIG) run_dir=$(DEMO)/run data.path=$(DEMO)/shards stages.sft.epochs=null stages.sft.steps=20 stages.lpo.epochs=null stages.lpo.steps=10 $(ARGS)
+	$(BIN)/lpo train $(CONFIG) run_dir=$(DEMO)/run data.path=$(DEMO)/shards stages.sft.epochs=null stages.sft.steps=20 stages.lpo.epochs=null stages.lpo.steps=10 eval_every_steps=0 checkpoint_every_steps=5 $(ARGS)
 
 CO := runs/codecode_demo
 CO_RUN = eval_every_steps=0 checkpoint_every_steps=1000 $(ARGS)
