@@ -5,7 +5,8 @@ it fits, what fills each device's memory, what a step computes and moves, and ho
 pip install 'lpo-jax[tpu]'.
 
 The model's weights aren't read: its shape comes from model.shape, model.new, or model.path's config.json. The rows' shape comes from the
-manifests of the stage's data, or where there is none yet from the keys under `plan`.
+manifests of the stage's data, or where there is none yet from the keys under `plan`. What a run would refuse of rows, mesh and data is refused here
+too, and an evaluation or checkpoint interval that a stage is too short for is noted.
 
 Exit code: 0 if it fits (of several configs: if all do), 1 if it doesn't, 2 if a config is wrong.
 

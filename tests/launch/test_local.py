@@ -53,7 +53,7 @@ def test_sigterm_goes_to_all_and_all_save(fakes, logs):
     options.pop("timeout"), options.pop("capture_output")
     command = [sys.executable, "-m", "launch.local", "--name=lpo-test-local", *GIVEN]
     with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
-        for _ in range(200):
+        for _ in range(1200):
             if all((fakes.home / f"up{index}").exists() for index in range(2)):
                 break
             time.sleep(0.05)

@@ -22,6 +22,7 @@ from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import MESH_AXES, make_mesh, topology_size
 from lpo_jax.train import preflight
+from tests.helpers.launch import MANIFEST
 from tests.helpers.marks import needs_libtpu
 from tests.helpers.paths import REPO
 
@@ -114,6 +115,16 @@ def test_a_plan_of_two_layers(tiny, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == printed
     monkeypatch.setattr(planner, "make", lambda *_: (_ for _ in ()).throw(ConfigError("compiled anew")))
     assert cli.main([*command[:2], "stages.lpo.objective.beta=2", *command[2:]]) == 2
+
+
+def test_what_a_run_would_be_told_is_told_here(tmp_path, capsys, monkeypatch):
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
+    monkeypatch.setattr(planner, "cached", lambda *_: None)
+    command = ["plan", str(REPO / "configs/tiny_cpu.yaml"), "mesh.topology=v5e:2x2", f"data.path={tmp_path}", "checkpoint_every_steps=4800"]
+    assert cli.main([*command, "mesh.tensor=4"]) == 1
+    assert "note: checkpoint_every_steps is 4800: nothing is saved before the end of stage lpo (4800 steps)" in capsys.readouterr().out
+    assert cli.main(command) == 2
+    assert "e.g. stages.sft.batch_rows=4" in capsys.readouterr().err
 
 
 @needs_libtpu
