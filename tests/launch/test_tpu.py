@@ -23,12 +23,12 @@ def test_all_of_it_in_order(cloud):
     assert cloud.order(STEPS) == ["storage"] * 3 + ["plan", "tpu-vm create", "scp", "scp", "setup", "worker.sh start", "follow"]
     assert cloud.lines("lpo plan") == [f"lpo plan {CONFIG} {FITS} run_dir=runs/x {TOPOLOGY}"]
     where = "--project=proj --zone=us-west4-a --quiet"
-    create = f"gcloud compute tpus tpu-vm create lpo-eve-tiny-cpu {where} --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite"
+    create = f"gcloud compute tpus tpu-vm create lpo-eve-x {where} --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite"
     assert cloud.lines("tpu-vm create") == [create]
     assert all("--worker=all" in line for line in cloud.lines("scp|setup|worker.sh start"))
     assert all("--worker=0" in line for line in cloud.lines("follow"))
     assert "step 1 loss 3" in done.stdout
-    assert "make train-tpu-down JOB=lpo-eve-tiny-cpu" in done.stdout  # it is still there and costs money
+    assert "make train-tpu-down JOB=lpo-eve-x" in done.stdout  # it is still there and costs money
     assert "gs://bkt/runs/x/report.html" in done.stdout
 
 
