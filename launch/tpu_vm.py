@@ -132,7 +132,7 @@ class Tpu:
             try:
                 self.touched = True
                 if self.queued:
-                    if self.request()[0] not in {*WAITING, "ACTIVE"}:  # of an earlier start
+                    if self.request()[0] not in {*WAITING, "ACTIVE"} or self.shell.dry_run:  # else an earlier start's is taken up
                         self._request()
                     self._wait_for_request()
                 else:
