@@ -50,14 +50,14 @@ train: $(RUN)_data/manifest.json ## the main job on the embedded default: build,
 train-tpu: $(if $(call on,SKIP_PLAN,1),.venv/installed,.venv/installed-tpu) ## the same job on a Cloud TPU, all of it from a laptop: TPU=v5e:4x4 SPOT=1 DELETE=1 DRY_RUN=1 ...; on a TPU host it just runs
 	$(LAUNCH).tpu $(CLOUD) $(call on,QUEUED,--queued) $(call with,WAIT_MIN,--wait-min) $(CONFIG) $(ARGS)
 
-train-tpu-down: .venv/installed ## delete that TPU: CONFIG=... or JOB=...
-	$(LAUNCH).tpu --down $(CLOUD) $(CONFIG)
+train-tpu-down: .venv/installed ## delete that TPU: CONFIG=... ARGS=... as it was started, or JOB=...
+	$(LAUNCH).tpu --down $(CLOUD) $(CONFIG) $(ARGS)
 
 train-gke: $(if $(call on,SKIP_PLAN,1),.venv/installed,.venv/installed-tpu) ## the same job on a GKE cluster, as a JobSet (XPK=1: made by XPK); launch/README.md has them all
 	$(LAUNCH).gke $(CLOUD) $(call on,XPK,--xpk) $(CONFIG) $(ARGS)
 
-train-gke-down: .venv/installed ## delete that JobSet: CONFIG=... or JOB=...
-	$(LAUNCH).gke --down $(CLOUD) $(call on,XPK,--xpk) $(CONFIG)
+train-gke-down: .venv/installed ## delete that JobSet: CONFIG=... ARGS=... as it was started, or JOB=...
+	$(LAUNCH).gke --down $(CLOUD) $(call on,XPK,--xpk) $(CONFIG) $(ARGS)
 
 train-slurm: .venv/installed ## the same job on SLURM, from a login node: NODES=2 GPUS=8 CONFIG=... ARGS="key=value ..."
 	$(if $(GPUS),$(BIN)/pip install --quiet --editable '.[cuda]')
@@ -80,7 +80,7 @@ distill-demo: .venv/installed .venv/installed-judges ## distil, build and train 
 		--base-url http://127.0.0.1:$$(cat $(DEMO)/port)/v1; \
 	$(BIN)/lpo-data stats $(DEMO)/job --html $(DEMO)/stats.html; \
 	$(BIN)/lpo-data build $(DEMO)/job/data/train.jsonl --train-tokenizer 1024 --row-tokens 1024 --heldout 0.1 --out $(DEMO)/shards; \
-	$(BIN)/lpo train $(CONFIG) run_dir=$(DEMO)/run data.path=$(DEMO)/shards stages.sft.epochs=null stages.sft.steps=20 stages.lpo.epochs=null stages.lpo.steps=10 $(ARGS)
+	$(BIN)/lpo train $(CONFIG) run_dir=$(DEMO)/run data.path=$(DEMO)/shards stages.sft.epochs=null stages.sft.steps=20 stages.lpo.epochs=null stages.lpo.steps=10 eval_every_steps=0 checkpoint_every_steps=5 $(ARGS)
 
 CO := runs/codecode_demo
 CO_RUN = eval_every_steps=0 checkpoint_every_steps=1000 $(ARGS)

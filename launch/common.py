@@ -2,6 +2,7 @@
 
 import argparse
 import getpass
+import hashlib
 import os
 import re
 import shlex
@@ -23,7 +24,12 @@ REPO = Path(__file__).resolve().parent.parent
 PREEMPTED = 75  # lpo train was told to stop, has saved, and goes on when started again (EX_TEMPFAIL)
 NEVER_SENT = [":(exclude,glob)**/.env*", ":(exclude,glob)**/*.pem", ":(exclude,glob)**/*.key", ":(exclude,glob)**/id_rsa*"]
 INPUTS = [("data", "tokenizer"), ("model", "path"), ("model", "adapter"), ("model", "shape")]
+LONGEST_NAME = 40  # of what is created: the cloud appends to it
 TAIL = 2**18  # bytes of a stream's end that are kept
+NEEDS_LOGIN = re.compile(r"refreshing your current auth|invalid_grant|Reauthentication|gcloud auth login")
+REFUSED = re.compile(
+    r"PERMISSION_DENIED|INVALID_ARGUMENT|is not found or access is unauthorized"
+)  # a wrong zone or project: no use to ask again
 
 
 class LaunchError(UserError):
@@ -53,20 +59,31 @@ class Shell:
             if done.returncode:
                 raise LaunchError(f"{command[0]} failed with exit code {done.returncode}")
 
-    def ask(self, command: Sequence[str], *, pretend: str = "", quiet: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run and return what it printed; a failure is the caller's to judge. `quiet` doesn't show the command (polling)."""
+    def ask(
+        self, command: Sequence[str], *, pretend: str = "", quiet: bool = False, harmless: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run and return what it printed; a failure is the caller's to judge. `quiet` doesn't show the command (polling), `harmless` runs it
+        in a dry run too: it only looks at what is here."""
         if not quiet or self.dry_run:
             self._show(command)
-        if self.dry_run:
+        if self.dry_run and not harmless:
             return subprocess.CompletedProcess(command, 0, pretend, "")
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
     def ask_patiently(self, command: Sequence[str], *, pretend: str, tries: int, pause_s: float, none: str | None = None) -> str:
-        """What it printed, asked again after a failure, because a hiccup must not end a run of days; "" after an error that matches `none`."""
+        """What it printed, asked again after a failure, because a hiccup must not end a run of days; "" after an error that matches `none`.
+
+        Raises:
+          LaunchError: it fails, and no hiccup it is.
+        """
         for attempt in range(tries):
             found = self.ask(command, pretend=pretend, quiet=True)
             if not found.returncode:
                 return found.stdout.strip()
+            if NEEDS_LOGIN.search(found.stderr):
+                raise LaunchError(f"{command[0]}'s sign-in has expired: gcloud auth login, then the same command")
+            if REFUSED.search(found.stderr):
+                break
             if none and re.search(none, found.stderr):
                 return ""
             self.sleep(backoff(pause_s, attempt))
@@ -102,10 +119,18 @@ class Shell:
 
 @dataclass
 class Checks:
-    """Collects all that is missing, so that it is said once."""
+    """Collects all that stands in the way, so that it is said once.
+
+    Attributes:
+      missing: of the environment; a dry run goes on without.
+      wrong: with the run itself; that would be refused, by a dry run too.
+      notes: what may not be meant, or isn't known.
+    """
 
     dry_run: bool
     missing: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def variable(self, name: str, what: str) -> str:
         """An environment variable's value; in a dry run a missing one is shown as itself."""
@@ -119,25 +144,32 @@ class Checks:
             self.missing.append(f"the program {name}: {source}")
 
     def collect(self, make: Callable[[], T]) -> T | None:
-        """A value, or None where making it raises; the error is then one more thing that is missing."""
+        """A value, or None where making it raises; the error is then one more thing that is wrong."""
         try:
             return make()
         except UserError as error:
-            self.missing.append(str(error))
+            self.wrong.append(str(error))
             return None
 
     def finish(self) -> None:
-        """Raise one error that lists all that is missing; a dry run goes on."""
-        if self.missing:
-            text = "before this can start, set or correct:\n" + "\n".join(f"  - {line}" for line in self.missing)
-            if not self.dry_run:
+        """Say the notes, and raise one error that lists all that stands in the way."""
+        for note in self.notes:
+            say(f"note: {note}")
+        if self.missing or self.wrong:
+            text = "before this can start, set or correct:\n" + "\n".join(f"  - {line}" for line in [*self.missing, *self.wrong])
+            if self.wrong or not self.dry_run:
                 raise LaunchError(text)
             say(text)
 
 
-def default_name(config: str) -> str:
-    """A name for the cloud's resources: lpo, the user and the config."""
-    return re.sub(r"[^a-z0-9]+", "-", f"lpo-{getpass.getuser()}-{Path(config).stem}".lower())[:40].strip("-")
+def name_of(run_dir: str) -> str:
+    """A name for the cloud's resources: lpo, the user, and where the run lives (without gs://BUCKET/ and runs/). A long one ends in a hash."""
+    place = re.sub(r"^gs://[^/]*/", "", run_dir).strip("/").removeprefix("runs/")
+    name = re.sub(r"[^a-z0-9]+", "-", f"lpo-{getpass.getuser()}-{place}".lower()).strip("-")
+    if len(name) <= LONGEST_NAME:
+        return name
+    mark = hashlib.sha256(place.encode()).hexdigest()[:6]
+    return f"{name[: LONGEST_NAME - 7].strip('-')}-{mark}"
 
 
 def read_config(path: str, overrides: Sequence[str]) -> RunConfig:
@@ -166,38 +198,12 @@ def run_url(config: RunConfig, bucket: str) -> str:
 
 
 def upload(shell: Shell, config: RunConfig, bucket: str) -> None:
-    """Bring the bucket what of the run's inputs lies here: shards, a model's directory. A hub id stays for the workers to fetch.
-
-    Raises:
-      LaunchError: the shards are neither here nor in the bucket.
-    """
-    shards = config.shard_paths()
-    for key, value in inputs(config).items():
+    """Bring the bucket what of the run's inputs lies here: shards, a model's directory. A hub id stays for the workers to fetch."""
+    for value in inputs(config).values():
         if Path(value).is_dir():
             shell.run(["gcloud", "storage", "rsync", "--recursive", value, f"gs://{bucket}/{value}"])
         elif Path(value).is_file():
             shell.run(["gcloud", "storage", "cp", value, f"gs://{bucket}/{value}"])
-        elif key in shards and shell.ask(["gcloud", "storage", "ls", f"gs://{bucket}/{value}/manifest.json"]).returncode:
-            raise LaunchError(f"{key}={value} is neither here nor in gs://{bucket}: build it with `lpo-data build ... --out {value}`")
-
-
-def check_cloud(shell: Shell, checks: Checks, bucket: str, project: str, config: RunConfig | None) -> None:
-    """Is there an account, and a bucket that checkpoints can live in?"""
-    account = shell.ask(["gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)"], pretend="you")
-    if account.returncode or not account.stdout.strip():
-        checks.missing.append("an account: gcloud auth login")
-        return
-    layout = ["--raw", "--format=value(hierarchicalNamespace.enabled)"]
-    found = shell.ask(["gcloud", "storage", "buckets", "describe", f"gs://{bucket}", f"--project={project}", *layout], pretend="True")
-    create = "gcloud storage buckets create gs://NAME --location=REGION --uniform-bucket-level-access --enable-hierarchical-namespace"
-    if found.returncode:
-        checks.missing.append(f"LPO_BUCKET={bucket}: {last_line(found.stderr)}. To make one in the TPU's region: {create}")
-    elif found.stdout.strip().lower() != "true" and not (config and config.run_dir.startswith("gs://")):
-        # Without, gcsfuse can't rename a directory, and so not finish a checkpoint.
-        checks.missing.append(
-            f"LPO_BUCKET={bucket} has no hierarchical namespace, which checkpoints in a mounted bucket need; make one that has: {create}, "
-            f"or write to it unmounted: run_dir=gs://{bucket}/runs/NAME"
-        )
 
 
 def plan(shell: Shell, config: str, overrides: Sequence[str]) -> None:
@@ -212,14 +218,8 @@ def plan(shell: Shell, config: str, overrides: Sequence[str]) -> None:
         raise LaunchError(f"`lpo plan` refuses {config}, see above. SKIP_PLAN=1 starts it all the same") from None
 
 
-def snapshot(shell: Shell, config: str) -> tuple[str, str]:
-    """The tree that travels: HEAD with the changes to tracked files. Returns its commit and an id of its content.
-
-    Raises:
-      LaunchError: the config isn't in it.
-    """
-    if shell.ask(["git", "ls-files", "--error-unmatch", "--", config]).returncode:
-        raise LaunchError(f"git doesn't track {config}, so it would not be sent: git add {config}")
+def snapshot(shell: Shell) -> tuple[str, str]:
+    """The tree that travels: HEAD with the changes to tracked files. Returns its commit and an id of its content."""
     # A stash entry that is never stored: a commit of the tracked files as they are. It needs a name for its author.
     made = shell.ask(["git", "-c", "user.name=lpo", "-c", "user.email=lpo@localhost", "stash", "create"])
     commit = made.stdout.strip() or "HEAD"
@@ -249,8 +249,8 @@ def parser(module: str, description: str | None, examples: str, named: str, conf
     made = argparse.ArgumentParser(f"python -m launch.{module}", description=description, epilog=examples, formatter_class=raw)
     made.add_argument("config", nargs="?" if optional else None, metavar="CONFIG", help=config)
     made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, as for `lpo train`")
-    made.add_argument("--name", help=f"{named} (default: lpo, your user name and the config's)")
-    made.add_argument("--dry-run", action="store_true", help="show every command, run none")
+    made.add_argument("--name", help=f"{named} (default: lpo, your user name and the run_dir's)")
+    made.add_argument("--dry-run", action="store_true", help="check the run, show every command, run none")
     return made
 
 
@@ -260,7 +260,7 @@ def cloud_parser(module: str, description: str | None, examples: str) -> argpars
     made = parser(module, description, examples, "of what is created", config, optional=True)
     made.add_argument("--tpu", metavar="SLICE", help="v5e:4x4, v6e:4x8, v5p:2x2x4, ... or v5litepod-16, v6e-32, v5p-32, ...")
     made.add_argument("--restarts", type=whole(0), default=20, help="restarts after preemption (default: 20)")
-    made.add_argument("--delete", choices=("never", "success", "always"), default="never", help="delete what was created at the end: after a run that succeeded, or also after one that failed (default: never)")  # fmt: skip
+    made.add_argument("--delete", choices=("never", "success", "always"), default="never", help="delete what was created at the end: after a run that succeeded, or also after one that failed (default: never); Ctrl-C never does")  # fmt: skip
     made.add_argument("--skip-plan", action="store_true", help="don't ask `lpo plan` first")
     made.add_argument("--pause-s", type=number(), default=30, help="seconds between looks at the cloud, before a first retry (default: 30)")
     made.add_argument("--down", action="store_true", help="delete what an earlier run created, and do nothing else")
@@ -274,7 +274,13 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
         made.error("the following arguments are required: CONFIG (or --down --name NAME)")
     if args.config is not None:
         args.config = os.path.relpath(args.config, REPO)
-    args.name = args.name or default_name(args.config or "")
+    if not args.name:
+        try:
+            args.name = name_of(load(str(args.config), args.overrides).run_dir)
+        except UserError as error:
+            if getattr(args, "down", False):
+                made.error(str(error))
+            args.name = "lpo"  # what is wrong is said with all else
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", args.name):
         made.error(f"{args.name!r} can't name a job: small letters, digits and dashes, at most 40")
     # A program beside this Python, as in a virtual environment that isn't activated, is found after those on the PATH.

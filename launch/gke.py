@@ -6,7 +6,8 @@
   7. delete it when told to (--delete)
 
 The cluster must have a TPU node pool of that slice, the JobSet controller and the Cloud Storage FUSE driver; the bucket is the run's working
-directory, as on TPU VMs. Ctrl-C leaves the set running, the same command follows it again.
+directory, as on TPU VMs. Ctrl-C stops and deletes nothing, whatever --delete says, and the same command follows the set again; only --delete needs
+this terminal. The set's name follows run_dir; one with other settings is never taken for this run.
 
 environment:
   LPO_PROJECT  Google Cloud project          LPO_ZONE    zone or region of the cluster       LPO_CLUSTER  its name
@@ -18,8 +19,10 @@ environment:
 """
 
 import argparse
+import base64
 import json
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -29,25 +32,29 @@ from pathlib import Path
 from markupsafe import Markup
 
 from foundation.errors import run_command
+from foundation.files import Json
 from foundation.pages import environment
-from launch import common, slices
+from launch import common, job, preflight, slices
 from launch.common import Checks, LaunchError, Shell, say
 from launch.slices import Slice
+from lpo_jax.config import RunConfig
+from lpo_jax.sharding import topology_size
 
 EXAMPLES = """\
 examples:
-  make train-gke CONFIG=configs/qwen2_5_coder_7b.yaml TPU=v5e:4x4 ARGS="data.path=data/disco run_dir=runs/qwen"
-  make train-gke CONFIG=... TPU=v6e:4x8 XPK=1 DRY_RUN=1
-  make train-gke-down CONFIG=...        (or JOB=...)
+  make train-gke CONFIG=configs/pods/qwen2_5_coder_7b_v5e_4x4.yaml ARGS="data.path=data/disco run_dir=runs/qwen"
+  make train-gke CONFIG=configs/pods/qwen2_5_coder_32b_v6e_4x8.yaml XPK=1 DRY_RUN=1
+  make train-gke-down CONFIG=configs/pods/qwen2_5_coder_32b_v6e_4x8.yaml        (with the run's ARGS, or JOB=...)
 """
+ANNOTATION, XPK_JOB = "lpo-jax/job", "LPO_JOB"  # where a set says what it runs: an annotation, or with XPK a variable of its command
 
 
-def manifest(wanted: Slice, image: str, command: list[str], bucket: str, args: argparse.Namespace, secret: str | None) -> str:
+def manifest(wanted: Slice, image: str, command: list[str], bucket: str, args: argparse.Namespace, secret: str | None, told: str) -> str:
     """The JobSet as YAML; every value passes through JSON, so that none can be read as anything else."""
     env = environment(Path(__file__).parent)
     env.filters["tojson"] = lambda value: Markup(json.dumps(value))
     account, queue = os.environ.get("LPO_SERVICE_ACCOUNT", "default"), os.environ.get("LPO_QUEUE")
-    given = {"slice": wanted, "image": image, "command": command, "bucket": bucket, "secret": secret}
+    given = {"slice": wanted, "image": image, "command": command, "bucket": bucket, "secret": secret, "job": told}
     return env.get_template("jobset.yaml.j2").render(given | vars(args), service_account=account, queue=queue)
 
 
@@ -70,16 +77,18 @@ class JobSet:
     def connect(self) -> None:
         self.shell.run(["gcloud", "container", "clusters", "get-credentials", *self._cluster])
 
-    def create(self, wanted: Slice, image: str, bucket: str) -> None:
+    def create(self, wanted: Slice, image: str, bucket: str, config: RunConfig) -> None:
+        told = job.text(config)
         command = ["lpo", "train", f"/lpo-jax/{self.args.config}", *self.args.overrides]
         if self.args.xpk:
             # XPK mounts what `xpk storage attach` gave it, and restarts by itself on the exit codes of a killed process.
-            mine = [f"--docker-image={image}", f"--command=cd /bucket && {shlex.join(command)}", f"--max-restarts={self.args.restarts}"]
+            marked = f"cd /bucket && {XPK_JOB}={base64.b64encode(told.encode()).decode()} {shlex.join(command)}"
+            mine = [f"--docker-image={image}", f"--command={marked}", f"--max-restarts={self.args.restarts}"]
             flags = [f"--tpu-type={wanted.accelerator_type}", "--num-slices=1", f"--restart-on-exit-codes=1,{common.PREEMPTED}"]
             token = ["--env-file=launch/xpk.env"] if os.environ.get("HF_TOKEN") else []  # which names HF_TOKEN; xpk reads its value
             self.shell.run(["xpk", "workload", "create", *self._xpk, *flags, *mine, *token, *(["--spot"] if self.args.spot else [])])
             return
-        text = manifest(wanted, image, command, bucket, self.args, self._secret())
+        text = manifest(wanted, image, command, bucket, self.args, self._secret(), told)
         if self.shell.dry_run:
             print(text)
         self.shell.run([*self._kubectl, "apply", "--filename=-"], stdin=text)
@@ -112,15 +121,30 @@ class JobSet:
                 return 0 if state == "Completed" else 1
             self.shell.sleep(self.args.pause_s)
 
+    def check_same(self, config: RunConfig) -> None:
+        """Refuse to follow a set that runs something else.
+
+        Raises:
+          LaunchError: with the settings that differ.
+        """
+        found = self._found()
+        told = found.get("metadata", {}).get("annotations", {}).get(ANNOTATION)
+        if marked := re.search(rf"{XPK_JOB}=([\w+/=]+)", json.dumps(found.get("spec", {}))):
+            told = base64.b64decode(marked[1]).decode()
+        job.check_same(self.name, told, config)
+
     def state(self) -> str:
         """ "" if there is no such set, else Running, Completed or Failed."""
-        done = '{"status": {"conditions": [{"type": "Completed", "status": "True"}]}}'
-        shown = self._ask("get", "jobset", self.name, "--ignore-not-found", "--output=json", pretend=done)
-        if not shown:
+        if not (found := self._found()):
             return ""
-        conditions = json.loads(shown).get("status", {}).get("conditions", [])
+        conditions = found.get("status", {}).get("conditions", [])
         ended = (c["type"] for c in conditions if c["type"] in {"Completed", "Failed"} and c["status"] == "True")
         return next(ended, "Running")
+
+    def _found(self) -> Json:
+        """The set as Kubernetes describes it; {}: there is none."""
+        done = '{"status": {"conditions": [{"type": "Completed", "status": "True"}]}}'
+        return json.loads(self._ask("get", "jobset", self.name, "--ignore-not-found", "--output=json", pretend=done) or "{}")
 
     def _secret(self) -> str | None:
         """Store HF_TOKEN, if there is one, without showing it. Returns the Secret's name."""
@@ -155,31 +179,36 @@ def up(args: argparse.Namespace) -> int:
     built = ":" not in image.rpartition("/")[2]
     if built:
         checks.program("docker", "https://docs.docker.com/get-docker")
-    config = checks.collect(lambda: common.read_config(args.config, args.overrides))
-    found = checks.collect(lambda: slices.of_run(args.tpu, config, args.overrides))
-    if not checks.missing or args.dry_run:
-        common.check_cloud(shell, checks, bucket, jobs.project, config)
+    found = checks.collect(lambda: slices.of_run(args.tpu, args.config, args.overrides))
+    ask = args.dry_run or not checks.missing
+    if found:
+        wanted, args.overrides, config = found
+        if ask:
+            preflight.check_cloud(shell, checks, bucket, jobs.project, config)
+        preflight.check_tracked(shell, checks, args.config)
+        preflight.check_run(shell, checks, config, topology_size(wanted.name), bucket, args.dry_run or not checks.missing)
     checks.finish()
-    if found is None or config is None:  # only a dry run comes here without
-        return 2
-    wanted, args.overrides = found
     jobs.connect()
     if jobs.state() == "Running" and not args.dry_run:
+        jobs.check_same(config)
         say(f"{args.name} is under way: following it")
     else:
         if not args.skip_plan:
             common.plan(shell, args.config, args.overrides)
-        snapshot = common.snapshot(shell, args.config)
-        image = build(shell, snapshot, image) if built else image
+        image = build(shell, common.snapshot(shell), image) if built else image
         common.upload(shell, config, bucket)
         if jobs.state() and not args.dry_run:  # a set that is over; its name is taken
             jobs.delete()
         try:
-            jobs.create(wanted, image, bucket)
+            jobs.create(wanted, image, bucket, config)
         except LaunchError:
             jobs.delete()  # what there is of it
             raise
-    code = jobs.follow()
+    try:
+        code = jobs.follow()
+    except KeyboardInterrupt:
+        say(f"Ctrl-C stopped nothing: {args.name} goes on. Follow it: the same command. Delete it: make train-gke-down JOB={args.name}")
+        raise
     if args.delete == "always" or (args.delete == "success" and not code):
         jobs.delete()
     if code:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from foundation.commands import number, whole
 from foundation.errors import run_command
-from launch import common
-from launch.common import PREEMPTED, Shell, say
+from launch import common, preflight
+from launch.common import PREEMPTED, Checks, Shell, say
 
 EXAMPLES = """\
 examples:
@@ -41,12 +41,15 @@ def environment(index: int, processes: int, devices: int, port: int) -> dict[str
 
 
 def up(args: argparse.Namespace) -> int:
-    common.load(args.config, args.overrides)  # one process says what is wrong, before there are several
+    shell, checks = Shell(args.dry_run), Checks(args.dry_run)  # one process says what is wrong, before there are several
+    if config := checks.collect(lambda: common.load(args.config, args.overrides)):
+        preflight.check_run(shell, checks, config, args.processes * args.devices)
+    checks.finish()
     command = ["lpo", "train", args.config, *args.overrides]
     if args.dry_run:
         for index in range(args.processes):
             pairs = [f"{key}={value}" for key, value in environment(index, args.processes, args.devices, 0).items()]
-            Shell(dry_run=True).run(["env", *pairs, *command])
+            shell.run(["env", *pairs, *command])
         return 0
     logs = Path("runs/local")
     logs.mkdir(parents=True, exist_ok=True)

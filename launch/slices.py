@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.common import LaunchError
-from lpo_jax.config import RunConfig, to_dict
+from launch.common import LaunchError, read_config
+from lpo_jax.config import RunConfig
 
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBIC = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
@@ -98,18 +98,20 @@ def parse(text: str) -> Slice:
     raise LaunchError(f"TPU={text}: write e.g. v5e:4x4, v6e:4x8, v5p:2x2x4 (JAX's names) or v5litepod-16, v6e-32, v5p-32 (Google Cloud's)")
 
 
-def of_run(given: str | None, config: RunConfig | None, overrides: list[str]) -> tuple[Slice, list[str]]:
-    """The slice that a run asks for, by TPU= or else by its config, and the overrides that tell `lpo` of it.
+def of_run(given: str | None, path: str, overrides: list[str]) -> tuple[Slice, list[str], RunConfig]:
+    """The slice that a run asks for, by TPU= or else by its config; the overrides that tell `lpo` of it, and the settings with them.
 
     Raises:
-      LaunchError: neither names one.
+      LaunchError: neither names one, or as `read_config`.
     """
-    planned: str | None = to_dict(config)["mesh"].get("topology") if config else None
+    planned = read_config(path, overrides).mesh.topology
     text = given or planned
     if not text:
         raise LaunchError("TPU: which slice, e.g. TPU=v5e:4x4 or TPU=v5litepod-16")
     wanted = parse(text)
-    return wanted, overrides if wanted.name == planned else [f"mesh.topology={wanted.name}", *overrides]
+    if wanted.name != planned:
+        overrides = [*(word for word in overrides if not word.startswith("mesh.topology=")), f"mesh.topology={wanted.name}"]
+    return wanted, overrides, read_config(path, overrides)
 
 
 def on_tpu(root: Path = Path("/")) -> bool:

@@ -1,6 +1,6 @@
 """Submit a config to SLURM from a login node and follow its log: one process a node, or with --gpus one a GPU. The checkout with its .venv, the
 data and the run_dir must lie on a disk that all nodes see. A preempted job is queued again and goes on from its checkpoint (launch/slurm.sbatch),
-and so is one that nears its time limit. Ctrl-C leaves the job alone; scancel JOB ends it.
+and so is one that nears its time limit. Ctrl-C leaves the job alone; scancel JOB ends it. Nothing of it needs this terminal.
 
 environment, all optional:
   LPO_PARTITION, LPO_ACCOUNT, LPO_QOS, LPO_TIME   passed to sbatch as --partition, --account, --qos, --time
@@ -14,13 +14,13 @@ from pathlib import Path
 
 from foundation.commands import number, whole
 from foundation.errors import run_command
-from launch import common
+from launch import common, preflight
 from launch.common import Checks, LaunchError, Shell, say
 
 EXAMPLES = """\
 examples:
-  make train-slurm CONFIG=configs/qwen2_5_coder_7b.yaml NODES=2 GPUS=8
-  make train-slurm CONFIG=configs/tiny_cpu.yaml NODES=2 DRY_RUN=1
+  make train-slurm CONFIG=configs/qwen2_5_coder_7b.yaml GPUS=8
+  make train-slurm CONFIG=configs/lpo_hf.yaml NODES=4 GPUS=2 ARGS="model.path=MODEL data.path=data/disco" DRY_RUN=1
 """
 FLAGS = {"LPO_PARTITION": "--partition", "LPO_ACCOUNT": "--account", "LPO_QOS": "--qos", "LPO_TIME": "--time"}
 WAITING = {"", "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "RESIZING", "SUSPENDED", "PREEMPTED"}
@@ -31,10 +31,8 @@ def up(args: argparse.Namespace) -> int:
     shell, checks = Shell(args.dry_run), Checks(args.dry_run)
     for name in ("sbatch", "squeue", "sacct"):
         checks.program(name, "run this on a login node of the cluster")
-    config = checks.collect(lambda: common.load(args.config, args.overrides))
-    for key, path in config.shard_paths().items() if config else ():
-        if not Path(path).is_dir():
-            checks.missing.append(f"{key}={path}: no such shard set; build it with `lpo-data build ... --out {path}`")
+    if config := checks.collect(lambda: common.load(args.config, args.overrides)):
+        preflight.check_run(shell, checks, config, args.nodes * (args.gpus or 1))
     checks.finish()
 
     logs = Path("runs/slurm")

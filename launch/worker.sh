@@ -5,9 +5,11 @@ set -euo pipefail
 usage() {
   cat <<'USAGE'
 usage: worker.sh setup BUCKET               mount the bucket, install this tree and its packages
-       worker.sh start CONFIG [KEY=VALUE]   lpo train in the background, in the bucket's directory; what still ran is stopped first
+       worker.sh start CONFIG [KEY=VALUE]   lpo train in the background, in the bucket's directory. What it is stands in ~/lpo-job.json: the same
+                                            job is stopped first where it still runs, another one isn't (busy)
        worker.sh follow [LINES]             print its log, from LINES before the end, until it is over
-       worker.sh state                      running, over CODE, or none
+       worker.sh state                      its job, and: running, over CODE, or none
+       worker.sh stop                       let it save, and end it
 
 Each ends with a line `worker.sh: WORD ...` that says how it went: gcloud doesn't return the exit code of every worker.
 USAGE
@@ -16,7 +18,7 @@ USAGE
 tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bucket_dir=$HOME/lpo-bucket # the run's working directory: relative paths of a config are the bucket's
 venv=$HOME/lpo-venv
-state=$HOME/lpo-state # log, pid and exit code of the run
+state=$HOME/lpo-state # job, log, pid and exit code of the run
 
 report() { echo "worker.sh: $*"; }
 
@@ -50,8 +52,15 @@ install_gcsfuse() {
 running() { [[ -s $state/pid ]] && grep --quiet --text worker.sh "/proc/$(<"$state/pid")/cmdline" 2>/dev/null; }
 
 start() {
-  if running; then stop; fi
+  if running; then
+    if ! cmp --silent "$HOME/lpo-job.json" "$state/job.json"; then
+      report busy
+      return
+    fi
+    stop
+  fi
   rm -f "$state/code" "$state/pid"
+  cp "$HOME/lpo-job.json" "$state/job.json"
   # In a session of its own it outlives this ssh connection.
   setsid bash "${BASH_SOURCE[0]}" run "$@" </dev/null >"$state/log" 2>&1 &
   until [[ -s $state/pid ]]; do sleep 0.1; done
@@ -61,6 +70,7 @@ start() {
 # A process whose peers are gone waits for them; give it a minute to save, then end it.
 stop() {
   local group second
+  running || return 0
   group=$(<"$state/pid")
   kill -TERM -- "-$group" || return 0
   for ((second = 0; second < 60; second++)); do
@@ -73,6 +83,7 @@ stop() {
 run() {
   echo $$ >"$state/pid.new" && mv "$state/pid.new" "$state/pid"
   cd "$bucket_dir"
+  trap : TERM # lpo train's to obey; this shell waits for its exit code
   if [[ -f $HOME/.lpo-hf-token ]]; then export HF_TOKEN_PATH=$HOME/.lpo-hf-token; fi
   local code=0 config=$1
   shift
@@ -96,7 +107,10 @@ report_state() {
 }
 
 case ${1:-} in
-  setup | start | run | follow) "$@" ;;
-  state) report_state ;;
+  setup | start | run | follow | stop) "$@" ;;
+  state)
+    if [[ -s $state/job.json ]]; then report job "$(<"$state/job.json")"; fi
+    report_state
+    ;;
   *) usage && exit 2 ;;
 esac

@@ -7,7 +7,7 @@ its axes don't divide is replicated, and a warning says so.
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -50,21 +50,34 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh.topology {config.topology} has {topology_size(config.topology)} devices, here are {len(devices)}: "
             "set it to the slice that this runs on, or to null"
         )
-    shape = [config.data, config.fsdp, config.expert, config.tensor]
-    if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
-        raise ConfigError(f"mesh {shape}: every axis is positive, and at most one is -1 (all that are left)")
-    if -1 in shape:
-        shape[shape.index(-1)] = len(devices) // abs(math.prod(shape))
-    asked = "mesh " + " ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
-    if math.prod(shape) != len(devices):
-        raise ConfigError(f"{asked} doesn't fit {len(devices)} devices")
+    shape = list(mesh_shape(config, len(devices)).values())
     try:
         return _lay_out(shape, devices)
     except NotImplementedError:
         raise ConfigError(
-            f"{asked} can't be laid out on these {len(devices)} chips: each of its axes takes "
+            f"{_told(shape)} can't be laid out on these {len(devices)} chips: each of its axes takes "
             "whole axes of the slice, e.g. on a 4x8 slice 4, 8 or 32 chips; `lpo plan --search` finds one"
         ) from None
+
+
+def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Devices along each of `MESH_AXES`.
+
+    Raises:
+      ConfigError: the axes don't multiply to the number of devices.
+    """
+    shape = [config.data, config.fsdp, config.expert, config.tensor]
+    if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
+        raise ConfigError(f"mesh {shape}: every axis is positive, and at most one is -1 (all that are left)")
+    if -1 in shape:
+        shape[shape.index(-1)] = devices // abs(math.prod(shape))
+    if math.prod(shape) != devices:
+        raise ConfigError(f"{_told(shape)} doesn't fit {devices} devices")
+    return dict(zip(MESH_AXES, shape, strict=True))
+
+
+def _told(shape: Sequence[int]) -> str:
+    return "mesh " + " ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
 
 
 def _lay_out(shape: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
@@ -82,9 +95,9 @@ def _lay_out(shape: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True), names, axis_types=types)
 
 
-def row_cuts(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are cut."""
-    return math.prod(mesh.shape[axis] for axis in RULES["batch"] or ())
+def row_cuts(mesh: Mapping[str, int]) -> int:
+    """Into how many parts the rows of a batch are cut, on a mesh of so many devices along each axis."""
+    return math.prod(mesh[axis] for axis in RULES["batch"] or ())
 
 
 def topology_size(name: str) -> int:

@@ -5,7 +5,8 @@ it fits, what fills each device's memory, what a step computes and moves, and ho
 pip install 'lpo-jax[tpu]'.
 
 The model's weights aren't read: its shape comes from model.shape, model.new, or model.path's config.json. The rows' shape comes from the
-manifests of the stage's data, or where there is none yet from the keys under `plan`.
+manifests of the stage's data, or where there is none yet from the keys under `plan`. What a run would refuse of rows, mesh and data is refused here
+too, and an evaluation or checkpoint interval that a stage is too short for is noted.
 
 Exit code: 0 if it fits (of several configs: if all do), 1 if it doesn't, 2 if a config is wrong.
 
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from lpo_jax.plan import planner, search, text
     from lpo_jax.plan.result import Plan
     from lpo_jax.plan.rows import PlannedRows
+    from lpo_jax.sharding import topology_size
+    from lpo_jax.train import preflight
 
     overrides = [arg for arg in args.configs if "=" in arg]
     files = [Path(arg) for arg in args.configs if "=" not in arg]
@@ -62,6 +65,11 @@ def run(args: argparse.Namespace) -> int:
         if found is not None:
             plans.append((file, found))
             print(text.describe(found), end="\n\n")
+        told = preflight.look(config, topology_size(str(config.mesh.topology)))
+        if not args.search:  # which changes mesh and batches
+            told.raise_first()
+        for warning in told.warnings:
+            print(f"note: {warning}\n")
     if args.json and plans:
         facts = [found.facts() for _, found in plans]
         write_json(args.json, facts if len(files) > 1 else facts[0])

@@ -7,7 +7,7 @@ The same command goes on where it was stopped. Pays where the same shards are di
 the student; needs 8 bytes for each of the K tokens in each place. One host; the teacher is cut over its devices as CONFIG's mesh says.
 
 examples:
-  lpo teacher configs/cosec_plus/qwen2_5_coder_kd.yaml -o data/qwen_teacher mesh.fsdp=8
+  lpo teacher configs/cosec_plus/qwen2_5_coder_kd.yaml mesh.fsdp=8 -o data/qwen_teacher
   lpo train configs/cosec_plus/qwen2_5_coder_kd.yaml stages.kd.objective.kl.teacher=data/qwen_teacher
 """
 

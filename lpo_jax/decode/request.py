@@ -32,7 +32,7 @@ class LoadedModel:
     @property
     def cuts(self) -> int:
         """Into how many parts the mesh cuts a batch."""
-        return row_cuts(self.mesh)
+        return row_cuts(self.mesh.shape)
 
     def for_decoding(self) -> "LoadedModel":
         """The same with the parameters as decoding is fastest with them here. This one is used up."""

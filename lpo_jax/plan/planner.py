@@ -28,8 +28,8 @@ from lpo_jax.plan.chips import chip_of, topology_devices
 from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
+from lpo_jax.train import preflight
 from lpo_jax.train.stage import open_beside
-from lpo_jax.train.state import check_rows
 
 _COMPILERS = ("jax", "jaxlib", "libtpu")
 
@@ -38,14 +38,14 @@ def make(config: RunConfig, stage_name: str, row: PlannedRows) -> Plan:
     """Compile one stage's step of a run for `mesh.topology`; minutes, and some GiB of memory.
 
     Raises:
-      ConfigError: no topology, no compiler, or mesh and batch don't fit together.
+      ConfigError: no topology, no compiler, or mesh, batch and what there is of the data don't fit together.
     """
     chip, topology = chip_of(config), str(config.mesh.topology)
     source, stage, model = config.model, config.stages[stage_name], hf.open_model(config.model, planned=True)
     begin = time.perf_counter()
     with captured_stderr(f"compile for {topology}") as printed, tempfile.TemporaryDirectory() as dump:
         mesh = make_mesh(config.mesh, topology_devices(topology))
-        check_rows(config, mesh)
+        preflight.look(config, mesh.size).raise_first()
         beside = open_beside(config, stage_name, None)
         arguments = abstract.arguments(model, stage, row, mesh, beside)
         traced = abstract.trace_step(model, stage, row, mesh, beside)

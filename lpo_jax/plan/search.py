@@ -105,7 +105,7 @@ def _candidates(config: RunConfig, stage: str, row: PlannedRows) -> Iterator[Can
             mesh = make_mesh(mesh_config, devices)
         except ConfigError:  # the slice's axes don't give it
             continue
-        ways = row_cuts(mesh)
+        ways = row_cuts(mesh.shape)
         smallest = dataclasses.replace(config.stages[stage], batch_rows=ways, accumulate=1)
         held = sum(memory.held(abstract.arguments(models["block"], smallest, row, mesh, beside)).values())
         for remat, model in models.items():

@@ -16,12 +16,10 @@ from data_pipeline.shards import Manifest
 from data_pipeline.template import of_facts
 from data_pipeline.tokenizer import Tokenizer
 from foundation.errors import DataError, UserError
-from lpo_jax import objectives
 from lpo_jax.config import ConfigError, RunConfig, ShardSet
 from lpo_jax.model.decoder import Model
-from lpo_jax.train import teacher
+from lpo_jax.train import preflight, teacher
 from lpo_jax.train.evaluate import Decode
-from lpo_jax.train.state import check_length, check_rows
 
 if TYPE_CHECKING:
     from data_pipeline.feed import Feed
@@ -43,10 +41,7 @@ def open_data(config: RunConfig) -> tuple["Feed", dict[str, "Feed"], Decode]:
     name = config.data.tokenizer or config.model.path or str(Path(config.data.path) / "tokenizer")
     ours = tokenizer.load(name)
     if ours.sha256 != feed.manifest.tokenizer_sha256:
-        raise ConfigError(
-            f"{config.data.path} was built with another tokenizer than {name}: "
-            f"rebuild it with `lpo-data build ... --tokenizer {name}`, or correct data.tokenizer"
-        )
+        raise ConfigError(preflight.other_tokenizer(config.data.path, name))
     opened: dict[tuple[ShardSet, ...] | None, Feed] = {None: feed}
     for stage, settings in config.stages.items():
         if settings.data is not None and settings.data not in opened:
@@ -70,9 +65,7 @@ def _open_own(key: str, sets: tuple[ShardSet, ...], seed: int, tokenizer_sha256:
     try:
         for one in sets:
             if Manifest.load(one.path).tokenizer_sha256 != tokenizer_sha256:
-                raise ConfigError(
-                    f"{one.path} was built with another tokenizer than {name}: rebuild it with `lpo-data build ... --tokenizer {name}`"
-                )
+                raise ConfigError(preflight.other_tokenizer(one.path, name))
         return Feed(*(one.path for one in sets), seed=seed, weights=weights)
     except UserError as error:
         raise type(error)(f"{key}: {error}") from None
@@ -117,25 +110,13 @@ def _check_teachers_tokenizer(key: str, path: str, ours: Tokenizer) -> None:
 
 
 def check_fit(config: RunConfig, data: "Feed", feeds: Mapping[str, "Feed"], model: Model, mesh: Mesh) -> None:
-    """Refuse objectives, data, model and mesh that don't go together.
+    """Refuse objectives, data, model and mesh that don't go together, and warn of what may not be meant.
 
     Raises:
       ConfigError: with the remedy.
     """
-    vocab = data.manifest.vocab_size
-    if vocab > model.config.vocab_size:
-        raise ConfigError(
-            f"the shards' tokenizer has {vocab} entries, the model's vocabulary {model.config.vocab_size}: "
-            "set model.new.vocab_size, or build the shards with the model's own tokenizer"
-        )
-    check_length(config.data.path, data.manifest, "the model", model.config)
-    for name, stage in config.stages.items():
-        for path, manifest in feeds[name].sets.items():
-            try:
-                objectives.of(stage.objective).check_data(stage.objective, manifest)
-                check_length("the set", manifest, "the model", model.config)
-                if not manifest.splits["train"]["rows"]:
-                    raise ConfigError("the train split is empty; build the set with a smaller --heldout")
-            except ConfigError as error:
-                raise ConfigError(f"stages.{name} on {path}: {error}") from None
-    check_rows(config, mesh)
+    sets = {config.data.path: data.manifest} | {path: one for feed in feeds.values() for path, one in feed.sets.items()}
+    found = preflight.check(config, mesh.size, sets, model.config)
+    found.raise_first()
+    for warning in found.warnings:
+        log.warning("%s", warning)

@@ -111,7 +111,13 @@ def stage_data(stage: str, index: int) -> str:
     return f"data_{stage}_{index}.json"
 
 
-def _check_owner(run_dir: epath.Path, config: RunConfig) -> None:
+def differing(file: epath.Path | Path, config: RunConfig) -> tuple[Json, Json]:
+    """Those settings in which the run that a config.json belongs to, and this one, differ: the file's, and this config's.
+
+    Raises:
+      DataError, ConfigError: the file is damaged.
+    """
+
     def facts(config: RunConfig) -> Json:
         """Its settings, but for the stages' shards, which are compared by their content as the run's are, and where a reference is kept."""
         found = to_dict(config)
@@ -122,9 +128,16 @@ def _check_owner(run_dir: epath.Path, config: RunConfig) -> None:
 
     def with_defaults(written: Json) -> Json:
         """Keys that came later stand at their defaults."""
-        return facts(from_dict(RunConfig, written, str(run_dir / "config.json")))
+        return facts(from_dict(RunConfig, written, str(file)))
 
-    if differ := files.differing(run_dir / "config.json", facts(config), _FREE, with_defaults):
+    if not (names := files.differing(file, facts(config), _FREE, with_defaults)):
+        return {}, {}
+    theirs, ours = with_defaults(files.read_object(file)), facts(config)
+    return {name: theirs.get(name) for name in names}, {name: ours.get(name) for name in names}
+
+
+def _check_owner(run_dir: epath.Path, config: RunConfig) -> None:
+    if differ := differing(run_dir / "config.json", config)[1]:
         raise ConfigError(f"{run_dir} holds a run with another {', '.join(differ)}; choose a new run_dir, or delete the directory")
 
 

@@ -1,6 +1,5 @@
 """A stage of a run: its length, its first state, its step and its batches."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,6 +19,7 @@ from lpo_jax.train import reference as references
 from lpo_jax.train import teacher as teachers
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.placement import my_rows, to_devices
+from lpo_jax.train.preflight import steps_of
 from lpo_jax.train.state import TrainState, new_state, state_shardings
 from lpo_jax.train.step import Reference, Teacher, TrainStep, make_train_step
 
@@ -47,10 +47,7 @@ class Stage:
     @property
     def length(self) -> int:
         """Optimizer steps."""
-        if self.config.steps is not None:
-            return self.config.steps
-        assert self.config.epochs is not None
-        return max(1, math.ceil(self.config.epochs * self.data.rows("train") / self.config.batch_rows))
+        return steps_of(self.config, self.data.rows("train"))
 
     @cached_property
     def _tx(self) -> optax.GradientTransformation:

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from data_pipeline.shards import Manifest
 from lpo_jax import sharding
-from lpo_jax.config import ConfigError, ModelConfig, RunConfig
 from lpo_jax.model import adapters, quantized
 from lpo_jax.model.decoder import Model, Params
 
@@ -108,28 +106,6 @@ def batch_sharding(mesh: Mesh, accumulated: bool) -> NamedSharding:
     """Rows are cut over data, fsdp and expert; with accumulation a leading microbatch axis stands in front."""
     rows = PartitionSpec(sharding.RULES["batch"])
     return NamedSharding(mesh, PartitionSpec(None, *rows) if accumulated else rows)
-
-
-def check_rows(config: RunConfig, mesh: Mesh) -> None:
-    """Refuse batches that can't be cut evenly.
-
-    Raises:
-      ConfigError: naming the key and the number that it must be a multiple of.
-    """
-    ways = sharding.row_cuts(mesh)
-    rows = {f"stages.{name}.batch_rows / accumulate": s.batch_rows // s.accumulate for name, s in config.stages.items()}
-    for key, size in (rows | {"eval_rows": config.eval_rows}).items():
-        if size % ways:
-            raise ConfigError(f"{key} is {size}: it must be a multiple of data * fsdp * expert = {ways}")
-
-
-def check_length(shards: str, manifest: Manifest, model: str, shape: ModelConfig) -> None:
-    """Refuse shards with sequences that are longer than a model was made for; `shards` and `model` are how errors call them."""
-    if manifest.longest_path > shape.max_positions:
-        raise ConfigError(
-            f"{shards} holds sequences of {manifest.longest_path} tokens, {model} was made for {shape.limit}: "
-            f"build the shards with --row-tokens {shape.max_positions}, which drops them"
-        )
 
 
 def frozen_shapes(model: Model, teacher: Model | None = None, reference: bool = False) -> Params:

@@ -27,7 +27,8 @@ from lpo_jax.objectives.base import FrozenOptions, answer_side
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import per_token
 from lpo_jax.train.placement import to_devices
-from lpo_jax.train.state import check_length, check_rows, param_shardings
+from lpo_jax.train.preflight import check_length, check_rows
+from lpo_jax.train.state import param_shardings
 from lpo_jax.train.step import Teacher, output
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def write(config: RunConfig, stage: str, data: "Feed", out: str | Path, k: int) 
     if not 0 < k <= vocab:
         raise ConfigError(f"--top-k must lie between 1 and the tokenizer's {vocab} entries, not {k}")
     mesh, total = make_mesh(config.mesh), data.rows("train")
-    check_rows(config, mesh)
+    check_rows(config, mesh.shape)
     job = {
         "model": path_of(objective),
         "dtype": config.model.compute_dtype,

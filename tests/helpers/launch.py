@@ -1,13 +1,20 @@
 """Stand-ins for gcloud, kubectl, sbatch, ...: they write down how they were called and answer as a test tells them to."""
 
+import importlib
 import json
+import multiprocessing
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from launch import job
+from lpo_jax.config import load
 from tests.helpers.paths import REPO
 
 # Run by any of the names below. An answer is (pattern, out, code, times): the first that matches and isn't used up.
@@ -41,6 +48,13 @@ elif said:
 """
 NOT_FOUND = "ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: Resource was not found\n"
 CONFIG = "configs/tiny_cpu.yaml"
+FITS = "mesh.tensor=16"  # on v5e:4x4 its batches, of one row, aren't cut
+TOPOLOGY = "mesh.topology=v5e:4x4"
+MANIFEST = {
+    "format_version": 1, "tokenizer_sha256": "0" * 64, "vocab_size": 1024, "eos_id": 0, "bos_id": None, "masks": {}, "trimmed": True,
+    "scores_prompt": False, "row_tokens": 1024, "row_scored": 512, "row_pairs": 8, "longest_path": 900, "drops": {}, "inputs": [],
+    "build_key": "key", "splits": {name: {"rows": 960, "pairs": 1900, "tokens": 500_000, "shards": []} for name in ("train", "heldout")},
+}  # fmt: skip
 STEPS = [  # of `make train-tpu`
     "plan",
     "storage",
@@ -78,6 +92,58 @@ ENVIRONMENT = {
 }
 
 
+_SERVER = multiprocessing.get_context("forkserver")  # has imported once what each launcher would import anew, in seconds
+_SERVER.set_forkserver_preload(["launch.tpu", "launch.gke", "launch.slurm", "launch.local", "tests.helpers.launch"])
+
+
+class Launched:
+    """A running `python -m launch.MODULE WORDS`, in a process group of its own, as a terminal starts it; its output passes through files."""
+
+    def __init__(self, home: Path, module: str, words: Iterable[str], env: dict[str, str]):
+        self.args = [module, *words]
+        self._files = [home / f"{name}-{time.monotonic_ns()}" for name in ("out", "err")]
+        for file in self._files:
+            file.touch()
+        self._process = _SERVER.Process(target=_launch, args=(self.args, env, *map(str, self._files)))
+        self._process.start()
+
+    @property
+    def out(self) -> str:
+        return self._files[0].read_text()
+
+    def until(self, text: str) -> None:
+        """Wait until it has said this."""
+        end = time.monotonic() + 60
+        while text not in self.out:
+            assert self._process.is_alive() and time.monotonic() < end, self.out + self._files[1].read_text()
+            time.sleep(0.02)
+
+    def interrupt(self) -> None:
+        """Ctrl-C: the terminal tells the launcher and what it has started."""
+        os.killpg(self._process.pid, signal.SIGINT)
+
+    def lose(self) -> None:
+        """The laptop is gone, and all that ran on it."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.join()
+
+    def end(self) -> subprocess.CompletedProcess[str]:
+        self._process.join(60)
+        assert self._process.exitcode is not None, "it hangs"
+        return subprocess.CompletedProcess(self.args, self._process.exitcode, self.out, self._files[1].read_text())
+
+
+def _launch(args: list[str], env: dict[str, str], *files: str) -> None:
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(REPO)
+    for number, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number, inheritable=True)
+    sys.argv = args
+    sys.exit(importlib.import_module(f"launch.{args[0]}").main())
+
+
 class Fakes:
     """A PATH with nothing but stand-ins, what they answer, and how they were called."""
 
@@ -91,6 +157,8 @@ class Fakes:
         self.answer("rev-parse", "0123456789abcdef\n")
         self.answer("auth list", "me@example.com\n")
         self.answer("buckets describe", "True\n")
+        self.answer("storage cat .*/manifest.json", json.dumps(MANIFEST))
+        self.answer("storage (cat|ls)", "ERROR: The following URLs matched no objects or files\n", code=1)
 
     def add(self, name: str, text: str) -> None:
         (self.bin / name).write_text(text)
@@ -103,8 +171,12 @@ class Fakes:
 
     def run(self, module: str, *words: str, env: dict[str, str | None] | None = None) -> subprocess.CompletedProcess[str]:
         """Run `python -m launch.MODULE` with no pauses."""
-        pauses = () if module == "local" else ("--pause-s=0",)
-        return subprocess.run([sys.executable, "-m", f"launch.{module}", *words, *pauses], **self.options(env))
+        return self.start(module, *words, env=env).end()
+
+    def start(self, module: str, *words: str, env: dict[str, str | None] | None = None) -> Launched:
+        """Begin to."""
+        words = words if module == "local" else (*words, "--pause-s=0")
+        return Launched(self.home, module, words, self.options(env)["env"])
 
     def options(self, env: dict[str, str | None] | None = None) -> dict:
         (self.home / "answers.json").write_text(json.dumps(self.answers))
@@ -136,4 +208,9 @@ def queued(state, message=""):
 
 
 def up(fakes, *words, **options):
-    return fakes.run("tpu", "--tpu=v5e:4x4", CONFIG, *words, **options)
+    return fakes.run("tpu", "--tpu=v5e:4x4", CONFIG, FITS, *words, **options)
+
+
+def told(*overrides):
+    """What a worker says of a job that was started with these, and that runs."""
+    return f"worker.sh: job {job.text(load(REPO / CONFIG, [FITS, *overrides, TOPOLOGY]))}\nworker.sh: running\n"

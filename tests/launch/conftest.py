@@ -1,6 +1,8 @@
 """Stand-ins for gcloud, kubectl, sbatch, ...: they write down how they were called and answer as a test tells them to."""
 
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,24 @@ def cloud(fakes):
     fakes.answer("worker.sh state", "worker.sh: none\n")
     fakes.answer("worker.sh follow", "step 1 loss 3\nworker.sh: over 0\n")
     return fakes
+
+
+@pytest.fixture
+def hub():
+    """A stand-in for the hub, which says of "gated" that it is gated and knows nothing else; its address."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            gated = "gated" in self.path
+            self.send_response(403 if gated else 404)
+            self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

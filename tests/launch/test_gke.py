@@ -1,17 +1,25 @@
 """`make train-gke` against stand-ins for kubectl, docker and XPK."""
 
+import base64
 import json
 
 import pytest
 import yaml
 
-from tests.helpers.launch import CONFIG
+from launch import job
+from lpo_jax.config import load
+from tests.helpers.launch import CONFIG, FITS, TOPOLOGY
+from tests.helpers.paths import REPO
 
 STEPS = ["get-credentials", "lpo plan", "docker build", "docker push", "storage", "apply", "workload create", "logs", "delete"]
 
 
-def jobset(condition=None):
-    return json.dumps({"status": {"conditions": [{"type": condition, "status": "True"}] if condition else []}})
+def jobset(condition=None, **more):
+    return json.dumps({"status": {"conditions": [{"type": condition, "status": "True"}] if condition else []}} | more)
+
+
+def settings(*overrides):
+    return job.text(load(REPO / CONFIG, [FITS, *overrides, TOPOLOGY]))
 
 
 @pytest.fixture
@@ -27,7 +35,7 @@ def cluster(fakes):
 
 
 def up(fakes, *words, **options):
-    return fakes.run("gke", "--tpu=v5e:4x4", CONFIG, *words, **options)
+    return fakes.run("gke", "--tpu=v5e:4x4", CONFIG, FITS, *words, **options)
 
 
 def applied(fakes):
@@ -38,7 +46,7 @@ def applied(fakes):
 def test_all_of_it_in_order(cluster):
     done = up(cluster)
     assert done.returncode == 0, done.stderr
-    assert cluster.order(STEPS) == ["storage", "get-credentials", "lpo plan", "docker build", "docker push", "storage", "apply", "logs"]
+    assert cluster.order(STEPS) == ["storage"] * 3 + ["get-credentials", "lpo plan", "docker build", "docker push", "apply", "logs"]
     assert cluster.lines("docker push") == ["docker push reg.dev/proj/repo/lpo:0123456789ab"]
     assert all("--context=gke_proj_us-west4-a_clu" in line for line in cluster.lines("^kubectl"))
     assert "step 1 loss 3" in done.stdout
@@ -50,7 +58,8 @@ def test_the_manifest(cluster):
     assert up(cluster, *wild, "--spot", "--restarts=7", env={"LPO_QUEUE": "multislice-queue"}).returncode == 0
     made = applied(cluster)
     assert made["kind"] == "JobSet"
-    assert made["metadata"]["name"] == "lpo-eve-tiny-cpu"
+    assert made["metadata"]["name"] == "lpo-eve-it-s-home"
+    assert made["metadata"]["annotations"]["lpo-jax/job"] == settings(*wild)
     assert made["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "multislice-queue"}
     assert made["spec"]["failurePolicy"]["maxRestarts"] == 7
     job = made["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -63,7 +72,7 @@ def test_the_manifest(cluster):
         "cloud.google.com/gke-spot": "true",
     }
     (container,) = pod["containers"]
-    assert container["command"] == ["lpo", "train", f"/lpo-jax/{CONFIG}", "mesh.topology=v5e:4x4", *wild]
+    assert container["command"] == ["lpo", "train", f"/lpo-jax/{CONFIG}", FITS, *wild, TOPOLOGY]
     assert container["image"] == "reg.dev/proj/repo/lpo:0123456789ab"
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["workingDir"] == container["volumeMounts"][0]["mountPath"]
@@ -87,7 +96,7 @@ def test_all_that_is_missing_is_said_at_once(fakes):
         (fakes.bin / name).unlink()
     done = fakes.run("gke", "configs/none.yaml", env={"LPO_CLUSTER": None, "LPO_IMAGE": None})
     assert done.returncode == 2
-    for word in ("LPO_CLUSTER", "LPO_IMAGE", "kubectl", "docker", "TPU=v5e:4x4", "no such config"):
+    for word in ("LPO_CLUSTER", "LPO_IMAGE", "kubectl", "docker", "no such config"):
         assert word in done.stderr
     assert fakes.calls == []
 
@@ -121,12 +130,26 @@ def test_what_could_not_be_applied_is_cleaned_up(cluster):
     assert cluster.order(STEPS)[-2:] == ["apply", "delete"]
 
 
-def test_a_set_under_way_is_only_followed(cluster):
+def under_way(cluster, **what):
     cluster.answers = [a for a in cluster.answers if a["out"]]  # none in which there is no such set
-    cluster.answer("get jobset", jobset(), times=1, first=True)
-    assert up(cluster).returncode == 0
-    assert cluster.lines("docker|apply|lpo plan") == []
+    cluster.answer("get jobset", jobset(**what), times=2, first=True)
+
+
+@pytest.mark.parametrize("xpk", [False, True])
+def test_the_very_set_that_is_under_way_is_only_followed(cluster, xpk):
+    command = f"cd /bucket && LPO_JOB={base64.b64encode(settings().encode()).decode()} lpo train"
+    under_way(cluster, **({"spec": {"args": ["-c", command]}} if xpk else {"metadata": {"annotations": {"lpo-jax/job": settings()}}}))
+    done = up(cluster, *["--xpk"] * xpk)
+    assert done.returncode == 0, done.stderr
+    assert cluster.lines("docker|apply|lpo plan|workload") == []
     assert cluster.lines("logs")
+
+
+def test_another_set_is_neither_followed_nor_touched(cluster):
+    under_way(cluster, metadata={"annotations": {"lpo-jax/job": settings("stages.lpo.objective.beta=5")}})
+    done = up(cluster, "--delete=always")
+    assert done.returncode == 2 and "  - stages.lpo.objective.beta: 5.0 there, 2.0 here\n" in done.stderr
+    assert cluster.lines("docker|apply|delete|logs") == []
 
 
 def test_a_set_that_somebody_deleted(cluster):
@@ -150,7 +173,8 @@ def test_xpk(cluster):
     (create,) = [call["argv"] for call in cluster.calls if call["argv"][:3] == ["xpk", "workload", "create"]]
     assert {"--cluster=clu", "--project=proj", "--zone=us-west4-a", "--tpu-type=v5litepod-16", "--max-restarts=20"} <= set(create)
     assert "--docker-image=reg.dev/proj/repo/lpo:0123456789ab" in create
-    assert f"--command=cd /bucket && lpo train /lpo-jax/{CONFIG} mesh.topology=v5e:4x4 'run_dir=runs/a b'" in create
+    mark = base64.b64encode(settings("run_dir=runs/a b").encode()).decode()
+    assert f"--command=cd /bucket && LPO_JOB={mark} lpo train /lpo-jax/{CONFIG} {FITS} 'run_dir=runs/a b' {TOPOLOGY}" in create
     assert any(word.startswith("--restart-on-exit-codes=") and word.endswith("75") for word in create)
     assert "hf_sesame" not in " ".join(create)
     assert cluster.lines("xpk workload delete")
@@ -160,7 +184,7 @@ def test_xpk(cluster):
 def test_a_dry_run_shows_everything_and_runs_nothing(cluster):
     done = up(cluster, "--dry-run", "--delete=always", env={"LPO_CLUSTER": None, "HF_TOKEN": "hf_sesame"})
     assert done.returncode == 0, done.stderr
-    assert cluster.calls == []
+    assert {call["argv"][0] for call in cluster.calls} == {"git"}  # whether the config is tracked
     for words in ("get-credentials", "lpo plan", "docker build", "docker push", "kind: JobSet", "apply", "logs", "delete jobset/"):
         assert words in done.stdout
     assert "hf_sesame" not in done.stdout

@@ -13,6 +13,7 @@ import pytest
 from tests.helpers.launch import CONFIG
 from tests.helpers.paths import REPO
 
+GIVEN = [CONFIG, "data.path=configs", "mesh={data: 1, tensor: 8}"]  # any directory; on eight devices rows aren't cut
 WAITS = """#!/bin/sh
 case $JAX_PROCESS_ID in
   0) trap 'echo saved; exit 75' TERM; touch "$FAKES/up0"; while :; do sleep 0.05; done;;
@@ -31,13 +32,13 @@ def logs():
 
 def test_what_each_process_is_told(fakes, logs):
     fakes.answer("lpo train", "training\n")
-    done = fakes.run("local", "--name=lpo-test-local", CONFIG, "mesh={data: 1}", env={"XLA_FLAGS": "--xla_mine=1"})
+    done = fakes.run("local", "--name=lpo-test-local", *GIVEN, env={"XLA_FLAGS": "--xla_mine=1"})
     assert done.returncode == 0, done.stderr
     assert "exit codes: 0, 0" in done.stdout
     assert done.stdout.count("training") == 1  # process 0's; the other's is in its file
     assert (logs / "lpo-test-local-1.log").read_text() == "training\n"
     told = sorted((call["env"] for call in fakes.calls), key=lambda env: env["JAX_PROCESS_ID"])
-    assert [call["argv"] for call in fakes.calls] == [["lpo", "train", CONFIG, "mesh={data: 1}"]] * 2
+    assert [call["argv"] for call in fakes.calls] == [["lpo", "train", *GIVEN]] * 2
     assert [env["JAX_PROCESS_ID"] for env in told] == ["0", "1"]
     (address,) = {env["JAX_COORDINATOR_ADDRESS"] for env in told}
     assert address.startswith("127.0.0.1:")
@@ -50,9 +51,9 @@ def test_sigterm_goes_to_all_and_all_save(fakes, logs):
     fakes.add("lpo", WAITS)
     options = fakes.options({"PATH": f"{fakes.bin}:/usr/bin:/bin"})
     options.pop("timeout"), options.pop("capture_output")
-    command = [sys.executable, "-m", "launch.local", "--name=lpo-test-local", CONFIG]
+    command = [sys.executable, "-m", "launch.local", "--name=lpo-test-local", *GIVEN]
     with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
-        for _ in range(200):
+        for _ in range(1200):
             if all((fakes.home / f"up{index}").exists() for index in range(2)):
                 break
             time.sleep(0.05)
@@ -65,7 +66,7 @@ def test_sigterm_goes_to_all_and_all_save(fakes, logs):
 
 def test_one_that_fails_ends_the_others(fakes, logs):
     fakes.add("lpo", '#!/bin/sh\n[ "$JAX_PROCESS_ID" = 1 ] && exit 3\nexec sleep 60\n')
-    done = fakes.run("local", "--name=lpo-test-local", "--grace-s=0.2", CONFIG, env={"PATH": f"{fakes.bin}:/usr/bin:/bin"})
+    done = fakes.run("local", "--name=lpo-test-local", "--grace-s=0.2", *GIVEN, env={"PATH": f"{fakes.bin}:/usr/bin:/bin"})
     assert done.returncode == 3
     assert "exit codes: 137, 3" in done.stdout
 
@@ -95,8 +96,11 @@ def test_two_real_processes_train_one_model(fakes, tmp_path, seed_shards, logs):
 
 
 def test_a_dry_run_runs_nothing(fakes):
-    done = fakes.run("local", "--dry-run", CONFIG)
+    done = fakes.run("local", "--dry-run", *GIVEN)
     assert done.stdout.count("+ env JAX_COORDINATOR_ADDRESS=127.0.0.1:") == 2
     assert fakes.calls == []
+    done = fakes.run("local", CONFIG, "data.path=runs/none")
+    assert done.returncode == 2 and fakes.calls == []
+    assert "data.path=runs/none: no such shard set" in done.stderr and "data * fsdp * expert = 8, e.g. eval_rows=8" in done.stderr
     done = fakes.run("local", "--dry-run", "configs/none.yaml")
     assert done.returncode == 2 and "configs/none.yaml: no such config" in done.stderr

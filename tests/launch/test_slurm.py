@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.launch import CONFIG
 from tests.helpers.paths import REPO
 
-DATA = "data.path=configs"  # any directory: it is only looked whether there is one
+DATA = "data.path=configs"  # any directory: it has no manifest to look into
 
 
 @pytest.fixture
@@ -33,6 +33,7 @@ def test_it_submits_and_follows_through_a_requeue(slurm):
             "--gpus=8",
             CONFIG,
             DATA,
+            "mesh.tensor=16",  # of two nodes' sixteen devices, so that rows aren't cut
             wild,
             env={"LPO_PARTITION": "gpu", "LPO_TIME": "4:00:00"},
         )
@@ -40,7 +41,7 @@ def test_it_submits_and_follows_through_a_requeue(slurm):
         log.unlink()
     assert done.returncode == 0, done.stderr
     (submitted,) = [call["argv"] for call in slurm.calls if call["argv"][0] == "sbatch"]
-    assert submitted[-4:] == ["launch/slurm.sbatch", CONFIG, DATA, wild]
+    assert submitted[-5:] == ["launch/slurm.sbatch", CONFIG, DATA, "mesh.tensor=16", wild]
     assert {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--partition=gpu", "--time=4:00:00"} <= set(submitted)
     assert "--export=ALL,JAX_PLATFORMS=cuda,LPO_RESTARTS=20" in submitted
     assert done.stdout.count("step 1 loss 3") == 1
@@ -49,7 +50,7 @@ def test_it_submits_and_follows_through_a_requeue(slurm):
 
 
 def test_cpu_nodes_have_one_task(slurm):
-    assert slurm.run("slurm", "--nodes=2", CONFIG, DATA).returncode == 0
+    assert slurm.run("slurm", "--nodes=2", CONFIG, DATA, "mesh.tensor=2").returncode == 0
     (submitted,) = slurm.lines("^sbatch")
     assert "--ntasks-per-node=1 " in submitted
     assert "JAX_PLATFORMS=cpu" in submitted

@@ -1,5 +1,7 @@
 """`make train-tpu` against a stand-in for gcloud: order, arguments, what it refuses, clean-up."""
 
+import json
+import re
 import shlex
 import stat
 import subprocess
@@ -9,26 +11,24 @@ from pathlib import Path
 import pytest
 
 from launch import slices
-from launch.common import LaunchError
+from launch.common import LaunchError, name_of
 from launch.slices import Slice
-from tests.helpers.launch import CONFIG, STEPS, node, queued, up
+from tests.helpers.launch import CONFIG, FITS, MANIFEST, NOT_FOUND, STEPS, TOPOLOGY, node, queued, told, up
 from tests.helpers.paths import REPO
-
-TOPOLOGY = "mesh.topology=v5e:4x4"
 
 
 def test_all_of_it_in_order(cloud):
     done = up(cloud, "run_dir=runs/x")
     assert done.returncode == 0, done.stderr
-    assert cloud.order(STEPS) == ["storage", "plan", "storage", "tpu-vm create", "scp", "setup", "worker.sh start", "follow"]
-    assert cloud.lines("lpo plan") == [f"lpo plan {CONFIG} {TOPOLOGY} run_dir=runs/x"]
+    assert cloud.order(STEPS) == ["storage"] * 3 + ["plan", "tpu-vm create", "scp", "scp", "setup", "worker.sh start", "follow"]
+    assert cloud.lines("lpo plan") == [f"lpo plan {CONFIG} {FITS} run_dir=runs/x {TOPOLOGY}"]
     where = "--project=proj --zone=us-west4-a --quiet"
-    create = f"gcloud compute tpus tpu-vm create lpo-eve-tiny-cpu {where} --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite"
+    create = f"gcloud compute tpus tpu-vm create lpo-eve-x {where} --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite"
     assert cloud.lines("tpu-vm create") == [create]
     assert all("--worker=all" in line for line in cloud.lines("scp|setup|worker.sh start"))
     assert all("--worker=0" in line for line in cloud.lines("follow"))
     assert "step 1 loss 3" in done.stdout
-    assert "make train-tpu-down JOB=lpo-eve-tiny-cpu" in done.stdout  # it is still there and costs money
+    assert "make train-tpu-down JOB=lpo-eve-x" in done.stdout  # it is still there and costs money
     assert "gs://bkt/runs/x/report.html" in done.stdout
 
 
@@ -37,14 +37,14 @@ def test_arguments_arrive_as_they_were_given(cloud):
     assert up(cloud, *wild).returncode == 0
     (line,) = cloud.lines("worker.sh start")
     (command,) = [word.partition("=")[2] for word in shlex.split(line) if word.startswith("--command=")]
-    assert shlex.split(command) == ["bash", "lpo-jax/launch/worker.sh", "start", CONFIG, TOPOLOGY, *wild]
+    assert shlex.split(command) == ["bash", "lpo-jax/launch/worker.sh", "start", CONFIG, FITS, *wild, TOPOLOGY]
 
 
 def test_all_that_is_missing_is_said_at_once(cloud):
     (cloud.bin / "gcloud").unlink()
     done = cloud.run("tpu", "configs/none.yaml", env={"LPO_PROJECT": None, "LPO_BUCKET": None})
     assert done.returncode == 2
-    for word in ("LPO_PROJECT", "LPO_BUCKET", "gcloud", "TPU=v5e:4x4", "configs/none.yaml: no such config"):
+    for word in ("LPO_PROJECT", "LPO_BUCKET", "gcloud", "configs/none.yaml: no such config"):
         assert word in done.stderr
     assert "LPO_ZONE" not in done.stderr
     assert cloud.calls == []
@@ -56,7 +56,11 @@ def test_all_that_is_missing_is_said_at_once(cloud):
         ("auth list", "", 0, "gcloud auth login"),
         ("buckets describe", "", 0, "no hierarchical namespace"),
         ("buckets describe", "gs://bkt not found: 404.", 1, "gs://bkt not found"),
-        ("storage ls", "no such object", 1, "data.path=runs/none is neither here nor in gs://bkt"),
+        ("storage cat", "no such object", 1, "data.path=runs/none is neither here nor in gs://bkt"),
+        ("storage cat .*manifest", "{", 0, "manifest.json:1: damaged JSON"),
+        ("storage cat .*config.json", json.dumps({"run_dir": "x"}), 0, "gs://bkt/runs/tiny_cpu/config.json: missing key"),
+        ("accelerator-types", "Location us-west4-a is not found or access is unauthorized.", 1, "LPO_ZONE: no v5litepod-16 there"),
+        ("buckets describe", "There was a problem refreshing your current auth tokens: Reauthentication failed.", 1, "gcloud auth login"),
         ("lpo plan", "needs 53 GiB", 1, "SKIP_PLAN=1"),
         ("ls-files", "not tracked", 1, f"git add {CONFIG}"),
     ],
@@ -102,9 +106,9 @@ def test_a_run_may_write_to_a_flat_bucket_unmounted(cloud):
 
 
 def test_the_config_may_name_the_slice(cloud):
-    done = cloud.run("tpu", CONFIG, "mesh.topology=v5e:4x4")
+    done = cloud.run("tpu", CONFIG, FITS, TOPOLOGY)
     assert done.returncode == 0, done.stderr
-    assert cloud.lines("lpo plan") == [f"lpo plan {CONFIG} mesh.topology=v5e:4x4"]
+    assert cloud.lines("lpo plan") == [f"lpo plan {CONFIG} {FITS} {TOPOLOGY}"]
     assert "--accelerator-type=v5litepod-16" in cloud.lines("tpu-vm create")[0]
 
 
@@ -114,7 +118,10 @@ def test_skipping_the_plan(cloud):
 
 
 def test_inputs_that_lie_here_are_uploaded(cloud):
-    assert up(cloud, "data.path=tests", "data.tokenizer=README.md").returncode == 0
+    assert (
+        up(cloud, "data.path=tests", "stages.sft.objective={name: kd, kl: {direction: reverse, weight: 1, teacher: README.md}}").returncode
+        == 0
+    )
     assert cloud.lines("rsync| cp ") == [
         "gcloud storage rsync --recursive tests gs://bkt/tests",
         "gcloud storage cp README.md gs://bkt/README.md",
@@ -144,7 +151,7 @@ def test_a_teacher_that_lies_here_travels_too(cloud):
     ],
 )
 def test_a_stages_own_data_must_be_there(cloud, path, said):
-    cloud.answer("storage ls", "no such object", 1, first=True)
+    cloud.answer("storage cat", "no such object", 1, first=True)
     done = up(cloud, "data.path=tests", f"stages.sft.data=[{{path: {path}}}]")
     assert done.returncode == 2 and said in done.stderr
     assert cloud.lines("create ") == []
@@ -167,11 +174,86 @@ def test_every_worker_must_be_set_up(cloud):
     assert cloud.lines()[-1].startswith("gcloud compute tpus tpu-vm delete")
 
 
-def test_a_run_under_way_is_only_followed(cloud):
+def test_the_very_run_that_is_under_way_is_only_followed(cloud):
     cloud.answer("tpu-vm describe", node(), first=True)
-    cloud.answer("worker.sh state", "worker.sh: running\n", first=True)
-    assert up(cloud).returncode == 0
+    cloud.answer("worker.sh state", told(), first=True)
+    done = up(cloud)
+    assert done.returncode == 0, done.stderr
     assert cloud.order(STEPS)[3:] == ["follow"]
+    assert "train" not in "".join(cloud.lines("lpo plan|worker.sh start"))
+
+
+@pytest.mark.parametrize(
+    ("running", "said"),
+    [
+        (told("stages.lpo.objective.beta=5"), "  - stages.lpo.objective.beta: 5.0 there, 2.0 here\n"),
+        (told("run_dir=runs/other"), '  - run_dir: "runs/other" there, "runs/tiny_cpu" here\n'),
+        ("worker.sh: running\n", "doesn't say with which settings"),
+    ],
+)
+def test_another_run_is_neither_followed_nor_touched(cloud, running, said):
+    cloud.answer("tpu-vm describe", node(), first=True)
+    cloud.answer("worker.sh state", running, first=True)
+    done = up(cloud, "--delete=always")
+    assert done.returncode == 2
+    assert said in done.stderr and "nothing was stopped or deleted" in done.stderr
+    assert cloud.lines("follow|worker.sh start|worker.sh setup|delete|lpo plan") == []
+
+
+def test_another_run_that_began_meanwhile_is_left_alone(cloud):
+    cloud.answer("worker.sh start", "worker.sh: busy\n" + "worker.sh: started\n" * 3, first=True)
+    done = up(cloud, "--delete=always")
+    assert done.returncode == 2
+    assert "began another run meanwhile" in done.stderr
+    assert cloud.lines("tpu-vm delete|follow") == []
+
+
+def test_a_jobs_name_follows_its_run_dir(monkeypatch):
+    monkeypatch.setenv("LOGNAME", "eve")
+    names = {"runs/tiny_cpu": "tiny-cpu", "runs/beta5": "beta5", "gs://bkt/runs/a/beta5/": "a-beta5", "elsewhere/beta5": "elsewhere-beta5"}
+    assert {run_dir: name_of(run_dir) for run_dir in names} == {run_dir: f"lpo-eve-{name}" for run_dir, name in names.items()}
+    one, other = (name_of(f"runs/{'long_' * 10}{index}") for index in range(2))
+    assert one != other and all(re.fullmatch(r"lpo-eve-long[a-z-]*-[0-9a-f]{6}", name) and len(name) <= 40 for name in (one, other))
+
+
+def test_down_finds_the_name_as_up_does(fakes):
+    fakes.answer("describe", NOT_FOUND, code=1)
+    assert fakes.run("tpu", "--down", CONFIG, "run_dir=runs/beta5").returncode == 0
+    assert all(" lpo-eve-beta5 " in line for line in fakes.lines("describe")) and fakes.lines("describe")
+    assert fakes.run("tpu", "--down", "configs/none.yaml").returncode == 2  # and no other name is guessed
+
+
+def test_rows_that_the_slice_can_not_cut_are_refused_by_a_dry_run_too(cloud):
+    for more in ([], ["--dry-run"]):
+        done = cloud.run("tpu", "--tpu=v5e:4x4", CONFIG, *more)
+        assert done.returncode == 2
+        for key in ("stages.sft.batch_rows", "stages.lpo.batch_rows", "eval_rows"):
+            assert re.search(rf"  - {key}.* must be a multiple of data \* fsdp \* expert = 16, e\.g\. {key}=16\n", done.stderr)
+        assert cloud.lines("lpo plan|create") == []
+
+
+def test_intervals_that_never_end_are_said_of_data_in_the_bucket(cloud):
+    few = json.loads(json.dumps(MANIFEST))
+    few["splits"]["train"]["rows"] = 17  # some 3,000 short pairs
+    cloud.answer("storage cat .*runs/few/manifest.json", json.dumps(few), first=True)
+    done = up(cloud, "data.path=runs/few", "stages.lpo.epochs=1", "stages.sft.epochs=1")
+    assert done.returncode == 0, done.stderr
+    both = r"stage sft \(17 steps\) and stage lpo \(17 steps\)"
+    assert re.search(rf"note: eval_every_steps is 100: .* {both}; e\.g\. eval_every_steps=4, or 0", done.stdout)
+    assert re.search(
+        rf"note: checkpoint_every_steps is 200: nothing is saved before the end of {both}; e\.g\. checkpoint_every_steps=4", done.stdout
+    )
+
+
+def test_weights_that_are_gated_are_refused_before_anything_is_paid(cloud, hub):
+    words = ["model.new=null", "model.path=meta/gated", "data.tokenizer=meta/gated"]
+    refused = up(cloud, *words, env={"HF_ENDPOINT": hub})
+    assert refused.returncode == 2
+    for key in ("model.path", "data.tokenizer"):
+        assert f"{key}=meta/gated is gated, and HF_TOKEN isn't set: accept its terms on the hub, and set HF_TOKEN" in refused.stderr
+    refused = up(cloud, *words[:1], "model.path=meta/none", env={"HF_ENDPOINT": hub, "HF_TOKEN": "hf_sesame"})
+    assert "model.path=meta/none: neither here, nor on the hub for this HF_TOKEN" in refused.stderr
+    assert cloud.lines("create ") == []
 
 
 def test_a_node_of_another_size_is_not_used(cloud):
@@ -198,7 +280,7 @@ def test_a_dry_run_shows_everything_and_runs_nothing(cloud, missing):
     env = {"HF_TOKEN": "hf_sesame"} | ({name: None for name in ("LPO_PROJECT", "LPO_ZONE", "LPO_BUCKET")} if missing else {})
     done = up(cloud, "--dry-run", "--spot", "--delete=success", "run_dir=runs/a b", env=env)
     assert done.returncode == 0, done.stderr
-    assert cloud.calls == []
+    assert {call["argv"][0] for call in cloud.calls} == {"git"}  # whether the config is tracked
     shown = [line.removeprefix("+ ") for line in done.stdout.splitlines() if line.startswith("+ ")]
     for words in (
         "lpo plan",
@@ -276,7 +358,7 @@ def test_a_slice_that_there_is_not_names_those_there_are(text, said):
 
 
 def test_tpu7x_has_no_vms(fakes):
-    done = fakes.run("tpu", "--tpu=tpu7x:2x2x1", CONFIG, "--dry-run")
+    done = fakes.run("tpu", "--tpu=tpu7x:2x2x1", CONFIG, "mesh.tensor=8", "--dry-run")
     assert done.returncode == 2
     assert "make train-gke" in done.stderr
     assert Slice("tpu7x", "2x2x1").facts.gke == "tpu7x"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import common
-from launch.common import LaunchError, Shell
+from launch import common, preflight
+from launch.common import Checks, Shell
 from tests.helpers.paths import REPO
 
 LPO = """#!/usr/bin/env bash
@@ -32,6 +32,7 @@ def worker(fakes):
     fakes.add("gcsfuse", '#!/bin/sh\necho "$@" >"$HOME/mounted"\n')
     fakes.add("uv", '#!/bin/sh\necho "$@" >>"$HOME/uv"\ncase $1 in venv) mkdir -p "$4/bin" && cp "$HOME/lpo" "$4/bin/lpo" && touch "$4/bin/python" && chmod +x "$4"/bin/*;; esac\n')  # fmt: skip
     (fakes.home / "lpo").write_text(LPO)
+    (fakes.home / "lpo-job.json").write_text('{"job": 1}\n')
     env = {"HOME": str(fakes.home), "PATH": f"{fakes.bin}:{os.environ['PATH']}", "FAKES": str(fakes.home)}
 
     def call(*words):
@@ -61,7 +62,7 @@ def test_set_up_run_and_follow(worker, fakes):
         f"token {fakes.home}/.lpo-hf-token",
         "worker.sh: over 3",
     ]
-    assert worker("state") == "worker.sh: over 3\n"
+    assert worker("state") == 'worker.sh: job {"job": 1}\nworker.sh: over 3\n'
 
 
 def test_a_start_ends_what_still_runs(worker, fakes):
@@ -69,7 +70,11 @@ def test_a_start_ends_what_still_runs(worker, fakes):
     (fakes.home / "forever").touch()
     worker("start", "configs/x.yaml")
     first = (fakes.home / "lpo-state/pid").read_text()
-    assert worker("state") == "worker.sh: running\n"
+    assert worker("state") == 'worker.sh: job {"job": 1}\nworker.sh: running\n'
+    (fakes.home / "lpo-job.json").write_text('{"job": 2}\n')
+    assert worker("start", "configs/x.yaml") == "worker.sh: busy\n"  # another job: what runs isn't touched
+    assert worker("state") == 'worker.sh: job {"job": 1}\nworker.sh: running\n'
+    (fakes.home / "lpo-job.json").write_text('{"job": 1}\n')
     (fakes.home / "forever").unlink()
     worker("start", "configs/x.yaml")
     assert (fakes.home / "lpo-state/pid").read_text() != first
@@ -83,10 +88,20 @@ def test_a_killed_run_is_told_from_a_finished_one(worker, fakes):
     worker("start", "configs/x.yaml")
     os.killpg(int((fakes.home / "lpo-state/pid").read_text()), signal.SIGKILL)
     for _ in range(100):
-        if (shown := worker("state")) != "worker.sh: running\n":
+        if "worker.sh: running" not in (shown := worker("state")):
             break
         time.sleep(0.05)
-    assert shown == "worker.sh: none\n"
+    assert shown.endswith("worker.sh: none\n")
+
+
+def test_stop_lets_it_save(worker, fakes):
+    worker("stop")  # nothing runs
+    worker("setup", "bkt")
+    (fakes.home / "forever").touch()
+    worker("start", "configs/x.yaml")
+    worker("stop")
+    assert worker("state").endswith("worker.sh: over 75\n")
+    assert "saving" in worker("follow")
 
 
 def test_usage():
@@ -105,21 +120,24 @@ def test_the_tree_that_travels(tmp_path, monkeypatch):
         subprocess.run([*git, *words], check=True)
     monkeypatch.chdir(repo)
     shell = Shell()
-    clean = common.snapshot(shell, "configs/run.yaml")
+    clean = common.snapshot(shell)
     (repo / "keep.py").write_text("changed")
     (repo / "untracked.py").write_text("no")
     (repo / "runs").mkdir()
     (repo / "runs/checkpoint").write_text("no")
-    commit, content = common.snapshot(shell, "configs/run.yaml")
+    commit, content = common.snapshot(shell)
     assert content != clean[1]
-    assert common.snapshot(shell, "configs/run.yaml")[1] == content
+    assert common.snapshot(shell)[1] == content
     common.archive(shell, commit, tmp_path / "tree.tar.gz")
     with tarfile.open(tmp_path / "tree.tar.gz") as tree:
         assert sorted(m.name for m in tree.getmembers() if m.isfile()) == ["configs/run.yaml", "keep.py"]
         assert tree.extractfile("keep.py").read() == b"changed"
     assert subprocess.run([*git, "stash", "list"], capture_output=True).stdout == b""
-    with pytest.raises(LaunchError, match=r"git add configs/new\.yaml"):
-        common.snapshot(shell, "configs/new.yaml")
+    checks = Checks(dry_run=True)
+    preflight.check_tracked(Shell(dry_run=True), checks, "configs/run.yaml")
+    assert checks.wrong == []
+    preflight.check_tracked(Shell(dry_run=True), checks, "configs/new.yaml")
+    assert "git add configs/new.yaml" in checks.wrong[0]
 
 
 def test_shellcheck():

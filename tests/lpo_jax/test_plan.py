@@ -21,7 +21,8 @@ from lpo_jax.plan import abstract, chips, memory, planner, search
 from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import MESH_AXES, make_mesh, topology_size
-from lpo_jax.train import state
+from lpo_jax.train import preflight
+from tests.helpers.launch import MANIFEST
 from tests.helpers.marks import needs_libtpu
 from tests.helpers.paths import REPO
 
@@ -114,6 +115,16 @@ def test_a_plan_of_two_layers(tiny, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == printed
     monkeypatch.setattr(planner, "make", lambda *_: (_ for _ in ()).throw(ConfigError("compiled anew")))
     assert cli.main([*command[:2], "stages.lpo.objective.beta=2", *command[2:]]) == 2
+
+
+def test_what_a_run_would_be_told_is_told_here(tmp_path, capsys, monkeypatch):
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
+    monkeypatch.setattr(planner, "cached", lambda *_: None)
+    command = ["plan", str(REPO / "configs/tiny_cpu.yaml"), "mesh.topology=v5e:2x2", f"data.path={tmp_path}", "checkpoint_every_steps=4800"]
+    assert cli.main([*command, "mesh.tensor=4"]) == 1
+    assert "note: checkpoint_every_steps is 4800: nothing is saved before the end of stage lpo (4800 steps)" in capsys.readouterr().out
+    assert cli.main(command) == 2
+    assert "e.g. stages.sft.batch_rows=4" in capsys.readouterr().err
 
 
 @needs_libtpu
@@ -244,7 +255,7 @@ def test_pod_configs_are_the_published_models_on_whole_slices(path, monkeypatch)
     assert (kind in ("lora", "int8", "int4", "nf4")) == (run.model.lora is not None)
     assert run.model.quantize is None or run.model.quantize == kind
     assert run.plan.row_tokens <= model.config.max_positions
-    state.check_rows(run, type("Mesh", (), {"shape": mesh}))
+    preflight.check_rows(run, mesh)
 
 
 def test_a_run_refuses_weights_of_another_shape_than_planned(tmp_path):

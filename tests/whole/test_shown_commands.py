@@ -1,0 +1,149 @@
+"""Every command that a document, a --help or a config's comment shows can be given: its arguments are known, its config loads, and what would
+start a run somewhere passes the check that comes before paying."""
+
+import importlib
+import re
+import shlex
+import subprocess
+
+import huggingface_hub
+import pytest
+
+from data_pipeline import cli as lpo_data
+from evaluation import cli as lpo_eval
+from foundation.commands import Program
+from foundation.errors import UserError
+from lpo_jax import cli as lpo
+from lpo_jax.config import load
+from lpo_jax.sharding import topology_size
+from lpo_jax.train import preflight
+from tests.helpers.paths import REPO
+
+PROGRAMS = {"lpo": lpo, "lpo-data": lpo_data, "lpo-eval": lpo_eval}
+LAUNCHERS = ("tpu", "gke", "slurm", "local")
+COMMAND = re.compile(r"(lpo|lpo-data|lpo-eval|make|python -m)( .*)?")
+ANY = "configs/pods/codellama_7b_v5e_4x4.yaml"  # where a reader puts a config of their own
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "launch/README.md", "docs/*.md")
+
+
+def parsers():
+    """program -> command -> its parser."""
+    caught = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Program, "run", lambda self, argv: caught.append(self) or 0)
+        for module in PROGRAMS.values():
+            module.main([])
+    return {program._name: dict(program._commands.choices) for program in caught}
+
+
+PARSERS = parsers()
+
+
+def shown():
+    """(where, command) of all of them; continued lines are joined."""
+    places = []
+    for file in sorted(path for pattern in DOCUMENTS for path in REPO.glob(pattern)):
+        text = file.read_text(encoding="utf-8")
+        fence = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+        spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", fence.sub("", text))]
+        places.append((file.relative_to(REPO), "\n".join([*fence.findall(text), *spans])))
+    for file in sorted(REPO.glob("configs/**/*.yaml")):
+        comments = [line.partition("#")[2].strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        places.append((file.relative_to(REPO), "\n".join(comments)))
+        places.append((file.relative_to(REPO), "\n".join(span for line in comments for span in re.findall("`([^`]+)`", line))))
+    for program, commands in PARSERS.items():
+        places += [(f"{program} {name} --help", parser.epilog) for name, parser in commands.items()]
+    for name in LAUNCHERS:
+        places.append((f"launch/{name}.py", importlib.import_module(f"launch.{name}").EXAMPLES))
+    found = {}
+    for where, text in places:
+        for line in re.sub(r"\\\n\s*", "", text).splitlines():
+            line = re.sub(r"\s{2,}[(#].*", "", line.strip())  # a remark behind it
+            if COMMAND.fullmatch(line):
+                found.setdefault(line, f"{where}: {line}")
+    return list(found.items())
+
+
+SHOWN = shown()
+
+
+def words_of(line):
+    """A command's words: what only a shell would read, and dots that stand for more, left out."""
+    line = re.split(r" [|>] ", line)[0].replace("CONFIG=...", f"CONFIG={ANY}").replace('"..."', '""')
+    line = re.sub(r"\[(--[\w-]+ ?\S*)\]", r"\1", line)
+    return [word for word in shlex.split(line, comments=True) if word != "..."]
+
+
+def test_commands_are_found_everywhere():
+    """Else the others here would prove nothing."""
+    where = " ".join(place for _, place in SHOWN)
+    for part in ("README.md", "launch/README.md", "docs/", "configs/pods/", "lpo train --help", "lpo-data build --help", "launch/gke.py"):
+        assert part in where
+    assert len(SHOWN) > 150
+
+
+@pytest.mark.parametrize("line", [pytest.param(line, id=place) for line, place in SHOWN if line.split()[0] in PROGRAMS])
+def test_a_command_of_ours(line, tmp_path, monkeypatch):
+    program, *words = words_of(line)
+    if not words or words[0].startswith("-"):  # the program is spoken of
+        return
+    parser = PARSERS[program][words[0]]
+    monkeypatch.chdir(tmp_path)
+    try:
+        args = parser.parse_args(words[1:])
+    except SystemExit:  # --help
+        return
+    except UserError as error:  # part of a command: what there is of it is known
+        if not re.search("are required|expected", str(error)):
+            pytest.fail(str(error))
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert flags <= set(parser._option_string_actions), line
+        return
+    monkeypatch.chdir(REPO)
+    if words[0] in ("train", "plan", "config", "teacher") and "name: focal" not in line:  # made in tests/whole/test_adding_an_objective.py
+        given = getattr(args, "configs", None) or [args.config, *args.overrides]
+        for name in (word for word in given if "=" not in word):
+            for file in REPO.glob(ANY if name in ("CONFIG", "FILE") else name):
+                config = load(file, [word for word in given if "=" in word])
+                if name not in ("CONFIG", "FILE") and not getattr(args, "search", False):
+                    check(config)
+                break
+            else:
+                pytest.fail(f"{name}: no such config")
+
+
+def check(config):
+    """On as many devices as its mesh names: of -1 at least one."""
+    mesh, devices = config.mesh, 1
+    for size in (mesh.data, mesh.fsdp, mesh.expert, mesh.tensor):
+        devices *= max(size, 1)
+    found = preflight.look(config, topology_size(mesh.topology) if mesh.topology else devices)
+    assert [error for error in found.errors if "shards" not in error] == []
+
+
+@pytest.mark.parametrize("line", [pytest.param(line, id=place) for line, place in SHOWN if line.startswith("make ")])
+def test_a_make(line, monkeypatch, capfd):
+    _, *words = words_of(line)
+    makefile = (REPO / "Makefile").read_text()
+    targets = {target for names in re.findall(r"^([\w./ -]+):", makefile, re.MULTILINE) for target in names.split()}
+    named = [word for word in words if "=" not in word]
+    assert set(named) <= targets
+    launcher = re.fullmatch(r"train-(tpu|gke|slurm|local)(-down|-multihost)?", named[0])
+    if launcher is None or (len(words) == 1 and launcher[1] != "local"):  # the target is spoken of
+        return
+    env = {"PATH": "/usr/bin:/bin"}
+    command = subprocess.run(["make", "-n", *words], cwd=REPO, env=env, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    module, *given = words_of(command[command.index("-m launch.") + len("-m launch.") :])
+    for name in ("PROJECT", "ZONE", "BUCKET", "CLUSTER", "IMAGE"):
+        monkeypatch.setenv(f"LPO_{name}", "mine")
+    monkeypatch.setenv("PATH", env["PATH"])
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub, "auth_check", lambda *_, **__: None)
+    monkeypatch.chdir(REPO)
+    monkeypatch.setattr("sys.argv", [module, *given, "--dry-run"])
+    assert importlib.import_module(f"launch.{module}").main() == 0, capfd.readouterr().err
+
+
+@pytest.mark.parametrize("line", [pytest.param(line, id=place) for line, place in SHOWN if line.startswith("python -m ")])
+def test_a_module(line):
+    assert importlib.util.find_spec(line.split()[2]) is not None
