@@ -1,6 +1,7 @@
 """A LoRA step against the same step of another checkout of this project, and against TRL + PEFT: whole optimizer steps on the same pairs.
 
   here         this checkout's training step (AdamW, objective lpo, mode clean), trees, rank --rank on every matrix of the blocks
+  floor        the same with rank 1 on the queries alone: what the frozen model costs whatever the adapters are
   against      the same of the checkout in --against, e.g. of `git worktree add ../old 004638a`
   trl          TRL's CPOTrainer with SimPO's loss and PEFT's LoRA of the same rank on the same matrices
 
@@ -65,9 +66,11 @@ def main(argv: list[str] | None = None) -> int:
         lora = {"rank": args.rank, "alpha": 2.0 * args.rank, "targets": TARGETS, "dropout": args.dropout}
         shared = {"model": scratch, "scratch": scratch, "data": f"{scratch}/pairs.jsonl", "batch": f"{scratch}/batch.npz", "lora": lora}
         ways: dict[str, Peer] = {}
-        for name, code in {"here": HERE.parent, "against": args.against}.items():
+        for name, code in {"here": HERE.parent, "floor": HERE.parent, "against": args.against}.items():
             if code is not None:
                 spec = shared | {"code": str(Path(code).resolve()), "stage": stage(batch.tokens.shape[0])}
+                if name == "floor":
+                    spec |= {"lora": lora | {"rank": 1, "alpha": 2.0, "targets": r"blocks\.q"}}
                 ways[name] = running.enter_context(Peer(sys.executable, HERE / "peer_lora.py", spec))
         for size in args.trl_batch if args.peers_venv else ():
             python = (
@@ -95,6 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in ways.keys() - {"here"}:  # TRL's ratio is that of its fastest way
         key = f"{peers.project(name)}_over_here"
         ratios[key] = min(ratios.get(key, np.inf), rows[name]["ratio"])
+    if "against" in rows:
+        ratios["against_over_floor"] = rows["against"]["ratio"] / rows["floor"]["ratio"]  # no LoRA step can gain more
     print("\n" + "\n".join(f"{key:24} {ratio:6.2f}" for key, ratio in ratios.items()))
     common.write_json(args.json, {"ratios": ratios, "rows": rows, "logged": logged})
     return 0
