@@ -28,6 +28,7 @@ from lpo_jax.plan.chips import chip_of, topology_devices
 from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
+from lpo_jax.train.checkpoint import array_bytes
 from lpo_jax.train.stage import open_beside
 from lpo_jax.train.state import check_rows
 
@@ -73,6 +74,7 @@ def make(config: RunConfig, stage_name: str, row: PlannedRows) -> Plan:
         row=row,
         verdict=verdict,
         memory=filled,
+        checkpoint=array_bytes(arguments[0]),
         largest=largest,
         model_flops=counted.executed - counted.recomputed,
         executed_flops=counted.executed,

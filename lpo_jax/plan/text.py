@@ -6,6 +6,9 @@ from pathlib import Path
 from lpo_jax.plan.chips import GIB
 from lpo_jax.plan.memory import in_words
 from lpo_jax.plan.result import Plan
+from lpo_jax.plan.rows import missing
+from lpo_jax.plan.run import NOTICE, PESSIMISTIC, Range, Run, hours
+from lpo_jax.plan.search import Near
 
 _LIMITED = {"compute": "arithmetic", "memory": "memory traffic", "network": "traffic between chips"}
 
@@ -46,11 +49,114 @@ def describe(plan: Plan) -> str:
     return "\n".join([*lines, "", f"compiled in {plan.compile_seconds:.0f} s by {versions}"])
 
 
+def describe_run(run: Run) -> str:
+    """What `lpo plan` prints of a run as a whole, below its stages."""
+    rows = [("the run", "steps", "tokens", "s a step", "hours", "of a device's memory", "")]
+    for plan, length in zip(run.plans, run.lengths, strict=True):
+        worst = "worst" if plan is run.worst and len(run.plans) > 1 else ""
+        known = "?" if length.steps is None else f"{length.steps:,}", "?" if length.tokens is None else f"{length.tokens:,}"
+        memory = f"{in_words(plan.used)} of {in_words(plan.chip.hbm)}" if plan.fits else "doesn't fit" if plan.too_large else "?"
+        rows.append((plan.stage, *known, f"{plan.step_seconds:.3g}" if plan.fits else "?", _between(hours(plan, length)), memory, worst))
+    if len(run.plans) > 1:
+        steps, tokens = (
+            sum(x for x in column if x is not None) for column in zip(*((n.steps, n.tokens) for n in run.lengths), strict=True)
+        )
+        known = ("?", "?") if any(n.steps is None for n in run.lengths) else (f"{steps:,}", f"{tokens:,}")
+        rows.append(("together", *known, "", _between(run.hours), "", ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:6], widths[1:6]), row[6]]).rstrip() for row in rows]
+    return "\n".join([*lines, "", *_lengths(run), _hours(run), _dollars(run), *_checkpoint(run)])
+
+
+def _lengths(run: Run) -> list[str]:
+    """Where steps and tokens come from."""
+    gaps = {path: key for plan in run.plans for key, path in missing(run.config, plan.stage).items()}
+    if not gaps:
+        return ["steps and tokens: by the shards' manifests; tokens are those that the run counts, without padding and each tree's first"]
+    lines = [f"no data yet: {path} ({key}) holds no shards" for path, key in gaps.items()]
+    assumed = run.config.plan
+    if assumed.pairs is None and any(length.steps is None for length in run.lengths):
+        return [
+            *lines,
+            "so steps, hours and dollars are unknown: build the shards with `lpo-data build`, or say how many pairs there will be, "
+            f"e.g. plan.pairs=10000 (each of plan.pair_tokens={assumed.pair_tokens} tokens)",
+        ]
+    pairs = "full rows" if assumed.pairs is None else f"plan.pairs={assumed.pairs:,} pairs"
+    return [
+        *lines,
+        f"so steps and tokens are assumed: {pairs} of plan.pair_tokens={assumed.pair_tokens} in plan.row_tokens={assumed.row_tokens}",
+    ]
+
+
+def _hours(run: Run) -> str:
+    return (
+        f"hours: from the steps' bounds, which no run beats, to {PESSIMISTIC:.0%} of that speed; public runs reach 45 to 72 % of a TPU's peak, this "
+        "program has met none yet. Compiling, evaluations, a reference's pass and checkpoints come on top"
+    )
+
+
+def _dollars(run: Run) -> str:
+    table, generation = f"list prices of {run.prices.date}", run.worst.topology.partition(":")[0]
+    price = run.price
+    if price is None or (price.on_demand is None and price.spot is None):
+        return f"dollars: unknown; the table of {table} has no {generation}. Give one that has: --prices FILE"
+    kinds = {"on demand": price.on_demand, "spot": price.spot}
+    parts = []
+    for kind, each in kinds.items():
+        total = run.dollars(each)
+        if each is None:
+            parts.append(f"{kind} unknown")
+        else:
+            parts.append(
+                f"{_between(total, '$')} {kind} (${each:.2f} a chip-hour)" if total else f"${each * run.chips:,.2f} an hour {kind}"
+            )
+    return f"dollars: {run.chips} chips, {', '.join(parts)}; {table}, {price.region}; spot prices may change daily"
+
+
+def _checkpoint(run: Run) -> list[str]:
+    low, high = run.at_notice
+    there = f"{_between((low, high))} s after a notice, with the step under way"
+    verdict = (
+        f"within the {NOTICE} s that a spot machine has"
+        if high <= NOTICE
+        else f"a spot machine has {NOTICE} s"
+        if low <= NOTICE
+        else f"too late on a spot machine, which has {NOTICE} s"
+    )
+    lines = [
+        f"checkpoint: {in_words(run.checkpoint)} (parameters that are trained, and what the optimizer keeps), {run.checkpoints} at once at most; "
+        f"written in {run.writing:.2g} s if each of {run.hosts} hosts writes {run.write_rate:g} GB/s (--write-rate). It is there {there}: {verdict}"
+    ]
+    if high > NOTICE:
+        every = run.config.checkpoint_every_steps
+        slowest = max(plan.step_seconds for plan in run.plans) / 60
+        lost = _between((every * slowest, every * slowest / PESSIMISTIC))
+        lines.append(f"so a preemption may cost the steps since the one before, up to {every} (checkpoint_every_steps): {lost} minutes")
+    return lines
+
+
+def describe_near(near: Near) -> str:
+    """A change with which a run fits that didn't."""
+    used = max(near.plans, key=lambda plan: plan.used)
+    slowest = max(plan.step_seconds for plan in near.plans)
+    return f"fits with {' '.join(near.settings)}: {in_words(used.used)} of {in_words(used.chip.hbm)}, at best {slowest:.3g} s a step"
+
+
+def _between(found: Range | None, unit: str = "") -> str:
+    """A range in words, to two digits."""
+
+    def short(x: float) -> str:
+        return unit + (f"{x:,.0f}" if x >= 10 else f"{x:.2g}")
+
+    return "?" if found is None else " to ".join(map(short, found))
+
+
 _PAGE = """\
 # Plans
 
-What the TPU compiler says about the configs in `configs/pods/`: the step of the last stage, compiled for each slice on a machine without
-a TPU. `make plan` writes this page anew; `lpo plan CONFIG` says more of each. No TPU has run them yet.
+What the TPU compiler says about the configs in `configs/pods/`: the step of stage `{stages}`, compiled for each slice on a machine without
+a TPU. `make plan` writes this page anew; `lpo plan CONFIG` says more of each, and what a run takes: [planning.md](planning.md). No TPU has
+run them yet.
 
 {table}
 
@@ -96,4 +202,5 @@ def page(plans: Sequence[tuple[Path, Plan]]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return _PAGE.format(table=table, versions=versions, pair_tokens=first.row.tokens / first.row.mean_pairs)
+    stages = "`, `".join(dict.fromkeys(plan.stage for _, plan in plans))
+    return _PAGE.format(table=table, stages=stages, versions=versions, pair_tokens=first.row.tokens / first.row.mean_pairs)

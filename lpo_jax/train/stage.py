@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from data_pipeline.feed import Feed
 
 
+def length(config: StageConfig, rows: int) -> int:
+    """A stage's optimizer steps, if so many rows are in its train split, of all sets together."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None
+    return max(1, math.ceil(config.epochs * rows / config.batch_rows))
+
+
 @dataclass(frozen=True)
 class Stage:
     """What one stage of a run consists of. Nothing is computed or read before it is asked for."""
@@ -47,10 +55,7 @@ class Stage:
     @property
     def length(self) -> int:
         """Optimizer steps."""
-        if self.config.steps is not None:
-            return self.config.steps
-        assert self.config.epochs is not None
-        return max(1, math.ceil(self.config.epochs * self.data.rows("train") / self.config.batch_rows))
+        return length(self.config, self.data.rows("train"))
 
     @cached_property
     def _tx(self) -> optax.GradientTransformation:
