@@ -9,6 +9,7 @@ from lpo_jax.plan.chips import chips_in, hosts_of
 from lpo_jax.plan.prices import Price, Prices
 from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import Length
+from lpo_jax.train.run_dir import checkpoints_at_once
 
 PESSIMISTIC = 0.4
 """The share of its step's bound that a run reaches at worst, as we assume. Tuned public runs of dense models reach 45 to 50 % of the peak
@@ -75,20 +76,20 @@ class Run:
         return max(plan.checkpoint for plan in self.plans)
 
     @property
-    def checkpoints(self) -> int:
-        """How many there are at once at most: those that are kept, the best, and the one being written."""
-        return self.config.keep_checkpoints + 2
-
-    @property
     def writing(self) -> float:
         """Seconds that a checkpoint takes to be written, all hosts writing their parts."""
         return self.checkpoint / (self.hosts * self.write_rate * 1e9)
 
     @property
-    def at_notice(self) -> Range:
+    def slowest(self) -> Range | None:
+        """Seconds of the slowest stage's step; None if one doesn't fit."""
+        least = max(plan.step_seconds for plan in self.plans)
+        return (least, least / PESSIMISTIC) if self.worst.fits else None
+
+    @property
+    def at_notice(self) -> Range | None:
         """Seconds from a notice to a checkpoint that is there: the step under way ends first."""
-        slowest = max(plan.step_seconds for plan in self.plans)
-        return slowest + self.writing, slowest / PESSIMISTIC + self.writing
+        return None if self.slowest is None else (self.slowest[0] + self.writing, self.slowest[1] + self.writing)
 
     def facts(self) -> Json:
         """All of it as JSON has it, the stages' plans too."""
@@ -114,7 +115,7 @@ class Run:
             },
             "checkpoint": {
                 "bytes": self.checkpoint,
-                "at_once": self.checkpoints,
+                "at_once": checkpoints_at_once(self.config),
                 "write_rate": self.write_rate,
                 "seconds": self.writing,
                 "seconds_at_notice": self.at_notice,

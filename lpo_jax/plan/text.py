@@ -1,5 +1,6 @@
 """A plan in words, and plans as a table."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import missing
 from lpo_jax.plan.run import NOTICE, PESSIMISTIC, Range, Run, hours
 from lpo_jax.plan.search import Near
+from lpo_jax.train.run_dir import checkpoints_at_once
 
 _LIMITED = {"compute": "arithmetic", "memory": "memory traffic", "network": "traffic between chips"}
 
@@ -58,81 +60,73 @@ def describe_run(run: Run) -> str:
         memory = f"{in_words(plan.used)} of {in_words(plan.chip.hbm)}" if plan.fits else "doesn't fit" if plan.too_large else "?"
         rows.append((plan.stage, *known, f"{plan.step_seconds:.3g}" if plan.fits else "?", _between(hours(plan, length)), memory, worst))
     if len(run.plans) > 1:
-        steps, tokens = (
-            sum(x for x in column if x is not None) for column in zip(*((n.steps, n.tokens) for n in run.lengths), strict=True)
-        )
-        known = ("?", "?") if any(n.steps is None for n in run.lengths) else (f"{steps:,}", f"{tokens:,}")
+        unknown = any(length.steps is None for length in run.lengths)
+        sums = sum(length.steps or 0 for length in run.lengths), sum(length.tokens or 0 for length in run.lengths)
+        known = ("?", "?") if unknown else (f"{sums[0]:,}", f"{sums[1]:,}")
         rows.append(("together", *known, "", _between(run.hours), "", ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:6], widths[1:6]), row[6]]).rstrip() for row in rows]
-    return "\n".join([*lines, "", *_lengths(run), _hours(run), _dollars(run), *_checkpoint(run)])
+    table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:6], widths[1:6]), row[6]]).rstrip() for row in rows]
+    notes = [*_lengths(run), _HOURS, _dollars(run), *_checkpoint(run)]
+    return "\n".join([*table, "", *(textwrap.fill(note, 120, subsequent_indent="  ", break_on_hyphens=False) for note in notes)])
 
 
 def _lengths(run: Run) -> list[str]:
     """Where steps and tokens come from."""
-    gaps = {path: key for plan in run.plans for key, path in missing(run.config, plan.stage).items()}
-    if not gaps:
-        return ["steps and tokens: by the shards' manifests; tokens are those that the run counts, without padding and each tree's first"]
-    lines = [f"no data yet: {path} ({key}) holds no shards" for path, key in gaps.items()]
-    assumed = run.config.plan
-    if assumed.pairs is None and any(length.steps is None for length in run.lengths):
-        return [
-            *lines,
-            "so steps, hours and dollars are unknown: build the shards with `lpo-data build`, or say how many pairs there will be, "
-            f"e.g. plan.pairs=10000 (each of plan.pair_tokens={assumed.pair_tokens} tokens)",
-        ]
-    pairs = "full rows" if assumed.pairs is None else f"plan.pairs={assumed.pairs:,} pairs"
-    return [
-        *lines,
-        f"so steps and tokens are assumed: {pairs} of plan.pair_tokens={assumed.pair_tokens} in plan.row_tokens={assumed.row_tokens}",
-    ]
+    unbuilt = {plan.stage: gaps for plan in run.plans if (gaps := missing(run.config, plan.stage))}
+    built = [plan.stage for plan in run.plans if plan.stage not in unbuilt]
+    lines = [f"no data yet: {path} ({key})" for path, key in {path: key for gaps in unbuilt.values() for key, path in gaps.items()}.items()]
+    assumed, stages = run.config.plan, ", ".join(unbuilt)
+    pair = f"plan.pair_tokens={assumed.pair_tokens} tokens, in rows of plan.row_tokens={assumed.row_tokens}"
+    if built:
+        lines.append(f"steps and tokens of {', '.join(built)}: by the shards' manifests; tokens as a run counts them, without padding")
+    if unbuilt and assumed.pairs is not None:
+        lines.append(f"steps and tokens of {stages}: for plan.pairs={assumed.pairs} of {pair}")
+    elif unbuilt and all(run.config.stages[stage].steps for stage in unbuilt):
+        lines.append(f"tokens of {stages}: for rows full of pairs of {pair}")
+    elif unbuilt:
+        lines.append(
+            f"steps and hours of {stages}: unknown. Build the shards with `lpo-data build`, or say how many pairs there will be, e.g. "
+            f"plan.pairs=10000 (of {pair})"
+        )
+    return lines
 
 
-def _hours(run: Run) -> str:
-    return (
-        f"hours: from the steps' bounds, which no run beats, to {PESSIMISTIC:.0%} of that speed; public runs reach 45 to 72 % of a TPU's peak, this "
-        "program has met none yet. Compiling, evaluations, a reference's pass and checkpoints come on top"
-    )
+_HOURS = (
+    f"hours: from the steps' bounds, which no run beats, to {PESSIMISTIC:.0%} of that speed. Public runs reach 45 to 72% of a TPU's peak; this "
+    "program has met none yet. Compiling, evaluations, a reference's pass and checkpoints come on top"
+)
 
 
 def _dollars(run: Run) -> str:
-    table, generation = f"list prices of {run.prices.date}", run.worst.topology.partition(":")[0]
-    price = run.price
+    table, price = f"list prices of {run.prices.date}", run.price
     if price is None or (price.on_demand is None and price.spot is None):
-        return f"dollars: unknown; the table of {table} has no {generation}. Give one that has: --prices FILE"
-    kinds = {"on demand": price.on_demand, "spot": price.spot}
+        generation = run.worst.topology.partition(":")[0]
+        return f"dollars: unknown, the {table} have no {generation}; give a table that has, with --prices FILE"
     parts = []
-    for kind, each in kinds.items():
-        total = run.dollars(each)
+    for kind, each in (("on demand", price.on_demand), ("spot", price.spot)):
         if each is None:
             parts.append(f"{kind} unknown")
-        else:
-            parts.append(
-                f"{_between(total, '$')} {kind} (${each:.2f} a chip-hour)" if total else f"${each * run.chips:,.2f} an hour {kind}"
-            )
-    return f"dollars: {run.chips} chips, {', '.join(parts)}; {table}, {price.region}; spot prices may change daily"
+            continue
+        total = run.dollars(each)
+        hourly = f"{each * run.chips:,.2f} an hour"
+        parts.append(f"{kind} {_between(total)} ({hourly})" if total else f"{kind} {hourly}")
+    return f"dollars: {', '.join(parts)}; {run.chips} chips, {table} in {price.region}. Spot prices may change daily"
 
 
 def _checkpoint(run: Run) -> list[str]:
-    low, high = run.at_notice
-    there = f"{_between((low, high))} s after a notice, with the step under way"
-    verdict = (
-        f"within the {NOTICE} s that a spot machine has"
-        if high <= NOTICE
-        else f"a spot machine has {NOTICE} s"
-        if low <= NOTICE
-        else f"too late on a spot machine, which has {NOTICE} s"
-    )
+    hosts = f"each of {run.hosts} hosts writes" if run.hosts > 1 else "the host writes"
     lines = [
-        f"checkpoint: {in_words(run.checkpoint)} (parameters that are trained, and what the optimizer keeps), {run.checkpoints} at once at most; "
-        f"written in {run.writing:.2g} s if each of {run.hosts} hosts writes {run.write_rate:g} GB/s (--write-rate). It is there {there}: {verdict}"
+        f"checkpoint: {in_words(run.checkpoint)}, what is trained and what the optimizer keeps of it; {checkpoints_at_once(run.config)} of them at "
+        f"most at once. Written in {_short(run.writing)} s if {hosts} {run.write_rate:g} GB/s (--write-rate)"
     ]
-    if high > NOTICE:
-        every = run.config.checkpoint_every_steps
-        slowest = max(plan.step_seconds for plan in run.plans) / 60
-        lost = _between((every * slowest, every * slowest / PESSIMISTIC))
-        lines.append(f"so a preemption may cost the steps since the one before, up to {every} (checkpoint_every_steps): {lost} minutes")
-    return lines
+    if run.at_notice is None or run.slowest is None:
+        return lines
+    there = f"spot: a machine goes {NOTICE} s after its notice; the step under way and a checkpoint take {_between(run.at_notice)} s"
+    if run.at_notice[1] <= NOTICE:
+        return [*lines, f"{there}: nothing is lost"]
+    every = run.config.checkpoint_every_steps
+    low, high = (every * seconds / 60 for seconds in run.slowest)
+    return [*lines, f"{there}: if that is too long, up to {every} steps (checkpoint_every_steps) are lost, {_between((low, high))} minutes"]
 
 
 def describe_near(near: Near) -> str:
@@ -142,13 +136,14 @@ def describe_near(near: Near) -> str:
     return f"fits with {' '.join(near.settings)}: {in_words(used.used)} of {in_words(used.chip.hbm)}, at best {slowest:.3g} s a step"
 
 
-def _between(found: Range | None, unit: str = "") -> str:
-    """A range in words, to two digits."""
+def _between(found: Range | None) -> str:
+    """A range in words."""
+    return "?" if found is None else " to ".join(map(_short, found))
 
-    def short(x: float) -> str:
-        return unit + (f"{x:,.0f}" if x >= 10 else f"{x:.2g}")
 
-    return "?" if found is None else " to ".join(map(short, found))
+def _short(x: float) -> str:
+    """To two digits, or the whole ones."""
+    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
 
 
 _PAGE = """\
