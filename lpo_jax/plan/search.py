@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import get_args
 
-from flax.traverse_util import flatten_dict
+import jax
 from tqdm import tqdm
 
 from foundation.console import captured_stderr
@@ -265,8 +265,9 @@ def _sent(model: Model, mesh: MeshConfig, microbatches: int, tokens: int) -> flo
     """Bytes that a device sends in a step, roughly, all in bfloat16 but for codes: the weights, which are gathered forwards and backwards; the
     gradients, which are reduced; and with a tensor axis four activations a layer (six, where they are recomputed). With an expert axis a layer's
     tokens go to all devices along it and come back as sums, as often."""
-    sizes = {path: x.size * min(memory.bits(x.dtype), 16) / 8 for path, x in flatten_dict(model.base_shapes(), sep=".").items()}
-    weights = sum(size / (mesh.expert if "expert_" in path else 1) for path, size in sizes.items()) / mesh.tensor
+    leaves = jax.tree.leaves_with_path(model.base_shapes())  # of a quantised matrix: its codes and its scales
+    sizes = ((jax.tree_util.keystr(path), x.size * min(memory.bits(x.dtype), 16) / 8) for path, x in leaves)
+    weights = sum(size / (mesh.expert if "expert_" in path else 1) for path, size in sizes) / mesh.tensor
     trained = weights if model.lora is None else 0.0
 
     def others(ways: int) -> float:

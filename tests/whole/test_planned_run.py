@@ -7,6 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 import pytest
 
+from data_pipeline.build import BuildOptions, build
 from lpo_jax import cli
 from lpo_jax.plan import abstract
 from lpo_jax.train import step_log
@@ -18,10 +19,19 @@ ADAPTERS = ["model.lora.rank=2", "model.lora.alpha=4", "model.param_dtype=bfloat
 OPTIMIZERS = ["stages.sft.optim={name: adafactor, lr: 1.0e-3}", "stages.lpo.optim={name: lion, lr: 1.0e-4, moments: bfloat16}"]
 
 
+@pytest.fixture
+def few_rows(seed_shards, tmp_path):
+    """A dozen pairs, two or so in a row."""
+    lines = (seed_shards["trimmed"].parent / "pairs.jsonl").read_text().splitlines()[:12]
+    (tmp_path / "few.jsonl").write_text("\n".join(lines))
+    build([tmp_path / "few.jsonl"], tmp_path / "few", str(seed_shards["trimmed"] / "tokenizer"), BuildOptions(row_tokens=768, heldout=0.2))
+    return tmp_path / "few"
+
+
 @needs_libtpu
 @pytest.mark.parametrize("more", [OPTIMIZERS, pytest.param(ADAPTERS, marks=pytest.mark.slow)], ids=["optimizers", "adapters"])
-def test_a_real_run_takes_the_steps_tokens_and_bytes_that_were_planned(seed_shards, tmp_path, monkeypatch, more):
-    args = tiny_args(seed_shards["trimmed"], tmp_path / "run", *WHOLE_EPOCHS, *more, "eval_every_steps=0", "checkpoint_every_steps=1000")
+def test_a_real_run_takes_the_steps_tokens_and_bytes_that_were_planned(few_rows, tmp_path, monkeypatch, more):
+    args = tiny_args(few_rows, tmp_path / "run", *WHOLE_EPOCHS, *more, "eval_every_steps=0", "checkpoint_every_steps=1000")
 
     def unasked(*_):  # what the compiler says of memory and speed is no matter here
         raise jax.errors.JaxRuntimeError("INTERNAL: not compiled")
