@@ -123,7 +123,7 @@ def _checkpoint(run: Run) -> list[str]:
         return lines
     there = f"spot: a machine goes {NOTICE} s after its notice; the step under way and a checkpoint take {_between(run.at_notice)} s"
     if run.at_notice[1] <= NOTICE:
-        return [*lines, f"{there}: nothing is lost"]
+        return [*lines, f"{there}, in time"]
     every = run.config.checkpoint_every_steps
     low, high = (every * seconds / 60 for seconds in run.slowest)
     return [*lines, f"{there}: if that is too long, up to {every} steps (checkpoint_every_steps) are lost, {_between((low, high))} minutes"]

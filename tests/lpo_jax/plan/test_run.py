@@ -114,7 +114,7 @@ def test_all_stages_are_planned_and_one_that_does_not_fit_is_told(told, tmp_path
 
 def test_a_spot_machine_that_goes_too_early_is_told(told, tmp_path):
     plans = {"sft": a_plan("sft"), "lpo": a_plan("lpo")}
-    assert "a checkpoint take 14 to 17 s: nothing is lost" in told(plans, f"data.path={tmp_path}")[0]
+    assert "a checkpoint take 14 to 17 s, in time" in told(plans, f"data.path={tmp_path}")[0]
     printed, _, _ = told(plans, f"data.path={tmp_path}", "--write-rate", "0.1")
     assert "take 122 to 125 s: if that is too long, up to 200 steps (checkpoint_every_steps) are lost, 6.7 to 17 minutes" in printed
 
