@@ -121,8 +121,7 @@ class Checkpoints:
 
 
 def array_bytes(state: TrainState) -> int:
-    """What a checkpoint's arrays hold: the trained parameters, what the optimizer keeps of them, and the counters. Packed, as they're
-    written, they take somewhat less."""
+    """What a checkpoint's arrays hold: the trained parameters, what the optimizer keeps of them, and the counters."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
