@@ -108,7 +108,7 @@ codecode-demo: .venv/installed ## CoSec+ from end to end on tiny models: a targe
 	$(BIN)/python -m demos.codecode count $(CO)
 
 plan: .venv/installed-dev ## compile every config of configs/pods/ for its TPU slice (no TPU needed; minutes each) and write docs/plans.md
-	$(BIN)/lpo plan configs/pods/*.yaml --table docs/plans.md $(ARGS)
+	$(BIN)/lpo plan configs/pods/*.yaml --stage lpo --tries 0 --table docs/plans.md $(ARGS)
 
 test: .venv/installed-dev ## the default test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not heavy' $(ARGS)

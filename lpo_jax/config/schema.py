@@ -207,6 +207,8 @@ class PlanConfig(Settings):
     """scored tokens of these, N / T"""
     pair_tokens: Positive = 700
     """a pair's mean length as a tree, shared parts once"""
+    pairs: Positive | None = None
+    """pairs in the train split, for steps and hours; null: unknown"""
 
 
 @dataclass(frozen=True)

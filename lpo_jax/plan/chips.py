@@ -1,6 +1,7 @@
 """TPU chips and their slices, as the planner knows them: peak rates, memory, and devices to compile for."""
 
 import importlib.util
+import math
 import os
 from dataclasses import dataclass
 
@@ -51,6 +52,26 @@ def chip_of(config: RunConfig) -> Chip:
     if generation not in CHIPS:
         raise ConfigError(f"mesh.topology {config.mesh.topology!r}: the generation is one of {', '.join(CHIPS)}, as in v5e:4x4")
     return CHIPS[generation]
+
+
+def chips_in(topology: str) -> int:
+    """The chips of a slice, which are what is paid for."""
+    return math.prod(int(side) for side in topology.partition(":")[2].split("x"))
+
+
+def hosts_of(topology: str) -> int:
+    """The machines of a slice: of up to eight v5e or v6e chips, else of four chips each."""
+    chips = chips_in(topology)
+    return 1 if topology.startswith(("v5e:", "v6e:")) and chips <= 8 else max(1, chips // 4)
+
+
+def doubled(topology: str) -> str:
+    """The slice of twice as many chips: v5e:4x8 of v5e:4x4, v5p:2x4x4 of v5p:2x2x4."""
+    generation, _, shape = topology.partition(":")
+    sides = [int(side) for side in shape.split("x")]
+    last_smallest = max(range(len(sides)), key=lambda at: (-sides[at], at))
+    sides[last_smallest] *= 2
+    return f"{generation}:{'x'.join(map(str, sides))}"
 
 
 def topology_devices(name: str) -> list[jax.Device]:

@@ -29,6 +29,7 @@ from lpo_jax.plan.result import Plan
 from lpo_jax.plan.rows import PlannedRows
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import preflight
+from lpo_jax.train.checkpoint import array_bytes
 from lpo_jax.train.stage import open_beside
 
 _COMPILERS = ("jax", "jaxlib", "libtpu")
@@ -73,6 +74,7 @@ def make(config: RunConfig, stage_name: str, row: PlannedRows) -> Plan:
         row=row,
         verdict=verdict,
         memory=filled,
+        checkpoint=array_bytes(arguments[0]),
         largest=largest,
         model_flops=counted.executed - counted.recomputed,
         executed_flops=counted.executed,

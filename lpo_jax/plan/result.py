@@ -29,6 +29,7 @@ class Plan:
     row: PlannedRows
     verdict: str  # empty where it fits, else the compiler's own words
     memory: dict[str, int]  # by kind; without "activations" where it doesn't fit
+    checkpoint: int  # bytes of its arrays, of all devices
     largest: list[str]  # temporaries
     model_flops: int
     executed_flops: int  # with what rematerialisation repeats

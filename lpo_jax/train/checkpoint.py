@@ -120,6 +120,11 @@ class Checkpoints:
             ) from error
 
 
+def array_bytes(state: TrainState) -> int:
+    """What a checkpoint's arrays hold: the trained parameters, what the optimizer keeps of them, and the counters."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
 def restore(run_dir: epath.Path, targets: Mapping[str, TrainState], best_metric: str | None = None) -> tuple[Progress, TrainState] | None:
     """The newest checkpoint that is whole, or None. It may have been written by any number of processes and devices.
 

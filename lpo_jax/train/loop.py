@@ -46,7 +46,7 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         check_fit(config, data, feeds, model, mesh)
         beside = {name: open_beside(config, name, feeds[name].manifest) for name in config.stages}
         targets = checkpoint_targets(config, model, mesh)
-    size = max(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target)) for target in targets.values())
+    size = max(checkpoint.array_bytes(target) for target in targets.values())
     key, own = data_key(config, data, feeds), own_sets(config, feeds)
 
     with run_dir.claimed(config, data.manifest, own, size) as claim, jax.set_mesh(mesh), StopRequest() as stop, ExitStack() as writers:

@@ -150,12 +150,17 @@ def _probe(run_dir: epath.Path) -> None:
     file.unlink()
 
 
+def checkpoints_at_once(config: RunConfig) -> int:
+    """How many checkpoints there are at most: the kept ones, the best one and the one being written."""
+    return config.keep_checkpoints + 2
+
+
 def _check_space(run_dir: epath.Path, config: RunConfig, checkpoint_bytes: int) -> None:
-    """The kept checkpoints, the best one and the one being written must fit, beside what lies there already. A bucket has no end."""
+    """These checkpoints must fit, beside what lies there already. A bucket has no end."""
     if is_bucket(run_dir):
         return
     there = sum(file.stat().st_size for file in Path(run_dir, "checkpoints").rglob("*") if file.is_file())
-    count = config.keep_checkpoints + 2
+    count = checkpoints_at_once(config)
     missing = count * checkpoint_bytes - there - shutil.disk_usage(run_dir).free
     if missing > 0:
         raise ConfigError(
