@@ -308,10 +308,9 @@ def test_another_setting_is_refused(tmp_path):
             run(benchmark(ADD), source, other, tmp_path / "run")
     with pytest.raises(EvaluationError, match="holds other things"):
         run(benchmark(ADD), texts(add=[""]), NONE, tmp_path)
-    with pytest.raises(EvaluationError, match="no judge 'pylint'"):
-        run(benchmark(ADD), texts(add=[""]), Options("completion", ("pylint",)), tmp_path / "new")
-    with pytest.raises(EvaluationError, match="none stands alone"):
-        run(benchmark(ADD), texts(add=[""]), Options("completion", ("bandit", "none")), tmp_path / "new")
+    for tools, said in ((("pylint",), "no judge 'pylint'"), (("bandit", "none"), "none stands alone")):
+        with pytest.raises(EvaluationError, match=said):
+            run(benchmark(ADD), texts(add=[""]), Options("completion", tools), tmp_path / "new")
 
 
 @pytest.fixture(scope="module")
@@ -340,9 +339,8 @@ def test_how_a_model_is_asked_is_part_of_the_run(tiny_model, tmp_path):
     assert (plain["template"], plain["think"], alpaca["template"], alpaca["think"]) == ("plain", True, "alpaca", False)
     answer = Completions("m", 1, lambda _: iter([Answer("add", 0, ADD.canonical)]), plain)
     run(benchmark(ADD, form="instruction"), answer, Options("instruction", tools=()), tmp_path / "run")
-    again = replace(answer, sampling=alpaca)
     with pytest.raises(EvaluationError, match='another template "plain" .now "alpaca".*think true .now false'):
-        run(benchmark(ADD, form="instruction"), again, Options("instruction", tools=()), tmp_path / "run")
+        run(benchmark(ADD, form="instruction"), replace(answer, sampling=alpaca), Options("instruction", tools=()), tmp_path / "run")
 
 
 def recompute(out):
