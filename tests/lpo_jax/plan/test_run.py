@@ -13,6 +13,7 @@ from tests.helpers.plans import a_plan
 
 PRICES = Prices("2031-05", "here", {"v5e": Price("mars", 2.0, 0.5), "tpu7x": Price("mars", 4.0)})
 SAID = ["plan.pairs=900", "plan.row_tokens=1000", "plan.pair_tokens=100", "stages.sft.epochs=10", "stages.lpo.epochs=5"]
+FOUR_CHIPS = ["mesh.topology=v5e:2x2", "stages.sft.batch_rows=4", "stages.lpo.batch_rows=4"]
 TINY = REPO / "configs" / "tiny_cpu.yaml"
 
 
@@ -63,7 +64,7 @@ def told(tmp_path, monkeypatch, capsys):
 
     def tell(plans, *arguments):
         monkeypatch.setattr(planner, "cached", lambda config, stage, row, cache: plans[stage])
-        code = cli.main(["plan", str(TINY), *arguments, "--tries", "0", "--json", str(tmp_path / "plan.json")])
+        code = cli.main(["plan", str(TINY), *FOUR_CHIPS, *arguments, "--tries", "0", "--json", str(tmp_path / "plan.json")])
         return " ".join(capsys.readouterr().out.split()), json.loads((tmp_path / "plan.json").read_text()), code
 
     return tell
@@ -71,7 +72,7 @@ def told(tmp_path, monkeypatch, capsys):
 
 def test_prices_are_read_from_the_table_with_their_date(told, tmp_path):
     plans = {"sft": a_plan("sft", seconds=4), "lpo": a_plan("lpo", seconds=4)}
-    said = [f"data.path={tmp_path / 'none'}", *SAID, "mesh.topology=v5e:2x2"]
+    said = [f"data.path={tmp_path / 'none'}", *SAID, "stages.sft.epochs=40", "stages.lpo.epochs=20"]
     shipped = Prices.load(SHIPPED)
     printed, found, code = told(plans, *said)
     assert code == 0 and f"list prices of {shipped.date} in {shipped.chips['v5e'].region}" in printed
