@@ -71,11 +71,6 @@ def run(args: argparse.Namespace) -> int:
         if args.stage is not None and args.stage not in config.stages:
             raise ConfigError(f"--stage {args.stage}: the stages of {file} are {', '.join(config.stages)}")
         stages = [args.stage] if args.stage else list(config.stages)
-        told = preflight.look(config, topology_size(str(config.mesh.topology)))
-        if not args.search:  # which changes mesh and batches
-            told.raise_first()
-        for warning in told.warnings:
-            print(f"note: {warning}\n")
         if args.search:
             found = search.search(config, stages[-1], cache, args.tries)
             if found is None:
@@ -85,6 +80,10 @@ def run(args: argparse.Namespace) -> int:
         for stage in stages:
             plans.append(planner.cached(config, stage, PlannedRows.of(config, stage), cache))
             print(text.describe(plans[-1]), end="\n\n")
+        told = preflight.look(config, topology_size(str(config.mesh.topology)))
+        told.raise_first()
+        for warning in told.warnings:
+            print(f"note: {warning}\n")
         planned = Run.of(config, plans, table, args.write_rate or WRITE_RATE)
         runs.append((file, planned))
         print(text.describe_run(planned))
