@@ -8,9 +8,7 @@ import yaml
 
 from lpo_jax import config
 from lpo_jax.config import ConfigError, RunConfig
-from tests.helpers.paths import REPO
-
-TINY = REPO / "configs" / "tiny_cpu.yaml"
+from tests.helpers.paths import REPO, TINY
 
 
 def test_overrides_and_types():

@@ -21,7 +21,7 @@ from tests.helpers.paths import REPO
 
 PROGRAMS = {"lpo": lpo, "lpo-data": lpo_data, "lpo-eval": lpo_eval}
 LAUNCHERS = ("tpu", "gke", "slurm", "local")
-COMMAND = re.compile(r"(lpo|lpo-data|lpo-eval|make|python -m)( .*)?")
+COMMAND = re.compile(r"(lpo|lpo-data|lpo-eval|make|python -m)( \S.*)?")
 ANY = "configs/pods/codellama_7b_v5e_4x4.yaml"  # where a reader puts a config of their own
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "launch/README.md", "docs/*.md")
 

@@ -8,13 +8,12 @@ from lpo_jax import cli, config
 from lpo_jax.plan import planner, run
 from lpo_jax.plan.prices import SHIPPED, Price, Prices
 from lpo_jax.plan.run import Run
-from tests.helpers.paths import REPO
+from tests.helpers.paths import TINY
 from tests.helpers.plans import a_plan
 
 PRICES = Prices("2031-05", "here", {"v5e": Price("mars", 2.0, 0.5), "tpu7x": Price("mars", 4.0)})
 SAID = ["plan.pairs=900", "plan.row_tokens=1000", "plan.pair_tokens=100", "stages.sft.epochs=10", "stages.lpo.epochs=5"]
 FOUR_CHIPS = ["mesh.topology=v5e:2x2", "stages.sft.batch_rows=4", "stages.lpo.batch_rows=4"]
-TINY = REPO / "configs" / "tiny_cpu.yaml"
 
 
 def planned(*plans, more=(), **settings):
