@@ -173,6 +173,24 @@ def differing(
     return [key for key in sorted(mine.keys() | theirs.keys()) if key not in free and mine.get(key) != theirs.get(key)]
 
 
+def differences(theirs: Any, ours: Any) -> list[str]:
+    """Settings that differ, "key: VALUE there, VALUE here"."""
+    there, here = _flat(theirs), _flat(ours)
+    return [
+        f"{key}: {there.get(key, 'unset')} there, {here.get(key, 'unset')} here"
+        for key in {**there, **here}
+        if there.get(key, "unset") != here.get(key, "unset")
+    ]
+
+
+def _flat(value: Any, key: str = "") -> dict[str, str]:
+    if isinstance(value, list):
+        value = {str(index): item for index, item in enumerate(value)}
+    if not isinstance(value, Mapping) or not value:
+        return {key: json.dumps(value)}
+    return {k: v for name, item in value.items() for k, v in _flat(item, f"{key}.{name}" if key else str(name)).items()}
+
+
 def claim(file: Path, facts: Mapping[str, Any], refuse: Callable[[list[str]], UserError], free: Collection[str] = ()) -> bool:
     """Make a directory this job's, by writing what the job is into `file`; returns whether it was this job's already.
 

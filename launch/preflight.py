@@ -6,8 +6,7 @@ import tempfile
 from pathlib import Path
 
 from foundation.errors import UserError
-from foundation.files import HUB_ID
-from launch import job
+from foundation.files import HUB_ID, differences
 from launch.common import NEEDS_LOGIN, Checks, Shell, inputs, last_line, run_url
 from lpo_jax.config import RunConfig
 from lpo_jax.train import preflight
@@ -102,7 +101,7 @@ def _check_run_dir(shell: Shell, checks: Checks, config: RunConfig, bucket: str,
     except UserError as error:
         checks.wrong.append(f"{url}/{error}".replace(f"{copy.parent}/", ""))
         return
-    if lines := job.differences(theirs, ours):
+    if lines := differences(theirs, ours):
         checks.wrong.append(f"{url} holds a run with other settings; choose a new run_dir, or delete it: {'; '.join(lines)}")
 
 

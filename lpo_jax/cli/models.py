@@ -82,6 +82,8 @@ def _adapters(args: argparse.Namespace) -> "dict[str, Any]":
     named, merged = dict[str, str](), []
     for given in args.adapter:
         match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)", given)
+        if match is None and "=" in given and not Path(given).exists():
+            raise ConfigError(f"--adapter {given}: a NAME has letters, digits, '.', '-' and '_' alone, and begins with a letter or digit")
         if match is None or Path(given).exists():
             merged.append(given)
         elif named.setdefault(match[1], match[2]) != match[2]:

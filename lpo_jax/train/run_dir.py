@@ -137,8 +137,8 @@ def differing(file: epath.Path | Path, config: RunConfig) -> tuple[Json, Json]:
 
 
 def _check_owner(run_dir: epath.Path, config: RunConfig) -> None:
-    if differ := differing(run_dir / "config.json", config)[1]:
-        raise ConfigError(f"{run_dir} holds a run with another {', '.join(differ)}; choose a new run_dir, or delete the directory")
+    if lines := files.differences(*differing(run_dir / "config.json", config)):
+        raise ConfigError(f"{run_dir} holds a run with other settings; choose a new run_dir, or delete it: {'; '.join(lines)}")
 
 
 def _probe(run_dir: epath.Path) -> None:

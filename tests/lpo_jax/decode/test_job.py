@@ -131,6 +131,7 @@ def test_rows_choose_adapters(model, tmp_path, capsys):
         ({"adapter": ""}, named, "no row names an adapter"),
         ({}, ("--adapter", a, "--adapter", f"b={b}"), "is merged into the model, which leaves no other"),
         ({}, ("--adapter", f"a={a}", "--adapter", f"a={b}"), "give each a name of its own"),
+        ({}, ("--adapter", f"a/b={a}"), f"--adapter a/b={a}: a NAME has letters, digits"),
     ):
         write(prompts, [PROMPTS[0] | change])
         assert generate(model, prompts, tmp_path / "new.jsonl", *given) == 2

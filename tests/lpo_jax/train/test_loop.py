@@ -156,7 +156,8 @@ def test_run_resume_export_and_refusals(seed_shards, tmp_path, capsys):
     assert capsys.readouterr().out == first
 
     assert cli.main([*args, "stages.lpo.optim.lr=1e-9"]) == 2
-    assert "holds a run with another stages; choose a new run_dir" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "holds a run with other settings; choose a new run_dir" in said and "stages.lpo.optim.lr: 0.002 there, 1e-09 here" in said
     elsewhere = [f"data.path={seed_shards['untrimmed']}" if a.startswith("data.path=") else a for a in args]
     assert cli.main(elsewhere) == 2
     assert "its checkpoints were trained on other data" in capsys.readouterr().err
