@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from foundation.errors import UserError
-from foundation.files import HUB_ID, differences
+from foundation.files import HUB_ID
 from launch.common import NEEDS_LOGIN, Checks, Shell, inputs, last_line, run_url
 from lpo_jax.config import RunConfig
 from lpo_jax.train import preflight
@@ -97,12 +97,9 @@ def _check_run_dir(shell: Shell, checks: Checks, config: RunConfig, bucket: str,
     from lpo_jax.train import run_dir  # here: it takes its time
 
     try:
-        theirs, ours = run_dir.differing(copy, config)
+        run_dir.check_owner(copy, config, url)
     except UserError as error:
-        checks.wrong.append(f"{url}/{error}".replace(f"{copy.parent}/", ""))
-        return
-    if lines := differences(theirs, ours):
-        checks.wrong.append(f"{url} holds a run with other settings; choose a new run_dir, or delete it: {'; '.join(lines)}")
+        checks.wrong.append(str(error).replace(str(copy.parent), url))
 
 
 def _fetched(shell: Shell, url: str, copy: Path) -> bool:

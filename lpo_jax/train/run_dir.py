@@ -93,7 +93,7 @@ def claimed(config: RunConfig, manifest: Manifest, own: Mapping[str, Sequence[Ma
                     raise
                 except Exception as error:  # noqa: BLE001 (a bucket's errors are its library's)
                     raise ConfigError(f"run_dir {run_dir} can't be written: {reason(error)}") from None
-                _check_owner(run_dir, config)
+                check_owner(run_dir / "config.json", config, str(run_dir))
                 _check_space(run_dir, config, checkpoint_bytes)
         if jax.process_count() > 1:
             _check_shared(run_dir)
@@ -111,7 +111,7 @@ def stage_data(stage: str, index: int) -> str:
     return f"data_{stage}_{index}.json"
 
 
-def differing(file: epath.Path | Path, config: RunConfig) -> tuple[Json, Json]:
+def _differing(file: epath.Path | Path, config: RunConfig) -> tuple[Json, Json]:
     """Those settings in which the run that a config.json belongs to, and this one, differ: the file's, and this config's.
 
     Raises:
@@ -136,9 +136,14 @@ def differing(file: epath.Path | Path, config: RunConfig) -> tuple[Json, Json]:
     return {name: theirs.get(name) for name in names}, {name: ours.get(name) for name in names}
 
 
-def _check_owner(run_dir: epath.Path, config: RunConfig) -> None:
-    if lines := files.differences(*differing(run_dir / "config.json", config)):
-        raise ConfigError(f"{run_dir} holds a run with other settings; choose a new run_dir, or delete it: {'; '.join(lines)}")
+def check_owner(file: epath.Path | Path, config: RunConfig, place: str) -> None:
+    """Refuse a run_dir (`place`) whose config.json (`file`) is another run's.
+
+    Raises:
+      DataError, ConfigError: it is, with the settings that differ; or the file is damaged.
+    """
+    if lines := files.differences(*_differing(file, config)):
+        raise ConfigError(f"{place} holds a run with other settings; choose a new run_dir, or delete it: {'; '.join(lines)}")
 
 
 def _probe(run_dir: epath.Path) -> None:
