@@ -48,6 +48,7 @@ elif said:
 """
 NOT_FOUND = "ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: Resource was not found\n"
 CONFIG = "configs/tiny_cpu.yaml"
+ELSEWHERE = "data.path=runs/none"  # whatever `make train` has left here
 FITS = "mesh.tensor=16"  # on v5e:4x4 its batches, of one row, aren't cut
 TOPOLOGY = "mesh.topology=v5e:4x4"
 MANIFEST = {

@@ -8,7 +8,7 @@ import yaml
 
 from launch import job
 from lpo_jax.config import load
-from tests.helpers.launch import CONFIG, FITS, TOPOLOGY
+from tests.helpers.launch import CONFIG, ELSEWHERE, FITS, TOPOLOGY
 from tests.helpers.paths import REPO
 
 STEPS = ["get-credentials", "lpo plan", "docker build", "docker push", "storage", "apply", "workload create", "logs", "delete"]
@@ -44,7 +44,7 @@ def applied(fakes):
 
 
 def test_all_of_it_in_order(cluster):
-    done = up(cluster)
+    done = up(cluster, ELSEWHERE)
     assert done.returncode == 0, done.stderr
     assert cluster.order(STEPS) == ["storage"] * 3 + ["get-credentials", "lpo plan", "docker build", "docker push", "apply", "logs"]
     assert cluster.lines("docker push") == ["docker push reg.dev/proj/repo/lpo:0123456789ab"]

@@ -13,15 +13,15 @@ import pytest
 from launch import slices
 from launch.common import LaunchError, name_of
 from launch.slices import Slice
-from tests.helpers.launch import CONFIG, FITS, MANIFEST, NOT_FOUND, STEPS, TOPOLOGY, node, queued, told, up
+from tests.helpers.launch import CONFIG, ELSEWHERE, FITS, MANIFEST, NOT_FOUND, STEPS, TOPOLOGY, node, queued, told, up
 from tests.helpers.paths import REPO
 
 
 def test_all_of_it_in_order(cloud):
-    done = up(cloud, "run_dir=runs/x")
+    done = up(cloud, ELSEWHERE, "run_dir=runs/x")
     assert done.returncode == 0, done.stderr
     assert cloud.order(STEPS) == ["storage"] * 3 + ["plan", "tpu-vm create", "scp", "scp", "setup", "worker.sh start", "follow"]
-    assert cloud.lines("lpo plan") == [f"lpo plan {CONFIG} {FITS} run_dir=runs/x {TOPOLOGY}"]
+    assert cloud.lines("lpo plan") == [f"lpo plan {CONFIG} {FITS} {ELSEWHERE} run_dir=runs/x {TOPOLOGY}"]
     where = "--project=proj --zone=us-west4-a --quiet"
     create = f"gcloud compute tpus tpu-vm create lpo-eve-x {where} --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite"
     assert cloud.lines("tpu-vm create") == [create]
@@ -176,8 +176,8 @@ def test_every_worker_must_be_set_up(cloud):
 
 def test_the_very_run_that_is_under_way_is_only_followed(cloud):
     cloud.answer("tpu-vm describe", node(), first=True)
-    cloud.answer("worker.sh state", told(), first=True)
-    done = up(cloud)
+    cloud.answer("worker.sh state", told(ELSEWHERE), first=True)
+    done = up(cloud, ELSEWHERE)
     assert done.returncode == 0, done.stderr
     assert cloud.order(STEPS)[3:] == ["follow"]
     assert "train" not in "".join(cloud.lines("lpo plan|worker.sh start"))
