@@ -21,14 +21,15 @@ class Chip:
     flops: float  # bfloat16, a second
     hbm_rate: float  # bytes a second
     sent_rate: float  # bytes a second to its neighbours, all links together, one way
+    kind: str  # what JAX calls such a device
 
 
 CHIPS = {
-    "v4": Chip(30.75 * GIB, 275e12, 1200e9, 300e9),
-    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9),
-    "v5p": Chip(95.73 * GIB, 459e12, 2765e9, 600e9),
-    "v6e": Chip(31.24 * GIB, 918e12, 1638e9, 400e9),
-    "tpu7x": Chip(94.74 * GIB, 1153.5e12, 3690e9, 300e9),
+    "v4": Chip(30.75 * GIB, 275e12, 1200e9, 300e9, "TPU v4"),
+    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, "TPU v5 lite"),
+    "v5p": Chip(95.73 * GIB, 459e12, 2765e9, 600e9, "TPU v5"),
+    "v6e": Chip(31.24 * GIB, 918e12, 1638e9, 400e9, "TPU v6 lite"),
+    "tpu7x": Chip(94.74 * GIB, 1153.5e12, 3690e9, 300e9, "TPU7x"),
 }
 
 _LIBTPU = {  # read once, when libtpu is loaded
@@ -52,6 +53,11 @@ def chip_of(config: RunConfig) -> Chip:
     if generation not in CHIPS:
         raise ConfigError(f"mesh.topology {config.mesh.topology!r}: the generation is one of {', '.join(CHIPS)}, as in v5e:4x4")
     return CHIPS[generation]
+
+
+def chip_called(kind: str) -> Chip | None:
+    """The chip that JAX calls so (`Device.device_kind`); None: it isn't among those that are known."""
+    return next((chip for chip in CHIPS.values() if chip.kind == kind), None)
 
 
 def chips_in(topology: str) -> int:
