@@ -49,9 +49,18 @@ def chip_of(config: RunConfig) -> Chip:
     """
     if config.mesh.topology is None:
         raise ConfigError("set mesh.topology to the TPU slice to plan for, e.g. mesh.topology=v5e:4x4")
-    generation = config.mesh.topology.partition(":")[0]
+    return chip_in(config.mesh.topology)
+
+
+def chip_in(topology: str) -> Chip:
+    """The chip of a slice.
+
+    Raises:
+      ConfigError: its generation is unknown.
+    """
+    generation = topology.partition(":")[0]
     if generation not in CHIPS:
-        raise ConfigError(f"mesh.topology {config.mesh.topology!r}: the generation is one of {', '.join(CHIPS)}, as in v5e:4x4")
+        raise ConfigError(f"mesh.topology {topology!r}: the generation is one of {', '.join(CHIPS)}, as in v5e:4x4")
     return CHIPS[generation]
 
 
