@@ -54,7 +54,7 @@ def _lines() -> Iterator[str]:
     from judges import sandbox
 
     devices = jax.devices()
-    yield _line("lpo-jax", f"{metadata.version('lpo-jax')}, Python {platform.python_version()}, {platform.platform()}")
+    yield _line("lpo-jax", f"{_version('lpo-jax') or 'from a clone'}, Python {platform.python_version()}, {platform.platform()}")
     memory = (devices[0].memory_stats() or {}).get("bytes_limit") if devices[0].platform != "cpu" else None
     room = f", {memory / 2**30:.1f} GiB each" if memory else ""
     yield _line("devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}){room}")
@@ -84,18 +84,17 @@ def _check_device() -> int:
     import jax
 
     from lpo_jax.plan import device
-    from lpo_jax.plan.chips import chip_called
+    from lpo_jax.plan.chips import peak_of
 
     here, begin, wrong = jax.devices()[0], time.perf_counter(), dict[str, str]()
-    chip, last = chip_called(here.device_kind), ""
+    peak, last = peak_of(here.device_kind), ""
     for case in device.cases({"cuda": "gpu", "rocm": "gpu"}.get(here.platform, here.platform)):
         if case.by != last:
             print(f"\n{case.by}{', interpreted' if case.interpreted else ''}\n{'':33}{'dtype':>9} {'error':>9} {'allowed':>9}   reached")
             last = case.by
         print(f"  {case.what:31}{case.dtype:>9} ", end="", flush=True)
         found = device.check(case)
-        peak = None if chip is None else chip.flops if case.unit == "FLOP" else chip.hbm_rate
-        print(_told(found, peak))
+        print(_told(found, None if peak is None else peak.flops if case.unit == "FLOP" else peak.hbm_rate))
         if not found.right:
             wrong.setdefault(case.by, case.what)
     seconds = time.perf_counter() - begin

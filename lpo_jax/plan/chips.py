@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 
@@ -64,9 +65,21 @@ def chip_in(topology: str) -> Chip:
     return CHIPS[generation]
 
 
-def chip_called(kind: str) -> Chip | None:
-    """The chip that JAX calls so (`Device.device_kind`); None: it isn't among those that are known."""
-    return next((chip for chip in CHIPS.values() if chip.kind == kind), None)
+class Peak(NamedTuple):
+    """What no program passes on a device."""
+
+    flops: float  # of dense bfloat16, a second
+    hbm_rate: float  # bytes a second
+
+
+_GPUS = {"H100": Peak(989e12, 3350e9), "H200": Peak(989e12, 4800e9), "A100": Peak(312e12, 2039e9)}
+"""By a part of what JAX calls them; from NVIDIA's data sheets, of the fastest of each kind."""
+
+
+def peak_of(kind: str) -> Peak | None:
+    """Of a device that JAX calls so (`Device.device_kind`); None: it isn't among those that are known."""
+    tpu = next((Peak(chip.flops, chip.hbm_rate) for chip in CHIPS.values() if chip.kind == kind), None)
+    return tpu or next((peak for name, peak in _GPUS.items() if name in kind), None)
 
 
 def chips_in(topology: str) -> int:

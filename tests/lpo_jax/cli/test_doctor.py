@@ -10,7 +10,7 @@ from judges import sandbox
 from lpo_jax import cli
 from lpo_jax.model.attention import gpu, paged, tpu
 from lpo_jax.plan import device
-from lpo_jax.plan.chips import CHIPS, chip_called, topology_devices
+from lpo_jax.plan.chips import CHIPS, peak_of, topology_devices
 from tests.helpers.marks import needs_libtpu
 
 
@@ -86,5 +86,6 @@ def test_a_path_that_does_not_compile_is_named_and_the_others_are_checked(few, m
 @pytest.mark.parametrize("generation", CHIPS)
 def test_a_chip_is_known_by_the_name_that_jax_gives_it(generation):
     smallest = "2x2" if generation in ("v5e", "v6e") else "2x2x1"
-    assert chip_called(topology_devices(f"{generation}:{smallest}")[0].device_kind) is CHIPS[generation]
-    assert chip_called("NVIDIA H100 80GB HBM3") is None
+    chip = CHIPS[generation]
+    assert peak_of(topology_devices(f"{generation}:{smallest}")[0].device_kind) == (chip.flops, chip.hbm_rate)
+    assert peak_of("cpu") is None and peak_of("NVIDIA H100 80GB HBM3").flops == 989e12

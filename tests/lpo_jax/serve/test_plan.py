@@ -10,9 +10,9 @@ from lpo_jax.plan.chips import CHIPS
 from lpo_jax.serve.plan import ServePlan
 from tests.helpers.marks import needs_libtpu
 from tests.helpers.paths import REPO
+from tests.helpers.plans import GIB
 
 BIG, SMALL = (str(REPO / "configs/shapes" / name) for name in ("codellama_34b.json", "tinyllama_1_1b.json"))
-GIB = 2**30
 
 PLAN = ServePlan(
     models=["big", "small"], parameters=[1, 1], topology="v5e:2x2", mesh={"data": 2, "fsdp": 1, "expert": 1, "tensor": 2}, dtype="bfloat16",
