@@ -124,7 +124,7 @@ lint: .venv/installed-dev ## ruff, mypy, who may import whom, and shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/shellcheck launch/*.sh launch/*.sbatch .ci/run
+	$(BIN)/shellcheck launch/*.sh launch/*.sbatch benchmarks/*.sh .ci/run
 
 clean: ## remove the virtual environment and caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -38,7 +38,7 @@ from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives import Options
 from lpo_jax.objectives.lpo import Lpo
 from lpo_jax.objectives.sft import Sft
-from lpo_jax.plan.chips import CHIPS
+from lpo_jax.plan.chips import peak_of
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.step import objective_terms
@@ -47,8 +47,6 @@ BETA, GAMMA = 10.0, 5.4  # the authors'
 LPO = Lpo(beta=BETA, gamma=GAMMA, alpha=1.0)
 REFERENCE = Lpo(mode="reference", beta=BETA, gamma=GAMMA, alpha=1.0)
 SFT = Sft()
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # of dense bfloat16, by the device's kind
-PEAKS |= {kind: CHIPS[name].flops for kind, name in {"TPU v5 lite": "v5e", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,10 +110,9 @@ def main(argv: list[str] | None = None) -> int:
         ratios["tree_over_sft"] = 1 / rows["sft"]["ratio"]
     print("\n" + "\n".join(f"{name:24} {ratio:6.2f}" for name, ratio in ratios.items()))
     rate = model_flops(config, batches["tree"]) / rows["tree"]["median_s"]
-    kind = jax.devices()[0].device_kind
-    peak = next((peak for name, peak in PEAKS.items() if name in kind), None)
-    mfu = None if peak is None else rate / (peak * jax.device_count())
-    print(f"{'tree, model FLOP/s':24} {rate:.3g}" + ("" if mfu is None else f", MFU {mfu:.1%} of {peak:.3g}"))
+    peak = peak_of(jax.devices()[0].device_kind)
+    mfu = None if peak is None else rate / (peak.flops * jax.device_count())
+    print(f"{'tree, model FLOP/s':24} {rate:.3g}" + ("" if peak is None else f", MFU {mfu:.1%} of {peak.flops:.3g}"))
     common.write_json(
         args.json, {"ratios": ratios, "rows": rows, "tokens": tokens, "model_flops_per_s": rate, "mfu": mfu, "model": vars(config)}
     )

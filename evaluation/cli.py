@@ -12,10 +12,12 @@ from foundation.commands import Program, new_directory, new_file, new_page, numb
 from foundation.files import write_json
 from judges import TOOLS
 from judges.findings import NOISE
+from lpo_jax import devices
 from lpo_jax.cli.models import add_asking
 
 
 def main(argv: list[str] | None = None) -> int:
+    devices.leave_absent_tpus_alone()
     program = Program("lpo-eval", __doc__)
     run = program.command("run", "judge a model on a benchmark", _run.__doc__, _run)
     run.add_argument("--benchmark", required=True, metavar="NAME", help="`lpo-eval benchmarks` lists them")

@@ -321,6 +321,13 @@ def _run(case: Case, backend: str) -> Result:
     return Result(outcome, detail, stdout[1:], stderr, seconds, opaque, reports)
 
 
+REMEDY = (
+    "install bubblewrap (apt install bubblewrap) or allow unprivileged user namespaces on Linux 5.14 or newer "
+    "(Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0)"
+)
+"""What to do where no back end works."""
+
+
 @functools.cache
 def backends() -> tuple[str, ...]:
     """The back ends that work on this machine, the preferred one first."""
@@ -339,11 +346,7 @@ def backends() -> tuple[str, ...]:
 def run(case: Case, *, backend: str | None = None, unsafe_exec: bool = False) -> Result:
     """Runs one program. Raises SandboxError where no back end works, unless `unsafe_exec`: then it runs in a temporary directory with limits and no walls."""
     if backend is None and not backends() and not unsafe_exec:
-        raise SandboxError(
-            "no sandbox on this machine: install bubblewrap (apt install bubblewrap) or allow unprivileged user namespaces on Linux 5.14 or newer "
-            "(Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0); "
-            "--unsafe-exec runs generated programs without protection, as you"
-        )
+        raise SandboxError(f"no sandbox on this machine: {REMEDY}; --unsafe-exec runs generated programs without protection, as you")
     return _run(case, backend or (backends() or ("none",))[0])
 
 

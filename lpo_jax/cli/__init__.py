@@ -6,12 +6,14 @@ A docstring says "`lpo NAME`: what it does in a few words.", then all of it, and
 import logging
 
 from foundation.commands import Program
-from lpo_jax.cli import config, export, generate, plan, serve, teacher, train
+from lpo_jax import devices
+from lpo_jax.cli import config, doctor, export, generate, plan, serve, teacher, train
 
 
 def main(argv: list[str] | None = None) -> int:
+    devices.leave_absent_tpus_alone()
     program = Program("lpo", "Teach a code model to write secure code, and use it. `lpo COMMAND --help` has examples.")
-    for command in (train, config, teacher, plan, generate, serve, export):
+    for command in (train, config, teacher, plan, generate, serve, export, doctor):
         first, _, about = str(command.__doc__).partition("\n\n")
         name, short = command.__name__.rpartition(".")[2], first.partition(": ")[2].rstrip(".")
         command.add(program.command(name, short, about, command.run))

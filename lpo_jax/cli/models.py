@@ -27,6 +27,14 @@ def add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = 
     for flag, kind, metavar, text in (
         ("--threshold", number(most=1), "TAU", "keep a proposed token if min(1, p / q) exceeds this: 0 keeps all, 1 none (default: 0.3)"),
         ("--draft-temperature", number(), "T", "of the proposals (default: cosec_v1: 0.4, else --temperature)"),
+    ):
+        parser.add_argument(flag, type=kind, metavar=metavar, help=text)
+    add_room(parser)
+
+
+def add_room(parser: argparse._ActionsContainer) -> None:
+    """The flags that say how much decodes at once, and where."""
+    for flag, kind, metavar, text in (
         (
             "--block",
             whole(1),

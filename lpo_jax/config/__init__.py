@@ -17,6 +17,7 @@ from lpo_jax.config.schema import LoraConfig as LoraConfig
 from lpo_jax.config.schema import MeshConfig as MeshConfig
 from lpo_jax.config.schema import ModelSource as ModelSource
 from lpo_jax.config.schema import PlanConfig as PlanConfig
+from lpo_jax.config.schema import ProfileConfig as ProfileConfig
 from lpo_jax.config.schema import RunConfig as RunConfig
 from lpo_jax.config.schema import ShardSet as ShardSet
 from lpo_jax.config.schema import StageConfig as StageConfig

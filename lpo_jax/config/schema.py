@@ -115,6 +115,9 @@ class ModelSource(Settings):
     remat: Remat = "dots"
     """what a layer keeps for the backward pass, which recomputes the rest. block: its input; attention: and attention's output; dots: and
     every other matrix product's, so that little is left to recompute (on CPUs it is faster than none); none: everything"""
+    attention: Literal["auto", "kernel", "einsum"] = "auto"
+    """what computes a training step's attention; the result is the same up to rounding. kernel: a Pallas kernel, which there is for TPUs and GPUs;
+    einsum: the same blocks in plain XLA, slower there; auto: the kernel where there is one. The log says which ran"""
     lora: LoraConfig | None = None
     """train adapters instead of the weights"""
     quantize: Literal["int8", "int4", "nf4"] | None = None
@@ -221,6 +224,16 @@ class PlanConfig(Settings):
 
 
 @dataclass(frozen=True)
+class ProfileConfig(Settings):
+    """Steps of which XProf sees what the devices did."""
+
+    start: Positive
+    """the first of them, counted over all stages; not step 1, which compiles, but one behind it"""
+    steps: Positive = 3
+    """how many; a few say it all, and a trace of many is large"""
+
+
+@dataclass(frozen=True)
 class RunConfig(Settings):
     """A whole run: stages that follow one another on one model, e.g. sft, then lpo."""
 
@@ -254,6 +267,8 @@ class RunConfig(Settings):
     """a step whose loss or gradient isn't finite changes nothing; this many in a row stop the run"""
     report_pairs: Count = 6
     """held-out pairs drawn in report.html"""
+    profile: ProfileConfig | None = None
+    """a trace of some steps on process 0, for XProf, in run_dir/profile, e.g. {start: 10, steps: 3}; null: none"""
 
     def __post_init__(self) -> None:
         check(bool(self.stages), "stages: a run needs at least one stage, e.g. `sft` or `lpo`")

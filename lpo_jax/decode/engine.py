@@ -117,6 +117,12 @@ class Engine:
         by_row = jax.tree.map(lambda x: named(self.mesh, ("batch", *(None,) * (x.ndim - 1)), x.shape), replace(shapes, caches=()))
         return replace(by_row, caches=jax.tree.map(lambda x: named(self.mesh, PAGES_AXES, x.shape), shapes.caches))
 
+    def abstract_state(self) -> DecodeState:
+        """The state as `jax.ShapeDtypeStruct`s: shapes, dtypes and shardings."""
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), jax.eval_shape(self._empty), self._places()
+        )
+
     @property
     def row_sharding(self) -> NamedSharding:
         """Where an [R] array lies."""

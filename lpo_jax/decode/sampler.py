@@ -23,6 +23,9 @@ from lpo_jax.decode.tables import Tables, page_slots, pages_of
 BLOCKS = (1, 2, 4, 8)
 """Sizes of a block that are chosen among where none is given."""
 
+PAGE = 128
+"""Tokens whose keys and values lie on one page, at most."""
+
 READS = 4
 """Calls that read prompts between two segments, while others wait for theirs."""
 
@@ -64,7 +67,7 @@ class Sampler:
         block: int | None = None,
         segment_steps: int = 16,
         cache_gib: float | None = None,
-        page: int = 128,
+        page: int = PAGE,
     ):
         models = {"model": model} | ({} if security is None else {"security model": replace(security, mesh=model.mesh)})
         self.tokenizer, self.config, self.max_len_tokens, self.vocab = tokenizer, config, max_len_tokens, tokenizer.size

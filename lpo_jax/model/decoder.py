@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lpo_jax.config import LoraConfig, ModelConfig
 from lpo_jax.model import quantized
-from lpo_jax.model.attention import FAR, Ancestors, KVPages, ancestors, attend, attend_pages, memory, walk
+from lpo_jax.model.attention import FAR, Ancestors, KVPages, ancestors, attend, attend_pages, backend_of, memory, walk
 from lpo_jax.model.embedding import embed
 from lpo_jax.model.families import FAMILIES
 from lpo_jax.model.linear import Adapter, Apart, LowRank, adapters_of, low_rank, one_of, product
@@ -154,6 +154,7 @@ class Model:
     remat: str = "dots"  # "none" keeps everything; the others recompute what isn't in _KEPT
     lora: LoraConfig | None = None
     quantize: str | None = None  # how a LoRA model's frozen base holds the blocks' matrices
+    attention: str = "auto"  # which back end computes it in training, see `lpo_jax.model.attention.backend_of`
 
     @cached_property
     def _variables(self) -> nnx.State:
@@ -366,7 +367,8 @@ class Model:
 
     def _seen(self, subtree_end: jax.Array, positions: jax.Array) -> list[Ancestors]:
         """What a token sees in layers of each kind."""
-        seen = {window: ancestors(subtree_end, positions, window) for window in _windows(self.config)}
+        backend = backend_of(self.attention)
+        seen = {window: ancestors(subtree_end, positions, window, backend) for window in _windows(self.config)}
         return [seen[window] for window in _windows(self.config)]
 
     def _adapters(self, matrices: Params, key: jax.Array | None, which: jax.Array | None, under: str = "") -> dict[str, Adapter]:

@@ -105,7 +105,7 @@ def planned_config(source: ModelSource) -> ModelConfig:
 def open_model(source: ModelSource, planned: bool = False) -> Model:
     """The model that a run's config describes, without its weights; `planned`: they needn't be here."""
     shape = planned_config(source) if planned else model_config(source)
-    return Model(shape, source.compute_dtype, source.param_dtype, source.remat, source.lora, source.quantize)
+    return Model(shape, source.compute_dtype, source.param_dtype, source.remat, source.lora, source.quantize, source.attention)
 
 
 def _table(model: Model) -> list[Tensor]:

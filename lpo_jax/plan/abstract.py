@@ -1,5 +1,6 @@
 """A run's train step without its weights and data: on abstract arguments, traced and compiled for devices that needn't be here."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -52,14 +53,26 @@ def trace_step(
 
 
 def compile_step(traced: jax.stages.Traced, mesh: Mesh, dump: str | None = None) -> jax.stages.Compiled:
-    """Compile a traced step for the mesh's devices, which may be a topology's.
+    """Compile a traced function for the mesh's devices, which may be a topology's.
 
     Args:
-      dump: a directory for the compiler's reports and the program's text. `Compiled.as_text` can't read every program of a newer libtpu.
+      dump: a directory for the compiler's reports and the program's text, see `dumped`. `Compiled.as_text` can't read every program of a newer
+        libtpu.
 
     Raises:
       jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED with the compiler's own figures, where it doesn't fit.
     """
-    options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True, "xla_dump_hlo_module_re": "jit_step"} if dump else None
+    options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True, "xla_dump_hlo_module_re": f"jit_{traced.fun_name}$"} if dump else None
     with jax.set_mesh(mesh):
         return traced.lower().compile(compiler_options=options)
+
+
+def dumped(directory: str, function: str, name: str) -> str:
+    """Of a function's compilation into `directory`: "after_optimizations", its text; "after_optimizations-buffer-assignment"."""
+    (file,) = Path(directory).glob(f"*.jit_{function}.*.{name}.txt")
+    return file.read_text()
+
+
+def verdict(error: jax.errors.JaxRuntimeError) -> str:
+    """What the compiler has against a program, in its own words."""
+    return str(error).partition(" HLO module")[0].partition("\n")[0]

@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 
@@ -21,14 +22,15 @@ class Chip:
     flops: float  # bfloat16, a second
     hbm_rate: float  # bytes a second
     sent_rate: float  # bytes a second to its neighbours, all links together, one way
+    kind: str  # what JAX calls such a device
 
 
 CHIPS = {
-    "v4": Chip(30.75 * GIB, 275e12, 1200e9, 300e9),
-    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9),
-    "v5p": Chip(95.73 * GIB, 459e12, 2765e9, 600e9),
-    "v6e": Chip(31.24 * GIB, 918e12, 1638e9, 400e9),
-    "tpu7x": Chip(94.74 * GIB, 1153.5e12, 3690e9, 300e9),
+    "v4": Chip(30.75 * GIB, 275e12, 1200e9, 300e9, "TPU v4"),
+    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, "TPU v5 lite"),
+    "v5p": Chip(95.73 * GIB, 459e12, 2765e9, 600e9, "TPU v5"),
+    "v6e": Chip(31.24 * GIB, 918e12, 1638e9, 400e9, "TPU v6 lite"),
+    "tpu7x": Chip(94.74 * GIB, 1153.5e12, 3690e9, 300e9, "TPU7x"),
 }
 
 _LIBTPU = {  # read once, when libtpu is loaded
@@ -48,10 +50,36 @@ def chip_of(config: RunConfig) -> Chip:
     """
     if config.mesh.topology is None:
         raise ConfigError("set mesh.topology to the TPU slice to plan for, e.g. mesh.topology=v5e:4x4")
-    generation = config.mesh.topology.partition(":")[0]
+    return chip_in(config.mesh.topology)
+
+
+def chip_in(topology: str) -> Chip:
+    """The chip of a slice.
+
+    Raises:
+      ConfigError: its generation is unknown.
+    """
+    generation = topology.partition(":")[0]
     if generation not in CHIPS:
-        raise ConfigError(f"mesh.topology {config.mesh.topology!r}: the generation is one of {', '.join(CHIPS)}, as in v5e:4x4")
+        raise ConfigError(f"mesh.topology {topology!r}: the generation is one of {', '.join(CHIPS)}, as in v5e:4x4")
     return CHIPS[generation]
+
+
+class Peak(NamedTuple):
+    """What no program passes on a device."""
+
+    flops: float  # of dense bfloat16, a second
+    hbm_rate: float  # bytes a second
+
+
+_GPUS = {"H100": Peak(989e12, 3350e9), "H200": Peak(989e12, 4800e9), "A100": Peak(312e12, 2039e9)}
+"""By a part of what JAX calls them; from NVIDIA's data sheets, of the fastest of each kind."""
+
+
+def peak_of(kind: str) -> Peak | None:
+    """Of a device that JAX calls so (`Device.device_kind`); None: it isn't among those that are known."""
+    tpu = next((Peak(chip.flops, chip.hbm_rate) for chip in CHIPS.values() if chip.kind == kind), None)
+    return tpu or next((peak for name, peak in _GPUS.items() if name in kind), None)
 
 
 def chips_in(topology: str) -> int:

@@ -18,10 +18,10 @@ def held(arguments: Arguments) -> dict[str, int]:
     state, frozen, batch = arguments
     wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.promote_types(x.dtype, jnp.float32), sharding=x.sharding), state.params)
     return {
-        "parameters": _bytes(state.params) + _bytes(frozen),
-        "optimizer": _bytes(state.opt_state) + _bytes((state.step, state.skipped, state.skipped_in_row)),
-        "gradients": _bytes(wide),
-        "batch": _bytes(batch),
+        "parameters": bytes_of(state.params) + bytes_of(frozen),
+        "optimizer": bytes_of(state.opt_state) + bytes_of((state.step, state.skipped, state.skipped_in_row)),
+        "gradients": bytes_of(wide),
+        "batch": bytes_of(batch),
     }
 
 
@@ -73,7 +73,7 @@ def in_words(bytes_: float) -> str:
     return f"{bytes_ / GIB:.2f} GiB" if bytes_ >= GIB / 10 else f"{bytes_ / 2**20:.2f} MiB"
 
 
-def _bytes(tree: Any) -> int:
+def bytes_of(tree: Any) -> int:
     """What one device holds of a tree of `jax.ShapeDtypeStruct`s with shardings."""
     return sum(_shard_size(x) * bits(x.dtype) // 8 for x in jax.tree.leaves(tree))
 

@@ -53,10 +53,10 @@ def make(config: RunConfig, stage_name: str, row: PlannedRows) -> Plan:
         filled, verdict, traffic, largest = memory.held(arguments), "", None, []
         try:
             filled = memory.used(abstract.compile_step(traced, mesh, dump), filled)
-            traffic = hlo.traffic(_dumped(dump, "after_optimizations"), mesh.size)
-            largest = memory.largest(_dumped(dump, "after_optimizations-buffer-assignment"))
+            traffic = hlo.traffic(abstract.dumped(dump, "step", "after_optimizations"), mesh.size)
+            largest = memory.largest(abstract.dumped(dump, "step", "after_optimizations-buffer-assignment"))
         except jax.errors.JaxRuntimeError as error:
-            verdict = str(error).partition(" HLO module")[0].partition("\n")[0]
+            verdict = abstract.verdict(error)
     counted = flops.count(traced.jaxpr.jaxpr)
     return Plan(
         model=source.path or model.config.family,
@@ -113,11 +113,6 @@ def code_files() -> list[Path]:
 @cache
 def _code_hash() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in code_files())).hexdigest()
-
-
-def _dumped(directory: str, name: str) -> str:
-    (file,) = Path(directory).glob(f"*.jit_step.*.{name}.txt")
-    return file.read_text()
 
 
 def _compiler_warnings(printed: str) -> list[str]:

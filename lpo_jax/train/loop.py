@@ -1,5 +1,6 @@
 """A whole training run, top to bottom: checks, resume, stages, report."""
 
+import logging
 from contextlib import ExitStack, closing
 from functools import partial
 
@@ -8,7 +9,7 @@ from tqdm import tqdm
 
 from foundation.files import write_json
 from lpo_jax.config import ConfigError, RunConfig, to_dict
-from lpo_jax.model import hf
+from lpo_jax.model import attention, hf
 from lpo_jax.model.decoder import Params
 from lpo_jax.objectives.heldout import ENGLISH
 from lpo_jax.report.training import write_report
@@ -19,12 +20,15 @@ from lpo_jax.train.data import check_fit, data_key, open_data, own_sets
 from lpo_jax.train.distributed import all_or_none
 from lpo_jax.train.evaluate import evaluate, read_summary, write_evaluation
 from lpo_jax.train.metrics import MetricLog
+from lpo_jax.train.profile import Profile
 from lpo_jax.train.stage import Stage, open_beside
 from lpo_jax.train.state import TrainState
 from lpo_jax.train.step import make_eval_step
 from lpo_jax.train.step_log import StepLog
 from lpo_jax.train.stop import Preempted, StopRequest
 from lpo_jax.train.weights import checkpoint_targets, load_params
+
+log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig) -> dict[str, dict[str, float]]:
@@ -44,6 +48,8 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         data, feeds, decode = open_data(config)
         mesh, model = make_mesh(config.mesh), hf.open_model(config.model)
         check_fit(config, data, feeds, model, mesh)
+        with jax.set_mesh(mesh):
+            computed_by = attention.backend_of(config.model.attention)
         beside = {name: open_beside(config, name, feeds[name].manifest) for name in config.stages}
         targets = checkpoint_targets(config, model, mesh)
     size = max(checkpoint.array_bytes(target) for target in targets.values())
@@ -51,6 +57,7 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
 
     with run_dir.claimed(config, data.manifest, own, size) as claim, jax.set_mesh(mesh), StopRequest() as stop, ExitStack() as writers:
         directory = claim.directory
+        log.info("attention: %s", attention.TOLD[computed_by])
         # --- Resume: the newest checkpoint, else the model's own weights.
         done, state = checkpoint.restore(directory, targets) or (None, None)
         if done and done.data_key != key:
@@ -61,6 +68,7 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         resumed = done.total_step if done else -1
         checkpoints = writers.enter_context(Checkpoints(directory, config, resumed))
         metrics = writers.enter_context(closing(MetricLog(directory, max(resumed, 0))))
+        profile = writers.enter_context(closing(Profile(config.profile, directory, max(resumed, 0))))
         params, frozen = load_params(config, model, mesh) if done is None or model.lora else ({}, {})
         measure = partial(evaluate, make_eval_step(model, mesh), mesh, data, config, decode, frozen)
 
@@ -96,7 +104,9 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
             )
             step_log = StepLog(stage, directory, metrics, bar)
             for step, batch in enumerate(bar, start + 1):
+                profile.begin(stage.before + step)
                 state, terms = train_step(state, known, batch)
+                profile.end(stage.before + step, terms)
                 stopping = stop.reached(stage.before + step)
                 checkpoints.check()
                 step_log.add(step, terms)

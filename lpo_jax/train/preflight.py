@@ -197,3 +197,6 @@ def _intervals(config: RunConfig, sets: Mapping[str, Manifest]) -> Iterator[str]
             yield f"{key} is {every}: {what} {stages}; e.g. {key}={max(1, min(short.values()) // 4)}{otherwise}"
     if silent := [f"stage {name} ({steps} steps)" for name, steps in lengths.items() if steps < config.log_every_steps]:
         yield f"log_every_steps is {config.log_every_steps}: metrics.jsonl has no line of {' and '.join(silent)}; e.g. log_every_steps=1"
+    total = sum(lengths.values()) if len(lengths) == len(config.stages) else math.inf
+    if config.profile is not None and total < config.profile.start:
+        yield f"profile.start is {config.profile.start}: the run has {total} steps, and no trace is written; e.g. profile.start={min(10, total)}"

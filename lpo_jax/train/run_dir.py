@@ -33,7 +33,7 @@ _OWNER = "owner.json"
 # What may change without changing the parameters; the shards are compared by their content.
 _FREE = {
     "run_dir", "data", "mesh", "plan", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "best_metric", "max_skipped_steps",
-    "eval_rows", "report_pairs",
+    "eval_rows", "report_pairs", "profile",
 }  # fmt: skip
 
 
@@ -119,8 +119,10 @@ def _differing(file: epath.Path | Path, config: RunConfig) -> tuple[Json, Json]:
     """
 
     def facts(config: RunConfig) -> Json:
-        """Its settings, but for the stages' shards, which are compared by their content as the run's are, and where a reference is kept."""
+        """Its settings, but for the stages' shards, which are compared by their content as the run's are, where a reference is kept, and what
+        computes the attention."""
         found = to_dict(config)
+        found["model"]["attention"] = "auto"
         for stage in found["stages"].values():
             stage["data"] = None
             stage["objective"].pop("reference", None)

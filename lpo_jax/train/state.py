@@ -30,6 +30,11 @@ def param_shardings(model: Model, mesh: Mesh) -> Params:
     return shardings(model.axes(), model.shapes(), mesh)
 
 
+def abstract_params(model: Model, mesh: Mesh) -> Params:
+    """Every parameter as a `jax.ShapeDtypeStruct`: shape, dtype and sharding."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.shapes(), param_shardings(model, mesh))
+
+
 def trainable_shapes(model: Model) -> Params:
     """What the optimizer updates: the adapters of a LoRA model, else the parameters."""
     if model.lora is None:

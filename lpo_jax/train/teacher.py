@@ -67,7 +67,7 @@ def open_teacher(config: RunConfig, stage: str, manifest: Manifest | None) -> Te
         )
     if manifest is not None:
         check_length(f"the data of stage {stage}", manifest, f"the teacher {path}", shape)
-    return Teacher(vocab, 0, Model(shape, config.model.compute_dtype, config.model.compute_dtype))
+    return Teacher(vocab, 0, Model(shape, config.model.compute_dtype, config.model.compute_dtype, attention=config.model.attention))
 
 
 def load(teacher: Model, objective: FrozenOptions, mesh: Mesh) -> Params:

@@ -46,6 +46,7 @@ def test_the_tiny_path_runs(checkout, monkeypatch):
     assert "\x1b[30;42m" in text("show") and "\x1b[97;41m" in text("show")  # the masks, in colour
     assert "I0000" not in text("show")
     assert "<svg" in shown("tree", "image/svg+xml")
+    assert "(cpu)" in text("doctor") and "sandbox" in text("doctor")
     summary = json.loads((checkout / "runs/colab_tiny/summary.json").read_text())
     table = shown("summary", "text/markdown").splitlines()
     assert [row.split("|")[1].strip() for row in table[2:]] == ["init", "sft", "lpo"]

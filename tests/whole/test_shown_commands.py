@@ -15,6 +15,7 @@ from foundation.commands import Program
 from foundation.errors import UserError
 from lpo_jax import cli as lpo
 from lpo_jax.config import load
+from lpo_jax.serve.plan import shape_of
 from lpo_jax.sharding import topology_size
 from lpo_jax.train import preflight
 from tests.helpers.paths import REPO
@@ -100,8 +101,12 @@ def test_a_command_of_ours(line, tmp_path, monkeypatch):
         assert flags <= set(parser._option_string_actions), line
         return
     monkeypatch.chdir(REPO)
-    if words[0] in ("train", "plan", "config", "teacher") and "name: focal" not in line:  # made in tests/whole/test_adding_an_objective.py
-        given = getattr(args, "configs", None) or [args.config, *args.overrides]
+    if getattr(args, "serve", None):  # `lpo plan --serve`: the models' shapes are there
+        assert all(shape_of(name).vocab_size for name in (args.model, args.security) if str(name).endswith(".json"))
+    elif (
+        words[0] in ("train", "plan", "config", "teacher") and "name: focal" not in line
+    ):  # made in tests/whole/test_adding_an_objective.py
+        given = args.configs if "configs" in args else [args.config, *args.overrides]
         for name in (word for word in given if "=" not in word):
             for file in REPO.glob(ANY if name in ("CONFIG", "FILE") else name):
                 config = load(file, [word for word in given if "=" in word])

@@ -9,13 +9,35 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from lpo_jax.config import ConfigError
 from lpo_jax.model.attention import gpu, tpu, xla
-from lpo_jax.model.attention.mask import Ancestors
+from lpo_jax.model.attention.mask import Ancestors, platform
 from lpo_jax.sharding import spec
 
 BACKENDS = {"cpu": xla, "gpu": gpu, "tpu": tpu}
 """Modules with ``forward(q, k, v, ancestors, scale) -> (out, lse)`` and ``backward(q, k, v, ancestors, scale, lse, delta, dout) -> (dq, dk,
 dv)``, in heads-first layout: q, out [B, K, G, T, H]; k, v [B, K, T, H]; lse (log of the softmax's sum) and delta (out . dout) [B, K, G, T]."""
+
+TOLD = {
+    "cpu": "blocks of einsums in plain XLA",
+    "gpu": "Pallas flash kernel for GPUs",
+    "tpu": "Pallas flash kernel for TPUs",
+}
+"""What a log calls a back end."""
+
+
+def backend_of(choice: str) -> str:
+    """The back end that `model.attention` asks for, on the platform that the computation is traced for (`mask.platform`).
+
+    Raises:
+      ConfigError: "kernel", where there is none.
+    """
+    here = platform()
+    if choice == "einsum" or here not in ("gpu", "tpu"):
+        if choice == "kernel":
+            raise ConfigError(f"model.attention=kernel: the kernels are for TPUs and GPUs, and this runs on {here}: set auto or einsum")
+        return "cpu"
+    return here
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lpo_jax.plan import abstract, chips, memory, planner
+from lpo_jax.plan import abstract, chips, memory
 from lpo_jax.plan.result import Plan
 from tests.helpers.marks import needs_libtpu
 
@@ -52,7 +52,7 @@ def test_buffers_that_never_exist_together_count_once_as_the_compiler_counts(tmp
     needed = Plan.needed.fget(SimpleNamespace(verdict=str(error.value)))
     assert needed / sum(used.values()) == pytest.approx(refused / fitting, rel=1e-3)
 
-    first, *others = memory.largest(planner._dumped(str(tmp_path), "after_optimizations-buffer-assignment"))
+    first, *others = memory.largest(abstract.dumped(str(tmp_path), "step", "after_optimizations-buffer-assignment"))
     assert first == f"{fitting * ROW / chips.GIB:.2f} GiB bf16[{fitting},{D}]" and not any("bf16" in other for other in others)
 
 

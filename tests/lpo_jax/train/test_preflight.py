@@ -68,6 +68,17 @@ def test_the_reported_run_is_told():
     assert preflight.check(config, 1, {}, None).warnings == []  # how long the stages are isn't known
 
 
+def test_a_trace_of_steps_that_never_come_is_told():
+    """92 rows: 17 and 18 steps."""
+    asked = [
+        run(f"profile.start={start}", "stages.sft.epochs=null", "stages.sft.steps=17", "stages.lpo.epochs=null", "stages.lpo.steps=18")
+        for start in (35, 36)
+    ]
+    told = [preflight.check(config, 1, {}, None).warnings for config in asked]
+    late = "profile.start is 36: the run has 35 steps, and no trace is written; e.g. profile.start=10"
+    assert late not in told[0] and late in told[1]
+
+
 def test_the_shipped_default_has_nothing_to_be_told():
     assert preflight.check(RUN, 1, {RUN.data.path: with_rows(92)}, RUN.model.new) == preflight.Findings()
 
