@@ -13,7 +13,7 @@ from foundation.files import write_json
 from judges import TOOLS
 from judges.findings import NOISE
 from lpo_jax import devices
-from lpo_jax.cli.models import add_asking
+from lpo_jax.cli.models import add_asking, add_quantize
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     draw.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of all samples (default: 0)")
     draw.add_argument("--rows", type=whole(1), metavar="N", help="a model of ours: sequences at work at once")
     draw.add_argument("--dtype", choices=("float32", "bfloat16"), help="a model of ours: default float32 on CPUs, else bfloat16")
+    add_quantize(draw)
     draw.add_argument("--security", metavar="MODEL", help="a model of ours: co-decode with this security model, as `lpo generate` does")
     draw.add_argument(
         "--preset", choices=("aligned", "cosec_plus", "cosec_v1"), default="aligned", help="of co-decoding (default: aligned)"
@@ -162,7 +163,9 @@ def _source(args: argparse.Namespace, benchmark: Benchmark, form: str) -> Comple
         raise EvaluationError(f"--completions {what}: no such file")
     pair = {"security": args.security, "preset": args.preset, "threshold": args.threshold}
     asked = {"template": args.template, "system": args.system, "think": not args.no_think}
-    return from_model(what, tasks, form, args.samples or 1, sampling, dtype=args.dtype, rows=args.rows, **asked, **pair)
+    return from_model(
+        what, tasks, form, args.samples or 1, sampling, dtype=args.dtype, quantize=args.quantize, rows=args.rows, **asked, **pair
+    )
 
 
 def _report(args: argparse.Namespace) -> int:

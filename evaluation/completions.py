@@ -169,7 +169,7 @@ def from_endpoint(
     return Completions(model, samples, read, settings, asked)
 
 
-def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampling: Sampling, *, think: bool = True, template: str | None = None, system: str = "", dtype: str | None = None, rows: int | None = None, security: str | None = None, preset: str = "aligned", threshold: float = 0.3) -> Completions:  # fmt: skip
+def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampling: Sampling, *, think: bool = True, template: str | None = None, system: str = "", dtype: str | None = None, quantize: str | None = None, rows: int | None = None, security: str | None = None, preset: str = "aligned", threshold: float = 0.3) -> Completions:  # fmt: skip
     """Our own sampler on a Hugging Face directory, a hub id, a PEFT adapter's directory (on the base that its config names) or the run directory
     of a training: `lpo generate` into the run's completions.jsonl.
 
@@ -177,6 +177,7 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
 
     Args:
       think, template, system: instead of the model's own.
+      quantize: how the layers' matrices are held, see `lpo_jax.decode.load.Models`.
       security: a second model that co-decodes by `preset` and `threshold`, see `lpo_jax.decode.rules.codecode`.
 
     Raises:
@@ -190,7 +191,9 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
     key = "prompt" if form == "completion" else "instruction"
     config = SamplingConfig(temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens)
     rule = None if security is None else replace(PRESETS[preset], threshold=threshold)
-    models = Models(model=base or path, adapter=path if base else None, security=security, rule=rule, rows=rows, dtype=dtype)
+    models = Models(
+        model=base or path, adapter=path if base else None, security=security, rule=rule, rows=rows, dtype=dtype, quantize=quantize
+    )
     what = job.Job("", "", models, samples=samples, seed=sampling.seed, think=think, template=template, system=system, sampling=config)
 
     def read(directory: Path) -> Iterator[Answer]:
@@ -200,7 +203,8 @@ def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampli
         job.run(replace(what, prompts=str(prompts), out=str(out)))
         yield from _kept(out)
 
-    pair = {} if security is None else {"security": security, "preset": preset, "threshold": threshold}
+    held = {} if quantize is None else {"quantize": quantize}
+    pair = held if security is None else held | {"security": security, "preset": preset, "threshold": threshold}
     if form == "completion":
         return Completions(path, samples, read, vars(sampling) | pair, "as it stands, in no template")
     how = job.asking_of(what)

@@ -57,6 +57,7 @@ def add_room(parser: argparse._ActionsContainer) -> None:
         help="memory for keys and values, all devices together; where texts need more, some wait (default: what all rows' longest texts need)",
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and matmuls (default: float32 on CPUs, else bfloat16)")
+    add_quantize(parser)
     for axis, default, what in (
         ("data", -1, "copies of the model; -1: all devices left"),
         ("fsdp", 1, "cut batch and weights"),
@@ -65,6 +66,12 @@ def add_room(parser: argparse._ActionsContainer) -> None:
     ):
         text = f"devices along the mesh's {axis} axis: {what} (default: {default})"
         parser.add_argument(f"--{axis}", type=whole(-1), default=default, metavar="N", help=text)
+
+
+def add_quantize(parser: argparse._ActionsContainer) -> None:
+    """The flag by which `lpo generate`, `lpo serve` and `lpo-eval` say how weights are held."""
+    text = "hold the layers' matrices as 8-bit codes with a scale for each output, those of both models: a quarter of float32's memory, half of bfloat16's"
+    parser.add_argument("--quantize", choices=("int8",), help=text)
 
 
 def add_asking(parser: argparse._ActionsContainer) -> None:

@@ -115,7 +115,14 @@ def run(args: argparse.Namespace) -> int:
     rule, tok = found.models.rule, found.tokenizer
     settings = {k: getattr(args, k) for k in ("model", "security", "security_adapter", "block", "data", "fsdp", "tensor", "expert")}
     settings |= {"adapter": models.adapter, "adapters": models.adapters, "asked": [other.facts for other in others]}
-    settings |= {"rule": rule and asdict(rule), "dtype": found.dtype, "rows": driver.rows, "tokenizer": tok.sha256, "jax": version("jax")}
+    settings |= {
+        "rule": rule and asdict(rule),
+        "dtype": found.dtype,
+        "quantize": models.quantize,
+        "rows": driver.rows,
+        "tokenizer": tok.sha256,
+        "jax": version("jax"),
+    }
     settings |= how.facts
     fingerprint = f"fp_{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
     log.info("a chat is put in the template %s", how.template.name)

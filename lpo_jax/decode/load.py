@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
+from qwix import QArray
 
 from data_pipeline import tokenizer as tokenizers
 from data_pipeline.shards import Manifest
@@ -23,7 +24,7 @@ from lpo_jax.model import hf, lora, peft
 from lpo_jax.model.adapters import joined, joined_axes, untied
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train.state import param_shardings, shardings
+from lpo_jax.train.state import base_shardings, param_shardings, shardings
 from lpo_jax.train.weights import float_base, merge_adapter, open_run, restore_params, tokenizer_directory
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Models:
     max_len_tokens: int | None = None  # default: what the models were made for
     cache_gib: float | None = None  # see `Sampler`
     dtype: str | None = None  # of weights and matmuls; default: float32 on CPUs, else bfloat16
+    quantize: str | None = None  # how the blocks' matrices are held, see `lpo_jax.model.quantized`; default: in `dtype`
     mesh: MeshConfig = MeshConfig(data=-1, fsdp=1)  # whole copies of the model
 
 
@@ -102,13 +104,13 @@ def open_sampler(
     """
     models, tok, its = found.models, found.tokenizer, found.security_tokenizer
     mesh = make_mesh(models.mesh)
-    target = load_model(models.model, mesh, found.dtype, models.adapter)
+    target = load_model(models.model, mesh, found.dtype, models.adapter, models.quantize)
     if models.adapters:
         target = with_adapters(target, models.adapters)
     target = target.for_decoding()
     security = None
     if models.security is not None:
-        security = load_model(models.security, mesh, found.dtype, models.security_adapter).for_decoding()
+        security = load_model(models.security, mesh, found.dtype, models.security_adapter, models.quantize).for_decoding()
     rows = models.rows or ROWS_PER_CUT * target.cuts
     if isinstance(models.rule, CroSec):
         assert security is not None and its is not None
@@ -166,13 +168,14 @@ def _check_tokenizer(path: str, tokenizer: Tokenizer) -> ModelConfig:
     return shape
 
 
-def load_model(path: str, mesh: Mesh, dtype: str, adapter: str | None = None) -> LoadedModel:
+def load_model(path: str, mesh: Mesh, dtype: str, adapter: str | None = None, quantize: str | None = None) -> LoadedModel:
     """A model with its weights in `dtype`, cut over `mesh` as training cuts them; adapters are merged.
 
     Args:
       path: a Hugging Face directory or hub id, or a run_dir: of that the newest checkpoint. Adapters that were trained beside quantised weights
         are merged into these as they were before.
       adapter: a PEFT directory, merged too.
+      quantize: how the blocks' matrices are held then; None: in `dtype`. Where there is nothing to merge, no float copy of them is ever whole.
 
     Raises:
       ConfigError: `path` is none of these, the run has no checkpoint, or the files don't fit; with the remedy.
@@ -180,8 +183,8 @@ def load_model(path: str, mesh: Mesh, dtype: str, adapter: str | None = None) ->
     run = open_run(path)
     if run is None:
         directory = hf.locate(path)
-        model = Model(hf.read_config(directory), compute_dtype=dtype, param_dtype=dtype)
-        params, ids = hf.read_params(directory, model, param_shardings(model, mesh)), _eos_ids(directory)
+        model = Model(hf.read_config(directory), compute_dtype=dtype, param_dtype=dtype, quantize=None if adapter else quantize)
+        params, ids = hf.read_params(directory, model, base_shardings(model, mesh)), _eos_ids(directory)
     else:
         trained, params, frozen = restore_params(path, float_base(run), mesh)
         merged = trained if trained.lora is None else untied(trained, params)
@@ -190,6 +193,9 @@ def load_model(path: str, mesh: Mesh, dtype: str, adapter: str | None = None) ->
         ids = _eos_ids(tokenizer_directory(run))
     if adapter is not None:
         model, params = merge_adapter(adapter, model, mesh, params)
+    if quantize != model.quantize:
+        model = replace(model, quantize=quantize)
+        params = _quantized(model, mesh, params)
     return LoadedModel(model, params, mesh, ids)
 
 
@@ -216,6 +222,17 @@ def _convert(model: Model, mesh: Mesh, params: Params, frozen: Params, config: L
         return jax.tree.map(lambda x: x.astype(model.param_dtype), merged)
 
     return jax.jit(whole, out_shardings=param_shardings(model, mesh))(params, frozen)
+
+
+def _quantized(model: Model, mesh: Mesh, params: Params) -> Params:
+    """Float parameters as `model` holds them. `params` is used up, matrix by matrix."""
+    places, blocks = base_shardings(model, mesh)["blocks"], dict(params["blocks"])
+    for name, place in places.items():
+        if isinstance(place, QArray):
+            one = jax.jit(lambda w, name=name: model.base({"blocks": {name: w}})["blocks"][name], out_shardings=place)
+            whole, blocks[name] = blocks[name], jax.block_until_ready(one(blocks[name]))
+            whole.delete()
+    return params | {"blocks": blocks}
 
 
 def _eos_ids(directory: Path) -> tuple[int, ...]:

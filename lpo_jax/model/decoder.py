@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lpo_jax.config import LoraConfig, ModelConfig
 from lpo_jax.model import quantized
-from lpo_jax.model.attention import FAR, Ancestors, KVPages, ancestors, attend, attend_pages, backend_of, memory, walk
+from lpo_jax.model.attention import FAR, Ancestors, KVPages, ancestors, attend, attend_pages, backend_of, memory, page_dim, walk
 from lpo_jax.model.embedding import embed
 from lpo_jax.model.families import FAMILIES
 from lpo_jax.model.linear import Adapter, Apart, LowRank, adapters_of, low_rank, one_of, product
@@ -153,7 +153,7 @@ class Model:
     param_dtype: str = "float32"
     remat: str = "dots"  # "none" keeps everything; the others recompute what isn't in _KEPT
     lora: LoraConfig | None = None
-    quantize: str | None = None  # how a LoRA model's frozen base holds the blocks' matrices
+    quantize: str | None = None  # how what isn't trained (a LoRA model's base, a model that only decodes) holds the blocks' matrices
     attention: str = "auto"  # which back end computes it in training, see `lpo_jax.model.attention.backend_of`
 
     @cached_property
@@ -192,7 +192,7 @@ class Model:
             if count := inputs.get(f"blocks.{name}"):
                 stacked = blocks[name]
                 blocks[name] = jax.block_until_ready(Apart.of(stacked, count))
-                stacked.delete()
+                jax.tree.map(lambda x: x.delete(), stacked)
         return params | {"blocks": blocks}
 
     def axes(self) -> Params:
@@ -260,7 +260,9 @@ class Model:
           which: [B], the number of each row's adapter, from 1 on; 0: none.
         """
         positions, table = jnp.asarray(positions), jnp.asarray(table)
-        windows, scale = _windows(self.config), self.config.score_scale
+        room = table.shape[1] * cache.slots
+        windows = [None if window is None or window >= room else window for window in _windows(self.config)]
+        scale = self.config.score_scale
         by_window = {window: walk(positions, table, cache.slots, window) for window in windows}
         pairs = [by_window[window] for window in windows]
 
@@ -293,7 +295,7 @@ class Model:
     def empty_cache(self, pages: int, slots: int) -> KVPages:
         """A cache of so many pages of so many tokens each."""
         c = self.config
-        shape = (c.n_layers, pages, c.n_kv_heads, slots, c.head_dim)
+        shape = (c.n_layers, pages, c.n_kv_heads, slots, page_dim(c.head_dim))
         return KVPages(jnp.zeros(shape, self.compute_dtype), jnp.zeros(shape, self.compute_dtype))  # two buffers, each to be donated
 
     def head(self, params: Params) -> tuple[jax.Array, jax.Array | None]:

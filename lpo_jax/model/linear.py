@@ -37,6 +37,9 @@ from lpo_jax.config import LoraConfig
 from lpo_jax.model.attention.mask import platform
 from lpo_jax.model.quantized import dequantize
 
+OUTPUTS = 64
+"""Most outputs of a quantised matrix that CPUs dequantise at a time."""
+
 
 class Adapter(NamedTuple):
     """What is added to one matrix' product."""
@@ -59,18 +62,20 @@ class LowRank(NamedTuple):
 
 @flax.struct.dataclass
 class Apart:
-    """All layers' matrices [*in, *out], each an array of its own: see `Model.apart`."""
+    """All layers' matrices [*in, *out], quantised or not, each an array of its own: see `Model.apart`."""
 
-    each: tuple[jax.Array, ...]  # [out, in], as CPUs multiply few rows fastest
+    each: tuple[jax.Array | QArray, ...]  # [out, in], as CPUs multiply few rows fastest
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
     layer: jax.Array | None = None  # int32: which of them is meant
 
     @classmethod
     @partial(jax.jit, static_argnums=(0, 2))
-    def of(cls, stacked: jax.Array, inputs: int) -> "Apart":
+    def of(cls, stacked: jax.Array | QArray, inputs: int) -> "Apart":
         """From [L, *in, *out] with so many input dims."""
-        rows = math.prod(stacked.shape[1 : 1 + inputs])
-        return cls(tuple(w.reshape(rows, -1).T for w in stacked), stacked.shape[1:])
+        layers, *shape = stacked.shape
+        outputs = math.prod(shape[inputs:])
+        each = (jax.tree.map(lambda x, layer=layer: x[layer].reshape(-1, outputs).T, stacked) for layer in range(layers))
+        return cls(tuple(each), tuple(shape))
 
 
 def one_of(matrices: Mapping[str, Mapping[str, jax.Array]], which: jax.Array) -> dict[str, Adapter]:
@@ -108,8 +113,18 @@ def product(x: jax.Array, w: jax.Array | QArray | Apart, adapter: Adapter | None
 
 def _product(rows: jax.Array, w: jax.Array | QArray | Apart) -> jax.Array:
     if isinstance(w, Apart):
-        return jax.lax.switch(w.layer, [partial(jnp.einsum, "TI,OI->TO", rows, own) for own in w.each])
+        return jax.lax.switch(w.layer, [partial(_transposed_product, rows, own) for own in w.each])
     return rows @ weight(w, rows.dtype).reshape(rows.shape[1], -1)
+
+
+def _transposed_product(rows: jax.Array, w: jax.Array | QArray) -> jax.Array:
+    """[T, in], [out, in] -> [T, out]. A few outputs of a quantised matrix are dequantised at a time: they stay in the cache of a CPU's core."""
+    if not isinstance(w, QArray):
+        return jnp.einsum("TI,OI->TO", rows, w)
+    some = math.gcd(w.shape[0], OUTPUTS)
+    parts = jax.tree.map(lambda x: x.reshape(-1, some, x.shape[1]), w)
+    y = jax.lax.map(lambda part: jnp.einsum("TI,OI->TO", rows, dequantize(part, rows.dtype)), parts)
+    return y.transpose(1, 0, 2).reshape(len(rows), -1)
 
 
 def low_rank(x: jax.Array, adapter: Adapter) -> LowRank:

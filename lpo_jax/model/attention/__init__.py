@@ -14,6 +14,7 @@ from lpo_jax.model.attention.dense import attend_dense
 from lpo_jax.model.attention.dispatch import TOLD, attend, backend_of
 from lpo_jax.model.attention.mask import FAR, Ancestors, ancestors
 from lpo_jax.model.attention.paged import NO_PAGE, PAGES_AXES, KVPages, attend_pages, copy_pages, memory, walk
+from lpo_jax.model.attention.paged_tpu import page_dim
 
 __all__ = [
     "FAR",
@@ -29,5 +30,6 @@ __all__ = [
     "backend_of",
     "copy_pages",
     "memory",
+    "page_dim",
     "walk",
 ]

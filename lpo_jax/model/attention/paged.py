@@ -16,12 +16,14 @@ G query heads per kv head, H head dim.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from lpo_jax.model.attention import paged_tpu
 from lpo_jax.model.attention.dispatch import Layout
 from lpo_jax.sharding import spec
 
@@ -35,7 +37,7 @@ _TOKENS_AT_A_TIME = 8  # C * T
 
 @flax.struct.dataclass
 class KVPages:
-    """Keys and values of texts, by pages."""
+    """Keys and values of texts, by pages. Of H the last numbers may be none of the model's, and zeros: see `paged_tpu.page_dim`."""
 
     k: jax.Array  # [L, P, K, S, H]
     v: jax.Array  # [L, P, K, S, H]
@@ -133,9 +135,13 @@ def attend_pages(
         scores: jax.Array | None,
         window: jax.Array | None,
     ) -> tuple[jax.Array, KVPages, jax.Array | None]:
-        cache = _write(k, v, cache, layer, positions, table)
-        out, scores = _attend(q, cache, layer, positions, table, pairs, scores, window, scale)
-        return out, cache, scores
+        cache, H = _write(k, v, cache, layer, positions, table), q.shape[-1]
+        q = _wide(q, cache)
+        if paged_tpu.obstacle(q, cache.k, table, window) is None:
+            out = paged_tpu.attend(q, cache.k, cache.v, layer, positions, table, scale)
+        else:
+            out, scores = _attend(q, cache, layer, positions, table, pairs, scores, window, scale)
+        return out[..., :H], cache, scores
 
     if not heads.mesh.empty:
         local = jax.shard_map(
@@ -164,8 +170,13 @@ def _write(k: jax.Array, v: jax.Array, cache: KVPages, layer: jax.Array, positio
     page = table.at[jnp.arange(len(table))[:, None], positions // cache.slots].get(mode="fill", fill_value=NO_PAGE)
     heads, slot = jnp.arange(k.shape[2]), positions[..., None] % cache.slots
     # A head at a time: then a scatter keeps the layout in which pages are read. With windows of all heads TPUs would copy the cache into another.
-    put = lambda old, new: old.at[layer, page[..., None], heads, slot].set(new.astype(old.dtype), mode="drop")  # noqa: E731
+    put = lambda old, new: old.at[layer, page[..., None], heads, slot].set(_wide(new, cache).astype(old.dtype), mode="drop")  # noqa: E731
     return KVPages(put(cache.k, k), put(cache.v, v))
+
+
+def _wide(x: jax.Array, cache: KVPages) -> jax.Array:
+    """[..., H] with zeros behind, as wide as a page."""
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, cache.k.shape[-1] - x.shape[-1]),))
 
 
 def _attend(
@@ -181,6 +192,8 @@ def _attend(
 ) -> tuple[jax.Array, jax.Array | None]:
     (B, T, K, G, H), (L, P, _, S, _), C = q.shape, cache.k.shape, _at_a_time(positions)
     wide = jnp.promote_types(q.dtype, jnp.float32)
+    # TPUs round float32 factors to bfloat16 where they may, and would round the whole cache for it, in every layer.
+    product = partial(jnp.einsum, precision=None if q.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST, preferred_element_type=wide)
     ks, vs = (x.reshape(L * P, K, S, H) for x in (cache.k, cache.v))
     qs = q.transpose(0, 2, 3, 1, 4)
 
@@ -199,14 +212,14 @@ def _attend(
         visible = key <= query
         if window is not None:
             visible &= query - key < window
-        scores = jnp.einsum("CKGTH,CKSH->CKGTS", qs.at[rows].get(mode="clip"), ks[pages], preferred_element_type=wide) * scale
+        scores = product("CKGTH,CKSH->CKGTS", qs.at[rows].get(mode="clip"), ks[pages]) * scale
         return jnp.where(visible[:, None, None], scores, -jnp.inf)
 
     def summed(i: jax.Array, scores: jax.Array, top: jax.Array, out: jax.Array, total: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`out` and `total` with the weighted values of these pairs, and their weights."""
         rows, _, pages = at(i)
         weights = jnp.exp(scores - top.at[rows].get(mode="clip")[..., None])
-        seen = jnp.einsum("CKGTS,CKSH->CKGTH", weights.astype(q.dtype), vs[pages], preferred_element_type=wide)
+        seen = product("CKGTS,CKSH->CKGTH", weights.astype(q.dtype), vs[pages])
         return out.at[rows].add(seen, mode="drop"), total.at[rows].add(weights.sum(-1), mode="drop")
 
     def one(i: jax.Array, sums: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
