@@ -1,14 +1,20 @@
 """Programs made of commands, as `lpo train` and `lpo-data build` are: how each is added, and how its errors are told."""
 
 import argparse
+import difflib
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from foundation.errors import UserError, run_command
+
+_HOME = re.compile(r"^((?:[\w.-]+=)?)~/")
+"""Shells expand `--model ~/x`, but neither `--model=~/x` nor `run_dir=~/x`."""
 
 
 class Program:
@@ -38,16 +44,31 @@ class Program:
         """The exit code; what a user can mend is told on stderr."""
 
         def parse_and_run() -> int:
-            args = self._parser.parse_args(argv)
+            words = sys.argv[1:] if argv is None else argv
+            args = self._parser.parse_args([_HOME.sub(lambda found: f"{found[1]}{Path.home()}/", word) for word in words])
             return args.run(args)
 
         return run_command(self._name, parse_and_run)
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but a command's own parser refuses what it doesn't know: it knows what may have been meant."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0].partition('=')[0], self._option_string_actions)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         """What is wrong, without the usage of twenty arguments in front."""
+        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += _meant(choice[1], re.findall(r"[^', ]+", choice[2]))
         raise UserError(f"{message}; `{self.prog} --help` explains")
+
+
+def _meant(given: str, valid: Iterable[str]) -> str:
+    near = difflib.get_close_matches(given, valid, n=1)
+    return f": did you mean {near[0]!r}?" if near else ""
 
 
 def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:

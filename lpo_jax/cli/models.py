@@ -102,8 +102,10 @@ def _adapters(args: argparse.Namespace) -> "dict[str, Any]":
             raise ConfigError(f"--adapter {given}: a NAME has letters, digits, '.', '-' and '_' alone, and begins with a letter or digit")
         if match is None or Path(given).exists():
             merged.append(given)
-        elif named.setdefault(match[1], match[2]) != match[2]:
+        elif match[1] in named:
             raise ConfigError(f"--adapter {match[1]}: {named[match[1]]} and {match[2]}: give each a name of its own")
+        else:
+            named[match[1]] = match[2]
     if len(merged) > 1 or (merged and named):
         raise ConfigError(f"--adapter {merged[0]} is merged into the model, which leaves no other: give each a name, --adapter NAME=DIR")
     if named and args.preset in CROSEC:

@@ -18,7 +18,7 @@ from yaml.composer import ComposerError
 
 from foundation.errors import ConfigError
 from lpo_jax.config.optim import OPTIMIZERS, Optim
-from lpo_jax.config.schema import ONCE_EVERYWHERE, Objective, RunConfig
+from lpo_jax.config.schema import EITHER, ONCE_EVERYWHERE, Objective, RunConfig
 from lpo_jax.objectives import OBJECTIVES
 
 Keys = tuple[str, ...]
@@ -96,8 +96,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: expected a mapping of settings, not {'an empty file' if raw is None else repr(raw)}")
     places[()] = str(path)
     for override in overrides:
-        keys = _apply(raw, override)
-        given = {k: place for k, place in places.items() if k[: len(keys)] != keys}
+        keys, gone = _apply(raw, override, places)
+        given = {k: place for k, place in places.items() if not any(k[: len(old)] == old for old in (keys, *gone))}
         places = {keys[:n]: f"{_OVERRIDE}{_short(override)}" for n in range(1, len(keys) + 1)} | given
     return _build(RunConfig, raw, places)
 
@@ -134,7 +134,8 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Keys, str]]:
             return None
         if not isinstance(node, yaml.MappingNode):
             try:
-                return loader.construct_object(node)
+                value = loader.construct_object(node)
+                return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
             except (AttributeError, LookupError, ValueError):  # what PyYAML raises of !!timestamp x, !!bool x, !!int '' and !!int x
                 raise ComposerError(None, None, f"{node.value!r} is no {node.tag.rpartition(':')[2]}", node.start_mark) from None
         loader.flatten_mapping(node)  # what `<<: *other` brings comes first, so that the mapping's own keys replace it
@@ -158,24 +159,31 @@ def _problem(error: yaml.YAMLError) -> tuple[str, Any]:
     return f":{mark.line + 1}" if mark else "", getattr(error, "problem", "it has characters that can't be printed")
 
 
-def _apply(raw: dict[str, Any], override: str) -> Keys:
-    """Put an override into `raw`; returns its keys."""
+def _apply(raw: dict[str, Any], override: str, places: Mapping[Keys, str]) -> tuple[Keys, list[Keys]]:
+    """Put an override into `raw`; returns its keys, and those that it takes out: what the file has in place of one of them (see `EITHER`)."""
     dotted, equals, text = override.partition("=")
     keys = tuple(dotted.split("."))
     if not equals or not all(keys):
         raise ConfigError(f"override {override!r}: write key.sub=value")
-    node = raw
-    for depth, key in enumerate(keys[:-1]):
+    try:
+        value, _ = _parse(text, "")
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {dotted}: {_short(text)!r} isn't valid YAML: {_problem(error)[1]}") from None
+    node, gone = raw, list[Keys]()
+    for depth, key in enumerate(keys):
+        other = (*keys[:depth], EITHER.get(key, ""))
+        if value is not None and node.get(other[-1]) is not None and not places.get(other, _OVERRIDE).startswith(_OVERRIDE):
+            del node[other[-1]]
+            gone.append(other)
+        if depth == len(keys) - 1:
+            break
         if node.get(key) is None:
             node[key] = {}
         node = node[key]
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {'.'.join(keys[: depth + 1])} has no sub-keys")
-    try:
-        node[keys[-1]], _ = _parse(text, "")
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {dotted}: {_short(text)!r} isn't valid YAML: {_problem(error)[1]}") from None
-    return keys
+    node[keys[-1]] = value
+    return keys, gone
 
 
 def _short(text: str) -> str:
@@ -192,14 +200,21 @@ def _build(cls: type, raw: Mapping[str, Any], places: Mapping[Keys, str]) -> Any
     except pydantic.ValidationError as error:
         errors = error.errors(include_url=False)
     # A misspelt key is unknown and leaves its right name missing: say the former.
-    first = min(errors, key=lambda e: e["type"] != "unexpected_keyword_argument")
-    keys, owner = _located(cls, first["loc"])
-    message = _message(keys, owner, first)
-    place = next((places[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in places), None)
-    if first["type"] == "value_error":  # about several keys at once, of which an override may have given one
+    misspelt = {e["loc"][:-1] for e in errors if e["type"] == "unexpected_keyword_argument"}
+    told = dict.fromkeys(_told(cls, e, places) for e in errors if e["type"] != "missing" or e["loc"][:-1] not in misspelt)
+    raise ConfigError("\n  ".join(told if len(told) == 1 else (f"{len(told)} settings are wrong:", *told)))
+
+
+def _told(cls: type, error: Mapping[str, Any], places: Mapping[Keys, str]) -> str:
+    """An error, behind the place of what it is about."""
+    keys, owner = _located(cls, error["loc"])
+    message = _message(keys, owner, error)
+    about = (*keys, "name") if error["type"] == "union_tag_invalid" else keys
+    place = next((places[about[:n]] for n in range(len(about), -1, -1) if about[:n] in places), None)
+    if error["type"] == "value_error":  # about several keys at once, of which an override may have given one
         below = [p for k, p in places.items() if k[: len(keys)] == keys and p.startswith(_OVERRIDE) and p != place]
         place = " with ".join(dict.fromkeys(p for p in (place, *below) if p)) or None
-    raise ConfigError(f"{place}: {message}" if place else message)
+    return f"{place}: {message}" if place else message
 
 
 def _located(cls: Any, loc: tuple[int | str, ...]) -> tuple[Keys, Any]:
@@ -248,5 +263,6 @@ def _message(keys: Keys, owner: Any, error: Mapping[str, Any]) -> str:
 
 def _unknown(what: str, where: str, given: str, valid: list[str]) -> str:
     near = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"valid {what}s: {', '.join(sorted(valid))}"
+    listed = f"valid {what}s: {', '.join(sorted(valid))}"
+    hint = f"did you mean {near[0]!r}?{f' {listed}' if len(valid) < 6 else ''}" if near else listed
     return f"unknown {what} {where}: {hint}"

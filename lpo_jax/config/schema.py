@@ -26,6 +26,9 @@ ONCE_EVERYWHERE = {
 }  # fmt: skip
 """Options that every objective once had, with their defaults. Files written then list all of them."""
 
+EITHER = {"epochs": "steps", "steps": "epochs", "path": "new", "new": "path"}
+"""Keys of which a config sets just one: `steps` on the command line takes the place of the file's `epochs`, `model.path` that of its `model.new`."""
+
 
 def _own_options(raw: Any) -> Any:
     """An objective as it stands in a file, without the options that it hasn't and that a file of old leaves at null or at their default."""
@@ -80,6 +83,12 @@ class LoraConfig(Settings):
     """scale by alpha / sqrt(rank) instead (Kalajdzievski 2023): divided by rank, adapters of a high rank learn slowly"""
     dora: bool = False
     """weight-decomposed (Liu et al. 2024): the norm of each output's column of W + scale * A B is trained on its own; not for heads and experts"""
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ConfigError(f"targets {self.targets!r} is no regular expression: {error}") from None
 
     @property
     def scale(self) -> float:

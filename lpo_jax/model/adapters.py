@@ -96,32 +96,29 @@ def joined(adapters: Sequence[tuple[Params, LoraConfig]], dtype: str) -> Params:
 
 def _targets(model: Model, config: LoraConfig) -> list[str]:
     """The paths of the matrices that `config.targets` matches."""
-    try:
-        pattern = re.compile(config.targets)
-    except re.error as error:
-        raise ConfigError(f"lora.targets {config.targets!r} is no regular expression: {error}") from None
+    pattern = re.compile(config.targets)
     targets = [path for path in model.inputs() if pattern.fullmatch(target(model, path))]
     experts = [path for path in targets if path.startswith("blocks.expert_")]
     if config.dropout and experts:
         raise ConfigError(
-            f"lora.dropout {config.dropout}: adapters of experts have none, as in PEFT; set it to 0, or leave {experts[0]} out of lora.targets"
+            f"model.lora.dropout {config.dropout}: adapters of experts have none, as in PEFT; set it to 0, or leave {experts[0]} out of model.lora.targets"
         )
     if config.dora and ("head" in targets or experts):
         raise ConfigError(
-            f"lora.targets {config.targets!r} matches {'the head' if 'head' in targets else experts[0]}, for which dora isn't computed; write e.g. "
-            r"lora.targets: blocks\.(q|k|v|o|gate|up|down)"
+            f"model.lora.targets {config.targets!r} matches {'the head' if 'head' in targets else experts[0]}, for which dora isn't computed; write e.g. "
+            r"model.lora.targets: blocks\.(q|k|v|o|gate|up|down)"
         )
     for tensor in FAMILIES[model.config.family].tensors if config.dora else ():
         if set(tensor.paths) & set(targets) and not set(tensor.paths) <= set(targets):
             raise ConfigError(
-                f"lora.targets {config.targets!r}: {tensor.name} fuses {', '.join(tensor.paths)}: with dora PEFT adapts all of them or none"
+                f"model.lora.targets {config.targets!r}: {tensor.name} fuses {', '.join(tensor.paths)}: with dora PEFT adapts all of them or none"
             )
     if targets:
         return targets
     others = [path for path in flatten_dict(model.shapes(), sep=".") if pattern.fullmatch(path)]
     why = f"only {', '.join(others)}, and embeddings, norms and biases have no adapters" if others else "no parameter"
     raise ConfigError(
-        f"lora.targets {config.targets!r} matches {why}; it must fully match one of: {', '.join(target(model, path) for path in model.inputs())}"
+        f"model.lora.targets {config.targets!r} matches {why}; it must fully match one of: {', '.join(target(model, path) for path in model.inputs())}"
     )
 
 

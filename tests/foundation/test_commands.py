@@ -35,6 +35,29 @@ def test_an_argument_that_cannot_be_is_one_line(capsys):
     assert program.run(["go", "--times", "3"]) == 0
 
 
+def test_what_may_have_been_meant_is_said(capsys):
+    program = Program("lpo-test", "A test.")
+    program.command("go", "go", "Go.", lambda args: 0).add_argument("--temperature", choices=("hot", "cold"))
+    for words, said in (
+        (["goo"], "did you mean 'go'?; `lpo-test --help`"),
+        (["go", "--temprature=hot"], "did you mean '--temperature'?; `lpo-test go --help`"),
+        (["go", "--temperature", "colt"], "did you mean 'cold'?; `lpo-test go --help`"),
+        (["go", "fast"], "unrecognized arguments: fast; `lpo-test go --help`"),
+    ):
+        assert program.run(words) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_home_is_found_where_no_shell_looks_for_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    program, seen = Program("lpo-test", "A test."), list[object]()
+    go = program.command("go", "go", "Go.", lambda args: seen.extend((args.model, args.words)) or 0)
+    go.add_argument("--model")
+    go.add_argument("words", nargs="*")
+    assert program.run(["go", "--model=~/x", "a.b=~/c", "~/d", "x~/y", "~e/f"]) == 0
+    assert seen == ["/home/me/x", ["a.b=/home/me/c", "/home/me/d", "x~/y", "~e/f"]]
+
+
 def test_an_error_steers_no_terminal_and_shows_no_key(monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", " sk-secret \n")
 

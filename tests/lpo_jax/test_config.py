@@ -33,15 +33,39 @@ def test_overrides_and_types():
         ("stages.lpo.optim.lr=[1", r"override stages.lpo.optim.lr: '\[1' isn't valid YAML"),
         ("seed", "write key.sub=value"),
         ("stages.lpo.accumulate=3", "batch_rows .* must be a multiple of accumulate"),
-        ("stages.lpo.steps=3", "set exactly one of epochs and steps"),
+        ("stages.lpo.epochs=null", "set exactly one of epochs and steps"),
         ("stages.lpo.optim.lr=-1", "optim.lr=-1: it must be greater than 0"),
-        ("model.path=x", "exactly one of model.path .* and model.new"),
+        ("model.new=null", "exactly one of model.path .* and model.new"),
         ("model.new.n_kv_heads=3", "n_heads .* must be a multiple of n_kv_heads"),
     ],
 )
 def test_errors_name_the_key(override, message):
     with pytest.raises(ConfigError, match=message):
         config.load(TINY, [override])
+
+
+def test_an_override_takes_the_place_of_what_cannot_stand_beside_it():
+    stage = config.load(TINY, ["stages.lpo.steps=3"]).stages["lpo"]
+    assert (stage.steps, stage.epochs) == (3, None)
+    model = config.load(TINY, ["model.path=x"]).model
+    assert (model.path, model.new) == ("x", None)
+    assert config.load(TINY, ["data.path=x", "stages.lpo.steps=null"]) == config.load(TINY, ["data.path=x"])
+    with pytest.raises(ConfigError, match="override stages.lpo.steps=3.*override stages.lpo.epochs=1.*set exactly one"):
+        config.load(TINY, ["stages.lpo.epochs=1", "stages.lpo.steps=3"])
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path):
+    given = ["model.lora={}", "seeed=3", "stages.sft.optim.name=adam"]
+    with pytest.raises(ConfigError) as error:
+        config.load(TINY, given)
+    first, *rest = str(error.value).split("\n  ")
+    assert first == "4 settings are wrong:"
+    assert rest == [
+        "override model.lora={}: missing key model.lora.rank",
+        "override model.lora={}: missing key model.lora.alpha",
+        "override stages.sft.optim.name=adam: unknown value stages.sft.optim.name=adam: did you mean 'adamw'? valid values: adafactor, adamw, lion, muon, sgd",
+        "override seeed=3: unknown key seeed: did you mean 'seed'?",
+    ]
 
 
 def test_broken_files(tmp_path):

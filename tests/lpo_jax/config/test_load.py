@@ -162,6 +162,12 @@ def test_the_example_in_the_documentation_loads(tmp_path):
     assert [one.weight for one in run.stages["sft"].data] == [1.0, 3.0] and run.stages["lpo"].data is None
 
 
+def test_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    found = load(tmp_path, GOOD.replace("run_dir: r", "run_dir: ~/r"), "data.path=~/d", "model.adapter=x~/a")
+    assert (found.run_dir, found.data.path, found.model.adapter) == ("/home/me/r", "/home/me/d", "x~/a")
+
+
 def test_a_stage_may_be_called_objective(tmp_path):
     with pytest.raises(ConfigError, match=r"c\.yaml:6: unknown key stages\.objective\.objective\.beat: did you mean 'beta'"):
         load(tmp_path, GOOD.replace("  sft:", "  objective:").replace("name: sft", "name: lpo, beat: 1"))
@@ -172,13 +178,13 @@ def test_a_stage_may_be_called_objective(tmp_path):
     [
         ("=3", "override '=3': write key.sub=value"),
         ("stages..lr=3", "override 'stages..lr=3': write key.sub=value"),
-        ("stages.stf.optim.lr=3", "override stages.stf.optim.lr=3: missing key stages.stf.objective"),
+        ("stages.stf.optim.lr=3", "2 settings are wrong:\n  override stages.stf.optim.lr=3: missing key stages.stf.objective\n  "),
         ("model.lora.rank=3", "override model.lora.rank=3: missing key model.lora.alpha"),
         ("mesh={data: 1, data: 2}", "override mesh: '{data: 1, data: 2}' isn't valid YAML: data stands here a second time"),
         ("mesh={dta: 1}", "override mesh={dta: 1}: unknown key mesh.dta: did you mean 'data'?"),
         ("stages.sft.objective.beta=3", "override stages.sft.objective.beta=3: stages.sft.objective.beta: objective sft has no such opt"),
         ("seed=", "override seed=: seed: null isn't possible here"),
-        ("stages.sft.epochs=2", " with override stages.sft.epochs=2: stages.sft: "),
+        ("stages.sft.accumulate=3", " with override stages.sft.accumulate=3: stages.sft: "),
         (f"seed={'[' * 3000}", f"override seed: '{'[' * 200} ...' isn't valid YAML"),
     ],
 )
