@@ -115,13 +115,9 @@ def run(args: argparse.Namespace) -> int:
     log.info("compiling, for prompts and completions of up to %d tokens together", longest)
     driver.warm_up()
     rule, tok = found.models.rule, found.tokenizer
-    settings = {k: getattr(args, k) for k in ("model", "security", "security_adapter", "block", "data", "fsdp", "tensor", "expert")}
-    settings |= {
-        "security_tokenizer": args.security_tokenizer,
-        "adapter": models.adapter,
-        "adapters": models.adapters,
-        "asked": [other.facts for other in others],
-    }
+    named = ("model", "security", "security_adapter", "security_tokenizer", "block", "data", "fsdp", "tensor", "expert")
+    settings = {k: getattr(args, k) for k in named}
+    settings |= {"adapter": models.adapter, "adapters": models.adapters, "asked": [other.facts for other in others]}
     settings |= {"rule": rule and asdict(rule), "dtype": found.dtype, "rows": driver.rows, "tokenizer": tok.sha256, "jax": version("jax")}
     settings |= how.facts
     fingerprint = f"fp_{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
