@@ -74,6 +74,11 @@ def read_text(path: Path, remedy: str = "save it as UTF-8") -> str:
         raise DataError(f"{path}: {error.strerror or error}") from None
 
 
+def cache_directory() -> Path:
+    """Where what takes long to make is kept, for all commands of this user: $XDG_CACHE_HOME/lpo-jax, or ~/.cache/lpo-jax."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lpo-jax"
+
+
 def read_json(path: Path, remedy: str = "copy or download it again") -> Any:
     """What a JSON file holds.
 

@@ -83,6 +83,7 @@ def _version(package: str) -> str | None:
 def _check_device() -> int:
     import jax
 
+    from lpo_jax.model.attention import TOLD
     from lpo_jax.plan import device
     from lpo_jax.plan.chips import peak_of
 
@@ -102,7 +103,8 @@ def _check_device() -> int:
         print(f"\nall are right on {here.device_kind}, in {seconds:.0f} s")
         return 0
     for by, what in wrong.items():
-        print(f"lpo: {by}: wrong on {here.device_kind} ({what})", file=sys.stderr)
+        remedy = "; model.attention=einsum trains without it" if by.startswith("attention") and not by.endswith(TOLD["cpu"]) else ""
+        print(f"lpo: {by}: wrong on {here.device_kind} ({what}){remedy}", file=sys.stderr)
     return 1
 
 

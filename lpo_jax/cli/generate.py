@@ -31,11 +31,7 @@ from lpo_jax.cli.models import add_asking, add_models, models_of
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", metavar="PROMPTS.jsonl", help="the prompts, a line each")
     parser.add_argument("-o", "--out", type=new_file, required=True, metavar="OUT.jsonl", help="where the completions go")
-    add_models(parser, ("crosec", "crosec_published"))
-    parser.add_argument(
-        "--weight", type=number(most=1), metavar="W", help="crosec: the security model's share of the mixture (default: 0.3)"
-    )
-    parser.add_argument("--security-tokenizer", metavar="DIR", help="crosec: default: the security model's own")
+    add_models(parser)
     parser.add_argument("--samples", type=whole(1), default=1, metavar="N", help="of each prompt (default: 1)")
     parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of all samples (default: 0)")
     parser.add_argument("--temperature", type=number(), default=0.4, help="divides the logits (default: 0.4)")

@@ -13,17 +13,25 @@ if TYPE_CHECKING:
     from lpo_jax.decode.rules.codecode import CoDecoding
     from lpo_jax.decode.rules.crosec import CroSec
 
+CROSEC = ("crosec", "crosec_published")
+"""The presets for two models that share no tokenizer."""
 
-def add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = ()) -> None:
+
+def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a Hugging Face directory, a hub id, or the run_dir of a trained config")
     parser.add_argument("--adapter", action="append", default=[], metavar="[NAME=]DIR", help="a PEFT adapter to merge into it; with a NAME it stays beside the model, and there may be several, from which each request chooses")  # fmt: skip
     parser.add_argument("--tokenizer", metavar="DIR", help="default: the model's own")
     parser.add_argument("--security", metavar="MODEL", help="co-decode with this security model, given as --model is")
     parser.add_argument("--security-adapter", metavar="DIR", help="a PEFT adapter to merge into that")
-    rule = "the rule: as published, or (aligned, the default) with rejected tokens replaced as --temperature, --top-k and --top-p ask"
-    if more_presets:
-        rule += "; crosec: mix the two, the security model reading the text in its own tokens"
-    parser.add_argument("--preset", choices=("aligned", "cosec_plus", "cosec_v1", *more_presets), default="aligned", help=rule)
+    rule = (
+        "the rule: as published, or (aligned, the default) with rejected tokens replaced as --temperature, --top-k and --top-p ask; crosec: mix the "
+        "two, the security model reading the text in its own tokens"
+    )
+    parser.add_argument("--preset", choices=("aligned", "cosec_plus", "cosec_v1", *CROSEC), default="aligned", help=rule)
+    parser.add_argument(
+        "--weight", type=number(most=1), metavar="W", help="crosec: the security model's share of the mixture (default: 0.3)"
+    )
+    parser.add_argument("--security-tokenizer", metavar="DIR", help="crosec: default: the security model's own")
     for flag, kind, metavar, text in (
         ("--threshold", number(most=1), "TAU", "keep a proposed token if min(1, p / q) exceeds this: 0 keeps all, 1 none (default: 0.3)"),
         ("--draft-temperature", number(), "T", "of the proposals (default: cosec_v1: 0.4, else --temperature)"),
@@ -107,7 +115,7 @@ def _adapters(args: argparse.Namespace) -> "dict[str, Any]":
             named[match[1]] = match[2]
     if len(merged) > 1 or (merged and named):
         raise ConfigError(f"--adapter {merged[0]} is merged into the model, which leaves no other: give each a name, --adapter NAME=DIR")
-    if named and args.preset in ("crosec", "crosec_published"):
+    if named and args.preset in CROSEC:
         raise ConfigError(f"--adapter {next(iter(named))}=...: not for --preset {args.preset}: give one without a name, to be merged")
     return {"adapter": merged[0] if merged else None, "adapters": named or None}
 

@@ -33,7 +33,7 @@ import os
 from pathlib import Path
 
 from foundation.commands import new_directory, new_file, number, whole
-from foundation.files import Json, write_json, write_text
+from foundation.files import Json, cache_directory, write_json, write_text
 from lpo_jax.cli.models import add_room
 
 
@@ -103,7 +103,7 @@ def _plan_training(args: argparse.Namespace) -> int:
     files = [Path(arg) for arg in args.configs if "=" not in arg]
     if not files:
         raise ConfigError("give a config to plan, e.g. configs/pods/codellama_7b_v5e_4x4.yaml")
-    cache = Path(args.cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lpo-jax")
+    cache = Path(args.cache or cache_directory())
     table = prices.Prices.load(args.prices or prices.SHIPPED)
     runs: list[tuple[Path, Run]] = []
     facts: list[Json] = []

@@ -11,6 +11,9 @@ instruction, those before it are the history, as in pairs with a history.
 With --adapter NAME=DIR, repeatable, PEFT adapters work beside the model, and a request's `model` says which is meant: an adapter's name, or the
 model's (--name). They share rows, batches and the model's weights. What ends a text of one ends those of all.
 
+With --security and --preset crosec the second model may have another tokenizer: the vocabularies are aligned first, which takes minutes on CPUs and
+is kept in $XDG_CACHE_HOME/lpo-jax or ~/.cache/lpo-jax.
+
 At the start everything is compiled that requests can need. SIGTERM or Ctrl-C lets what is at work finish, for --grace seconds. The exit code is 1
 if decoding has failed.
 
@@ -20,6 +23,7 @@ all its users). Any other lets in whoever reaches the port: set LPO_API_KEY, and
 examples:
   lpo serve --model runs/disco
   lpo serve --model DIR --security runs/security --threshold 0.3 --rows 32 --max-len-tokens 8192
+  lpo serve --model DIR --security OTHER_FAMILY --preset crosec --weight 0.3
   lpo serve --model DIR --name base --adapter secure=runs/a_adapter --adapter fast=runs/b_adapter
   LPO_API_KEY=... lpo serve --model DIR --host 0.0.0.0 --port 8080
 """
@@ -35,6 +39,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from foundation.commands import number, whole
+from foundation.files import cache_directory
 from lpo_jax.cli.models import add_asking, add_models, models_of
 
 log = logging.getLogger(__name__)
@@ -61,7 +66,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--grace", type=number(), default=30, metavar="S", help="seconds to finish what is at work at the end (default: 30)"
     )
     add_asking(parser)
-    parser.set_defaults(weight=None, security_tokenizer=None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
     from lpo_jax.decode.load import find, open_sampler
     from lpo_jax.decode.prompts import Asking, asking
     from lpo_jax.decode.request import SamplingConfig
-    from lpo_jax.decode.sampler import Sampler
     from lpo_jax.serve import server as serve
     from lpo_jax.serve.driver import Driver
     from lpo_jax.serve.protocol import Served
@@ -107,13 +110,13 @@ def run(args: argparse.Namespace) -> int:
         each.warn()
     ends = dict.fromkeys(end for each in (how, *others) for end in template.ends(each.template, found.tokenizer))
     sampling = SamplingConfig(stop_tokens=tuple(ends))
-    sampler = open_sampler(found, sampling, longest, segment_steps=serve.SEGMENT_STEPS)
-    assert isinstance(sampler, Sampler)  # no preset of CroSec is offered here
+    sampler = open_sampler(found, sampling, longest, alignments=cache_directory(), segment_steps=serve.SEGMENT_STEPS)
     driver = Driver(sampler, args.max_waiting)
     log.info("compiling, for prompts and completions of up to %d tokens together", longest)
     driver.warm_up()
     rule, tok = found.models.rule, found.tokenizer
-    settings = {k: getattr(args, k) for k in ("model", "security", "security_adapter", "block", "data", "fsdp", "tensor", "expert")}
+    named = ("model", "security", "security_adapter", "security_tokenizer", "block", "data", "fsdp", "tensor", "expert")
+    settings = {k: getattr(args, k) for k in named}
     settings |= {"adapter": models.adapter, "adapters": models.adapters, "asked": [other.facts for other in others]}
     settings |= {
         "rule": rule and asdict(rule),

@@ -1,6 +1,7 @@
 """Requests to completions by a target and an expert of another tokenizer: the host's part of CroSec (`rules.crosec`)."""
 
 import codecs
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,8 @@ from lpo_jax.decode.rules.crosec import CroSec, mix
 from lpo_jax.decode.rules.own_tokens import OwnTokens, boundary
 from lpo_jax.decode.rules.vocab_map import Alignment, spell
 from lpo_jax.decode.rules.warp import Site, Warp, draw, logp_of
+from lpo_jax.decode.sample import unstopped
+from lpo_jax.decode.sampler import Progress, completions
 from lpo_jax.sharding import named
 
 _EXPERT_READS = 4  # tokens a call; more new ones take several: with one shape a row's numbers don't depend on its company
@@ -66,7 +69,7 @@ class CrossSampler:
         self._expert_len = expert_len_tokens or min(2 * max_len_tokens, expert.model.config.max_positions)
         self._target = Reader("model", target, V, rows, max_len_tokens, 1)
         self._expert = Reader("expert", expert, E, rows, self._expert_len, _EXPERT_READS)
-        self._vocab, self._rows, self._mesh = V, rows, target.mesh
+        self.vocab, self.rows, self._mesh = V, rows, target.mesh
         self._params = {"model": target.params, "expert": expert.params}
         self.ends = tuple(sorted({tokenizer.eos_id, *target.eos_ids, *config.stop_tokens}))
         self._spelling = spell(tokenizer, self.ends)
@@ -80,31 +83,41 @@ class CrossSampler:
         Raises:
           ConfigError: a prompt is empty or too long, or a seed out of range; the request's id is named.
         """
-        waiting, work = self._samples(requests), dict[int, _Sample]()
-        while True:
-            free = [row for row in range(self._rows) if row not in work]
-            for row, sample in zip(free, waiting, strict=False):
-                self._target.begin(row, sample.ids)
-                self._expert.begin(row, sample.own.ids)
-                work[row] = sample
-            if not work:
-                return
-            tokens, facts = self._next_tokens(work)
-            for row, sample in list(work.items()):
-                check_finite({name: x[row] for name, x in facts.items()}, self._params, sample.request.id)
-                done = self._append(sample, int(tokens[row]), {name: float(x[row]) for name, x in facts.items()})
-                if done is not None:
-                    del work[row]
-                    yield done
+        return completions(self.session(), requests)
+
+    def session(self, streams: bool = False) -> "CrossSession":
+        """See `CrossSession`."""
+        return CrossSession(self, streams)
 
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
         return self._target.compilations() + self._expert.compilations() + programs(self._choose)
 
+    def warm_up_readers(self) -> None:
+        """Compile what reads prompts of any length."""
+        for reader in (self._target, self._expert):
+            reader.warm_up()
+
     # --- A token more.
 
+    def begin(self, row: int, sample: "_Sample") -> None:
+        """Put a sample at work in a row."""
+        self._target.begin(row, sample.ids)
+        self._expert.begin(row, sample.own.ids)
+
+    def extend(self, work: Mapping[int, "_Sample"]) -> dict[int, Completion | None]:
+        """Add a token to each sample at work, by row; the completions of those that are done with it."""
+        if not work:
+            return {}
+        tokens, facts = self._next_tokens(work)
+        found = {}
+        for row, sample in work.items():
+            check_finite({name: x[row] for name, x in facts.items()}, self._params, sample.request.id)
+            found[row] = self._append(sample, int(tokens[row]), {name: float(x[row]) for name, x in facts.items()})
+        return found
+
     def _next_tokens(self, work: Mapping[int, "_Sample"]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        R = self._rows
+        R = self.rows
         keys, positions, weight = np.zeros((R, 2), np.uint32), np.zeros(R, np.int32), np.zeros(R, np.float32)
         temperature, top_k, top_p = np.zeros(R, np.float32), np.zeros(R, np.int32), np.ones(R, np.float32)
         for row, sample in work.items():
@@ -153,20 +166,87 @@ class CrossSampler:
 
     # --- Samples.
 
-    def _samples(self, requests: Iterable[Request]) -> Iterator["_Sample"]:
-        for request in requests:
-            prompt, sampling = resolve(request, self.tokenizer, self.config, self._vocab, self.max_len_tokens)
-            for number in range(request.sample, request.sample + request.n):
-                sample = _Sample(request, sampling, number, list(prompt), len(prompt) + sampling.max_new_tokens, self._bare_start)
-                text = "".join(self._text(sample, token) for token in prompt)
-                if isinstance(request.prompt, str):
-                    text = request.prompt  # as it was before the target's tokenizer normalised it
-                sample.own = OwnTokens(self._expert_tokenizer, self._boundary, text)
-                if len(sample.own.ids) > self._expert_len:
-                    raise ConfigError(
-                        f"request {request.id}: its prompt has {len(sample.own.ids)} tokens of the expert, which holds {self._expert_len}"
-                    )
-                yield sample
+    def samples(self, request: Request) -> Iterator["_Sample"]:
+        """A request's samples, to be put at work.
+
+        Raises:
+          ConfigError: as `generate`.
+        """
+        if request.adapter is not None:
+            raise ConfigError(f"request {request.id}: there is no adapter {request.adapter!r} here (there are: none)")
+        prompt, sampling = resolve(request, self.tokenizer, self.config, self.vocab, self.max_len_tokens)
+        for number in range(request.sample, request.sample + request.n):
+            sample = _Sample(request, sampling, number, list(prompt), len(prompt) + sampling.max_new_tokens, self._bare_start)
+            text = "".join(self._text(sample, token) for token in prompt)
+            if isinstance(request.prompt, str):
+                text = request.prompt  # as it was before the target's tokenizer normalised it
+            sample.own = OwnTokens(self._expert_tokenizer, self._boundary, text)
+            if len(sample.own.ids) > self._expert_len:
+                raise ConfigError(
+                    f"request {request.id}: its prompt has {len(sample.own.ids)} tokens of the expert, which holds {self._expert_len}"
+                )
+            yield sample
+
+
+class CrossSession:
+    """Continuous batching, as `sampler.Session` has it, a token at a time. One session of a sampler at a time.
+
+    Args:
+      streams: tell of samples that aren't done, too.
+    """
+
+    def __init__(self, sampler: CrossSampler, streams: bool = False):
+        self._sampler, self._streams = sampler, streams
+        self._waiting: deque[_Sample] = deque()
+        self._work: dict[int, _Sample] = {}  # by row
+
+    @property
+    def busy(self) -> bool:
+        """Is anything at work or waiting?"""
+        return bool(self._work or self._waiting)
+
+    @property
+    def room(self) -> int:
+        """Rows that nothing waits for."""
+        return self._sampler.rows - len(self._work) - len(self._waiting)
+
+    def add(self, request: Request) -> None:
+        """Let a request's samples wait for rows.
+
+        Raises:
+          ConfigError: as `CrossSampler.generate`.
+        """
+        self._waiting.extend(self._sampler.samples(request))
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request's samples; their rows are free at once."""
+        self._waiting = deque(sample for sample in self._waiting if sample.request.id != request_id)
+        self._work = {row: sample for row, sample in self._work.items() if sample.request.id != request_id}
+
+    def advance(self) -> list[Progress]:
+        """Fill free rows from those that wait, extend all rows by a token, and say what it brought."""
+        news = []
+        for row in range(self._sampler.rows):
+            if self._waiting and row not in self._work:
+                self._work[row] = self._waiting.popleft()
+                self._sampler.begin(row, self._work[row])
+        for row, done in self._sampler.extend(self._work).items():
+            sample = self._work[row]
+            if done is not None:
+                news.append(Progress(done.id, done.sample, done.text, done))
+                del self._work[row]
+            elif self._streams and (text := unstopped(sample.text, sample.sampling.stop)) != sample.told:
+                sample.told = text
+                news.append(Progress(sample.request.id, sample.number, text, None))
+        return news
+
+    def warm_up(self) -> None:
+        """Compile all that requests can need; nothing may be at work."""
+        assert not self._work
+        self._sampler.warm_up_readers()
+        self.add(Request("warm-up", [0], sampling=SamplingConfig(max_new_tokens=1)))
+        while self.busy:
+            self.advance()
 
 
 @dataclass
@@ -180,6 +260,7 @@ class _Sample:
     full_at: int  # their number at which it ends
     bare: bool  # the text's first space is to come, and is none
     text: str = ""  # generated so far
+    told: str = ""  # of that
     own: "OwnTokens" = field(init=False)  # the expert's tokens
     decoder: codecs.IncrementalDecoder = field(default_factory=partial(codecs.getincrementaldecoder("utf-8"), "replace"))
     facts: list[Mapping[str, float]] = field(default_factory=list)

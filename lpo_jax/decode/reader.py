@@ -12,7 +12,7 @@ import numpy as np
 from lpo_jax.decode.engine import programs
 from lpo_jax.decode.request import LoadedModel, check_model
 from lpo_jax.decode.rules.warp import only
-from lpo_jax.decode.tables import Tables, page_slots, pages_of
+from lpo_jax.decode.tables import Tables, chunk_widths, page_slots, pages_of
 from lpo_jax.model.attention import NO_PAGE, PAGES_AXES, KVPages, copy_pages
 from lpo_jax.model.decoder import Params
 from lpo_jax.sharding import constrain, named
@@ -80,6 +80,13 @@ class Reader:
         for row, ids in wanted.items():
             self._held[row] = list(ids)
         return self._logits
+
+    def warm_up(self) -> None:
+        """Compile what `begin` and `read` need for prompts of any length; nothing may be at work."""
+        for width in chunk_widths(self._slots):
+            prompt = [0] * min(width + 1, self._longest)
+            self.begin(0, prompt)
+            self.read({0: prompt})
 
     def compilations(self) -> int:
         """How many programs have been compiled so far."""

@@ -43,12 +43,7 @@ class Sample:
 
         An end that may be half a character, or the beginning of a stop string, is left out.
         """
-        text = self._text(new).rstrip("\ufffd")
-        longest = max((len(stop) for stop in self.sampling.stop), default=1)
-        for n in range(min(longest - 1, len(text)), 0, -1):
-            if any(stop.startswith(text[-n:]) for stop in self.sampling.stop):
-                return text[:-n]
-        return text
+        return unstopped(self._text(new).rstrip("\ufffd"), self.sampling.stop)
 
     def _stopped(self, new: list[int]) -> str | None:
         """The text in front of the first stop string, if there is one. Then `searched` counts the tokens up to the one that completed it.
@@ -73,3 +68,12 @@ class Sample:
     def _text(self, new: list[int]) -> str:
         context, backend = list(self.prompt[-CONTEXT:]), self.tokenizer.backend
         return backend.decode(context + new)[len(backend.decode(context)) :]
+
+
+def unstopped(text: str, stops: Collection[str]) -> str:
+    """A text without the beginning of a stop string at its end."""
+    longest = max(map(len, stops), default=1)
+    for n in range(min(longest - 1, len(text)), 0, -1):
+        if any(stop.startswith(text[-n:]) for stop in stops):
+            return text[:-n]
+    return text

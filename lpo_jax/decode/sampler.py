@@ -7,6 +7,7 @@ the row that a sample is in, or on when it is let in. (Up to rounding: the same 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -18,7 +19,10 @@ from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingCon
 from lpo_jax.decode.rules.codecode import CoDecoding
 from lpo_jax.decode.rules.warp import Warp
 from lpo_jax.decode.sample import Sample
-from lpo_jax.decode.tables import Tables, page_slots, pages_of
+from lpo_jax.decode.tables import Tables, chunk_widths, page_slots, pages_of
+
+if TYPE_CHECKING:
+    from lpo_jax.decode.cross_sampler import CrossSession
 
 BLOCKS = (1, 2, 4, 8)
 """Sizes of a block that are chosen among where none is given."""
@@ -94,17 +98,31 @@ class Sampler:
         Raises:
           ConfigError: a prompt is empty or too long, or a seed out of range; the request's id is named.
         """
-        session, waiting = Session(self), iter(requests)
-        while True:
-            while session.room > 0 and (request := next(waiting, None)) is not None:
-                session.add(request)
-            if not session.busy:
-                return
-            yield from (progress.done for progress in session.advance() if progress.done)
+        return completions(self.session(), requests)
+
+    @property
+    def rows(self) -> int:
+        """Sequences at work at once."""
+        return self.engine.rows
+
+    def session(self, streams: bool = False) -> "Session":
+        """See `Session`."""
+        return Session(self, streams)
 
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
         return self.engine.compilations()
+
+
+def completions(session: "Session | CrossSession", requests: Iterable[Request]) -> Iterator[Completion]:
+    """Each sample's completion when it is done. Requests are read as rows become free."""
+    waiting = iter(requests)
+    while True:
+        while session.room > 0 and (request := next(waiting, None)) is not None:
+            session.add(request)
+        if not session.busy:
+            return
+        yield from (progress.done for progress in session.advance() if progress.done)
 
 
 @dataclass(frozen=True)
@@ -183,10 +201,15 @@ class Session:
             self._state = self._engine.extend(s.params, s.adapters, self._state, self._tables.table, steps, block=block)
         return self._collect()
 
-    def compile_blocks(self) -> None:
-        """Compile every size of a block that may be chosen; nothing may be at work."""
+    def warm_up(self) -> None:
+        """Compile all that requests can need; nothing may be at work."""
         assert not self._work
         s = self._sampler
+        longest, one = s.max_len_tokens - 1, SamplingConfig(max_new_tokens=1)
+        for length in sorted({min(width + 1, longest) for width in chunk_widths(s.engine.slots)}):
+            self.add(Request(f"warm-up {length}", [0] * length, sampling=one))
+            while self.busy:
+                self.advance()
         with jax.set_mesh(s.mesh):
             for block in BLOCKS if s.engine.rule is not None and s.block is None else ():
                 self._state = s.engine.extend(s.params, s.adapters, self._state, self._tables.table, 1, block=block)

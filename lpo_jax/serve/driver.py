@@ -9,12 +9,13 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from operator import methodcaller
 from queue import SimpleQueue
 
 from lpo_jax.config import ConfigError
-from lpo_jax.decode.request import Completion, Request, SamplingConfig
+from lpo_jax.decode.cross_sampler import CrossSampler, CrossSession
+from lpo_jax.decode.request import Completion, Request
 from lpo_jax.decode.sampler import Progress, Sampler, Session
-from lpo_jax.decode.tables import chunk_widths
 from lpo_jax.serve.protocol import Refusal
 
 log = logging.getLogger(__name__)
@@ -27,24 +28,18 @@ class Driver:
       max_waiting: samples that may wait for a row.
     """
 
-    def __init__(self, sampler: Sampler, max_waiting: int):
-        self.sampler, self.rows, self.capacity = sampler, sampler.engine.rows, sampler.engine.rows + max_waiting
+    def __init__(self, sampler: Sampler | CrossSampler, max_waiting: int):
+        self.sampler, self.rows, self.capacity = sampler, sampler.rows, sampler.rows + max_waiting
         self.failed = False
-        self._session = Session(sampler, streams=True)
-        self._orders: SimpleQueue[Callable[[Session], None] | None] = SimpleQueue()
+        self._session = sampler.session(streams=True)
+        self._orders: SimpleQueue[Callable[[Session | CrossSession], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._drive, name="lpo-decode", daemon=True)
         self._tickets: dict[str, Ticket] = {}  # by request
         self._closed: Refusal | None = None  # what everybody hears from now on
 
     def warm_up(self) -> None:
         """Compile all that requests can need; before `start`, in any thread."""
-        longest, one = self.sampler.max_len_tokens - 1, SamplingConfig(max_new_tokens=1)
-        lengths = {min(width + 1, longest) for width in chunk_widths(self.sampler.engine.slots)}
-        for length in sorted(lengths):
-            self._session.add(Request(f"warm-up {length}", [0] * length, sampling=one))
-            while self._session.busy:
-                self._session.advance()
-        self._session.compile_blocks()
+        self._session.warm_up()
 
     def start(self) -> None:
         """Begin to work for the running event loop."""
@@ -91,7 +86,7 @@ class Driver:
         """Free what a ticket holds."""
         for name in ticket.ids:
             if self._tickets.pop(name, None) is not None and ticket.unfinished:
-                self._orders.put(partial(Session.cancel, request_id=name))
+                self._orders.put(methodcaller("cancel", name))
 
     def _deliver(self, news: Sequence[Progress]) -> None:
         for progress in news:
@@ -121,7 +116,7 @@ class Driver:
             log.exception("decoding has failed")
             self._tell(self._fail, error)
 
-    def _add(self, request: Request, session: Session) -> None:
+    def _add(self, request: Request, session: Session | CrossSession) -> None:
         try:
             session.add(request)
         except ConfigError as error:

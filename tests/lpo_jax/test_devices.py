@@ -63,7 +63,9 @@ def test_perhaps_a_tpu_or_a_gpu(setup, machine):
 @needs_libtpu
 @pytest.mark.slow
 def test_a_cpu_command_says_nothing_of_tpus():
-    env = {key: value for key, value in os.environ.items() if key not in ("JAX_PLATFORMS", "XLA_FLAGS")} | {"PYTHONPATH": str(REPO)}
-    done = subprocess.run([sys.executable, "-m", "lpo_jax.cli", "doctor"], env=env, capture_output=True, text=True, cwd=REPO)
+    fresh = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_PLATFORMS", "XLA_FLAGS", "TPU_"))}
+    path = os.pathsep.join(filter(None, (str(REPO), fresh.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "lpo_jax.cli", "doctor"]
+    done = subprocess.run(command, env=fresh | {"PYTHONPATH": path}, capture_output=True, text=True, cwd=REPO)
     assert done.returncode == 0 and "1 x cpu (cpu)" in done.stdout
     assert done.stderr == ""

@@ -17,8 +17,10 @@ from lpo_jax import cli
 from lpo_jax.decode import job as jobs
 from lpo_jax.decode import load
 from lpo_jax.decode.prompts import asking
+from lpo_jax.model import hf
 from lpo_jax.sharding import make_mesh
 from tests.helpers.sampling import tokenizer, torch_model
+from tests.helpers.vocabularies import byte_level, loaded, sentencepiece, shape
 
 
 def instruct(port, seed):
@@ -28,11 +30,27 @@ def instruct(port, seed):
     return client.chat.completions.create(**asked, temperature=0.4, top_p=0.95).choices[0].message.content
 
 
-def test_the_command_serves_what_lpo_generate_writes(tmp_path, monkeypatch, caplog):
-    """And SIGTERM ends it with 0."""
-    directory = tmp_path / "llama"
+def alone(directory):
+    """A model's flags."""
     torch_model("llama untied").save_pretrained(directory)
     tokenizer().save(directory)
+    return ["--model", str(directory)]
+
+
+def mixed(directory):
+    """Those of two models that share no tokenizer."""
+    for place, tok, seed in ((directory, byte_level(), 0), (directory.with_name("other"), sentencepiece(), 1)):
+        made = loaded(shape(tok.size), seed, dtype="float32")
+        hf.write_params(place, made.model, made.params)
+        tok.save(place)
+    return ["--model", str(directory), "--security", str(directory.with_name("other")), "--preset", "crosec", "--weight", "0.4"]
+
+
+@pytest.mark.parametrize("models", [alone, mixed])
+def test_the_command_serves_what_lpo_generate_writes(models, tmp_path, monkeypatch, caplog):
+    """And SIGTERM ends it with 0."""
+    flags = models(tmp_path / "llama")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(load, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
     monkeypatch.setenv("LPO_API_KEY", " sesame\n")  # blanks around it, as files and shells leave them
     caplog.set_level(logging.INFO)
@@ -50,7 +68,7 @@ def test_the_command_serves_what_lpo_generate_writes(tmp_path, monkeypatch, capl
 
     thread = threading.Thread(target=client)
     guard = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("SIGTERM came before the server was ready"))
-    common = ["--model", str(directory), "--rows", "1", "--max-len-tokens", "60"]
+    common = [*flags, "--rows", "1", "--max-len-tokens", "60"]
     try:
         thread.start()
         assert cli.main(["serve", "--port", "0", *common]) == 0
@@ -61,7 +79,8 @@ def test_the_command_serves_what_lpo_generate_writes(tmp_path, monkeypatch, capl
     assert "sesame" not in caplog.text and "in the template plain" in caplog.text
     (tmp_path / "p.jsonl").write_text('{"id": "p", "instruction": "w1 w2"}\n')
     assert cli.main(["generate", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "out.jsonl"), *common, "--max-new-tokens", "12"]) == 0
-    assert found == [json.loads((tmp_path / "out.jsonl").read_text())["text"]]
+    assert found == [json.loads((tmp_path / "out.jsonl").read_text())["text"]] and found[0]
+    assert len(list(tmp_path.glob("cache/lpo-jax/alignment-*"))) == (models is mixed)
 
 
 def test_a_chat_template_writes_as_transformers_does(tmp_path):
