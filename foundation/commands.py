@@ -34,11 +34,19 @@ class Program:
         parser.set_defaults(run=run)
         return parser
 
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """What the arguments say; `run` among it is what runs the command.
+
+        Raises:
+          UserError: they are wrong.
+        """
+        return self._parser.parse_args(argv)
+
     def run(self, argv: Sequence[str] | None) -> int:
         """The exit code; what a user can mend is told on stderr."""
 
         def parse_and_run() -> int:
-            args = self._parser.parse_args(argv)
+            args = self.parse(argv)
             return args.run(args)
 
         return run_command(self._name, parse_and_run)

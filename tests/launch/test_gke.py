@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from launch import job
-from lpo_jax.config import load
 from tests.helpers.launch import CONFIG, ELSEWHERE, FITS, TOPOLOGY
 from tests.helpers.paths import REPO
 
@@ -19,7 +18,7 @@ def jobset(condition=None, **more):
 
 
 def settings(*overrides):
-    return job.text(load(REPO / CONFIG, [FITS, *overrides, TOPOLOGY]))
+    return job.read("train", [str(REPO / CONFIG), FITS, *overrides, TOPOLOGY]).text()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ DATA = "data.path=configs"  # any directory: it has no manifest to look into
 @pytest.fixture
 def slurm(fakes):
     fakes.answer("sbatch", "4711;clu\n")
+    fakes.answer("squeue .*--name=", "")  # no such job yet
     for state in ("PENDING", "RUNNING", "PENDING", "RUNNING"):
         fakes.answer("squeue", f"{state}\n", times=1)
     fakes.answer("squeue", "slurm_load_jobs error: Invalid job id specified\n", code=1)
@@ -41,7 +42,7 @@ def test_it_submits_and_follows_through_a_requeue(slurm):
         log.unlink()
     assert done.returncode == 0, done.stderr
     (submitted,) = [call["argv"] for call in slurm.calls if call["argv"][0] == "sbatch"]
-    assert submitted[-5:] == ["launch/slurm.sbatch", CONFIG, DATA, "mesh.tensor=16", wild]
+    assert submitted[-7:] == ["launch/slurm.sbatch", "lpo", "train", CONFIG, DATA, "mesh.tensor=16", wild]
     assert {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--partition=gpu", "--time=4:00:00"} <= set(submitted)
     assert "--export=ALL,JAX_PLATFORMS=cuda,LPO_RESTARTS=20" in submitted
     assert done.stdout.count("step 1 loss 3") == 1
@@ -100,7 +101,7 @@ def test_a_dry_run_runs_nothing(slurm):
 def test_the_batch_script_queues_again_what_was_told_to_stop(fakes, code, restarts, requeued):
     fakes.answer("srun", "", code=code)
     options = fakes.options({"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": restarts, "LPO_RESTARTS": "3"})
-    done = subprocess.run(["/bin/bash", REPO / "launch/slurm.sbatch", CONFIG, "a={b: c}"], **options)
+    done = subprocess.run(["/bin/bash", REPO / "launch/slurm.sbatch", "lpo", "train", CONFIG, "a={b: c}"], **options)
     assert done.returncode == code
     (step,) = [call["argv"] for call in fakes.calls if call["argv"][0] == "srun"]
     assert step[-4:] == [".venv/bin/lpo", "train", CONFIG, "a={b: c}"]

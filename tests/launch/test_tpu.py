@@ -13,6 +13,7 @@ import pytest
 from launch import slices
 from launch.common import LaunchError, name_of
 from launch.slices import Slice
+from lpo_jax.config import load
 from tests.helpers.launch import CONFIG, ELSEWHERE, FITS, MANIFEST, NOT_FOUND, STEPS, TOPOLOGY, node, queued, told, up
 from tests.helpers.paths import REPO
 
@@ -37,7 +38,11 @@ def test_arguments_arrive_as_they_were_given(cloud):
     assert up(cloud, *wild).returncode == 0
     (line,) = cloud.lines("worker.sh start")
     (command,) = [word.partition("=")[2] for word in shlex.split(line) if word.startswith("--command=")]
-    assert shlex.split(command) == ["bash", "lpo-jax/launch/worker.sh", "start", CONFIG, FITS, *wild, TOPOLOGY]
+    told = re.search(r"lpo-job-\w+\.json", command)[0]
+    assert shlex.split(command) == [
+        "bash", "lpo-jax-0123456789ab/launch/worker.sh", "start", told, "lpo", "train", f"@tree/{CONFIG}", FITS, *wild, TOPOLOGY
+    ]  # fmt: skip
+    assert load(REPO / CONFIG, [FITS, *wild, TOPOLOGY]).run_dir == json.loads((cloud.home / f"copied-{told}").read_text())["run_dir"]
 
 
 def test_all_that_is_missing_is_said_at_once(cloud):
@@ -204,7 +209,7 @@ def test_another_run_that_began_meanwhile_is_left_alone(cloud):
     cloud.answer("worker.sh start", "worker.sh: busy\n" + "worker.sh: started\n" * 3, first=True)
     done = up(cloud, "--delete=always")
     assert done.returncode == 2
-    assert "began another run meanwhile" in done.stderr
+    assert "began another job meanwhile" in done.stderr
     assert cloud.lines("tpu-vm delete|follow") == []
 
 
@@ -370,4 +375,4 @@ def test_help_teaches():
             [sys.executable, "-m", f"launch.{module}", "--help"], cwd=REPO, capture_output=True, text=True, check=True
         ).stdout
         assert "examples:" in shown
-        assert "CONFIG" in shown
+        assert "COMMAND" in shown and "eval: judge a model" in shown

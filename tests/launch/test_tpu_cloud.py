@@ -133,7 +133,7 @@ def test_a_lost_laptop(laptop):
     run.lose()
     assert laptop.cloud.nodes() == {NAME: "READY"}
     run = laptop.train("--delete=success")
-    run.until("is training: following it")
+    run.until("is at work: following it")
     hold.unlink()
     assert run.end().returncode == 0
     assert laptop.starts() == ["from step 0"] and laptop.finished() and laptop.cloud.nodes() == {}
@@ -194,7 +194,7 @@ def test_a_sign_in_that_expires(laptop):
     assert NOTICED + NAME in done.stdout and laptop.cloud.nodes() == {NAME: "READY"}  # it trains
     laptop.cloud.change(signed_in=True, connected=True)
     run = laptop.train("--delete=always")
-    run.until("is training: following it")
+    run.until("is at work: following it")
     hold.unlink()
     assert run.end().returncode == 0
     assert laptop.starts() == ["from step 0"] and laptop.finished() and laptop.cloud.nodes() == {}
