@@ -6,9 +6,9 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -108,12 +108,24 @@ class Shell:
         if self.dry_run:
             yield
             return
-        again = ["sh", "-c", 'while :; do "$@"; sleep 1; done', "sh", *command]
-        with subprocess.Popen(again, stdin=subprocess.DEVNULL, start_new_session=True) as process:
-            try:
-                yield
-            finally:
-                os.killpg(process.pid, signal.SIGTERM)
+        over, running = threading.Event(), list[subprocess.Popen]()
+
+        def again() -> None:
+            while not over.is_set():
+                running[:] = [subprocess.Popen(command, stdin=subprocess.DEVNULL)]
+                running[0].wait()
+                over.wait(1)
+
+        thread = threading.Thread(target=again, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            while thread.is_alive():  # it may just be beginning again
+                for process in running:
+                    process.terminate()
+                thread.join(0.2)
 
     def become(self, command: Sequence[str]) -> None:
         """Run instead of this process: signals are the command's, and so is the exit code."""
@@ -232,5 +244,3 @@ def last_line(text: str) -> str:
 def backoff(base_s: float, attempt: int) -> float:
     """Seconds before the next try: doubled each time, at most ten minutes."""
     return min(base_s * 2**attempt, 600.0)
-
-

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from foundation.errors import UserError
-from foundation.files import HUB_ID
+from foundation.stores import HUB_ID
 from launch.common import NEEDS_LOGIN, Checks, LaunchError, Shell, last_line
 from launch.job import Job, url_of
 from lpo_jax.cli.serve import api_key
@@ -74,9 +74,9 @@ def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str 
 
 def _check_mesh(job: Job, devices: int) -> None:
     """Of what decodes."""
-    axes = [getattr(job.given, axis, None) for axis in ("data", "fsdp", "expert", "tensor")]
     if job.command in ("serve", "generate"):
-        mesh_shape(MeshConfig(*axes), devices)
+        given = job.given
+        mesh_shape(MeshConfig(given.data, given.fsdp, given.tensor, given.expert), devices)
 
 
 def _check_benchmark(job: Job, _: int) -> None:
@@ -136,7 +136,9 @@ def check_cloud(shell: Shell, checks: Checks, bucket: str, project: str, config:
         )
     here = re.match(r"[a-z]+-[a-z]+\d+", zone)
     if here and re.fullmatch(r"us|eu|asia|[a-z]+-[a-z]+\d+", place) and place not in (here[0], MULTI_REGIONS.get(zone.partition("-")[0])):
-        checks.notes.append(f"LPO_BUCKET={bucket} is in {place}, the machines in {here[0]}: what they read is slow, and paid for by the GiB")
+        checks.notes.append(
+            f"LPO_BUCKET={bucket} is in {place}, the machines in {here[0]}: what they read is slow, and paid for by the GiB"
+        )
 
 
 def _check_run_dir(shell: Shell, checks: Checks, config: RunConfig, bucket: str, copy: Path) -> None:

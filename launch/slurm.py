@@ -51,10 +51,10 @@ def up(args: argparse.Namespace) -> int:
     logs = Path("runs/slurm")
     if not args.dry_run:
         logs.mkdir(parents=True, exist_ok=True)  # sbatch doesn't make it, and the job would end without a word
-    number = _under_way(shell, args.name, found, logs) or _submitted(shell, args, found, logs)
-    log = logs / f"{args.name}-{number}.log"
-    say(f"job {number}, log {log}; Ctrl-C stops following, scancel {number} the job")
-    return 0 if args.detach else follow(shell, number, log, args.pause_s, found.tunnel(args.port))
+    made = _under_way(shell, args.name, found, logs) or _submitted(shell, args, found, logs)
+    log = logs / f"{args.name}-{made}.log"
+    say(f"job {made}, log {log}; Ctrl-C stops following, scancel {made} the job")
+    return 0 if args.detach else follow(shell, made, log, args.pause_s, found.tunnel(args.port))
 
 
 def _under_way(shell: Shell, name: str, wanted: Job, logs: Path) -> str | None:
@@ -66,11 +66,11 @@ def _under_way(shell: Shell, name: str, wanted: Job, logs: Path) -> str | None:
     asked = shell.ask(["squeue", "--noheader", f"--user={getpass.getuser()}", f"--name={name}", "--format=%i"])
     if asked.returncode:
         raise LaunchError(f"squeue: {common.last_line(asked.stderr)}")
-    for number in asked.stdout.split():
-        told = logs / f"{name}-{number}.json"
-        wanted.check_same(f"{name} (job {number})", told.read_text() if told.is_file() else None)
-        say(f"{name} is under way as job {number}: following it")
-        return number
+    for found in asked.stdout.split():
+        told = logs / f"{name}-{found}.json"
+        wanted.check_same(f"{name} (job {found})", told.read_text() if told.is_file() else None)
+        say(f"{name} is under way as job {found}: following it")
+        return found
     return None
 
 
@@ -84,10 +84,10 @@ def _submitted(shell: Shell, args: argparse.Namespace, wanted: Job, logs: Path) 
     done = shell.ask(command, pretend="JOB")
     if done.returncode:
         raise LaunchError(f"sbatch: {common.last_line(done.stderr)}")
-    number = done.stdout.strip().partition(";")[0]  # JOB, or JOB;CLUSTER
+    made = done.stdout.strip().partition(";")[0]  # JOB, or JOB;CLUSTER
     if not args.dry_run:
-        write_text(logs / f"{args.name}-{number}.json", wanted.text())
-    return number
+        write_text(logs / f"{args.name}-{made}.json", wanted.text())
+    return made
 
 
 def follow(shell: Shell, job: str, log: Path, pause_s: float, tunnel: tuple[int, int] | None) -> int:

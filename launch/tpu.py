@@ -100,9 +100,7 @@ class Run:
                 pause = common.backoff(self.args.pause_s, attempt)
                 say(f"preempted: {reason}. Restart {attempt + 1} of at most {self.args.restarts} in {pause:.0f} s")
                 self.shell.sleep(pause)
-        raise LaunchError(
-            f"preempted {self.args.restarts + 1} times, RESTARTS={self.args.restarts}; the same command goes on"
-        )
+        raise LaunchError(f"preempted {self.args.restarts + 1} times, RESTARTS={self.args.restarts}; the same command goes on")
 
     def _prepare(self) -> None:
         """What comes before a TPU: the plan, the tree that travels, the job's inputs."""
@@ -135,7 +133,10 @@ class Run:
 
     def _install(self, node: Node) -> None:
         commit, tree = self._snapshot
-        packed, home = f"lpo-jax-{tree}.tar.gz", f"lpo-jax-{tree}"  # by content: a copy that failed can't go unnoticed, and what runs keeps its own
+        packed, home = (
+            f"lpo-jax-{tree}.tar.gz",
+            f"lpo-jax-{tree}",
+        )  # by content: a copy that failed can't go unnoticed, and what runs keeps its own
         unpack = f"new=$(mktemp -d -p .) && tar -xzf {packed} -C $new && {{ mv -T $new {home} || rm -rf $new; }}"
         named = f"ln -sfn {home} lpo-jax.new && mv -fT lpo-jax.new lpo-jax"
         setup = [f"{home}/launch/worker.sh", "setup", self.bucket, *["judges"] * (self.job.command == "eval")]
@@ -143,7 +144,11 @@ class Run:
             path, told = Path(folder) / packed, Path(folder) / self._told
             common.archive(self.shell, commit, path)
             told.write_text(self.job.text() + "\n")
-            secrets = {Path(folder) / name.lower().replace("_", "-"): (os.environ[name], target) for name, target in SECRETS.items() if self._needs(name)}
+            secrets = {
+                Path(folder) / name.lower().replace("_", "-"): (os.environ[name], target)
+                for name, target in SECRETS.items()
+                if self._needs(name)
+            }
             for file, (value, _) in secrets.items():
                 file.touch(mode=0o600)
                 file.write_text(value)
@@ -180,7 +185,9 @@ class Run:
         lost, lines = 0, "+1"
         tunnel = self.job.tunnel(self.args.port)
         if tunnel:
-            say(f"while this command runs, http://127.0.0.1:{tunnel[0]}/v1 is the server's, once its log says ready; clients show LPO_API_KEY")
+            say(
+                f"while this command runs, http://127.0.0.1:{tunnel[0]}/v1 is the server's, once its log says ready; clients show LPO_API_KEY"
+            )
         while True:
             since = time.monotonic()
             shown = self.tpu.ssh("0", f"{WORKER} follow {lines}", pretend="worker.sh: over 0", tunnel=tunnel)

@@ -6,13 +6,13 @@ A docstring says "`lpo NAME`: what it does in a few words.", then all of it, and
 import logging
 
 from foundation.commands import Program
-from lpo_jax.cli import config, export, generate, plan, serve, teacher, train
+from lpo_jax.cli import config, export, fetch, generate, plan, serve, teacher, train
 
 
 def parser() -> Program:
     """`lpo` with its commands."""
     program = Program("lpo", "Teach a code model to write secure code, and use it. `lpo COMMAND --help` has examples.")
-    for command in (train, config, teacher, plan, generate, serve, export):
+    for command in (train, config, teacher, plan, generate, serve, export, fetch):
         first, _, about = str(command.__doc__).partition("\n\n")
         name, short = command.__name__.rpartition(".")[2], first.partition(": ")[2].rstrip(".")
         command.add(program.command(name, short, about, command.run))

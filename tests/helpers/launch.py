@@ -95,7 +95,9 @@ ENVIRONMENT = {
 
 
 _SERVER = multiprocessing.get_context("forkserver")  # has imported once what each launcher would import anew, in seconds
-_SERVER.set_forkserver_preload(["launch.tpu", "launch.gke", "launch.slurm", "launch.local", "launch.sky", "evaluation.cli", "tests.helpers.launch"])
+_SERVER.set_forkserver_preload(
+    ["launch.tpu", "launch.gke", "launch.slurm", "launch.local", "launch.sky", "evaluation.cli", "tests.helpers.launch"]
+)
 
 
 class Launched:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 
 import pytest
 import yaml
@@ -192,3 +193,49 @@ def test_a_dry_run_shows_everything_and_runs_nothing(cluster):
 def test_down(fakes):
     assert fakes.run("gke", "--down", "--name=mine").returncode == 0
     assert fakes.order(["get-credentials", "delete jobset/mine"]) == ["get-credentials", "delete jobset/mine"]
+
+
+def test_a_server_and_its_port(cluster):
+    cluster.answer("logs", "hang", first=True)
+    cluster.answer("get pods .*metadata.name", "lpo-eve-serve-none-slice-0-0-abcde", first=True)
+    cluster.answer("get pods", "Running", first=True)
+    cluster.answers.insert(0, cluster.answers.pop(1))
+    cluster.answer("storage ls gs://bkt/runs/none", "", first=True)
+    run = cluster.start("gke", "--tpu=v5e:2x4", "--port=8001", "serve", "--model", "runs/none", env={"LPO_API_KEY": "sesame"})
+    run.until("port-forward")
+    end = time.monotonic() + 60
+    while len(cluster.lines("port-forward")) < 2 and time.monotonic() < end:  # kubectl ends when nobody listens yet, and is begun again
+        time.sleep(0.05)
+    run.interrupt()
+    done = run.end()
+    assert (
+        done.returncode == 130
+        and "lpo-eve-serve-none goes on" in done.stdout
+        and "make serve-gke-down JOB=lpo-eve-serve-none" in done.stdout
+    )
+    for line in cluster.lines("port-forward"):
+        assert line.endswith(" port-forward pod/lpo-eve-serve-none-slice-0-0-abcde --address=127.0.0.1 8001:8000")
+    secret = yaml.safe_load(next(call["stdin"] for call in cluster.calls if "apply" in call["argv"]))
+    assert secret["stringData"] == {"LPO_API_KEY": "sesame"}
+    (container,) = applied(cluster)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["lpo", "serve", "--model", "runs/none"]
+    assert container["env"] == [
+        {"name": "LPO_API_KEY", "valueFrom": {"secretKeyRef": {"name": "lpo-eve-serve-none-keys", "key": "LPO_API_KEY"}}}
+    ]
+    assert "sesame" not in done.stdout + done.stderr + "".join(cluster.lines())
+    calls = len(cluster.lines("port-forward"))
+    time.sleep(1.5)
+    assert len(cluster.lines("port-forward")) == calls  # none is left behind
+
+
+@pytest.mark.parametrize("words", [["--xpk"], []], ids=["xpk", "no key"])
+def test_a_server_needs_a_key_that_nobody_else_reads(cluster, words):
+    env = {"LPO_API_KEY": "sesame"} if words else {}
+    done = cluster.run("gke", "--tpu=v5e:2x4", *words, "serve", "--model", "runs/none", env=env)
+    assert done.returncode == 2 and ("serve without XPK" if words else "LPO_API_KEY: the key") in done.stderr
+
+
+def test_a_set_that_is_started_and_left(cluster):
+    done = up(cluster, "--detach", "--delete=always")
+    assert done.returncode == 0, done.stderr
+    assert "is on its way" in done.stdout and cluster.lines("apply") and cluster.lines("logs|delete") == []

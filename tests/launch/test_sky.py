@@ -144,12 +144,12 @@ def test_skypilot_itself_takes_the_file(fakes, place, tmp_path):
 @pytest.mark.slow
 def test_the_run_section_trains_is_killed_and_goes_on(fakes, place, seed_shards, tmp_path):
     """In a home directory as SkyPilot leaves one: the tree synced, the bucket there; the second machine has nothing but the bucket."""
-    small = ["mesh.fsdp=1", "stages.sft.epochs=null", "stages.sft.steps=6", "stages.lpo.epochs=null", "stages.lpo.steps=2", "eval_every_steps=0"]
-    small += ["checkpoint_every_steps=2", "eval_rows=16", "stages.sft.batch_rows=16", "stages.lpo.batch_rows=16", "log_every_steps=1"]
-    assert launch(fakes, "mesh.tensor=1", "mesh.data=-1", "--skip-plan", *small).returncode == 0
+    small = ["stages.sft.epochs=null", "stages.sft.steps=6", "stages.lpo.epochs=null", "stages.lpo.steps=2", "eval_every_steps=0"]
+    small += ["checkpoint_every_steps=2", "log_every_steps=1"]
+    assert launch(fakes, "--skip-plan", *small).returncode == 0
     bucket = tmp_path / "bucket"
     shutil.copytree(seed_shards["trimmed"], bucket / "runs/tiny_cpu_data")
-    script = written(place)["run"].replace(TOPOLOGY, "mesh.topology=null")  # there are no TPUs here
+    script = written(place)["run"].replace(FITS, "mesh.tensor=1").replace(TOPOLOGY, "mesh.topology=null")  # there are no TPUs here
 
     def machine(number):
         home = tmp_path / f"home{number}"
