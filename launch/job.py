@@ -14,6 +14,7 @@ from launch.common import LaunchError, name_of
 from lpo_jax.config import RunConfig, from_dict, load, to_dict
 
 MODELS = ("model", "adapter", "tokenizer", "security", "security_adapter", "security_tokenizer", "template")
+WEIGHTS = ("model.path", "--model", "--completions", "--security")
 NO_PATHS = ("canonical", "insecure", "openai", "alpaca", "chat", "plain")  # what --completions and --template may say beside files
 NOT_ASKED = ("run", "config", "overrides")  # of the arguments, what isn't the user's, or stands in the config
 
@@ -161,7 +162,7 @@ def check_paths(job: Job) -> None:
     """
     written = {} if job.output is None else {"run_dir" if job.command == "train" else "-o": job.output}
     for key, value in {**written, **job.inputs()}.items():
-        native = key == "run_dir" and value.startswith("gs://")  # checkpoints need no mounted bucket
+        native = value.startswith("gs://") and (key == "run_dir" or key in WEIGHTS)  # neither checkpoints nor weights need a mounted bucket
         if not native and (Path(value).is_absolute() or ".." in Path(value).parts or "://" in value):
             raise LaunchError(f"{key}={value}: give a path relative to this checkout and to the bucket, like runs/NAME or data/NAME")
 

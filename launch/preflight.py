@@ -48,6 +48,9 @@ def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str 
                     )
                 elif ask:
                     checks.missing.append(f"{key}={value} is neither here nor in gs://{bucket}: {remedy}")
+            elif value.startswith("gs://"):
+                if ask and shell.ask(["gcloud", "storage", "ls", f"{value.rstrip('/')}/config.json"]).returncode:
+                    checks.missing.append(f"{key}={value}: no model there: lpo fetch HUB_ID {value}")
             elif bucket and ask and not shell.dry_run and not shell.ask(["gcloud", "storage", "ls", f"gs://{bucket}/{value}"]).returncode:
                 continue
             elif bucket and shell.dry_run and value.startswith("runs/"):

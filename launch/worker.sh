@@ -26,6 +26,7 @@ report() { echo "worker.sh: $*"; }
 
 setup() {
   mkdir -p "$bucket_dir" "$state"
+  echo "gs://$1/models" >"$state/models"
   if ! mountpoint --quiet "$bucket_dir"; then
     command -v gcsfuse >/dev/null || install_gcsfuse
     # No caching of what exists: each worker must see at once what another one has written.
@@ -104,6 +105,8 @@ in_bucket() {
   if [[ -f $HOME/.lpo-hf-token ]]; then export HF_TOKEN_PATH=$HOME/.lpo-hf-token; fi
   # In the environment, where only this user's programs can see it.
   if [[ -f $HOME/.lpo-api-key ]]; then LPO_API_KEY=$(<"$HOME/.lpo-api-key") && export LPO_API_KEY; fi
+  # Models of the hub are fetched into the bucket, once, and read from there (lpo fetch --help).
+  if [[ -f $state/models ]]; then LPO_MODELS=$(<"$state/models") && export LPO_MODELS; fi
   cd "$bucket_dir"
   local program=$1
   shift

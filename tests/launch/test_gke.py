@@ -76,7 +76,7 @@ def test_the_manifest(cluster):
     assert container["image"] == "reg.dev/proj/repo/lpo:0123456789ab"
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["workingDir"] == container["volumeMounts"][0]["mountPath"]
-    assert "env" not in container
+    assert container["env"] == [{"name": "LPO_MODELS", "value": "gs://bkt/models"}]
     assert pod["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "bkt"
 
 
@@ -87,7 +87,7 @@ def test_the_token_is_a_secret_and_never_shown(cluster):
     secret = yaml.safe_load(next(call["stdin"] for call in cluster.calls if "apply" in call["argv"]))
     assert (secret["kind"], secret["stringData"]) == ("Secret", {"HF_TOKEN": "hf_sesame"})
     (container,) = applied(cluster)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
-    assert container["env"][0]["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "HF_TOKEN"}
+    assert container["env"][1]["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "HF_TOKEN"}
     assert f"secret/{secret['metadata']['name']}" in cluster.lines("delete")[-1]
 
 
@@ -174,7 +174,7 @@ def test_xpk(cluster):
     assert {"--cluster=clu", "--project=proj", "--zone=us-west4-a", "--tpu-type=v5litepod-16", "--max-restarts=20"} <= set(create)
     assert "--docker-image=reg.dev/proj/repo/lpo:0123456789ab" in create
     mark = base64.b64encode(settings("run_dir=runs/a b").encode()).decode()
-    assert f"--command=cd /bucket && LPO_JOB={mark} lpo train /lpo-jax/{CONFIG} {FITS} 'run_dir=runs/a b' {TOPOLOGY}" in create
+    assert f"--command=cd /bucket && LPO_MODELS=gs://bkt/models LPO_JOB={mark} lpo train /lpo-jax/{CONFIG} {FITS} 'run_dir=runs/a b' {TOPOLOGY}" in create
     assert any(word.startswith("--restart-on-exit-codes=") and word.endswith("75") for word in create)
     assert "hf_sesame" not in " ".join(create)
     assert cluster.lines("xpk workload delete")
@@ -219,7 +219,7 @@ def test_a_server_and_its_port(cluster):
     assert secret["stringData"] == {"LPO_API_KEY": "sesame"}
     (container,) = applied(cluster)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["lpo", "serve", "--model", "runs/none"]
-    assert container["env"] == [
+    assert container["env"][1:] == [
         {"name": "LPO_API_KEY", "valueFrom": {"secretKeyRef": {"name": "lpo-eve-serve-none-keys", "key": "LPO_API_KEY"}}}
     ]
     assert "sesame" not in done.stdout + done.stderr + "".join(cluster.lines())

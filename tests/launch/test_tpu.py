@@ -130,7 +130,7 @@ def test_a_bucket_far_away_is_noted(cloud, place, noted):
 
 def test_a_run_that_the_bucket_has_is_taken_from_there(cloud, tmp_path):
     """An older copy of it may lie here."""
-    words = ["--tpu=v5e:2x4", "generate", "README.md", "-o", "runs/out.jsonl", "--model", "runs/test_upload"]
+    words = ["--tpu=v5e:4x4", "generate", "README.md", "-o", "runs/out.jsonl", "--model", "runs/test_upload"]
     run = REPO / "runs/test_upload"
     (run / "checkpoints").mkdir(parents=True)
     config = load(REPO / CONFIG, ["run_dir=runs/test_upload", "data.path=tests"])

@@ -20,7 +20,7 @@ from tests.helpers.paths import REPO
 LPO = """#!/usr/bin/env bash
 trap 'echo saving; exit 75' TERM
 echo "in $PWD: $(printf '<%s>' "$@")"
-echo "token ${HF_TOKEN_PATH:-none}"
+echo "token ${HF_TOKEN_PATH:-none}, models $LPO_MODELS"
 if [[ -e $HOME/forever ]]; then while true; do sleep 0.05; done; fi
 exit 3
 """
@@ -68,7 +68,7 @@ def test_set_up_run_and_follow(worker, fakes):
     shown = worker("follow").splitlines()
     assert shown[-3:] == [
         f"in {fakes.home}/lpo-bucket: <train><{fakes.home}/lpo-jax/configs/x.yaml><a={{b: c}}><d=it's>",
-        f"token {fakes.home}/.lpo-hf-token",
+        f"token {fakes.home}/.lpo-hf-token, models gs://bkt/models",
         "worker.sh: over 3",
     ]
     assert worker("state") == 'worker.sh: job {"job": 1}\nworker.sh: over 3\n'
