@@ -1,7 +1,6 @@
 """TPU slices: their names in JAX (v5e:4x4), in Google Cloud (v5litepod-16) and on GKE."""
 
 import glob
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from launch import job
 from launch.common import LaunchError
 from launch.job import Job
+from lpo_jax.plan.chips import chips_in, hosts_of
 
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBIC = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
@@ -54,12 +54,12 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        return math.prod(int(side) for side in self.topology.split("x"))
+        return chips_in(self.name)
 
     @property
     def hosts(self) -> int:
         """Virtual machines, each with a process of its own."""
-        return 1 if self.facts.shapes is FLAT and self.chips <= 8 else max(1, self.chips // 4)
+        return hosts_of(self.name)
 
     @property
     def accelerator_type(self) -> str:

@@ -77,7 +77,7 @@ TARGETS = make_targets()
 
 def words_of(line):
     """A command's words: what only a shell would read, and dots that stand for more, left out."""
-    line = re.split(r" [|>] ", line)[0].replace("CONFIG=...", f"CONFIG={ANY}").replace('"..."', '""')
+    line = re.split(r" [|>] ", line)[0].replace("CONFIG=...", f"CONFIG={ANY}").replace("JOB=...", "JOB=mine").replace('"..."', '""')
     line = re.sub(r"\[(--[\w-]+ ?\S*)\]", r"\1", line)
     return [word for word in shlex.split(line, comments=True) if word != "..."]
 
@@ -149,7 +149,7 @@ def test_a_make(line, monkeypatch, capfd):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(huggingface_hub, "auth_check", lambda *_, **__: None)
     monkeypatch.chdir(REPO)
-    monkeypatch.setattr("sys.argv", [module, *given, "--dry-run"])
+    monkeypatch.setattr("sys.argv", [module, "--dry-run", *given])
     assert importlib.import_module(f"launch.{module}").main() == 0, capfd.readouterr().err
 
 
