@@ -4,18 +4,19 @@ CONFIG ?= configs/tiny_cpu.yaml
 RUN ?= runs/tiny_cpu
 ARGS ?=
 BIN := .venv/bin
-LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m launch
+LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH:$(CURDIR)/.venv/sky/bin" $(BIN)/python -m launch
 # Settings of the launchers, all explained by `python -m launch.tpu --help`; $(call on,SPOT,--spot) is the option unless SPOT is empty or 0.
 on = $(if $(filter-out 0 no false,$($(1))),$(2))
 with = $(if $($(1)),$(2)=$($(1)))
-CLOUD = $(call with,TPU,--tpu) $(call with,JOB,--name) $(call with,RESTARTS,--restarts) $(call on,SPOT,--spot) $(call on,SKIP_PLAN,--skip-plan) \
-	$(call on,DRY_RUN,--dry-run) $(if $(filter always,$(DELETE)),--delete=always,$(call on,DELETE,--delete=success))
+CLOUD = $(call with,TPU,--tpu) $(call with,JOB,--name) $(call on,SPOT,--spot) $(call on,SKIP_PLAN,--skip-plan) \
+	$(call on,DRY_RUN,--dry-run)
+FOLLOWED = $(call with,RESTARTS,--restarts) $(if $(filter always,$(DELETE)),--delete=always,$(call on,DELETE,--delete=success)) $(call with,PORT,--port)
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-tpu train-tpu-down train-gke train-gke-down train-slurm train-local-multihost distill-demo codecode-demo plan test test-slow test-heavy lint clean
+.PHONY: help train train-local-multihost distill-demo codecode-demo plan test test-slow test-heavy lint clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '{sub(/^#: /, "")} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lpo-jax needs Python 3.11 or newer; set PYTHON=...")'
@@ -47,27 +48,54 @@ train: $(RUN)_data/manifest.json ## the main job on the embedded default: build,
 	$(BIN)/pip install --quiet --editable '.[tpu]'
 	touch $@
 
-train-tpu: $(if $(call on,SKIP_PLAN,1),.venv/installed,.venv/installed-tpu) ## the same job on a Cloud TPU, all of it from a laptop: TPU=v5e:4x4 SPOT=1 DELETE=1 DRY_RUN=1 ...; on a TPU host it just runs
-	$(LAUNCH).tpu $(CLOUD) $(call on,QUEUED,--queued) $(call with,WAIT_MIN,--wait-min) $(CONFIG) $(ARGS)
+# What can run elsewhere, and where: make WHAT-WHERE, e.g. `make eval-tpu`. A config is given as CONFIG, all else as ARGS.
+JOBS := train eval serve generate teacher export
+SKY_JOBS := $(filter-out serve,$(JOBS))
+JOB_ARGS = $* $(if $(filter train teacher,$*),$(CONFIG)) $(ARGS)
+PLANNED := $(if $(call on,SKIP_PLAN,1),.venv/installed,.venv/installed-tpu)
 
-train-tpu-down: .venv/installed ## delete that TPU: CONFIG=... ARGS=... as it was started, or JOB=...
-	$(LAUNCH).tpu --down $(CLOUD) $(CONFIG) $(ARGS)
+.PHONY: $(foreach job,$(JOBS),$(job)-tpu $(job)-tpu-down $(job)-gke $(job)-gke-down $(job)-slurm) $(SKY_JOBS:%=%-sky)
 
-train-gke: $(if $(call on,SKIP_PLAN,1),.venv/installed,.venv/installed-tpu) ## the same job on a GKE cluster, as a JobSet (XPK=1: made by XPK); launch/README.md has them all
-	$(LAUNCH).gke $(CLOUD) $(call on,XPK,--xpk) $(CONFIG) $(ARGS)
+#: train-tpu: ## the same job on a Cloud TPU, all of it from a laptop: TPU=v5e:4x4 SPOT=1 DELETE=1 DRY_RUN=1 ...; on a TPU host it just runs
+#: eval-tpu: ## judge a model there: ARGS="--benchmark NAME --data FILE --completions runs/NAME -o evals/NAME"
+#: serve-tpu: ## answer OpenAI's API there, at http://127.0.0.1:8000 here (PORT=...): ARGS="--model runs/NAME"; LPO_API_KEY is its key
+#: generate-tpu: ## and teacher-tpu, export-tpu: the other commands of lpo there; ARGS are the command's own
+#: train-tpu-down: ## delete that TPU: CONFIG=... ARGS=... as it was started, or JOB=...; eval-tpu-down, serve-tpu-down, ... too
+$(JOBS:%=%-tpu): %-tpu: $(PLANNED)
+	$(LAUNCH).tpu $(CLOUD) $(FOLLOWED) $(call on,QUEUED,--queued) $(call with,WAIT_MIN,--wait-min) $(JOB_ARGS)
 
-train-gke-down: .venv/installed ## delete that JobSet: CONFIG=... ARGS=... as it was started, or JOB=...
-	$(LAUNCH).gke --down $(CLOUD) $(call on,XPK,--xpk) $(CONFIG) $(ARGS)
+$(JOBS:%=%-tpu-down): %-tpu-down: .venv/installed
+	$(LAUNCH).tpu --down $(CLOUD) $(if $(JOB),,$(JOB_ARGS))
 
-train-slurm: .venv/installed ## the same job on SLURM, from a login node: NODES=2 GPUS=8 CONFIG=... ARGS="key=value ..."
+#: train-gke: ## and eval-gke, serve-gke, ...: all of that on a GKE cluster, as a JobSet (XPK=1: made by XPK; DETACH=1: don't follow)
+#: train-gke-down: ## delete that JobSet, as train-tpu-down does
+$(JOBS:%=%-gke): %-gke: $(PLANNED)
+	$(LAUNCH).gke $(CLOUD) $(FOLLOWED) $(call on,XPK,--xpk) $(call on,DETACH,--detach) $(JOB_ARGS)
+
+$(JOBS:%=%-gke-down): %-gke-down: .venv/installed
+	$(LAUNCH).gke --down $(CLOUD) $(call on,XPK,--xpk) $(if $(JOB),,$(JOB_ARGS))
+
+#: train-slurm: ## and eval-slurm, serve-slurm, ...: the same on SLURM, from a login node: NODES=2 GPUS=8 CONFIG=... ARGS="key=value ..."
+$(JOBS:%=%-slurm): %-slurm: .venv/installed
 	$(if $(GPUS),$(BIN)/pip install --quiet --editable '.[cuda]')
-	$(LAUNCH).slurm $(call with,NODES,--nodes) $(call with,GPUS,--gpus) $(call with,JOB,--name) $(call with,RESTARTS,--restarts) $(call on,DRY_RUN,--dry-run) $(CONFIG) $(ARGS)
+	$(LAUNCH).slurm $(call with,NODES,--nodes) $(call with,GPUS,--gpus) $(call with,JOB,--name) $(call with,RESTARTS,--restarts) $(call with,PORT,--port) \
+		$(call on,DETACH,--detach) $(call on,DRY_RUN,--dry-run) $(JOB_ARGS)
+
+# SkyPilot pins other versions of what lpo serve needs.
+.venv/installed-sky: .venv/installed
+	$(PYTHON) -m venv .venv/sky
+	.venv/sky/bin/pip install --quiet -r requirements-sky.txt
+	touch $@
+
+#: train-sky: ## and eval-sky, ...: as one of SkyPilot's managed jobs: any zone, recovery, no laptop needed: SPOT=1 CONFIG=... ARGS="key=value ..."
+$(SKY_JOBS:%=%-sky): %-sky: $(PLANNED) .venv/installed-sky
+	$(LAUNCH).sky $(CLOUD) $(JOB_ARGS)
 
 # Eight devices want eight rows a step; the default has one.
 REHEARSAL = $(if $(filter configs/tiny_cpu.yaml,$(CONFIG)),run_dir=$(RUN)_multihost stages.sft.batch_rows=8 stages.lpo.batch_rows=8 eval_rows=8)
 
 train-local-multihost: $(RUN)_data/manifest.json ## the main job in two processes of four fake devices, as two hosts would
-	$(LAUNCH).local $(call on,DRY_RUN,--dry-run) $(CONFIG) $(REHEARSAL) $(ARGS)
+	$(LAUNCH).local $(call on,DRY_RUN,--dry-run) train $(CONFIG) $(REHEARSAL) $(ARGS)
 
 JUDGES ?= bandit semgrep
 DEMO := runs/distill_demo

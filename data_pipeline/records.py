@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from foundation.errors import DataError
-from foundation.files import HUB_ID, Json, sha256
+from foundation.files import Json, sha256
+from foundation.stores import HUB_ID
 
 Bad = Callable[[str, str], None]
 """Told where a row stands that can't be read, and why."""

@@ -13,7 +13,8 @@ from typing import Any
 import tokenizers
 
 from foundation.errors import DataError
-from foundation.files import Json, directory_of, read_object, read_text, write_json, write_text
+from foundation.files import Json, read_object, read_text, write_json, write_text
+from foundation.stores import directory_of
 
 EOS_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 """End-of-text tokens to look for where a tokenizer doesn't say which one is its own."""

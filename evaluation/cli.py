@@ -18,6 +18,11 @@ from lpo_jax.cli.models import add_asking, add_quantize
 
 def main(argv: list[str] | None = None) -> int:
     devices.leave_absent_tpus_alone()
+    return program().run(argv)
+
+
+def program() -> Program:
+    """`lpo-eval` with its commands."""
     program = Program("lpo-eval", __doc__)
     run = program.command("run", "judge a model on a benchmark", _run.__doc__, _run)
     run.add_argument("--benchmark", required=True, metavar="NAME", help="`lpo-eval benchmarks` lists them")
@@ -75,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     program.command("benchmarks", "list benchmarks: forms, licences, where their data comes from", "List the benchmarks.", _benchmarks)
-    return program.run(argv)
+    return program
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -40,12 +40,20 @@ class Program:
         parser.set_defaults(run=run)
         return parser
 
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """What the arguments say; `run` among it is what runs the command.
+
+        Raises:
+          UserError: they are wrong.
+        """
+        words = sys.argv[1:] if argv is None else argv
+        return self._parser.parse_args([_HOME.sub(lambda found: f"{found[1]}{Path.home()}/", word) for word in words])
+
     def run(self, argv: Sequence[str] | None) -> int:
         """The exit code; what a user can mend is told on stderr."""
 
         def parse_and_run() -> int:
-            words = sys.argv[1:] if argv is None else argv
-            args = self._parser.parse_args([_HOME.sub(lambda found: f"{found[1]}{Path.home()}/", word) for word in words])
+            args = self.parse(argv)
             return args.run(args)
 
         return run_command(self._name, parse_and_run)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import secrets
 import socket
 import time
@@ -307,26 +306,3 @@ def kept(file: Path, read: Callable[[Path], X], make: Callable[[], X], write: Ca
 def is_bucket(path: Path) -> bool:
     """Whether a path is in a bucket (gs://...)."""
     return "://" in str(path)
-
-
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-"""OWNER/NAME."""
-
-
-def directory_of(name: str | Path, patterns: list[str]) -> Path | None:
-    """The directory that a name stands for: itself, or a hub id's files that match `patterns`, downloaded once. None: it is neither."""
-    here = Path(name).expanduser()
-    if here.is_dir():
-        return here
-    if not HUB_ID.fullmatch(str(name)):
-        return None
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=patterns))
-    except Exception as error:  # of the hub's own kinds, of its HTTP library's, of the disk's
-        said = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{name}: no such directory here, and the hub doesn't give it ({type(error).__name__}: {said}); correct the name, log in "
-            "(`hf auth login`), or give a directory"
-        ) from None

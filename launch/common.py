@@ -1,6 +1,5 @@
 """What the launchers share: commands run or only shown, checks that come first, the tree that travels, the plan."""
 
-import argparse
 import getpass
 import hashlib
 import os
@@ -9,21 +8,20 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from foundation.commands import number, whole
 from foundation.errors import UserError
-from lpo_jax.config import RunConfig, load, to_dict
 
 T = TypeVar("T")
 REPO = Path(__file__).resolve().parent.parent
 PREEMPTED = 75  # lpo train was told to stop, has saved, and goes on when started again (EX_TEMPFAIL)
 NEVER_SENT = [":(exclude,glob)**/.env*", ":(exclude,glob)**/*.pem", ":(exclude,glob)**/*.key", ":(exclude,glob)**/id_rsa*"]
-INPUTS = [("data", "tokenizer"), ("model", "path"), ("model", "adapter"), ("model", "shape")]
 LONGEST_NAME = 40  # of what is created: the cloud appends to it
 TAIL = 2**18  # bytes of a stream's end that are kept
 NEEDS_LOGIN = re.compile(r"refreshing your current auth|invalid_grant|Reauthentication|gcloud auth login")
@@ -60,14 +58,14 @@ class Shell:
                 raise LaunchError(f"{command[0]} failed with exit code {done.returncode}")
 
     def ask(
-        self, command: Sequence[str], *, pretend: str = "", quiet: bool = False, harmless: bool = False
+        self, command: Sequence[str], *, pretend: str = "", code: int = 0, quiet: bool = False, harmless: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Run and return what it printed; a failure is the caller's to judge. `quiet` doesn't show the command (polling), `harmless` runs it
-        in a dry run too: it only looks at what is here."""
+        """Run and return what it printed; a failure is the caller's to judge. A dry run takes `pretend` and `code` for it. `quiet` doesn't show the
+        command (polling), `harmless` runs it in a dry run too: it only looks at what is here."""
         if not quiet or self.dry_run:
             self._show(command)
         if self.dry_run and not harmless:
-            return subprocess.CompletedProcess(command, 0, pretend, "")
+            return subprocess.CompletedProcess(command, code, pretend, "")
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
     def ask_patiently(self, command: Sequence[str], *, pretend: str, tries: int, pause_s: float, none: str | None = None) -> str:
@@ -102,6 +100,32 @@ class Shell:
                 sys.stdout.buffer.flush()
                 tail = (tail + chunk)[-TAIL:]
         return subprocess.CompletedProcess(command, process.returncode, tail.decode(errors="replace"))
+
+    @contextmanager
+    def beside(self, command: Sequence[str]) -> Iterator[None]:
+        """Keep it running until the block ends: it is begun again whenever it ends."""
+        self._show(command)
+        if self.dry_run:
+            yield
+            return
+        over, running = threading.Event(), list[subprocess.Popen]()
+
+        def again() -> None:
+            while not over.is_set():
+                running[:] = [subprocess.Popen(command, stdin=subprocess.DEVNULL)]
+                running[0].wait()
+                over.wait(1)
+
+        thread = threading.Thread(target=again, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            while thread.is_alive():  # it may just be beginning again
+                for process in running:
+                    process.terminate()
+                thread.join(0.2)
 
     def become(self, command: Sequence[str]) -> None:
         """Run instead of this process: signals are the command's, and so is the exit code."""
@@ -172,50 +196,29 @@ def name_of(run_dir: str) -> str:
     return f"{name[: LONGEST_NAME - 7].strip('-')}-{mark}"
 
 
-def read_config(path: str, overrides: Sequence[str]) -> RunConfig:
-    """The run's settings; paths in it must be relative, because a run elsewhere starts in another directory: the bucket."""
-    config = load(path, overrides)
-    for key, value in {"run_dir": config.run_dir, **inputs(config)}.items():
-        native = key == "run_dir" and value.startswith("gs://")  # checkpoints need no mounted bucket
-        if not native and (Path(value).is_absolute() or ".." in Path(value).parts or "://" in value):
-            raise LaunchError(f"{key}={value}: give a path relative to this checkout and to the bucket, like runs/NAME or data/NAME")
-    return config
-
-
-def inputs(config: RunConfig) -> dict[str, str]:
-    """The paths that a run reads, by key: its shard sets first, at last what stands beside the trained model."""
-    settings = to_dict(config)
-    found = {f"{part}.{key}": settings[part].get(key) for part, key in INPUTS}
-    for name, stage in settings["stages"].items():
-        objective = stage["objective"]
-        found[f"stages.{name}.objective.kl.teacher"] = (objective.get("kl") or {}).get("teacher")
-        found[f"stages.{name}.objective.reference"] = objective.get("reference")
-    return config.shard_paths() | {key: value for key, value in found.items() if value is not None}
-
-
-def run_url(config: RunConfig, bucket: str) -> str:
-    return config.run_dir if config.run_dir.startswith("gs://") else f"gs://{bucket}/{config.run_dir}"
-
-
-def upload(shell: Shell, config: RunConfig, bucket: str) -> None:
-    """Bring the bucket what of the run's inputs lies here: shards, a model's directory. A hub id stays for the workers to fetch."""
-    for value in inputs(config).values():
+def upload(shell: Shell, paths: Iterable[str], bucket: str) -> None:
+    """Bring the bucket what of a job's inputs lies here: shards, models, prompts. A hub id stays for `lpo fetch`. A run that is there already stays as it is."""
+    for value in dict.fromkeys(paths):
         if Path(value).is_dir():
+            mark = f"gs://{bucket}/{value}/config.json"
+            if (Path(value) / "checkpoints").is_dir() and not shell.ask(["gcloud", "storage", "ls", mark], code=1).returncode:
+                say(f"{value} is in gs://{bucket} already, and is taken from there")
+                continue
             shell.run(["gcloud", "storage", "rsync", "--recursive", value, f"gs://{bucket}/{value}"])
         elif Path(value).is_file():
             shell.run(["gcloud", "storage", "cp", value, f"gs://{bucket}/{value}"])
 
 
-def plan(shell: Shell, config: str, overrides: Sequence[str]) -> None:
-    """Let the TPU compiler say, here and now, whether the run fits.
+def plan(shell: Shell, words: Sequence[str]) -> None:
+    """Let the TPU compiler say, here and now, whether the run fits. `words`: a config and its settings.
 
     Raises:
       LaunchError: it doesn't.
     """
     try:
-        shell.run(["lpo", "plan", config, *overrides])
+        shell.run(["lpo", "plan", *words])
     except LaunchError:
-        raise LaunchError(f"`lpo plan` refuses {config}, see above. SKIP_PLAN=1 starts it all the same") from None
+        raise LaunchError(f"`lpo plan` refuses {words[0]}, see above. SKIP_PLAN=1 starts it all the same") from None
 
 
 def snapshot(shell: Shell) -> tuple[str, str]:
@@ -241,49 +244,3 @@ def last_line(text: str) -> str:
 def backoff(base_s: float, attempt: int) -> float:
     """Seconds before the next try: doubled each time, at most ten minutes."""
     return min(base_s * 2**attempt, 600.0)
-
-
-def parser(module: str, description: str | None, examples: str, named: str, config: str, optional: bool = False) -> argparse.ArgumentParser:
-    """What every launcher takes: a config with its overrides, and a name. `named` and `config` say of what it is and what it must be."""
-    raw = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser(f"python -m launch.{module}", description=description, epilog=examples, formatter_class=raw)
-    made.add_argument("config", nargs="?" if optional else None, metavar="CONFIG", help=config)
-    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, as for `lpo train`")
-    made.add_argument("--name", help=f"{named} (default: lpo, your user name and the run_dir's)")
-    made.add_argument("--dry-run", action="store_true", help="check the run, show every command, run none")
-    return made
-
-
-def cloud_parser(module: str, description: str | None, examples: str) -> argparse.ArgumentParser:
-    """What every launcher for the cloud takes; `--down --name` needs no config."""
-    config = "a YAML file that git tracks, e.g. configs/lpo_hf.yaml"
-    made = parser(module, description, examples, "of what is created", config, optional=True)
-    made.add_argument("--tpu", metavar="SLICE", help="v5e:4x4, v6e:4x8, v5p:2x2x4, ... or v5litepod-16, v6e-32, v5p-32, ...")
-    made.add_argument("--restarts", type=whole(0), default=20, help="restarts after preemption (default: 20)")
-    made.add_argument("--delete", choices=("never", "success", "always"), default="never", help="delete what was created at the end: after a run that succeeded, or also after one that failed (default: never); Ctrl-C never does")  # fmt: skip
-    made.add_argument("--skip-plan", action="store_true", help="don't ask `lpo plan` first")
-    made.add_argument("--pause-s", type=number(), default=30, help="seconds between looks at the cloud, before a first retry (default: 30)")
-    made.add_argument("--down", action="store_true", help="delete what an earlier run created, and do nothing else")
-    return made
-
-
-def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments of such a parser, with a name and the config's path within the repository, which becomes the working directory."""
-    args = made.parse_intermixed_args()
-    if args.config is None and not (args.down and args.name):  # required, but for --down --name
-        made.error("the following arguments are required: CONFIG (or --down --name NAME)")
-    if args.config is not None:
-        args.config = os.path.relpath(args.config, REPO)
-    if not args.name:
-        try:
-            args.name = name_of(load(str(args.config), args.overrides).run_dir)
-        except UserError as error:
-            if getattr(args, "down", False):
-                made.error(str(error))
-            args.name = "lpo"  # what is wrong is said with all else
-    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", args.name):
-        made.error(f"{args.name!r} can't name a job: small letters, digits and dashes, at most 40")
-    # A program beside this Python, as in a virtual environment that isn't activated, is found after those on the PATH.
-    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
-    os.chdir(REPO)
-    return args

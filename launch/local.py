@@ -1,4 +1,4 @@
-"""Run `lpo train` in several processes that find one another on loopback, each with a few fake CPU devices: the same program that a pod's hosts run.
+"""Run a command in several processes that find one another on loopback, each with a few fake CPU devices: the same program that a pod's hosts run.
 Process 0 speaks here, the others into files. SIGTERM and Ctrl-C go to all of them; when one fails, the others are ended.
 
 What each process is told, and any launcher of your own may set:
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from foundation.commands import number, whole
 from foundation.errors import run_command
-from launch import common, preflight
+from launch import arguments, job, preflight
 from launch.common import PREEMPTED, Checks, Shell, say
 
 EXAMPLES = """\
@@ -42,10 +42,10 @@ def environment(index: int, processes: int, devices: int, port: int) -> dict[str
 
 def up(args: argparse.Namespace) -> int:
     shell, checks = Shell(args.dry_run), Checks(args.dry_run)  # one process says what is wrong, before there are several
-    if config := checks.collect(lambda: common.load(args.config, args.overrides)):
-        preflight.check_run(shell, checks, config, args.processes * args.devices)
+    if found := checks.collect(lambda: job.read(args.command, args.words)):
+        preflight.check_job(shell, checks, found, args.processes * args.devices)
     checks.finish()
-    command = ["lpo", "train", args.config, *args.overrides]
+    command = [*job.COMMANDS[args.command].program, *args.words]
     if args.dry_run:
         for index in range(args.processes):
             pairs = [f"{key}={value}" for key, value in environment(index, args.processes, args.devices, 0).items()]
@@ -104,14 +104,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> int:
-    parser = common.parser("local", __doc__, EXAMPLES, "of the log files", "a YAML file, e.g. configs/tiny_cpu.yaml")
+    parser = arguments.parser("local", __doc__, EXAMPLES, "of the log files")
     parser.add_argument("--processes", type=whole(1), default=2, help="(default: 2)")
     parser.add_argument("--devices", type=whole(1), default=4, help="fake CPU devices of each process (default: 4)")
     parser.add_argument(
         "--grace-s", type=number(), default=60, help="seconds that the others have to end when one has failed (default: 60)"
     )
-    args = common.parse(parser)
-    return run_command("train-local-multihost", lambda: up(args))
+    args = arguments.parse(parser)
+    return run_command("launch.local", lambda: up(args))
 
 
 if __name__ == "__main__":

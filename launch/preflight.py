@@ -3,31 +3,36 @@
 import os
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from foundation.errors import UserError
-from foundation.files import HUB_ID
-from launch.common import NEEDS_LOGIN, Checks, Shell, inputs, last_line, run_url
-from lpo_jax.config import RunConfig
+from foundation.stores import HUB_ID
+from launch.common import NEEDS_LOGIN, Checks, LaunchError, Shell, last_line
+from launch.job import Job, url_of
+from lpo_jax.cli.serve import api_key
+from lpo_jax.config import MeshConfig, RunConfig
+from lpo_jax.sharding import mesh_shape
 from lpo_jax.train import preflight
 
-MAY_BE_ON_THE_HUB = ("data.tokenizer", "model.path", "model.adapter", ".kl.teacher")
+MAY_BE_ON_THE_HUB = ("data.tokenizer", "model.path", "model.adapter", ".kl.teacher", "--completions", "--model", "--security", "tokenizer")
+MULTI_REGIONS = {"us": "us", "europe": "eu", "asia": "asia"}  # of buckets, by how a zone's name begins
 CREATE = "gcloud storage buckets create gs://NAME --location=REGION --uniform-bucket-level-access --enable-hierarchical-namespace"
 
 
-def check_run(shell: Shell, checks: Checks, config: RunConfig, devices: int, bucket: str | None = None, ask: bool = True) -> None:
-    """Whether a run's rows, mesh, data, tokenizer and weights go together, and whether they will be where it runs.
+def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str | None = None, ask: bool = True) -> None:
+    """Whether what a job reads will be where it runs, and whether its rows, mesh, data, tokenizer and weights go together.
 
     Args:
-      devices: of the run's mesh, as JAX counts them.
+      devices: of its mesh, as JAX counts them.
       bucket: where it will look for its inputs; None: in this very directory.
       ask: ask the bucket and the hub, too.
     """
     fetch = False  # the tokenizer
     with tempfile.TemporaryDirectory() as folder:
         elsewhere: dict[str, Path] = {}
-        shards = config.shard_paths()
-        for index, (key, value) in enumerate(inputs(config).items()):
+        shards = {} if job.config is None else job.config.shard_paths()
+        for index, (key, value) in enumerate(job.inputs().items()):
             if Path(value).exists() or key.endswith(".reference") or key == "model.shape":  # made where it runs; looked at below
                 continue
             if key in shards:
@@ -43,8 +48,13 @@ def check_run(shell: Shell, checks: Checks, config: RunConfig, devices: int, buc
                     )
                 elif ask:
                     checks.missing.append(f"{key}={value} is neither here nor in gs://{bucket}: {remedy}")
+            elif value.startswith("gs://"):
+                if ask and shell.ask(["gcloud", "storage", "ls", f"{value.rstrip('/')}/config.json"]).returncode:
+                    checks.missing.append(f"{key}={value}: no model there: lpo fetch HUB_ID {value}")
             elif bucket and ask and not shell.dry_run and not shell.ask(["gcloud", "storage", "ls", f"gs://{bucket}/{value}"]).returncode:
                 continue
+            elif bucket and shell.dry_run and value.startswith("runs/"):
+                checks.notes.append(f"{key}={value} isn't here: it must be in gs://{bucket}")
             elif not key.endswith(MAY_BE_ON_THE_HUB) or not HUB_ID.fullmatch(value):
                 looked = " here or in the bucket" if bucket else ""
                 checks.missing.append(f"{key}={value}: no such file or directory{looked}, and no hub id; correct it")
@@ -52,12 +62,51 @@ def check_run(shell: Shell, checks: Checks, config: RunConfig, devices: int, buc
                 problem, note = _on_the_hub(key, value)
                 checks.wrong += problem
                 checks.notes += note
-                fetch |= not problem and not note and key == ("data.tokenizer" if config.data.tokenizer else "model.path")
-        if bucket and ask:
-            _check_run_dir(shell, checks, config, bucket, Path(folder, "config.json"))
-        found = preflight.look(config, devices, elsewhere, fetch)
+                named = "data.tokenizer" if job.config and job.config.data.tokenizer else "model.path"
+                fetch |= not problem and not note and key == named
+        if job.config is None:
+            for check in (_check_mesh, _check_benchmark, _check_server):
+                checks.collect(partial(check, job, devices))
+            return
+        if bucket and ask and job.command == "train":
+            _check_run_dir(shell, checks, job.config, bucket, Path(folder, "config.json"))
+        found = preflight.look(job.config, devices, elsewhere, fetch)
     checks.wrong += found.errors
     checks.notes += found.warnings
+
+
+def _check_mesh(job: Job, devices: int) -> None:
+    """Of what decodes."""
+    if job.command in ("serve", "generate"):
+        given = job.given
+        mesh_shape(MeshConfig(given.data, given.fsdp, given.tensor, given.expert), devices)
+
+
+def _check_benchmark(job: Job, _: int) -> None:
+    """Its files, where they are here."""
+    if job.command != "eval" or (job.given.data is not None and not job.given.data.exists()):
+        return
+    from evaluation import benchmarks  # here: it takes its time
+
+    benchmarks.load(job.given.benchmark, job.given.data, job.given.any_data)
+
+
+def _check_server(job: Job, _: int) -> None:
+    """It is reached by a tunnel alone, and by whoever knows its key."""
+    if job.command != "serve":
+        return
+    if not job.given.port:
+        raise LaunchError("--port 0: the tunnel must know the port; name one, or leave it out")
+    if job.given.host != "127.0.0.1":
+        raise LaunchError(f"--host {job.given.host}: elsewhere it listens on 127.0.0.1 and is reached through the tunnel; leave it out")
+
+
+def check_key(checks: Checks) -> None:
+    """Of a server, for whoever reaches its port."""
+    if "LPO_API_KEY" in os.environ:
+        checks.collect(api_key)
+    else:
+        checks.variable("LPO_API_KEY", "the key that clients show: export LPO_API_KEY=$(openssl rand -hex 24)")
 
 
 def check_tracked(shell: Shell, checks: Checks, config: str) -> None:
@@ -66,8 +115,8 @@ def check_tracked(shell: Shell, checks: Checks, config: str) -> None:
         checks.wrong.append(f"git doesn't track {config}, so it would not be sent: git add {config}")
 
 
-def check_cloud(shell: Shell, checks: Checks, bucket: str, project: str, config: RunConfig | None) -> None:
-    """Is there an account, and a bucket that checkpoints can live in?"""
+def check_cloud(shell: Shell, checks: Checks, bucket: str, project: str, config: RunConfig | None, zone: str) -> None:
+    """Is there an account, and a bucket that checkpoints can live in, near the machines?"""
     if not re.fullmatch(r"\$LPO_BUCKET|[a-z0-9][a-z0-9._-]+[a-z0-9]", bucket):
         checks.wrong.append(f"LPO_BUCKET={bucket}: give the bucket's name alone, without gs:// and folders")
         return
@@ -75,23 +124,29 @@ def check_cloud(shell: Shell, checks: Checks, bucket: str, project: str, config:
     if account.returncode or not account.stdout.strip():
         checks.missing.append("an account: gcloud auth login")
         return
-    layout = ["--raw", "--format=value(hierarchicalNamespace.enabled)"]
+    layout = ["--raw", "--format=value(hierarchicalNamespace.enabled,location)"]
     found = shell.ask(["gcloud", "storage", "buckets", "describe", f"gs://{bucket}", f"--project={project}", *layout], pretend="True")
+    nested, _, place = found.stdout.rstrip("\n").lower().partition("\t")
     if found.returncode and NEEDS_LOGIN.search(found.stderr):
         checks.missing.append("an account whose sign-in hasn't expired: gcloud auth login")
     elif found.returncode:
         checks.missing.append(f"LPO_BUCKET={bucket}: {last_line(found.stderr)}. To make one in the TPU's region: {CREATE}")
-    elif found.stdout.strip().lower() != "true" and not (config and config.run_dir.startswith("gs://")):
+    elif nested != "true" and not (config and config.run_dir.startswith("gs://")):
         # Without, gcsfuse can't rename a directory, and so not finish a checkpoint.
         checks.missing.append(
             f"LPO_BUCKET={bucket} has no hierarchical namespace, which checkpoints in a mounted bucket need; make one that has: {CREATE}, "
             f"or write to it unmounted: run_dir=gs://{bucket}/runs/NAME"
         )
+    here = re.match(r"[a-z]+-[a-z]+\d+", zone)
+    if here and re.fullmatch(r"us|eu|asia|[a-z]+-[a-z]+\d+", place) and place not in (here[0], MULTI_REGIONS.get(zone.partition("-")[0])):
+        checks.notes.append(
+            f"LPO_BUCKET={bucket} is in {place}, the machines in {here[0]}: what they read is slow, and paid for by the GiB"
+        )
 
 
 def _check_run_dir(shell: Shell, checks: Checks, config: RunConfig, bucket: str, copy: Path) -> None:
     """A run's directory belongs to one config; `lpo train` would say so only when the TPU is there."""
-    url = run_url(config, bucket)
+    url = url_of(config.run_dir, bucket)
     if not _fetched(shell, f"{url}/config.json", copy):
         return
     from lpo_jax.train import run_dir  # here: it takes its time

@@ -1,14 +1,16 @@
 """TPU slices: their names in JAX (v5e:4x4), in Google Cloud (v5litepod-16) and on GKE."""
 
 import glob
-import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.common import LaunchError, read_config
-from lpo_jax.config import RunConfig
+from launch import job
+from launch.common import LaunchError
+from launch.job import Job
+from lpo_jax.plan.chips import chips_in, hosts_of
 
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBIC = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
@@ -52,12 +54,12 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        return math.prod(int(side) for side in self.topology.split("x"))
+        return chips_in(self.name)
 
     @property
     def hosts(self) -> int:
         """Virtual machines, each with a process of its own."""
-        return 1 if self.facts.shapes is FLAT and self.chips <= 8 else max(1, self.chips // 4)
+        return hosts_of(self.name)
 
     @property
     def accelerator_type(self) -> str:
@@ -98,20 +100,20 @@ def parse(text: str) -> Slice:
     raise LaunchError(f"TPU={text}: write e.g. v5e:4x4, v6e:4x8, v5p:2x2x4 (JAX's names) or v5litepod-16, v6e-32, v5p-32 (Google Cloud's)")
 
 
-def of_run(given: str | None, path: str, overrides: list[str]) -> tuple[Slice, list[str], RunConfig]:
-    """The slice that a run asks for, by TPU= or else by its config; the overrides that tell `lpo` of it, and the settings with them.
+def of_job(given: str | None, command: str, words: Sequence[str]) -> tuple[Slice, Job]:
+    """The slice that a job asks for, by TPU= or else by its config, and the job, told of it.
 
     Raises:
-      LaunchError: neither names one, or as `read_config`.
+      LaunchError: neither names one, or as `check_paths`.
+      UserError: as `job.read`.
     """
-    planned = read_config(path, overrides).mesh.topology
-    text = given or planned
+    asked = job.read(command, words)
+    job.check_paths(asked)
+    text = given or (asked.config and asked.config.mesh.topology)
     if not text:
         raise LaunchError("TPU: which slice, e.g. TPU=v5e:4x4 or TPU=v5litepod-16")
     wanted = parse(text)
-    if wanted.name != planned:
-        overrides = [*(word for word in overrides if not word.startswith("mesh.topology=")), f"mesh.topology={wanted.name}"]
-    return wanted, overrides, read_config(path, overrides)
+    return wanted, asked.on(wanted.name)
 
 
 def on_tpu(root: Path = Path("/")) -> bool:

@@ -1,23 +1,25 @@
-"""Train a config on a Cloud TPU, all of it from here:
-  1. check run and environment, once for all that is wrong        2. ask `lpo plan` whether the run fits; stop where it doesn't
+"""Run a command on a Cloud TPU, all of it from here:
+  1. check job and environment, once for all that is wrong        2. ask `lpo plan` whether a training fits; stop where it doesn't
   3. create a TPU VM, or wait for a queued resource (--spot, --queued)
-  4. copy git's files, changes included, and the run's inputs     5. install on every worker, with the bucket mounted
-  6. run the same `lpo train` on every worker                     7. stream worker 0's log
-  8. after a preemption create the TPU again and go on from the checkpoint in the bucket
+  4. copy git's files, changes included, and the job's inputs     5. install on every worker, with the bucket mounted
+  6. run the same command on every worker                         7. stream worker 0's log; serve: hold a tunnel to its server
+  8. after a preemption create the TPU again and go on, a training from the checkpoint in the bucket
   9. delete the TPU when told to (--delete)
 
-A run's working directory is the bucket: run_dir=runs/x is gs://BUCKET/runs/x. A shard set or a model's directory that lies here is
-uploaded; a hub id is fetched by the workers. The run doesn't need this terminal: Ctrl-C stops and deletes nothing, whatever --delete says, and the
-same command follows it again. Steps 3, 8 and 9 do need it. The TPU's name follows run_dir; a run with other settings is never taken for this one.
-On a TPU host itself this is just `lpo train CONFIG KEY=VALUE...`.
+A job's working directory is the bucket: run_dir=runs/x is gs://BUCKET/runs/x, and -o evals/x is gs://BUCKET/evals/x. Shards, a model's directory,
+prompts and a benchmark's file that lie here are uploaded. The job doesn't need this terminal: Ctrl-C stops and deletes nothing, whatever --delete
+says, and the same command follows it again. Steps 3, 8, 9 and the tunnel do need it. The TPU's name follows what the job writes (--name: another, e.g.
+one that is there); a job with other settings is never taken for this one. On a TPU host itself this is just the command.
 
 environment:
   LPO_PROJECT  Google Cloud project       LPO_ZONE  zone with TPU quota, e.g. us-west4-a
   LPO_BUCKET   bucket (no gs://) with a hierarchical namespace, in the zone's region
   HF_TOKEN     optional, for gated models; copied as a file that only you can read, never printed
+  LPO_API_KEY  serve: the key that clients show; it travels like HF_TOKEN
 """
 
 import argparse
+import hashlib
 import os
 import re
 import shlex
@@ -28,10 +30,10 @@ from pathlib import Path
 
 from foundation.commands import whole
 from foundation.errors import run_command
-from launch import common, job, preflight, slices
+from launch import arguments, common, preflight, slices
 from launch.common import PREEMPTED, Checks, LaunchError, Shell, say
+from launch.job import COMMANDS, Job
 from launch.tpu_vm import READY, Node, PreemptedError, Tpu
-from lpo_jax.config import RunConfig
 from lpo_jax.sharding import topology_size
 
 EXAMPLES = """\
@@ -40,24 +42,35 @@ examples:
   make train-tpu CONFIG=configs/codellama_7b.yaml TPU=v5litepod-8 SPOT=1 DELETE=1         (Google Cloud's name of v5e:2x4)
   make train-tpu CONFIG=configs/pods/codellama_34b_v5p_2x2x4.yaml DRY_RUN=1               (check the run, show every command, run none)
   make train-tpu-down CONFIG=configs/codellama_7b.yaml                                    (with the run's ARGS, or JOB=...)
+  make eval-tpu TPU=v5e:2x4 ARGS="--benchmark securityeval --data dataset.jsonl --completions runs/qwen -n 5 -o evals/qwen"
+  make serve-tpu TPU=v5e:2x4 PORT=8001 ARGS="--model runs/qwen --max-len-tokens 8192"     (then http://127.0.0.1:8001/v1)
+  make generate-tpu TPU=v5e:2x4 JOB=mine ARGS="tasks.jsonl -o out.jsonl --model runs/qwen"
 """
-HF_TOKEN_FILE, JOB_FILE = ".lpo-hf-token", "lpo-job.json"  # in the worker's home directory
-NEEDS_TERMINAL = "waiting for a TPU, restarts after a preemption and DELETE need it, or the same command again"
-STATE = "bash lpo-jax/launch/worker.sh state || echo worker.sh: none"
+SECRETS = {"HF_TOKEN": ".lpo-hf-token", "LPO_API_KEY": ".lpo-api-key"}  # files in the worker's home directory
+NEEDS_TERMINAL = "waiting for a TPU, restarts after a preemption, a server's tunnel and DELETE need it, or the same command again"
+WORKER = "bash lpo-jax/launch/worker.sh"
+STATE = f"{WORKER} state || echo worker.sh: none"
 SILENT = (
-    "If your network is fine, it may have been taken without a word: make train-tpu-down JOB={name} deletes it. "
-    "Else the run goes on. Either way the same command goes on with it; nothing was stopped or deleted"
+    "If your network is fine, it may have been taken without a word: {down} deletes it. "
+    "Else the job goes on. Either way the same command goes on with it; nothing was stopped or deleted"
 )
 
 
-class Run:
-    """One `lpo train` on all workers of a TPU, through preemptions."""
+def down_command(args: argparse.Namespace) -> str:
+    return f"make {args.command or 'train'}-tpu-down JOB={args.name}"
 
-    def __init__(self, tpu: Tpu, bucket: str, config: RunConfig):
-        self.tpu, self.shell, self.args, self.bucket, self.config = tpu, tpu.shell, tpu.args, bucket, config
+
+class Run:
+    """One job on all workers of a TPU, through preemptions."""
+
+    def __init__(self, tpu: Tpu, bucket: str, job: Job):
+        self.tpu, self.shell, self.args, self.bucket, self.job = tpu, tpu.shell, tpu.args, bucket, job
+        self.silent = SILENT.format(down=down_command(self.args))
+        # What lpo itself says is wrong stays wrong. A server that has ended well was stopped, or its machine is being taken.
+        self.final = {2} if job.command == "serve" else {0, 2}
 
     def to_the_end(self) -> int:
-        """Run, or follow what runs, and after each preemption run again from the checkpoint. Returns `lpo train`'s exit code.
+        """Run, or follow what runs, and after each preemption run again, a training from its checkpoint. Returns the command's exit code.
 
         Raises:
           LaunchError: what runs is another run; or it was preempted too often, or the TPU can't be had or set up.
@@ -76,10 +89,10 @@ class Run:
                         self._start(node)
                 code = self._follow()
                 self.tpu.may_train = False
-                if code in (0, 2) or (code != PREEMPTED and self._still_there()):  # 2: what lpo itself says is wrong
+                if code in self.final or (code != PREEMPTED and self._still_there()):
                     return code
-                gone = f"lpo train ended with {code} on a TPU that is gone"
-                reason = "lpo train has saved its state and stopped" if code == PREEMPTED else gone
+                gone = f"the job ended with {code} on a TPU that is gone"
+                reason = "it has saved its state and stopped" if code == PREEMPTED else gone
             except PreemptedError as error:
                 self.tpu.may_train = False
                 reason = str(error)
@@ -87,22 +100,20 @@ class Run:
                 pause = common.backoff(self.args.pause_s, attempt)
                 say(f"preempted: {reason}. Restart {attempt + 1} of at most {self.args.restarts} in {pause:.0f} s")
                 self.shell.sleep(pause)
-        raise LaunchError(
-            f"preempted {self.args.restarts + 1} times, RESTARTS={self.args.restarts}; the same command goes on from the checkpoint"
-        )
+        raise LaunchError(f"preempted {self.args.restarts + 1} times, RESTARTS={self.args.restarts}; the same command goes on")
 
     def _prepare(self) -> None:
-        """What comes before a TPU: the plan, the tree that travels, the run's inputs."""
-        if not self.args.skip_plan:
-            common.plan(self.shell, self.args.config, self.args.overrides)
+        """What comes before a TPU: the plan, the tree that travels, the job's inputs."""
+        if self.job.command == "train" and not self.args.skip_plan:
+            common.plan(self.shell, self.job.words)
         self._snapshot = common.snapshot(self.shell)
-        common.upload(self.shell, self.config, self.bucket)
+        common.upload(self.shell, self.job.inputs().values(), self.bucket)
 
     def _under_way(self, node: Node) -> bool:
-        """Whether this very run is running there.
+        """Whether this very job is running there.
 
         Raises:
-          LaunchError: another run is, or nobody answers.
+          LaunchError: another one is, or nobody answers.
         """
         if node.state != READY:
             return False
@@ -111,59 +122,83 @@ class Run:
             shown = self.tpu.ssh("0", STATE, pretend="worker.sh: none", quiet=True)
             if "worker.sh: running" in shown:
                 told = re.search(r"worker\.sh: job (.*)", shown)
-                job.check_same(self.tpu.name, told and told[1], self.config)
-                say(f"{self.tpu.name} is training: following it")
+                self.job.check_same(self.tpu.name, told and told[1])
+                say(f"{self.tpu.name} is at work: following it")
                 return True
             if "worker.sh:" in shown:
                 self.tpu.may_train = False
                 return False
             self._gone_or("worker 0 doesn't answer", attempt)
-        raise LaunchError(f"{self.tpu.name} is {READY}, but worker 0 doesn't answer. {SILENT.format(name=self.tpu.name)}")
+        raise LaunchError(f"{self.tpu.name} is {READY}, but worker 0 doesn't answer. {self.silent}")
 
     def _install(self, node: Node) -> None:
         commit, tree = self._snapshot
-        packed = f"lpo-jax-{tree}.tar.gz"  # by content: a copy that failed can't go unnoticed
-        unpack = f"rm -rf lpo-jax && mkdir lpo-jax && tar -xzf {packed} -C lpo-jax"
+        packed, home = (
+            f"lpo-jax-{tree}.tar.gz",
+            f"lpo-jax-{tree}",
+        )  # by content: a copy that failed can't go unnoticed, and what runs keeps its own
+        unpack = f"new=$(mktemp -d -p .) && tar -xzf {packed} -C $new && {{ mv -T $new {home} || rm -rf $new; }}"
+        named = f"ln -sfn {home} lpo-jax.new && mv -fT lpo-jax.new lpo-jax"
+        setup = [f"{home}/launch/worker.sh", "setup", self.bucket, *["judges"] * (self.job.command == "eval")]
         with tempfile.TemporaryDirectory() as folder:
-            path, told, token = Path(folder) / packed, Path(folder) / JOB_FILE, Path(folder) / "hf-token"
+            path, told = Path(folder) / packed, Path(folder) / self._told
             common.archive(self.shell, commit, path)
-            told.write_text(job.text(self.config) + "\n")
-            if os.environ.get("HF_TOKEN"):
-                token.touch(mode=0o600)
-                token.write_text(os.environ["HF_TOKEN"])
+            told.write_text(self.job.text() + "\n")
+            secrets = {
+                Path(folder) / name.lower().replace("_", "-"): (os.environ[name], target)
+                for name, target in SECRETS.items()
+                if self._needs(name)
+            }
+            for file, (value, _) in secrets.items():
+                file.touch(mode=0o600)
+                file.write_text(value)
             for attempt in range(self.args.tries):
                 self.tpu.copy(path, packed)
-                self.tpu.copy(told, JOB_FILE)
-                if token.exists():
-                    self.tpu.copy(token, HF_TOKEN_FILE)
-                if self._all("ready", f"{unpack} && bash lpo-jax/launch/worker.sh setup {shlex.quote(self.bucket)}", node):
+                self.tpu.copy(told, self._told)
+                for file, (_, target) in secrets.items():
+                    self.tpu.copy(file, target)
+                ready = f"{{ [ -d {home} ] || {{ {unpack}; }}; }} && {named} && bash {shlex.join(setup)}"
+                if self._all("ready", ready, node):
                     return
                 self._gone_or(f"setting up the workers failed, try {attempt + 1} of {self.args.tries}", attempt)
         raise LaunchError(f"not every worker could be set up, see above; ssh: gcloud compute tpus tpu-vm ssh {self.tpu.name}")
 
+    def _needs(self, secret: str) -> bool:
+        return bool(os.environ.get(secret)) and (secret == "HF_TOKEN" or self.job.command == "serve")
+
+    @property
+    def _told(self) -> str:
+        """The file, in a worker's home directory, that says what the job is."""
+        return f"lpo-job-{hashlib.sha256(self.job.text().encode()).hexdigest()[:12]}.json"
+
     def _start(self, node: Node) -> None:
-        command = shlex.join(["bash", "lpo-jax/launch/worker.sh", "start", self.args.config, *self.args.overrides])
+        command = shlex.join(["bash", f"lpo-jax-{self._snapshot[1]}/launch/worker.sh", "start", self._told, *self.job.argv("@tree")])
         self.tpu.may_train = True
         shown = self.tpu.ssh("all", command, pretend="worker.sh: started\n" * node.workers)
         if "worker.sh: busy" in shown:
-            raise LaunchError(f"{self.tpu.name} began another run meanwhile; the same command says which. Nothing was stopped or deleted")
+            raise LaunchError(f"{self.tpu.name} began another job meanwhile; the same command says which. Nothing was stopped or deleted")
         if shown.count("worker.sh: started") != node.workers:
-            self._gone_or("the run didn't start everywhere", 0)
-            raise LaunchError("the run didn't start on every worker, see above")
+            self._gone_or("the job didn't start everywhere", 0)
+            raise LaunchError("the job didn't start on every worker, see above")
 
     def _follow(self) -> int:
         lost, lines = 0, "+1"
+        tunnel = self.job.tunnel(self.args.port)
+        if tunnel:
+            say(
+                f"while this command runs, http://127.0.0.1:{tunnel[0]}/v1 is the server's, once its log says ready; clients show LPO_API_KEY"
+            )
         while True:
             since = time.monotonic()
-            shown = self.tpu.ssh("0", f"bash lpo-jax/launch/worker.sh follow {lines}", pretend="worker.sh: over 0")
+            shown = self.tpu.ssh("0", f"{WORKER} follow {lines}", pretend="worker.sh: over 0", tunnel=tunnel)
             if ended := re.findall(r"worker\.sh: over (\d+)", shown):
                 return int(ended[-1])
             if "worker.sh: none" in shown:
-                raise PreemptedError("worker 0 no longer knows of the run; it may have restarted")
+                raise PreemptedError("worker 0 no longer knows of the job; it may have restarted")
             if time.monotonic() - since > 300:  # it had been following for a while
                 lost = 0
             if lost == self.args.tries:
-                raise LaunchError(f"the connection to {self.tpu.name} was lost {lost + 1} times. {SILENT.format(name=self.tpu.name)}")
+                raise LaunchError(f"the connection to {self.tpu.name} was lost {lost + 1} times. {self.silent}")
             self._gone_or("lost the connection, following again", lost)
             lost, lines = lost + 1, "20"
 
@@ -200,33 +235,36 @@ def check_ssh_agent(shell: Shell, checks: Checks) -> None:
 def up(args: argparse.Namespace) -> int:
     shell = Shell(args.dry_run)
     if slices.on_tpu():
-        say("this is a TPU host: training here")
-        shell.become(["lpo", "train", args.config, *args.overrides])
+        say("this is a TPU host: running here")
+        shell.become([*COMMANDS[args.command].program, *args.words])
         return 0
     checks = Checks(args.dry_run)
     project = checks.variable("LPO_PROJECT", "your Google Cloud project")
     zone = checks.variable("LPO_ZONE", "a zone where the project has TPU quota, e.g. us-west4-a")
     bucket = checks.variable("LPO_BUCKET", "a Cloud Storage bucket for data and checkpoints, without gs://")
     checks.program("gcloud", "https://cloud.google.com/sdk/docs/install")
-    found = checks.collect(lambda: slices.of_run(args.tpu, args.config, args.overrides))
+    if args.command == "serve":
+        preflight.check_key(checks)
+    found = checks.collect(lambda: slices.of_job(args.tpu, args.command, args.words))
     ask = args.dry_run or not checks.missing
     if found:
-        wanted, args.overrides, config = found
+        wanted, job = found
         if ask:
-            preflight.check_cloud(shell, checks, bucket, project, config)
+            preflight.check_cloud(shell, checks, bucket, project, job.config, zone)
         ask = args.dry_run or not checks.missing
-        preflight.check_tracked(shell, checks, args.config)
-        preflight.check_run(shell, checks, config, topology_size(wanted.name), bucket, ask)
+        if job.config:
+            preflight.check_tracked(shell, checks, job.given.config)
+        preflight.check_job(shell, checks, job, topology_size(wanted.name), bucket, ask)
         if ask and (wrong := Tpu(shell, args, project, zone, wanted).check_zone()):
             checks.missing.append(wrong)
         if ask and os.environ.get("SSH_AUTH_SOCK") and wanted.hosts > 1:
             check_ssh_agent(shell, checks)
     checks.finish()
-    say(f"{args.name} trains without this terminal; {NEEDS_TERMINAL}")
+    say(f"{args.name} goes on without this terminal; {NEEDS_TERMINAL}")
 
     tpu = Tpu(shell, args, project, zone, wanted)
     try:
-        code = Run(tpu, bucket, config).to_the_end()
+        code = Run(tpu, bucket, job).to_the_end()
     except KeyboardInterrupt:
         _interrupted(tpu)
         raise
@@ -235,9 +273,9 @@ def up(args: argparse.Namespace) -> int:
         raise
     _leave(tpu, failed=code != 0)
     if code:
-        say(f"lpo train ended with exit code {code}; its log is above")
+        say(f"the job ended with exit code {code}; its log is above")
     else:
-        say(f"done. The report: gcloud storage cp {common.run_url(config, bucket)}/report.html .")
+        say(f"done. {job.follow_up(bucket) or ''}")
     return code
 
 
@@ -245,7 +283,7 @@ def _leave(tpu: Tpu, failed: bool) -> None:
     """Delete the TPU if that was asked for and nothing trains there, else say that it is still there."""
     if not tpu.touched:
         return
-    told = f"{tpu.name} may still exist and cost money. Delete it: make train-tpu-down JOB={tpu.name}"
+    told = f"{tpu.name} may still exist and cost money. Delete it: {down_command(tpu.args)}"
     if not tpu.may_train and (tpu.args.delete == "always" or (tpu.args.delete == "success" and not failed)):
         try:
             tpu.delete()
@@ -260,12 +298,13 @@ def _interrupted(tpu: Tpu) -> None:
     """Ctrl-C: nothing is stopped, nothing deleted; say how to."""
     if not tpu.touched:
         return
-    stop = shlex.join(tpu.ssh_command("all", "bash lpo-jax/launch/worker.sh stop"))
+    stop = shlex.join(tpu.ssh_command("all", f"{WORKER} stop"))
+    serves = tpu.args.command == "serve"
     say(
-        f"Ctrl-C stopped nothing: {tpu.name}, or its request, stays and may cost money{', DELETE or not' * (tpu.args.delete != 'never')}.\n"
-        f"  follow it     the same command again\n"
-        f"  stop the run  {stop}   (it saves first)\n"
-        f"  delete it     make train-tpu-down JOB={tpu.name}"
+        f"Ctrl-C {'closed the tunnel and ' * serves}stopped nothing: {tpu.name}, or its request, stays and may cost money{', DELETE or not' * (tpu.args.delete != 'never')}.\n"
+        f"  follow it     the same command again{', which opens the tunnel too' * serves}\n"
+        f"  stop the job  {stop}   ({'the TPU stays, and is paid for' if serves else 'it saves first'})\n"
+        f"  delete it     {down_command(tpu.args)}"
     )
 
 
@@ -283,13 +322,12 @@ def down(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = common.cloud_parser("tpu", __doc__, EXAMPLES)
-    parser.add_argument("--spot", action="store_true", help="a cheap TPU that may be taken away, from the queue")
+    parser = arguments.followed(arguments.cloud_parser("tpu", __doc__, EXAMPLES))
     parser.add_argument("--queued", action="store_true", help="wait in the queue for capacity")
     parser.add_argument("--wait-min", type=whole(0), default=360, help="minutes to wait in the queue (default: 360)")
     parser.add_argument("--tries", type=whole(1), default=5, help="tries for what may fail by chance: capacity, ssh (default: 5)")
-    args = common.parse(parser)
-    return run_command("train-tpu", lambda: down(args) if args.down else up(args))
+    args = arguments.parse(parser)
+    return run_command(f"{args.command or 'train'}-tpu", lambda: down(args) if args.down else up(args))
 
 
 if __name__ == "__main__":

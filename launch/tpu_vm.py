@@ -108,11 +108,12 @@ class Tpu:
         """To every worker; what fails shows in what is done with it."""
         self.shell.stream(self._gcloud("tpu-vm", "scp", "--worker=all", name=[str(source), f"{self.name}:{target}"]))
 
-    def ssh(self, worker: str, command: str, pretend: str = "", quiet: bool = False) -> str:
+    def ssh(self, worker: str, command: str, pretend: str = "", quiet: bool = False, tunnel: tuple[int, int] | None = None) -> str:
         """Run a shell command on a worker, or on "all"; returns the end of the output, because the exit code isn't every worker's. `quiet`: it isn't
-        shown."""
+        shown. `tunnel`: while it runs, this machine's first port is the worker's second."""
         run = self.shell.ask if quiet else self.shell.stream
-        return run(self.ssh_command(worker, command), pretend=pretend).stdout
+        here_to_there = ["--", "-L", "127.0.0.1:{}:127.0.0.1:{}".format(*tunnel), "-o", "ExitOnForwardFailure=yes"] if tunnel else []
+        return run([*self.ssh_command(worker, command), *here_to_there], pretend=pretend).stdout
 
     def ssh_command(self, worker: str, command: str) -> list[str]:
         return self._gcloud("tpu-vm", "ssh", f"--worker={worker}", f"--command={command}")

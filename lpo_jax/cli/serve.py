@@ -39,6 +39,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from foundation.commands import number, whole
+from foundation.errors import ConfigError
 from foundation.files import cache_directory
 from lpo_jax.cli.models import add_asking, add_models, models_of
 
@@ -68,16 +69,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_asking(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    from data_pipeline import template
-    from lpo_jax.config import ConfigError
-    from lpo_jax.decode.load import find, open_sampler
-    from lpo_jax.decode.prompts import Asking, asking
-    from lpo_jax.decode.request import SamplingConfig
-    from lpo_jax.serve import server as serve
-    from lpo_jax.serve.driver import Driver
-    from lpo_jax.serve.protocol import Served
+def api_key() -> str | None:
+    """The key that clients must show, from the environment; None: there is none.
 
+    Raises:
+      ConfigError: it can't be one.
+    """
     key = os.environ.get("LPO_API_KEY")
     key = None if key is None else key.strip()
     if key == "":
@@ -86,6 +83,20 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "LPO_API_KEY holds what clients can't send in a header: write letters, digits and punctuation of ASCII, without blanks"
         )
+    return key
+
+
+def run(args: argparse.Namespace) -> int:
+    from data_pipeline import template
+    from lpo_jax.decode.load import find, open_sampler
+    from lpo_jax.decode.prompts import Asking, asking
+    from lpo_jax.decode.request import SamplingConfig
+    from lpo_jax.decode.sampler import Sampler
+    from lpo_jax.serve import server as serve
+    from lpo_jax.serve.driver import Driver
+    from lpo_jax.serve.protocol import Served
+
+    key = api_key()
     if args.max_waiting < 0 or args.grace < 0:
         raise ConfigError("--max-waiting and --grace must be 0 or more")
     models = models_of(args)

@@ -6,6 +6,7 @@ A family is one `Family` record, which `lpo_jax.model.translate` reads. Most ten
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -44,12 +45,13 @@ class Tensor:
         grouped = [part.reshape(*part.shape[:-1], self.partitions, -1) for part in parts]
         return np.concatenate(grouped, axis=-1).reshape(*parts[0].shape[:-1], -1)
 
-    def cut(self, fused: np.ndarray, outputs: Sequence[int]) -> list[np.ndarray]:
+    def cut(self, fused: Any, outputs: Sequence[int]) -> list[Any]:
         """The inverse of `fuse`; `outputs` says how many outputs each path has."""
         if len(outputs) == 1:
             return [fused]
         grouped = fused.reshape(*fused.shape[:-1], self.partitions, -1)
-        parts = np.split(grouped, np.cumsum(outputs)[:-1] // self.partitions, axis=-1)
+        ends = np.cumsum(outputs) // self.partitions
+        parts = [grouped[..., start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
         return [part.reshape(*fused.shape[:-1], -1) for part in parts]
 
 

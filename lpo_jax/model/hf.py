@@ -5,7 +5,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
@@ -15,15 +15,18 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
 from qwix import QArray
-from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from foundation.files import Json, directory_of, read_json, write_json
+from foundation import stores
+from foundation.files import Json, read_json, write_json
+from foundation.stores import HUB_ID, directory_of, place_of
 from lpo_jax.config import ConfigError, ModelConfig, ModelSource
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor
 from lpo_jax.model.quantized import CODES, quantize
+from lpo_jax.model.tensor_files import File, compare, equal, opened, shared, tensor_files
 from lpo_jax.model.translate import config_from_hf, config_to_hf
 from lpo_jax.tensors import save_file
 
@@ -31,15 +34,35 @@ MAX_FILE_BYTES = 5 * 10**9
 
 
 def locate(path: str) -> Path:
-    """A model's directory: `path` itself, or a snapshot of the hub id that it is.
+    """A model's directory: `path` itself, or what stands for a bucket's or the hub's. A hub id is fetched into LPO_MODELS first, if that is set, by all
+    processes together.
 
     Raises:
-      ConfigError: it is neither.
+      ConfigError: it is none of these.
     """
+    if HUB_ID.fullmatch(path) and not Path(path).is_dir() and (place := place_of(path)):
+        fetch(path, place)
     found = directory_of(path, ["*.json", "*.safetensors", "tokenizer*", "chat_template*"])
     if found is None:
-        raise ConfigError(f"model.path: {path} is neither a directory nor a hub id")
+        raise ConfigError(f"model.path: {path} is neither a directory, nor a hub id, nor a bucket's folder with a model")
     return found
+
+
+def fetch(hub_id: str, place: str) -> bool:
+    """Fill a place with a model of the hub, once; of several processes each copies some of its files. Returns whether there was something to do."""
+    index, count = jax.process_index(), jax.process_count()
+
+    def shown(names: Iterable[str]) -> Iterable[str]:
+        return tqdm(names, desc=f"fetch {hub_id} into {place}", unit=" files", disable=index > 0)
+
+    found = stores.fetch(hub_id, place, index, count, shown)
+    if count > 1:
+        multihost_utils.sync_global_devices(f"fetched {place}")
+    if found is not None and index == 0:
+        stores.finish(place, found)
+    if count > 1:
+        multihost_utils.sync_global_devices(f"finished {place}")
+    return found is not None
 
 
 def read_config(directory: str | Path) -> ModelConfig:
@@ -117,17 +140,18 @@ def _table(model: Model) -> list[Tensor]:
 def read_params(directory: str | Path, model: Model, shardings: Params) -> Params:
     """Read a directory's safetensors, tensor by tensor, each straight to where `shardings` puts it.
 
-    Host memory holds one layer's tensor at a time beside the devices' own arrays, or one layer's of all experts. A layer is written into its
+    Host memory holds one layer's tensor at a time beside the devices' own arrays, or one layer's of all experts; of several processes each reads its
+    share of a tensor's rows, and no others. A layer is written into its
     stacked parameter in place. Where `shardings` are a quantised parameter's, each layer is quantised on the devices first: no float copy of more
     than a layer's tensor exists.
 
     Raises:
       ConfigError: there are no safetensors, or tensors are missing, unexpected or of another shape; all are named.
     """
-    files = _tensor_files(Path(directory))
-    shapes, places = flatten_dict(model.shapes(), sep="."), flatten_dict(shardings, sep=".")
+    files = tensor_files(Path(directory))
+    places = flatten_dict(shardings, sep=".")
     layers, inputs = model.config.n_layers, model.inputs()
-    if problems := _compare(tensor_shapes(model), files):
+    if problems := compare(tensor_shapes(model), files):
         raise ConfigError(f"model.path: the tensors of {directory} don't fit its config.json: {_some(problems)}")
     _check_tie(model, files)
     tensors, placed = _table(model), dict[str, Any]()
@@ -135,19 +159,12 @@ def read_params(directory: str | Path, model: Model, shardings: Params) -> Param
     with tqdm(total=total, desc="read weights", unit=" tensors", disable=jax.process_index() > 0) as bar:
         for tensor in tensors:
             for layer, names in enumerate(_names(tensor, model)):
-                handles = {file: opened(file) for file in {files[name] for name in names}}
-                parts = {path: np.empty(shapes[path].shape[tensor.stacked :], shapes[path].dtype) for path in tensor.paths}
-                for index, name in enumerate(names):
-                    for path, part in _split(tensor, handles[files[name]].get_tensor(name), shapes).items():
-                        parts[path][index if tensor.of_experts else ...] = part
-                for path, part in parts.items():
-                    place = places[path]
-                    own = jax.tree.map(_of_a_layer, place) if tensor.stacked else place
-                    if isinstance(own, QArray):
-                        whole = jax.make_array_from_callback(part.shape, own.qvalue, part.__getitem__)
-                        on_devices = _quantizer(own, tensor.of_experts, inputs[path])(whole)
-                    else:
-                        on_devices = jax.make_array_from_callback(part.shape, own, part.__getitem__)
+                handles = [(files[name], name) for name in names]
+                whole = {path: jax.tree.map(_of_a_layer, places[path]) if tensor.stacked else places[path] for path in tensor.paths}
+                cut = {path: place.qvalue if isinstance(place, QArray) else place for path, place in whole.items()}
+                for path, part in (_together if jax.process_count() > 1 else _alone)(tensor, handles, model, cut).items():
+                    place, own = places[path], whole[path]
+                    on_devices = _quantizer(own, tensor.of_experts, inputs[path])(part) if isinstance(own, QArray) else part
                     if tensor.stacked and layer == 0:
                         placed[path] = jax.tree.map(lambda x, s: _zeros((layers, *x.shape), x.dtype, s)(), on_devices, place)
                     placed[path] = _set_layer(placed[path], on_devices, layer) if tensor.stacked else on_devices
@@ -156,6 +173,39 @@ def read_params(directory: str | Path, model: Model, shardings: Params) -> Param
                 if isinstance(places[path], QArray):
                     placed[path] = _packed(placed[path])
     return unflatten_dict(placed, sep=".")
+
+
+Handles = list[tuple[File, str]]
+"""The tensors of a layer, one of each expert: a file, and a name in it."""
+
+
+def _alone(tensor: Tensor, handles: Handles, model: Model, places: Mapping[str, jax.sharding.NamedSharding]) -> dict[str, jax.Array]:
+    """A layer's parameters, laid out on this host."""
+    shapes = flatten_dict(model.shapes(), sep=".")
+    parts = {path: np.empty(shapes[path].shape[tensor.stacked :], shapes[path].dtype) for path in tensor.paths}
+    for index, (file, name) in enumerate(handles):
+        for path, part in _split(tensor, opened(file).get_tensor(name), shapes).items():
+            parts[path][index if tensor.of_experts else ...] = part
+    return {path: jax.make_array_from_callback(part.shape, places[path], part.__getitem__) for path, part in parts.items()}
+
+
+def _together(tensor: Tensor, handles: Handles, model: Model, places: Mapping[str, jax.sharding.NamedSharding]) -> dict[str, jax.Array]:
+    """The same of several hosts: each reads its share of the rows, and they are laid out on the devices, over the network between these."""
+    shapes = flatten_dict(model.shapes(), sep=".")
+    own, mesh = {path: shapes[path] for path in tensor.paths}, next(iter(places.values())).mesh
+    assert isinstance(mesh, jax.sharding.Mesh)
+    raw = [shared(file, name, own[tensor.paths[0]].dtype, mesh) for file, name in handles]
+    rows = opened(handles[0][0]).get_slice(handles[0][1]).get_shape()[0]
+    return _layer_of(tensor, tuple(own.items()), rows, tuple(places.items()))(raw)
+
+
+@cache
+def _layer_of(tensor: Tensor, shapes: tuple, rows: int, places: tuple) -> Callable[[list[jax.Array]], dict[str, jax.Array]]:
+    def make(raw: list[jax.Array]) -> dict[str, jax.Array]:
+        parts = [_split(tensor, one[:rows], dict(shapes)) for one in raw]
+        return {path: jax.numpy.stack([part[path] for part in parts]) if tensor.of_experts else parts[0][path] for path in tensor.paths}
+
+    return jax.jit(make, out_shardings=dict(places))
 
 
 @cache  # the next model of this shape compiles nothing
@@ -254,7 +304,7 @@ def _fuse(tensor: Tensor, parts: Mapping[str, np.ndarray], inputs: Mapping[str, 
     return tensor.fuse([part if path in _TABLES else part.reshape(-1) for path, part in parts.items()])
 
 
-def _split(tensor: Tensor, value: np.ndarray, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+def _split(tensor: Tensor, value: Any, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     """The parameters that a tensor holds, in our layout: the inverse of `_fuse`."""
     fused, layer_shapes = value.T if tensor.is_matrix else value, [shapes[path].shape[_leading(tensor) :] for path in tensor.paths]
     parts = tensor.cut(fused, [math.prod(shape) // math.prod(fused.shape[:-1]) for shape in layer_shapes])
@@ -276,13 +326,12 @@ def _some(problems: list[str]) -> str:
     )
 
 
-def _check_tie(model: Model, files: Mapping[str, Path]) -> None:
+def _check_tie(model: Model, files: Mapping[str, File]) -> None:
     """Refuse a head of its own where config.json says that the head is the embedding table."""
     if not model.config.tied_head or "lm_head.weight" not in files:
         return
     table = next(tensor.name for tensor in _table(model) if tensor.paths == ("embed",))
-    head, embed = (opened(files[name]).get_tensor(name) for name in ("lm_head.weight", table))
-    if not np.array_equal(head, embed):
+    if not equal((files["lm_head.weight"], "lm_head.weight"), (files[table], table)):
         raise ConfigError(
             f"model.path: {files['lm_head.weight'].parent}: config.json says tie_word_embeddings, but lm_head.weight isn't {table}: "
             "set it to false, or take lm_head.weight out"
@@ -297,67 +346,3 @@ def tensor_shapes(model: Model) -> dict[str, tuple[int, ...]]:
         names = (name for layer in _names(tensor, model) for name in layer)
         expected |= dict.fromkeys(names, _fuse(tensor, parts, inputs).shape)
     return expected
-
-
-def _tensor_files(directory: Path) -> dict[str, Path]:
-    """Which file holds which tensor."""
-    found = sorted(directory.glob("*.safetensors"))
-    if not found:
-        remedy = (
-            "it holds pickled .bin weights, which can run code when loaded; convert them once with "
-            "transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
-            if list(directory.glob("*.bin"))
-            else "download the model's *.safetensors files too"
-        )
-        raise ConfigError(f"model.path: no .safetensors file in {directory}: {remedy}")
-    index = directory / "model.safetensors.index.json"
-    if not index.is_file():
-        return {name: file for file in found for name in opened(file).keys()}  # noqa: SIM118
-    raw = read_json(index)
-    files = raw.get("weight_map") if isinstance(raw, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(file, str) and Path(file).name == file for file in files.values()):
-        raise ConfigError(f"model.path: {index}: no weight_map of tensors to files beside it; copy or download it again")
-    return {name: directory / file for name, file in files.items()}
-
-
-def opened(file: Path, setting: str = "model.path") -> safe_open:
-    """A safetensors file, its header read and checked. `setting` names it, for errors.
-
-    Raises:
-      ConfigError: it isn't there, or damaged.
-    """
-    remedy = "copy or download it again"
-    if not file.is_file():
-        raise ConfigError(f"{setting}: {file} is missing or no file; {remedy}")
-    with file.open("rb") as stream:
-        if stream.read(len(_POINTER)) == _POINTER:
-            raise ConfigError(f"{setting}: {file} is a pointer of Git LFS, not the weights; fetch them with `git lfs pull`")
-    try:
-        return safe_open(file, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{setting}: {file} is damaged ({error}); {remedy}") from None
-
-
-_POINTER = b"version https://git-lfs"
-FLOATS = ("F64", "F32", "F16", "BF16")
-
-
-def _compare(expected: Mapping[str, tuple[int, ...]], files: Mapping[str, Path]) -> list[str]:
-    problems = [f"missing: {name}" for name in expected if name not in files]
-    # Buffers of old checkpoints (rotary tables, causal masks), and a tied head's copy.
-    known_extras = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attn.causal_mask", "lm_head.weight")
-    problems += [f"unexpected: {name}" for name in files if name not in expected and not name.endswith(known_extras)]
-    for file in sorted(set(files.values())):
-        if not file.is_file():
-            problems.append(f"missing file: {file.name}")
-            continue
-        tensors = opened(file)
-        there = set(tensors.keys())
-        problems += [f"missing in {file.name}: {name}" for name, its in files.items() if its == file and name not in there]
-        for name in there & expected.keys():
-            shape, dtype = tuple(tensors.get_slice(name).get_shape()), tensors.get_slice(name).get_dtype()
-            if shape != expected[name]:
-                problems.append(f"shape of {name}: {shape}, expected {expected[name]}")
-            if dtype not in FLOATS:
-                problems.append(f"dtype of {name}: {dtype}, expected one of {', '.join(FLOATS)}")
-    return problems

@@ -20,7 +20,8 @@ from lpo_jax.config import ConfigError, LoraConfig
 from lpo_jax.model.adapters import matrix_dims, split_dims, target, untied
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor
-from lpo_jax.model.hf import FLOATS, opened, tensor_shapes
+from lpo_jax.model.hf import tensor_shapes
+from lpo_jax.model.tensor_files import FLOATS, opened
 from lpo_jax.tensors import save_file
 
 X = TypeVar("X")

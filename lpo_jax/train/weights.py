@@ -9,6 +9,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from foundation.files import read_object, sampled_sha256
+from foundation.stores import weights_at
 from lpo_jax.config import ConfigError, MeshConfig, RunConfig, from_dict
 from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.model.decoder import Model, Params
@@ -82,7 +83,8 @@ def identity(path: str) -> str:
     """
     run = open_run(path)
     if run is None:
-        return sampled_sha256(sorted(hf.locate(path).glob("*.safetensors")))
+        directory = hf.locate(path)
+        return directory.name if weights_at(directory) else sampled_sha256(sorted(directory.glob("*.safetensors")))
     base = "" if run.model.path is None or not run.model.lora else identity(run.model.path)
     return f"{checkpoint.newest(epath.Path(path))} {base}".strip()
 

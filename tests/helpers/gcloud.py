@@ -10,8 +10,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,10 +23,28 @@ STATE = {"signed_in": True, "zones": ["us-west4-a"], "quota": 8, "nodes": {}, "r
 ON_A_VM = {
     "mountpoint": '#!/bin/sh\ntest -L "$2"\n',
     "gcsfuse": '#!/bin/sh\nfor last; do :; done\nrmdir "$last" && ln -s "$CLOUD/bucket" "$last"\n',
-    "uv": '#!/bin/sh\ncase $1 in venv) mkdir -p "$4/bin" && cp "$CLOUD/bin/lpo" "$4/bin/lpo" && touch "$4/bin/python" && chmod +x "$4"/bin/*;; esac\n',
+    "uv": '#!/bin/sh\ncase $1 in venv) mkdir -p "$4/bin" && cp "$CLOUD"/bin/lpo* "$4/bin/" && touch "$4/bin/python" && chmod +x "$4"/bin/*;; esac\n',
+    # Answers who shows its key, and no others; a test holds it from listening.
+    "server": f"""#!{sys.executable} -SE
+import http.server, os, signal, sys, time
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.headers["Authorization"] == "Bearer " + os.environ["LPO_API_KEY"] else 401)
+        self.end_headers()
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+while os.path.exists(os.environ["CLOUD"] + "/hold"): time.sleep(0.02)
+print("serving", flush=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Answer).serve_forever()
+""",
+    "lpo-eval": """#!/usr/bin/env bash
+[[ ${HOME##*/} == 0 ]] || exit 0
+while [[ $1 != -o ]]; do shift; done
+mkdir -p "$2" && echo '{}' >"$2/scores.json" && echo "judged"
+""",
     # Six steps with a checkpoint each, in worker 0; a test holds it with a file: hold anywhere, hold-in-checkpoint within the third.
     "lpo": """#!/usr/bin/env bash
 [[ ${HOME##*/} == 0 ]] || exit 0
+[[ $1 != serve ]] || exec "$CLOUD/bin/server" "$@"
 run_dir=runs/tiny_cpu
 for word in "$@"; do [[ $word != run_dir=* ]] || run_dir=${word#*=}; done
 mkdir -p "$run_dir"
@@ -103,10 +123,12 @@ class Cloud:
 def main(argv: list[str]) -> int:
     cloud = object.__new__(Cloud)
     cloud.home = Path(os.environ["CLOUD"])
+    end = argv.index("--") if "--" in argv else len(argv)
+    argv, for_ssh = argv[:end], argv[end + 1 :]
     words = [word for word in argv if not word.startswith("--")]
     flags = dict(word[2:].partition("=")[::2] for word in argv if word.startswith("--"))
     with (cloud.home / "calls").open("a") as calls:
-        calls.write(" ".join(argv) + "\n")
+        calls.write(" ".join([*argv, *for_ssh]) + "\n")
     if words[:2] == ["auth", "list"]:  # what is on this disk; whether it still holds nobody asks
         print("me@example.com")
         return 0
@@ -118,6 +140,8 @@ def main(argv: list[str]) -> int:
     with cloud.state() as state:
         if flags["zone"] not in state["zones"]:
             return said(f"PERMISSION_DENIED: Location {flags['zone']} is not found or access is unauthorized.")
+    if for_ssh:
+        threading.Thread(target=forward, args=for_ssh[1].split(":"), daemon=True).start()
     group, verb, *names = words[2:]
     if verb == "accelerator-types":
         return 0 if names[1] in CHIPS else said(f"NOT_FOUND: accelerator type {names[1]}")
@@ -127,6 +151,27 @@ def main(argv: list[str]) -> int:
 def said(text: str) -> int:
     print(f"ERROR: (gcloud) {text}", file=sys.stderr)
     return 1
+
+
+def forward(host: str, port: str, there: str, its: str) -> None:
+    """ssh -L: who connects here is connected there, as long as this process lives."""
+    with socket.create_server((host, int(port))) as server:
+        while True:
+            client, _ = server.accept()
+            try:
+                peer = socket.create_connection((there, int(its)))
+            except OSError:
+                client.close()
+                continue
+            for one, other in ((client, peer), (peer, client)):
+                threading.Thread(target=passed_on, args=(one, other), daemon=True).start()
+
+
+def passed_on(one: socket.socket, other: socket.socket) -> None:
+    with suppress(OSError):
+        while data := one.recv(65536):
+            other.sendall(data)
+        other.shutdown(socket.SHUT_WR)
 
 
 def storage(bucket: Path, words: list[str]) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from launch import job
-from lpo_jax.config import load
+from launch.job import COMMANDS
 from tests.helpers.paths import REPO
 
 # Run by any of the names below. An answer is (pattern, out, code, times): the first that matches and isn't used up.
@@ -74,6 +74,7 @@ PROGRAMS = (
     "xpk",
     "docker",
     "tar",
+    "sky",
     "sbatch",
     "squeue",
     "sacct",
@@ -94,7 +95,9 @@ ENVIRONMENT = {
 
 
 _SERVER = multiprocessing.get_context("forkserver")  # has imported once what each launcher would import anew, in seconds
-_SERVER.set_forkserver_preload(["launch.tpu", "launch.gke", "launch.slurm", "launch.local", "tests.helpers.launch"])
+_SERVER.set_forkserver_preload(
+    ["launch.tpu", "launch.gke", "launch.slurm", "launch.local", "launch.sky", "evaluation.cli", "tests.helpers.launch"]
+)
 
 
 class Launched:
@@ -176,7 +179,9 @@ class Fakes:
 
     def start(self, module: str, *words: str, env: dict[str, str | None] | None = None) -> Launched:
         """Begin to."""
-        words = words if module == "local" else (*words, "--pause-s=0")
+        if not any(word in COMMANDS for word in words):
+            words = training(words)
+        words = words if module in ("local", "sky") else ("--pause-s=0", *words)
         return Launched(self.home, module, words, self.options(env)["env"])
 
     def options(self, env: dict[str, str | None] | None = None) -> dict:
@@ -200,6 +205,20 @@ class Fakes:
         return [hit for hit in hits if hit]
 
 
+def training(words: Iterable[str]) -> tuple[str, ...]:
+    """A launcher's own options, as it wants them, in front of the command, which is train."""
+    options = [word for word in words if word.startswith("--")]
+    rest = [word for word in words if not word.startswith("--")]
+    return (*options, "train", *rest) if rest else tuple(options)
+
+
+def make_targets() -> set[str]:
+    """All that `make` can make."""
+    env = {key: value for key, value in os.environ.items() if "MAKE" not in key and key != "MFLAGS"}  # `make test` runs this
+    shown = subprocess.run(["make", "-npR", "help"], cwd=REPO, env=env, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"^([\w./-]+):(?!=)", shown, re.MULTILINE))
+
+
 def node(state="READY", workers=4, topology="4x4"):
     return json.dumps({"state": state, "networkEndpoints": [{}] * workers, "acceleratorConfig": {"topology": topology}})
 
@@ -214,4 +233,4 @@ def up(fakes, *words, **options):
 
 def told(*overrides):
     """What a worker says of a job that was started with these, and that runs."""
-    return f"worker.sh: job {job.text(load(REPO / CONFIG, [FITS, *overrides, TOPOLOGY]))}\nworker.sh: running\n"
+    return f"worker.sh: job {job.read('train', [str(REPO / CONFIG), FITS, *overrides, TOPOLOGY]).text()}\nworker.sh: running\n"

@@ -2,12 +2,12 @@
 
 import base64
 import json
+import time
 
 import pytest
 import yaml
 
 from launch import job
-from lpo_jax.config import load
 from tests.helpers.launch import CONFIG, ELSEWHERE, FITS, TOPOLOGY
 from tests.helpers.paths import REPO
 
@@ -19,7 +19,7 @@ def jobset(condition=None, **more):
 
 
 def settings(*overrides):
-    return job.text(load(REPO / CONFIG, [FITS, *overrides, TOPOLOGY]))
+    return job.read("train", [str(REPO / CONFIG), FITS, *overrides, TOPOLOGY]).text()
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_the_manifest(cluster):
     assert container["image"] == "reg.dev/proj/repo/lpo:0123456789ab"
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["workingDir"] == container["volumeMounts"][0]["mountPath"]
-    assert "env" not in container
+    assert container["env"] == [{"name": "LPO_MODELS", "value": "gs://bkt/models"}]
     assert pod["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "bkt"
 
 
@@ -87,7 +87,7 @@ def test_the_token_is_a_secret_and_never_shown(cluster):
     secret = yaml.safe_load(next(call["stdin"] for call in cluster.calls if "apply" in call["argv"]))
     assert (secret["kind"], secret["stringData"]) == ("Secret", {"HF_TOKEN": "hf_sesame"})
     (container,) = applied(cluster)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
-    assert container["env"][0]["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "HF_TOKEN"}
+    assert container["env"][1]["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "HF_TOKEN"}
     assert f"secret/{secret['metadata']['name']}" in cluster.lines("delete")[-1]
 
 
@@ -174,7 +174,7 @@ def test_xpk(cluster):
     assert {"--cluster=clu", "--project=proj", "--zone=us-west4-a", "--tpu-type=v5litepod-16", "--max-restarts=20"} <= set(create)
     assert "--docker-image=reg.dev/proj/repo/lpo:0123456789ab" in create
     mark = base64.b64encode(settings("run_dir=runs/a b").encode()).decode()
-    assert f"--command=cd /bucket && LPO_JOB={mark} lpo train /lpo-jax/{CONFIG} {FITS} 'run_dir=runs/a b' {TOPOLOGY}" in create
+    assert f"--command=cd /bucket && LPO_MODELS=gs://bkt/models LPO_JOB={mark} lpo train /lpo-jax/{CONFIG} {FITS} 'run_dir=runs/a b' {TOPOLOGY}" in create
     assert any(word.startswith("--restart-on-exit-codes=") and word.endswith("75") for word in create)
     assert "hf_sesame" not in " ".join(create)
     assert cluster.lines("xpk workload delete")
@@ -193,3 +193,49 @@ def test_a_dry_run_shows_everything_and_runs_nothing(cluster):
 def test_down(fakes):
     assert fakes.run("gke", "--down", "--name=mine").returncode == 0
     assert fakes.order(["get-credentials", "delete jobset/mine"]) == ["get-credentials", "delete jobset/mine"]
+
+
+def test_a_server_and_its_port(cluster):
+    cluster.answer("logs", "hang", first=True)
+    cluster.answer("get pods .*metadata.name", "lpo-eve-serve-none-slice-0-0-abcde", first=True)
+    cluster.answer("get pods", "Running", first=True)
+    cluster.answers.insert(0, cluster.answers.pop(1))
+    cluster.answer("storage ls gs://bkt/runs/none", "", first=True)
+    run = cluster.start("gke", "--tpu=v5e:2x4", "--port=8001", "serve", "--model", "runs/none", env={"LPO_API_KEY": "sesame"})
+    run.until("port-forward")
+    end = time.monotonic() + 60
+    while len(cluster.lines("port-forward")) < 2 and time.monotonic() < end:  # kubectl ends when nobody listens yet, and is begun again
+        time.sleep(0.05)
+    run.interrupt()
+    done = run.end()
+    assert (
+        done.returncode == 130
+        and "lpo-eve-serve-none goes on" in done.stdout
+        and "make serve-gke-down JOB=lpo-eve-serve-none" in done.stdout
+    )
+    for line in cluster.lines("port-forward"):
+        assert line.endswith(" port-forward pod/lpo-eve-serve-none-slice-0-0-abcde --address=127.0.0.1 8001:8000")
+    secret = yaml.safe_load(next(call["stdin"] for call in cluster.calls if "apply" in call["argv"]))
+    assert secret["stringData"] == {"LPO_API_KEY": "sesame"}
+    (container,) = applied(cluster)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["lpo", "serve", "--model", "runs/none"]
+    assert container["env"][1:] == [
+        {"name": "LPO_API_KEY", "valueFrom": {"secretKeyRef": {"name": "lpo-eve-serve-none-keys", "key": "LPO_API_KEY"}}}
+    ]
+    assert "sesame" not in done.stdout + done.stderr + "".join(cluster.lines())
+    calls = len(cluster.lines("port-forward"))
+    time.sleep(1.5)
+    assert len(cluster.lines("port-forward")) == calls  # none is left behind
+
+
+@pytest.mark.parametrize("words", [["--xpk"], []], ids=["xpk", "no key"])
+def test_a_server_needs_a_key_that_nobody_else_reads(cluster, words):
+    env = {"LPO_API_KEY": "sesame"} if words else {}
+    done = cluster.run("gke", "--tpu=v5e:2x4", *words, "serve", "--model", "runs/none", env=env)
+    assert done.returncode == 2 and ("serve without XPK" if words else "LPO_API_KEY: the key") in done.stderr
+
+
+def test_a_set_that_is_started_and_left(cluster):
+    done = up(cluster, "--detach", "--delete=always")
+    assert done.returncode == 0, done.stderr
+    assert "is on its way" in done.stdout and cluster.lines("apply") and cluster.lines("logs|delete") == []

@@ -51,7 +51,7 @@ def test_sigterm_goes_to_all_and_all_save(fakes, logs):
     fakes.add("lpo", WAITS)
     options = fakes.options({"PATH": f"{fakes.bin}:/usr/bin:/bin"})
     options.pop("timeout"), options.pop("capture_output")
-    command = [sys.executable, "-m", "launch.local", "--name=lpo-test-local", *GIVEN]
+    command = [sys.executable, "-m", "launch.local", "--name=lpo-test-local", "train", *GIVEN]
     with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
         for _ in range(1200):
             if all((fakes.home / f"up{index}").exists() for index in range(2)):

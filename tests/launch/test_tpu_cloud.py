@@ -1,7 +1,11 @@
 """`make train-tpu` against a cloud that keeps state: whatever happens, it ends as documented, no TPU is left unnoticed, none is deleted that trains."""
 
 import json
+import socket
 import sys
+import time
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -126,6 +130,63 @@ def test_a_node_that_never_says_that_it_was_preempted(laptop):
     assert laptop.starts() == ["from step 0", "from step 2"] and laptop.finished()
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def status(port, key):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+def test_a_server_is_reached_through_the_tunnel_and_outlives_it(laptop):
+    """Ctrl-C closes the tunnel alone; the same command opens it again; the key is on no command line and in no log."""
+    here, there = free_port(), free_port()
+    words = ["--tpu=v5e:2x2", f"--port={here}", "--delete=success", "serve", "--model", "runs/none", "--port", str(there)]
+    (laptop.cloud.bucket / "runs/none").mkdir()
+    env = {"CLOUD": str(laptop.cloud.home), "LPO_API_KEY": "sesame"}
+    run = laptop.start("tpu", *words, env=env)
+    run.until("serving\n")
+    while status(here, "sesame") is None:
+        time.sleep(0.05)
+    assert status(here, "sesame") == 200 and status(here, "guessed") == 401
+    run.interrupt()
+    done = run.end()
+    assert done.returncode == 130
+    assert "Ctrl-C closed the tunnel and stopped nothing: lpo-eve-serve-none" in done.stdout and "is paid for" in done.stdout
+    assert "make serve-tpu-down JOB=lpo-eve-serve-none" in done.stdout
+    assert status(here, "sesame") is None and status(there, "sesame") == 200 and laptop.calls("delete") == []
+    run = laptop.start("tpu", *words, env=env)
+    run.until("is at work: following it")
+    while status(here, "sesame") is None:
+        time.sleep(0.05)
+    assert status(here, "sesame") == 200
+    assert "sesame" not in done.stdout + done.stderr + run.out + (laptop.cloud.home / "calls").read_text()
+    laptop.cloud.wipe("lpo-eve-serve-none")  # its processes end
+    with laptop.cloud.state() as state:
+        state["nodes"].clear()
+    run.until("preempted: ")  # and it is served again
+    run.interrupt()
+    assert run.end().returncode == 130
+
+
+def test_an_evaluation_ends_in_the_bucket(laptop):
+    (laptop.cloud.bucket / "runs/none").mkdir()
+    words = ["--benchmark", "own", "--data", "evaluation/examples/own.jsonl", "--completions", "runs/none", "-o", "evals/mine"]
+    done = laptop.start("tpu", "--tpu=v5e:2x2", "--delete=success", "eval", *words, env={"CLOUD": str(laptop.cloud.home)}).end()
+    assert done.returncode == 0, done.stderr
+    assert "judged\n" in done.stdout and "gcloud storage cp --recursive gs://bkt/evals/mine ." in done.stdout
+    assert (laptop.cloud.bucket / "evals/mine/scores.json").exists()
+    assert (laptop.cloud.bucket / "evaluation/examples/own.jsonl").exists() and laptop.cloud.nodes() == {}
+
+
 def test_a_lost_laptop(laptop):
     hold = laptop.cloud.hold()
     run = laptop.train("--delete=success")
@@ -133,7 +194,7 @@ def test_a_lost_laptop(laptop):
     run.lose()
     assert laptop.cloud.nodes() == {NAME: "READY"}
     run = laptop.train("--delete=success")
-    run.until("is training: following it")
+    run.until("is at work: following it")
     hold.unlink()
     assert run.end().returncode == 0
     assert laptop.starts() == ["from step 0"] and laptop.finished() and laptop.cloud.nodes() == {}
@@ -194,7 +255,7 @@ def test_a_sign_in_that_expires(laptop):
     assert NOTICED + NAME in done.stdout and laptop.cloud.nodes() == {NAME: "READY"}  # it trains
     laptop.cloud.change(signed_in=True, connected=True)
     run = laptop.train("--delete=always")
-    run.until("is training: following it")
+    run.until("is at work: following it")
     hold.unlink()
     assert run.end().returncode == 0
     assert laptop.starts() == ["from step 0"] and laptop.finished() and laptop.cloud.nodes() == {}

@@ -14,12 +14,13 @@ import pytest
 
 from launch import common, preflight
 from launch.common import Checks, Shell
+from tests.helpers.launch import make_targets
 from tests.helpers.paths import REPO
 
 LPO = """#!/usr/bin/env bash
 trap 'echo saving; exit 75' TERM
 echo "in $PWD: $(printf '<%s>' "$@")"
-echo "token ${HF_TOKEN_PATH:-none}"
+echo "token ${HF_TOKEN_PATH:-none}, models $LPO_MODELS"
 if [[ -e $HOME/forever ]]; then while true; do sleep 0.05; done; fi
 exit 3
 """
@@ -33,10 +34,13 @@ def worker(fakes):
     fakes.add("uv", '#!/bin/sh\necho "$@" >>"$HOME/uv"\ncase $1 in venv) mkdir -p "$4/bin" && cp "$HOME/lpo" "$4/bin/lpo" && touch "$4/bin/python" && chmod +x "$4"/bin/*;; esac\n')  # fmt: skip
     (fakes.home / "lpo").write_text(LPO)
     (fakes.home / "lpo-job.json").write_text('{"job": 1}\n')
+    script = fakes.home / "lpo-jax/launch/worker.sh"  # it installs beside itself
+    script.parent.mkdir(parents=True)
+    shutil.copy(REPO / "launch/worker.sh", script)
     env = {"HOME": str(fakes.home), "PATH": f"{fakes.bin}:{os.environ['PATH']}", "FAKES": str(fakes.home)}
 
     def call(*words):
-        done = subprocess.run(["bash", REPO / "launch/worker.sh", *words], env=env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["bash", script, *words], env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -52,14 +56,19 @@ def test_set_up_run_and_follow(worker, fakes):
     assert (fakes.home / "mounted").read_text().endswith(f" bkt {fakes.home}/lpo-bucket\n")
     installed = (fakes.home / "uv").read_text().splitlines()
     assert [line.split()[0] for line in installed] == ["venv", "pip", "pip", "pip", "pip"]
+    worker("setup", "bkt", "judges")
+    assert "lpo-jax/requirements-semgrep.txt" in (fakes.home / "uv").read_text().splitlines()[-1]
     assert worker("state") == "worker.sh: none\n"
     (fakes.home / ".lpo-hf-token").write_text("hf_sesame")
 
-    assert worker("start", "configs/x.yaml", "a={b: c}", "d=it's").splitlines()[-1] == "worker.sh: started"
+    assert (
+        worker("start", "lpo-job.json", "lpo", "train", "@tree/configs/x.yaml", "a={b: c}", "d=it's").splitlines()[-1]
+        == "worker.sh: started"
+    )
     shown = worker("follow").splitlines()
     assert shown[-3:] == [
-        f"in {fakes.home}/lpo-bucket: <train><{REPO}/configs/x.yaml><a={{b: c}}><d=it's>",
-        f"token {fakes.home}/.lpo-hf-token",
+        f"in {fakes.home}/lpo-bucket: <train><{fakes.home}/lpo-jax/configs/x.yaml><a={{b: c}}><d=it's>",
+        f"token {fakes.home}/.lpo-hf-token, models gs://bkt/models",
         "worker.sh: over 3",
     ]
     assert worker("state") == 'worker.sh: job {"job": 1}\nworker.sh: over 3\n'
@@ -68,24 +77,52 @@ def test_set_up_run_and_follow(worker, fakes):
 def test_a_start_ends_what_still_runs(worker, fakes):
     worker("setup", "bkt")
     (fakes.home / "forever").touch()
-    worker("start", "configs/x.yaml")
+    worker("start", "lpo-job.json", "lpo", "train", "@tree/configs/x.yaml")
     first = (fakes.home / "lpo-state/pid").read_text()
     assert worker("state") == 'worker.sh: job {"job": 1}\nworker.sh: running\n'
     (fakes.home / "lpo-job.json").write_text('{"job": 2}\n')
-    assert worker("start", "configs/x.yaml") == "worker.sh: busy\n"  # another job: what runs isn't touched
+    assert (
+        worker("start", "lpo-job.json", "lpo", "train", "@tree/configs/x.yaml") == "worker.sh: busy\n"
+    )  # another job: what runs isn't touched
     assert worker("state") == 'worker.sh: job {"job": 1}\nworker.sh: running\n'
     (fakes.home / "lpo-job.json").write_text('{"job": 1}\n')
     (fakes.home / "forever").unlink()
-    worker("start", "configs/x.yaml")
+    worker("start", "lpo-job.json", "lpo", "train", "@tree/configs/x.yaml")
     assert (fakes.home / "lpo-state/pid").read_text() != first
     assert not Path("/proc", first.strip()).exists()
     assert "worker.sh: over 3" in worker("follow")
 
 
+def test_what_is_installed_later_leaves_a_running_tree_alone(worker, fakes):
+    worker("setup", "bkt")
+    (fakes.home / "forever").touch()
+    worker("start", "lpo-job.json", "lpo", "train", "@tree/configs/x.yaml")
+    other = fakes.home / "lpo-jax-other/launch/worker.sh"
+    other.parent.mkdir(parents=True)
+    shutil.copy(fakes.home / "lpo-jax/launch/worker.sh", other)
+    before = len((fakes.home / "uv").read_text().splitlines())
+    done = subprocess.run(
+        ["bash", other, "setup", "bkt"], env={"HOME": str(fakes.home), "PATH": f"{fakes.bin}:{os.environ['PATH']}"}, check=True
+    )
+    assert done.returncode == 0
+    later = (fakes.home / "uv").read_text().splitlines()[before:]
+    assert later and all("lpo-jax-other/" in line for line in later)
+    assert worker("state").endswith("worker.sh: running\n")
+
+
+def test_the_servers_key_is_in_its_environment_alone(worker, fakes):
+    (fakes.home / "lpo").write_text('#!/bin/sh\ntr "\\0" "|" </proc/$$/cmdline\necho "key $LPO_API_KEY"\n')
+    worker("setup", "bkt")
+    (fakes.home / ".lpo-api-key").write_text("sesame")
+    worker("start", "lpo-job.json", "lpo", "serve", "--model", "runs/x")
+    shown = worker("follow").splitlines()
+    assert shown[-2].endswith("|key sesame") and shown[-2].count("sesame") == 1  # and not on its command line
+
+
 def test_a_killed_run_is_told_from_a_finished_one(worker, fakes):
     worker("setup", "bkt")
     (fakes.home / "forever").touch()
-    worker("start", "configs/x.yaml")
+    worker("start", "lpo-job.json", "lpo", "train", "@tree/configs/x.yaml")
     os.killpg(int((fakes.home / "lpo-state/pid").read_text()), signal.SIGKILL)
     for _ in range(100):
         if "worker.sh: running" not in (shown := worker("state")):
@@ -98,7 +135,7 @@ def test_stop_lets_it_save(worker, fakes):
     worker("stop")  # nothing runs
     worker("setup", "bkt")
     (fakes.home / "forever").touch()
-    worker("start", "configs/x.yaml")
+    worker("start", "lpo-job.json", "lpo", "train", "@tree/configs/x.yaml")
     worker("stop")
     assert worker("state").endswith("worker.sh: over 75\n")
     assert "saving" in worker("follow")
@@ -156,14 +193,14 @@ def test_make_passes_settings_on():
     shown = subprocess.run(["make", "-n", "train-tpu", *words], cwd=REPO, env=env, capture_output=True, text=True, check=True).stdout
     command = shown.splitlines()[-1]
     assert ".venv/bin/python -m launch.tpu " in command
-    assert command.endswith(" configs/lpo_hf.yaml 'a={b: c}' d=e")
+    assert command.endswith(" train configs/lpo_hf.yaml 'a={b: c}' d=e")
     assert {"--tpu=v5p:2x2x4", "--spot", "--delete=always", "--name=mine"} <= set(command.split())
     assert "--queued" not in command
 
 
 def test_the_documents_name_real_targets():
-    targets = {line.partition(":")[0] for line in (REPO / "Makefile").read_text().splitlines() if re.match(r"[a-z-]+:.*##", line)}
+    targets = make_targets()
     for file in (REPO / "README.md", REPO / "launch/README.md", *REPO.glob("launch/*.py")):
         named = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)+)", file.read_text()))
         assert named <= targets, file
-    assert {"train-tpu", "train-tpu-down", "train-gke", "train-gke-down", "train-slurm", "train-local-multihost"} <= targets
+    assert {f"{job}-{where}" for job in ("train", "eval", "serve") for where in ("tpu", "tpu-down", "gke", "gke-down", "slurm")} <= targets

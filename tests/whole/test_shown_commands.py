@@ -18,10 +18,11 @@ from lpo_jax.config import load
 from lpo_jax.serve.plan import shape_of
 from lpo_jax.sharding import topology_size
 from lpo_jax.train import preflight
+from tests.helpers.launch import make_targets
 from tests.helpers.paths import REPO
 
 PROGRAMS = {"lpo": lpo, "lpo-data": lpo_data, "lpo-eval": lpo_eval}
-LAUNCHERS = ("tpu", "gke", "slurm", "local")
+LAUNCHERS = ("tpu", "gke", "slurm", "sky", "local")
 COMMAND = re.compile(r"(lpo|lpo-data|lpo-eval|make|python -m)( \S.*)?")
 ANY = "configs/pods/codellama_7b_v5e_4x4.yaml"  # where a reader puts a config of their own
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "launch/README.md", "docs/*.md")
@@ -58,7 +59,13 @@ def shown():
         places.append((f"launch/{name}.py", importlib.import_module(f"launch.{name}").EXAMPLES))
     found = {}
     for where, text in places:
+        loop = None  # of the shell: a name, and its first value
         for line in re.sub(r"\\\n\s*", "", text).splitlines():
+            if begun := re.match(r"for (\w+) in (\S+).*; do$", line):
+                loop = begun.groups()
+            elif line == "done":
+                loop = None
+            line = line if loop is None else line.replace(f"${loop[0]}", loop[1])
             line = re.sub(r"\s{2,}[(#].*", "", line.strip())  # a remark behind it
             if COMMAND.fullmatch(line):
                 found.setdefault(line, f"{where}: {line}")
@@ -66,11 +73,12 @@ def shown():
 
 
 SHOWN = shown()
+TARGETS = make_targets()
 
 
 def words_of(line):
     """A command's words: what only a shell would read, and dots that stand for more, left out."""
-    line = re.split(r" [|>] ", line)[0].replace("CONFIG=...", f"CONFIG={ANY}").replace('"..."', '""')
+    line = re.split(r" [|>] ", line)[0].replace("CONFIG=...", f"CONFIG={ANY}").replace("JOB=...", "JOB=mine").replace('"..."', '""')
     line = re.sub(r"\[(--[\w-]+ ?\S*)\]", r"\1", line)
     return [word for word in shlex.split(line, comments=True) if word != "..."]
 
@@ -129,23 +137,24 @@ def check(config):
 @pytest.mark.parametrize("line", [pytest.param(line, id=place) for line, place in SHOWN if line.startswith("make ")])
 def test_a_make(line, monkeypatch, capfd):
     _, *words = words_of(line)
-    makefile = (REPO / "Makefile").read_text()
-    targets = {target for names in re.findall(r"^([\w./ -]+):", makefile, re.MULTILINE) for target in names.split()}
     named = [word for word in words if "=" not in word]
-    assert set(named) <= targets
-    launcher = re.fullmatch(r"train-(tpu|gke|slurm|local)(-down|-multihost)?", named[0])
+    assert set(named) <= TARGETS
+    launcher = re.fullmatch(r"\w+-(tpu|gke|slurm|sky|local)(-down|-multihost)?", named[0])
     if launcher is None or (len(words) == 1 and launcher[1] != "local"):  # the target is spoken of
         return
     env = {"PATH": "/usr/bin:/bin"}
-    command = subprocess.run(["make", "-n", *words], cwd=REPO, env=env, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    shown = subprocess.run(["make", "-n", *words], cwd=REPO, env=env, capture_output=True, text=True, check=True).stdout
+    command = shown.replace("\\\n", " ").splitlines()[-1]
     module, *given = words_of(command[command.index("-m launch.") + len("-m launch.") :])
     for name in ("PROJECT", "ZONE", "BUCKET", "CLUSTER", "IMAGE"):
         monkeypatch.setenv(f"LPO_{name}", "mine")
+    monkeypatch.setenv("LPO_ZONE", "us-west4-a")
+    monkeypatch.setenv("LPO_API_KEY", "mine")
     monkeypatch.setenv("PATH", env["PATH"])
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(huggingface_hub, "auth_check", lambda *_, **__: None)
     monkeypatch.chdir(REPO)
-    monkeypatch.setattr("sys.argv", [module, *given, "--dry-run"])
+    monkeypatch.setattr("sys.argv", [module, "--dry-run", *given])
     assert importlib.import_module(f"launch.{module}").main() == 0, capfd.readouterr().err
 
 

@@ -1,0 +1,69 @@
+"""What every launcher takes: options of its own, then a command with its arguments."""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+from foundation.commands import number, whole
+from foundation.errors import UserError
+from launch import job
+from launch.common import REPO
+from launch.job import COMMANDS
+
+
+def parser(module: str, description: str | None, examples: str, named: str) -> argparse.ArgumentParser:
+    """A command with its arguments, and a name; `named` says of what."""
+    raw = argparse.RawDescriptionHelpFormatter
+    made = argparse.ArgumentParser(f"python -m launch.{module}", description=description, epilog=examples, formatter_class=raw)
+    said = "; ".join(f"{name}: {command.what}" for name, command in COMMANDS.items())
+    made.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help=said)
+    made.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="its arguments, as `lpo COMMAND --help` explains them (eval: `lpo-eval run --help`); a config with its settings, e.g. configs/lpo_hf.yaml run_dir=runs/mine, must be one that git tracks to be sent anywhere")  # fmt: skip
+    made.add_argument("--name", help=f"{named} (default: lpo, your user name and what it writes: the run_dir, or -o)")
+    made.add_argument("--dry-run", action="store_true", help="check it, show every command, run none")
+    return made
+
+
+def cloud_parser(module: str, description: str | None, examples: str) -> argparse.ArgumentParser:
+    """What every launcher for the cloud takes; `--down --name` needs no command."""
+    made = parser(module, description, examples, "of what is created")
+    made.add_argument("--tpu", metavar="SLICE", help="v5e:4x4, v6e:4x8, v5p:2x2x4, ... or v5litepod-16, v6e-32, v5p-32, ... (default, of a config: mesh.topology)")  # fmt: skip
+    made.add_argument("--spot", action="store_true", help="cheap machines that may be taken away (TPU VMs: from the queue)")
+    made.add_argument("--skip-plan", action="store_true", help="don't ask `lpo plan` first")
+    return made
+
+
+def followed(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """What launchers take that stay until the end, or come back."""
+    made.add_argument("--delete", choices=("never", "success", "always"), default="never", help="delete what was created at the end: after a job that succeeded, or also after one that failed (default: never); Ctrl-C never does")  # fmt: skip
+    made.add_argument("--restarts", type=whole(0), default=20, help="restarts after preemption (default: 20)")
+    made.add_argument("--pause-s", type=number(), default=30, help="seconds between looks at the cloud, before a first retry (default: 30)")
+    made.add_argument("--down", action="store_true", help="delete what an earlier job created, and do nothing else")
+    return tunnelled(made)
+
+
+def tunnelled(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    made.add_argument("--port", type=whole(1, 65535), metavar="N", help="serve: the port on this machine (default: the server's own, 8000)")
+    return made
+
+
+def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of such a parser, with a name for the job; this checkout becomes the working directory."""
+    args = made.parse_args()
+    down = getattr(args, "down", False)
+    if args.command is None and not (down and args.name):
+        made.error(f"which command? One of {', '.join(COMMANDS)}" + " (or --down --name NAME)" * hasattr(args, "down"))
+    # A program beside this Python, as in a virtual environment that isn't activated, is found after those on the PATH.
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    os.chdir(REPO)
+    if not args.name:
+        try:
+            args.name = job.read(args.command, args.words).name
+        except UserError as error:
+            if down:
+                made.error(str(error))
+            args.name = "lpo"  # what is wrong is said with all else
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", args.name):
+        made.error(f"{args.name!r} can't name a job: small letters, digits and dashes, at most 40")
+    return args
