@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from foundation.errors import DataError
-from foundation.files import HUB_ID, Json, sha256
+from foundation.files import HUB_ID, Json, sha256, shipped
 
 Bad = Callable[[str, str], None]
 """Told where a row stands that can't be read, and why."""
@@ -30,7 +30,7 @@ def read(source: str | Path, bad: Bad) -> Iterator[tuple[str, Json]]:
     Raises:
       DataError: there is no such thing, or its content is nothing of the kind; named.
     """
-    path = Path(source)
+    path = shipped(source)
     if not path.is_file():
         yield from _data_set(str(source))
         return
@@ -44,7 +44,7 @@ def read(source: str | Path, bad: Bad) -> Iterator[tuple[str, Json]]:
 
 def facts(source: str | Path) -> Json:
     """What tells one content from another."""
-    path = Path(source)
+    path = shipped(source)
     if path.is_file():
         return {"file": shown(path), "sha256": sha256(path)}
     prints = "".join(part._fingerprint for _, part in _splits(str(source)))

@@ -26,6 +26,7 @@ class Program:
     def __init__(self, name: str, about: str | None):
         self._name = name
         self._parser = _Parser(name, **_help(about))
+        self._parser.add_argument("--version", action=_Version, help="show which version this is, and exit")
         self._commands = self._parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(self, name: str, short: str, about: str | None, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
@@ -49,6 +50,19 @@ class Program:
             return args.run(args)
 
         return run_command(self._name, parse_and_run)
+
+
+class _Version(argparse.Action):
+    """As argparse's, but looked up when it is asked for: the version stands in pyproject.toml alone."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"{parser.prog} {version('lpo-jax')}")
+        parser.exit()
 
 
 class _Parser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ from qwix import QArray
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from foundation.files import Json, directory_of, read_json, write_json
+from foundation.files import Json, directory_of, read_json, shipped, write_json
 from lpo_jax.config import ConfigError, ModelConfig, ModelSource
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor
@@ -90,7 +90,7 @@ def planned_config(source: ModelSource) -> ModelConfig:
     if source.new is not None:
         return source.new
     if source.shape is not None:
-        return _parsed(Path(source.shape), "model.shape", " here; correct it, or set null to go by model.path alone")
+        return _parsed(shipped(source.shape), "model.shape", " here; correct it, or set null to go by model.path alone")
     assert source.path is not None
     if Path(source.path).is_dir():
         return read_config(source.path)
