@@ -16,6 +16,10 @@ from lpo_jax.cli.models import add_asking
 
 
 def main(argv: list[str] | None = None) -> int:
+    return program().run(argv)
+
+
+def program() -> Program:
     program = Program("lpo-eval", __doc__)
     run = program.command("run", "judge a model on a benchmark", _run.__doc__, _run)
     run.add_argument("--benchmark", required=True, metavar="NAME", help="`lpo-eval benchmarks` lists them")
@@ -72,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     program.command("benchmarks", "list benchmarks: forms, licences, where their data comes from", "List the benchmarks.", _benchmarks)
-    return program.run(argv)
+    return program
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -24,9 +24,10 @@ class Program:
     """
 
     def __init__(self, name: str, about: str | None):
-        self._name = name
+        self.name = name
         self._parser = _Parser(name, **_help(about))
-        self._parser.add_argument("--version", action=_Version, help="show which version this is, and exit")
+        self._parser.add_argument("--version", action=_Tell, tell=_version, help="show which version this is, and exit")
+        self._parser.add_argument("--completion", action=_Tell, tell=_completion, choices=("bash", "zsh", "tcsh"), help="print a shell's completions of all commands and options, and exit")  # fmt: skip
         self._commands = self._parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(self, name: str, short: str, about: str | None, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
@@ -41,6 +42,11 @@ class Program:
         parser.set_defaults(run=run)
         return parser
 
+    @property
+    def commands(self) -> dict[str, argparse.ArgumentParser]:
+        """Each command's parser, by name."""
+        return dict(self._commands.choices)
+
     def run(self, argv: Sequence[str] | None) -> int:
         """The exit code; what a user can mend is told on stderr."""
 
@@ -49,20 +55,31 @@ class Program:
             args = self._parser.parse_args([_HOME.sub(lambda found: f"{found[1]}{Path.home()}/", word) for word in words])
             return args.run(args)
 
-        return run_command(self._name, parse_and_run)
+        return run_command(self.name, parse_and_run)
 
 
-class _Version(argparse.Action):
-    """As argparse's, but looked up when it is asked for: the version stands in pyproject.toml alone."""
+class _Tell(argparse.Action):
+    """Prints something instead of running a command; found out only when it is asked for."""
 
-    def __init__(self, option_strings: list[str], dest: str, help: str):
-        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
+    def __init__(self, option_strings: list[str], dest: str, tell: Callable[[argparse.ArgumentParser, Any], str], **about: Any):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=None if "choices" in about else 0, **about)
+        self._tell = tell
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib.metadata import version
-
-        print(f"{parser.prog} {version('lpo-jax')}")
+    def __call__(self, parser: argparse.ArgumentParser, _: argparse.Namespace, value: Any, option: str | None = None) -> None:
+        print(self._tell(parser, value))
         parser.exit()
+
+
+def _version(parser: argparse.ArgumentParser, _: Any) -> str:
+    from importlib.metadata import version  # it stands in pyproject.toml alone
+
+    return f"{parser.prog} {version('lpo-jax')}"
+
+
+def _completion(parser: argparse.ArgumentParser, shell: str) -> str:
+    import shtab
+
+    return shtab.complete(parser, shell)
 
 
 class _Parser(argparse.ArgumentParser):

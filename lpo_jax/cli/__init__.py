@@ -9,12 +9,16 @@ from foundation.commands import Program
 from lpo_jax.cli import config, export, generate, plan, serve, teacher, train
 
 
-def main(argv: list[str] | None = None) -> int:
+def program() -> Program:
     program = Program("lpo", "Teach a code model to write secure code, and use it. `lpo COMMAND --help` has examples.")
     for command in (train, config, teacher, plan, generate, serve, export):
         first, _, about = str(command.__doc__).partition("\n\n")
         name, short = command.__name__.rpartition(".")[2], first.partition(": ")[2].rstrip(".")
         command.add(program.command(name, short, about, command.run))
+    return program
+
+
+def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax: what it logs it also raises
-    return program.run(argv)
+    return program().run(argv)
