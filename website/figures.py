@@ -134,7 +134,7 @@ def _chosen_end(tree: trees.Tree) -> int:
 
 
 OPTIONS = {
-    "sft": {}, "lpo": {"beta": 1.0, "gamma": 0.0, "alpha": 0.05}, "simpo": {"beta": 1.0, "gamma": 0.0}, "cpo": {"beta": 1.0}, "safecoder": {},
+    "sft": {}, "lpo": {"beta": 1.0, "gamma": 0.0, "alpha": 0.05}, "simpo": {"beta": 1.0, "gamma": 0.0}, "cpo": {"beta": 0.02}, "safecoder": {},
 }  # fmt: skip
 """Objectives that stand alone, with options at which their pulls can be told apart."""
 
@@ -199,7 +199,7 @@ def _packages() -> str:
     """Which package imports which, and in how many modules, from the sources themselves."""
     layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
     about = {
-        "evaluation": "benchmarks, runs, measures, the report", "lpo_jax": "the learner: objectives, model, losses, training, decoding, serving, plans",
+        "evaluation": "benchmarks, runs, measures, the report", "lpo_jax": "the learner: objectives, model, training, decoding, serving",
         "data_pipeline": "pairs, masks, trees, shards, the feed, distillation", "judges": "analyzers, and the sandbox", "foundation": "files, journals, errors, pages",
     }  # fmt: skip
     uses = Counter((package, other) for package in layers for file in (ROOT / package).rglob("*.py") if "seed" not in file.parts for other in _imported(file.read_text(encoding="utf-8")) if other != package and other in layers)  # fmt: skip
