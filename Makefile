@@ -13,7 +13,7 @@ CLOUD = $(call with,TPU,--tpu) $(call with,JOB,--name) $(call on,SPOT,--spot) $(
 FOLLOWED = $(call with,RESTARTS,--restarts) $(if $(filter always,$(DELETE)),--delete=always,$(call on,DELETE,--delete=success)) $(call with,PORT,--port)
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-local-multihost distill-demo codecode-demo plan test test-slow test-heavy lint clean
+.PHONY: help train train-local-multihost distill-demo codecode-demo plan docs test test-slow test-heavy lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '{sub(/^#: /, "")} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -137,6 +137,13 @@ codecode-demo: .venv/installed ## CoSec+ from end to end on tiny models: a targe
 
 plan: .venv/installed-dev ## compile every config of configs/pods/ for its TPU slice (no TPU needed; minutes each) and write docs/plans.md
 	$(BIN)/lpo plan configs/pods/*.yaml --stage lpo --tries 0 --table docs/plans.md $(ARGS)
+
+.venv/installed-docs: .venv/installed requirements-docs.txt
+	$(BIN)/pip install --quiet -r requirements-docs.txt
+	touch $@
+
+docs: .venv/installed-docs ## the documentation's site in build/site, strictly: a link to nowhere is an error
+	JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 test: .venv/installed-dev ## the default test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not heavy' $(ARGS)

@@ -14,7 +14,7 @@ from data_pipeline import pairs
 from data_pipeline.distill import knowledge
 from data_pipeline.pairs import Drops, Pair
 from foundation.errors import DataError
-from foundation.files import write_lines
+from foundation.files import shipped, write_lines
 from judges import judge
 from judges.sandbox import Case, Limits, Result, Test, run_many
 
@@ -86,6 +86,7 @@ def checks(rows: Sequence[Pair], folder: Path) -> list[tuple[Pair, dict[str, str
     Raises:
       DataError: the folder is missing, or a check belongs to no pair.
     """
+    folder = shipped(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such directory")
     helper = folder / "doubles.py"

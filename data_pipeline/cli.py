@@ -20,6 +20,10 @@ from foundation.pages import visible
 
 def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # nothing here needs an accelerator
+    return program().run(argv)
+
+
+def program() -> Program:
     program = Program("lpo-data", __doc__)
     build = program.command("build", "pairs -> shards", _build.__doc__, _build)
     build.add_argument("inputs", nargs="+", metavar="INPUT", help="files, directories or hub ids (OWNER/NAME:SPLIT) of pairs")
@@ -127,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     check.add_argument("--verdicts", metavar="OUT", type=new_file, help="record what Bandit and Semgrep find in each side")
     check.add_argument("--workers", type=whole(1), default=2, help="sandboxes at a time (default: 2)")
-    return program.run(argv)
+    return program
 
 
 def _build(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from foundation.errors import DataError
-from foundation.files import Json, sha256
+from foundation.files import Json, sha256, shipped
 from foundation.stores import HUB_ID
 
 Bad = Callable[[str, str], None]
@@ -31,7 +31,7 @@ def read(source: str | Path, bad: Bad) -> Iterator[tuple[str, Json]]:
     Raises:
       DataError: there is no such thing, or its content is nothing of the kind; named.
     """
-    path = Path(source)
+    path = shipped(source)
     if not path.is_file():
         yield from _data_set(str(source))
         return
@@ -45,7 +45,7 @@ def read(source: str | Path, bad: Bad) -> Iterator[tuple[str, Json]]:
 
 def facts(source: str | Path) -> Json:
     """What tells one content from another."""
-    path = Path(source)
+    path = shipped(source)
     if path.is_file():
         return {"file": shown(path), "sha256": sha256(path)}
     prints = "".join(part._fingerprint for _, part in _splits(str(source)))

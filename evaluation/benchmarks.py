@@ -20,7 +20,7 @@ from data_pipeline.formats import RowError, text_of
 from evaluation import cweval, cyberseceval, own, seccodeplt
 from evaluation.extract import body_indent, open_name
 from evaluation.tasks import BenchmarkError, Task, code_task, cwe_of, rows, sentence_task
-from foundation.files import sha256
+from foundation.files import sha256, shipped
 from judges.prepare import parse
 
 
@@ -61,6 +61,7 @@ def load(name: str, data: Path | None, any_hash: bool = False) -> Benchmark:
     whence = f"{source.title}: get it from {source.origin} (licence: {source.licence}) and name it with --data"
     if data is None:
         raise BenchmarkError(f"{name} needs its data. {whence}")
+    data = shipped(data)
     if not data.exists():
         raise BenchmarkError(f"{data} doesn't exist. {whence}")
     if not data.is_dir() and not data.is_file():

@@ -24,8 +24,10 @@ class Program:
     """
 
     def __init__(self, name: str, about: str | None):
-        self._name = name
+        self.name = name
         self._parser = _Parser(name, **_help(about))
+        self._parser.add_argument("--version", action=_Tell, tell=_version, help="show which version this is, and exit")
+        self._parser.add_argument("--completion", action=_Tell, tell=_completion, choices=("bash", "zsh", "tcsh"), help="print a shell's completions of all commands and options, and exit")  # fmt: skip
         self._commands = self._parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(self, name: str, short: str, about: str | None, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
@@ -39,6 +41,11 @@ class Program:
         parser = self._commands.add_parser(name, help=short, **_help(about))
         parser.set_defaults(run=run)
         return parser
+
+    @property
+    def commands(self) -> dict[str, argparse.ArgumentParser]:
+        """Each command's parser, by name."""
+        return dict(self._commands.choices)
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """What the arguments say; `run` among it is what runs the command.
@@ -56,7 +63,31 @@ class Program:
             args = self.parse(argv)
             return args.run(args)
 
-        return run_command(self._name, parse_and_run)
+        return run_command(self.name, parse_and_run)
+
+
+class _Tell(argparse.Action):
+    """Prints something instead of running a command; found out only when it is asked for."""
+
+    def __init__(self, option_strings: list[str], dest: str, tell: Callable[[argparse.ArgumentParser, Any], str], **about: Any):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=None if "choices" in about else 0, **about)
+        self._tell = tell
+
+    def __call__(self, parser: argparse.ArgumentParser, _: argparse.Namespace, value: Any, option: str | None = None) -> None:
+        print(self._tell(parser, value))
+        parser.exit()
+
+
+def _version(parser: argparse.ArgumentParser, _: Any) -> str:
+    from importlib.metadata import version  # it stands in pyproject.toml alone
+
+    return f"{parser.prog} {version('lpo-jax')}"
+
+
+def _completion(parser: argparse.ArgumentParser, shell: str) -> str:
+    import shtab
+
+    return shtab.complete(parser, shell)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -30,6 +31,28 @@ def masked(text: str) -> str:
     return text
 
 
+def _installing(module: str) -> str:
+    """How to get a missing package: the extras of ours that have it, by what pyproject.toml says."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    def plain(name: str) -> str:
+        return name.lower().replace("_", "-")
+
+    wanted, extras = plain(module.partition(".")[0]), set()
+    try:
+        for line in requires("lpo-jax") or ():
+            requirement, _, marker = line.partition(";")
+            extra = re.search(r"""extra == ["'](.+?)["']""", marker)
+            if extra and plain(re.split(r"[^\w.-]", requirement)[0]) == wanted:
+                extras.add(extra[1])
+    except PackageNotFoundError:  # run from a clone that isn't installed
+        return "install what the project needs: pip install -e '.[data,eval]'"
+    if not extras:
+        return "install what the project needs: pip install --upgrade lpo-jax"
+    first, *others = sorted(extras - {"dev"} or extras)  # dev has them all
+    return f"pip install 'lpo-jax[{first}]'" + "".join(f", or [{other}]" for other in others)
+
+
 def run_command(program: str, command: Callable[[], int]) -> int:
     """Run a command; returns its exit code. What a user can mend becomes one line on stderr and exit code 2."""
     try:
@@ -55,8 +78,7 @@ def run_command(program: str, command: Callable[[], int]) -> int:
         )
         print(f"{program}: error: a device is out of memory ({str(error).splitlines()[0][:200]}): {remedy}", file=sys.stderr)
     except ModuleNotFoundError as error:
-        remedy = "install what the project needs: pip install -e ."
-        print(f"{program}: error: the package {error.name!r} is missing here; {remedy}", file=sys.stderr)
+        print(f"{program}: error: the package {error.name!r} is missing here; {_installing(error.name or '')}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; repeat the command to go on", file=sys.stderr)
         return 130

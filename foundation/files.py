@@ -5,6 +5,7 @@ A path may lie in a bucket (``gs://...``, as `etils.epath.Path`); journals and l
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 X = TypeVar("X")
 Json = dict[str, Any]
 """A JSON object."""
+
+
+SHIPPED = ("configs/", "data_pipeline/seed/", "evaluation/examples/")
+"""What a command may name as in a clone, wherever it runs."""
 
 
 @contextlib.contextmanager
@@ -301,6 +306,22 @@ def kept(file: Path, read: Callable[[Path], X], make: Callable[[], X], write: Ca
     except OSError as error:
         log.warning("%s can't be kept (%s); it is made again the next time", file, error.strerror)
     return made
+
+
+def shipped(path: str | Path) -> Path:
+    """`path`, or our copy of it where it is of the files that the project ships, and isn't here: so what the documents show works without a clone."""
+    path, root = Path(path), Path(__file__).parents[1]
+    homes = (root, root / "lpo_jax")  # in a clone; where the wheel has configs/
+    if not path.is_absolute() and str(path).startswith(SHIPPED) and not path.exists():
+        for found in (home / path for home in homes if (home / path).exists()):
+            _tell_shipped(path)
+            return found
+    return path
+
+
+@functools.cache
+def _tell_shipped(path: Path) -> None:
+    log.info("%s: as lpo-jax ships it, for there is none here", path)
 
 
 def is_bucket(path: Path) -> bool:

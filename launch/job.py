@@ -143,7 +143,7 @@ def read(command: str, words: Sequence[str]) -> Job:
       UserError: the program wouldn't take these arguments, or the config.
     """
     if command == "eval":
-        from evaluation.cli import parser  # here: it takes its time
+        from evaluation.cli import program  # here: it takes its time
     else:
         from lpo_jax.cli import program
     given = program().parse([*COMMANDS[command].program[1:], *words])

@@ -4,6 +4,7 @@ The names in `__all__` are the library's front; README.md has an example. Each i
 loads neither JAX nor TensorFlow.
 """
 
+from importlib.metadata import version
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +40,14 @@ if TYPE_CHECKING:  # the same for type checkers; `X as X` and an assignment make
     from lpo_jax.sharding import make_mesh as make_mesh
     from lpo_jax.train import loop
 
+    __version__: str
     build_data, load_tokenizer = build.build, tokenizer.load
     load_config, export_model, train_model = config.load, export.export, loop.train
 else:
 
     def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return version("lpo-jax")
         if name not in _PLACES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return resolve_name(_PLACES[name])

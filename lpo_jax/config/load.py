@@ -17,6 +17,7 @@ import yaml
 from yaml.composer import ComposerError
 
 from foundation.errors import ConfigError
+from foundation.files import shipped
 from lpo_jax.config.optim import OPTIMIZERS, Optim
 from lpo_jax.config.schema import EITHER, ONCE_EVERYWHERE, Objective, RunConfig
 from lpo_jax.objectives import OBJECTIVES
@@ -80,7 +81,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
       ConfigError: the file can't be read or is no mapping, a key is unknown, or a value is of the wrong type or out of range.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = shipped(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config; the shipped ones are in configs/") from None
     except OSError as error:

@@ -20,7 +20,7 @@ from qwix import QArray
 from tqdm import tqdm
 
 from foundation import stores
-from foundation.files import Json, read_json, write_json
+from foundation.files import Json, read_json, shipped, write_json
 from foundation.stores import HUB_ID, directory_of, place_of
 from lpo_jax.config import ConfigError, ModelConfig, ModelSource
 from lpo_jax.model.decoder import Model, Params
@@ -113,7 +113,7 @@ def planned_config(source: ModelSource) -> ModelConfig:
     if source.new is not None:
         return source.new
     if source.shape is not None:
-        return _parsed(Path(source.shape), "model.shape", " here; correct it, or set null to go by model.path alone")
+        return _parsed(shipped(source.shape), "model.shape", " here; correct it, or set null to go by model.path alone")
     assert source.path is not None
     if Path(source.path).is_dir():
         return read_config(source.path)

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+import lpo_jax
 from foundation.commands import Program, new_directory, new_file, new_page, number, whole
 from foundation.errors import DataError, run_command
 
@@ -33,6 +34,12 @@ def test_an_argument_that_cannot_be_is_one_line(capsys):
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and said in lines[0] and "--help` explains" in lines[0]
     assert program.run(["go", "--times", "3"]) == 0
+
+
+def test_a_program_knows_its_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        Program("lpo-test", "A test.").run(["--version"])
+    assert capsys.readouterr().out == f"lpo-test {lpo_jax.__version__}\n"
 
 
 def test_what_may_have_been_meant_is_said(capsys):

@@ -1,10 +1,12 @@
 """What a user can mend is one line."""
 
 import errno
+import tomllib
 
 import pytest
 
 from foundation.errors import DataError, run_command
+from tests.helpers.paths import REPO
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,32 @@ def test_what_a_user_can_mend_is_one_line(error, line, capsys):
     assert run_command("p", fail) == 2
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [
+        ("tensorflow_text", "pip install 'lpo-jax[data]'"),
+        ("tensorflow.python.eager", "pip install 'lpo-jax[data]'"),
+        ("tensorboardX", "pip install 'lpo-jax[data]'"),
+        ("bandit", "pip install 'lpo-jax[data]', or [eval]"),
+        ("torch", "pip install 'lpo-jax[dev]'"),
+        ("flax", "install what the project needs: pip install --upgrade lpo-jax"),
+    ],
+)
+def test_a_missing_package_is_told_with_its_extra(module, remedy, capsys, monkeypatch):
+    """By what pyproject.toml says, as it stands in the metadata of what is installed."""
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    metadata = project["dependencies"] + [
+        f'{line}; extra == "{extra}"' for extra, lines in project["optional-dependencies"].items() for line in lines
+    ]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: metadata)
+
+    def fail():
+        raise ModuleNotFoundError(name=module)
+
+    assert run_command("p", fail) == 2
+    assert capsys.readouterr().err.endswith(f"is missing here; {remedy}\n")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a fault of ours"), OSError("no number"), KeyError("x")])

@@ -1,5 +1,6 @@
 """Directories and files have one writer, and a writer that is killed leaves nothing to unlock."""
 
+import logging
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from foundation.errors import DataError
-from foundation.files import differing, foreign, hold, kept, read_journal, read_json, sampled_sha256, write_json
+from foundation.files import differing, foreign, hold, kept, read_journal, read_json, sampled_sha256, shipped, write_json
 from tests.helpers.paths import REPO
 
 HOLD = "import sys\nfrom pathlib import Path\nfrom foundation.files import hold\nwith hold(Path(sys.argv[1])):\n    print('held', flush=True)\n    input()\n"
@@ -111,3 +112,18 @@ def test_a_file_changed_anywhere_at_large_is_another(tmp_path, size):
     for changed in (content[: size + 1], bytes(b ^ 1 for b in content[:size])):
         file.write_bytes(changed)
         assert (sampled_sha256([file]) == before) == (changed == content[:size])
+
+
+@pytest.mark.parametrize(
+    "name", ["configs/tiny_cpu.yaml", "data_pipeline/seed/pairs.jsonl", "data_pipeline/seed/checks", "evaluation/examples/own.jsonl"]
+)
+def test_what_is_shipped_is_found_from_anywhere(name, tmp_path, monkeypatch, caplog):
+    """But what lies in the working directory goes first, and nothing else is looked for elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+    assert shipped(name) == REPO / name and f"{name}: as lpo-jax ships it" in caplog.text
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("mine")
+    assert shipped(name).absolute() == tmp_path / name
+    for other in ("configs/none.yaml", "pyproject.toml", "lpo_jax/plan/prices.yaml", str(tmp_path / "configs" / "none.yaml")):
+        assert str(shipped(other)) == other

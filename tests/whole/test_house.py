@@ -1,7 +1,6 @@
 """How the repository is laid out: a test stands where its module stands, shares through tests/helpers/ alone, and no file grows long."""
 
 import ast
-import tomllib
 from collections import defaultdict
 
 from tests.helpers.paths import REPO
@@ -9,7 +8,7 @@ from tests.helpers.paths import REPO
 TESTS = REPO / "tests"
 LONGEST = 450  # lines
 DATA = ("data_pipeline/seed/", "data_pipeline/distill/knowledge/", "judges/rules/")
-FOLDERS = ("foundation", "judges", "data_pipeline", "lpo_jax", "evaluation", "demos", "launch", "benchmarks", "tests")
+FOLDERS = ("foundation", "judges", "data_pipeline", "lpo_jax", "evaluation", "demos", "launch", "benchmarks", "website", "tests")
 CODE = (".py", ".sh", ".sbatch", ".js", ".css", ".j2")
 
 
@@ -56,12 +55,3 @@ def test_no_file_is_long():
     names = {str(path.relative_to(REPO)): path.read_text(encoding="utf-8").count("\n") for path in files}
     long = {name: lines for name, lines in names.items() if lines > LONGEST and not name.startswith(DATA)}
     assert names and long == {}, f"over {LONGEST} lines: split by duty"
-
-
-def test_what_a_package_reads_is_in_its_wheel():
-    """Every file beside the code matches a pattern of pyproject.toml's package-data."""
-    patterns = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    for package, own in patterns.items():
-        folder = REPO / package
-        files = {path for path in folder.rglob("*") if path.is_file() and path.suffix != ".py" and path.parent.name != "__pycache__"}
-        assert files == {path for pattern in own for path in folder.glob(pattern) if path in files}, package

@@ -9,10 +9,19 @@ from tests.helpers.paths import REPO
 
 OURS = {"foundation", "judges", "data_pipeline", "lpo_jax", "evaluation"}
 HEAVY = {"tensorflow", "torch", "transformers", "jax", "numba"}
+EXTRAS = {
+    "bandit",
+    "datasets",
+    "detect_secrets",
+    "matplotlib",
+    "openai",
+    "pyarrow",
+    "tensorboardX",
+}  # with the above: what `data` and `eval` have
 
 
 def loaded(statement):
-    code = f"{statement}\nimport sys\nprint(*sorted({OURS | HEAVY} & sys.modules.keys()))"
+    code = f"{statement}\nimport sys\nprint(*sorted({OURS | HEAVY | EXTRAS} & sys.modules.keys()))"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO).stdout.split()
 
 
@@ -26,6 +35,8 @@ def loaded(statement):
         "lpo_jax.model.hf",
         "lpo_jax.decode.job",
         "lpo_jax.serve.server",
+        "lpo_jax.export",
+        "lpo_jax.plan.run",
         "lpo_jax.cli",
     ],
 )

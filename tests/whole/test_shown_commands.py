@@ -11,7 +11,6 @@ import pytest
 
 from data_pipeline import cli as lpo_data
 from evaluation import cli as lpo_eval
-from foundation.commands import Program
 from foundation.errors import UserError
 from lpo_jax import cli as lpo
 from lpo_jax.config import load
@@ -25,20 +24,10 @@ PROGRAMS = {"lpo": lpo, "lpo-data": lpo_data, "lpo-eval": lpo_eval}
 LAUNCHERS = ("tpu", "gke", "slurm", "sky", "local")
 COMMAND = re.compile(r"(lpo|lpo-data|lpo-eval|make|python -m)( \S.*)?")
 ANY = "configs/pods/codellama_7b_v5e_4x4.yaml"  # where a reader puts a config of their own
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "launch/README.md", "docs/*.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "launch/README.md", "docs/**/*.md", "CHANGELOG.md")
 
 
-def parsers():
-    """program -> command -> its parser."""
-    caught = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Program, "run", lambda self, argv: caught.append(self) or 0)
-        for module in PROGRAMS.values():
-            module.main([])
-    return {program._name: dict(program._commands.choices) for program in caught}
-
-
-PARSERS = parsers()
+PARSERS = {name: module.program().commands for name, module in PROGRAMS.items()}
 
 
 def shown():
