@@ -9,6 +9,7 @@ from evaluation.alive import FAULTS
 from evaluation.benchmarks import BENCHMARKS, Benchmark, load
 from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
 from foundation.commands import Program, new_directory, new_file, new_page, number, whole
+from foundation.console import on_cpu_only
 from foundation.files import write_json
 from judges import TOOLS
 from judges.findings import NOISE
@@ -16,6 +17,7 @@ from lpo_jax.cli.models import add_asking
 
 
 def main(argv: list[str] | None = None) -> int:
+    on_cpu_only()
     program = Program("lpo-eval", __doc__)
     run = program.command("run", "judge a model on a benchmark", _run.__doc__, _run)
     run.add_argument("--benchmark", required=True, metavar="NAME", help="`lpo-eval benchmarks` lists them")

@@ -7,8 +7,20 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tqdm import tqdm
+
+_ACCELERATORS = "accel*", "vfio/*", "nvidia*", "kfd", "dxg"
+"""What Linux calls TPUs (old and new), NVIDIA's and AMD's GPUs, and those of WSL."""
+
+
+def on_cpu_only() -> None:
+    """On a machine without an accelerator have JAX ask for none, before it is imported: libtpu, where it is installed, would say at length that it
+    finds no TPU, and hold a lock. JAX_PLATFORMS, where it is set, stays.
+    """
+    if not any(any(Path("/dev").glob(name)) for name in _ACCELERATORS):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 @contextmanager

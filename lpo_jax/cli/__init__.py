@@ -6,10 +6,12 @@ A docstring says "`lpo NAME`: what it does in a few words.", then all of it, and
 import logging
 
 from foundation.commands import Program
+from foundation.console import on_cpu_only
 from lpo_jax.cli import config, export, generate, plan, serve, teacher, train
 
 
 def main(argv: list[str] | None = None) -> int:
+    on_cpu_only()
     program = Program("lpo", "Teach a code model to write secure code, and use it. `lpo COMMAND --help` has examples.")
     for command in (train, config, teacher, plan, generate, serve, export):
         first, _, about = str(command.__doc__).partition("\n\n")

@@ -112,7 +112,10 @@ def _rows(summary: dict[str, dict[str, float]]) -> list[Json]:
 def _panels(lines: list[Json], summary: dict[str, dict[str, float]], key: str) -> list[dict[str, str]]:
     """The training curves that have data, as SVG."""
     ends = {"init": 0} | {line["stage"]: line["total_step"] for line in lines if line["group"] == "train"}
-    points = [{"stage": name, "group": "heldout", "total_step": ends[name]} | summary[name] for name in summary if name in ends]
+    there = {line["total_step"] for line in lines if line["group"] == "heldout"}  # earlier versions logged no evaluations between stages
+    points = [
+        {"stage": name, "group": "heldout", "total_step": ends[name]} | summary[name] for name in summary if ends.get(name, 0) not in there
+    ]
     lines = sorted(lines + points, key=lambda line: line["total_step"])
     panels = []
     for index, (title, caption, label, group, names) in enumerate(PANELS):
