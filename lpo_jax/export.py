@@ -17,6 +17,7 @@ from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH
 from lpo_jax.train.checkpoint import Progress
+from lpo_jax.train.evaluate import read_summary
 from lpo_jax.train.run_dir import stage_data
 from lpo_jax.train.weights import float_base, open_run, restore_run, tokenizer_directory
 
@@ -160,7 +161,7 @@ def _export(source: epath.Path, config: RunConfig, out: Path, how: _How) -> Expo
         write_text(out / file.name, read_text(file))
     exported = Exported(progress, loader, dtype)
     prompt = template.prompt(asked, "Write a function that ...", found, asked.thinks).shown
-    summary = _measured(source, config)
+    summary = read_summary(source, config)
     write_text(out / "README.md", _card(config, how, base, exported, data, summary, (asked.name, prompt)))
     return exported
 
@@ -195,12 +196,6 @@ def _base(config: RunConfig, how: _How) -> _Base:
     said = yaml.safe_load(front[0]) if front else {}
     licence = said.get("license") if isinstance(said, dict) else None
     return _Base(known, dtype if dtype in DTYPES else None, licence if isinstance(licence, str) else None)
-
-
-def _measured(source: epath.Path, config: RunConfig) -> dict[str, dict[str, float]]:
-    """Held-out metrics before training and after each stage that has ended."""
-    files = [name for name in ("init", *config.stages) if (source / "eval" / f"{name}.json").exists()]
-    return {name: read_json(source / "eval" / f"{name}.json")["metrics"] for name in files}
 
 
 def _data(manifest: Manifest) -> str:

@@ -7,13 +7,13 @@ import logging
 
 from foundation.commands import Program
 from foundation.console import on_cpu_only
-from lpo_jax.cli import config, export, generate, plan, serve, teacher, train
+from lpo_jax.cli import config, export, generate, plan, report, serve, teacher, train
 
 
 def main(argv: list[str] | None = None) -> int:
     on_cpu_only()
     program = Program("lpo", "Teach a code model to write secure code, and use it. `lpo COMMAND --help` has examples.")
-    for command in (train, config, teacher, plan, generate, serve, export):
+    for command in (train, config, report, teacher, plan, generate, serve, export):
         first, _, about = str(command.__doc__).partition("\n\n")
         name, short = command.__name__.rpartition(".")[2], first.partition(": ")[2].rstrip(".")
         command.add(program.command(name, short, about, command.run))

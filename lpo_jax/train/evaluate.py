@@ -69,8 +69,9 @@ def say(name: str, metrics: dict[str, float]) -> None:
 
 
 def read_summary(run_dir: epath.Path, config: RunConfig) -> dict[str, dict[str, float]]:
-    """Held-out metrics before training ("init") and after each stage."""
-    return {name: read_json(run_dir / "eval" / f"{name}.json")["metrics"] for name in ("init", *config.stages)}
+    """Held-out metrics before training ("init") and after each stage, as far as the run has come."""
+    files = {name: run_dir / "eval" / f"{name}.json" for name in ("init", *config.stages)}
+    return {name: read_json(file)["metrics"] for name, file in files.items() if file.exists()}
 
 
 def _draw(rows: TreeBatch, logps: jax.Array, data: "Feed", first_row: int, decode: Decode) -> list[Json]:
