@@ -12,6 +12,7 @@ import os
 import secrets
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,23 +78,45 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in the run's directory. What lies at the step that a run goes on from, or beyond, is marked as void and logged again.
 
-    They are written on a disk; those of a bucket are copied there by `sync`.
+    They are written on a disk; those of a bucket are copied there by `sync`. tensorboardX's SummaryWriter writes in a thread that its `flush` doesn't
+    wait for: a kill would lose what a checkpoint stands behind. So events go to the file directly.
     """
 
     def __init__(self, run: Run):
-        from tensorboardX import SummaryWriter  # slow, and it pulls in torch where that is installed
+        from tensorboardX.event_file_writer import EventsWriter  # slow, and it pulls in torch where that is installed
+        from tensorboardX.proto.event_pb2 import SessionLog
 
-        self._place = run.directory / "tensorboard"
+        place = run.directory / "tensorboard"
         self._staged = tempfile.TemporaryDirectory() if is_bucket(run.directory) else None
+        self._place, here = place, Path(self._staged.name) if self._staged else Path(place)
         # The step that a run goes on from is sent behind its checkpoint: a kill in between leaves it out.
-        self.held = run.resumed - 1 if self._place.exists() and any(self._place.iterdir()) else -1
-        self._writer = SummaryWriter(self._staged.name if self._staged else str(self._place), purge_step=self.held + 1)
+        self.held = run.resumed - 1 if place.exists() and any(place.iterdir()) else -1
+        here.mkdir(parents=True, exist_ok=True)
+        self._writer, self._flushed = (
+            EventsWriter(str(here / "events"), f".{time.time_ns()}"),
+            0.0,
+        )  # TensorBoard reads files by their names' order
+        self._add(self.held + 1, session_log=SessionLog(status=SessionLog.START))
         if self.held < 0:
-            self._writer.add_text("config", f"```yaml\n{yaml.safe_dump(run.config, sort_keys=False)}```", 0)
+            self._text("config", f"```yaml\n{yaml.safe_dump(run.config, sort_keys=False)}```", 0)
+
+    def _add(self, step: int, **what: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **what))
+        if time.monotonic() > self._flushed + 10:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def _text(self, name: str, text: str, step: int) -> None:
+        from tensorboardX import summary
+
+        self._add(step, summary=summary.text(name, text))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._add(step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]))
 
     def sync(self) -> None:
         self._writer.flush()
@@ -106,10 +129,10 @@ class TensorBoard:
         if end and end.step + 1 > self.held:
             head = ["after", *ENGLISH]
             rows = [head, ["---"] * len(head), *([name, *(f"{v:.4f}" if v is not None else "" for v in row)] for name, *row in end.table())]
-            self._writer.add_text("heldout", "\n".join(f"| {' | '.join(row)} |" for row in rows), end.step + 1)
-            self._writer.add_text("model", f"{end.model}; its report: {end.page}", end.step + 1)
-        self._writer.close()
+            self._text("heldout", "\n".join(f"| {' | '.join(row)} |" for row in rows), end.step + 1)
+            self._text("model", f"{end.model}; its report: {end.page}", end.step + 1)
         self.sync()
+        self._writer.close()
         if self._staged:
             self._staged.cleanup()
 
