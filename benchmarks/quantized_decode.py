@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     longest = max(map(len, prompts)) + args.new
     config = SamplingConfig(temperature=0, top_p=1, max_new_tokens=args.new)
     samplers = {
-        rows: {name: Sampler(replace(way, eos_ids=()), numbers, config, rows, longest, segment_steps=args.new) for name, way in ways.items()}
+        rows: {
+            name: Sampler(replace(way, eos_ids=()), numbers, config, rows, longest, segment_steps=args.new) for name, way in ways.items()
+        }
         for rows in dict.fromkeys((1, args.rows))
     }
     texts = {name: _generate(sampler, prompts) for name, sampler in samplers[args.rows].items()}

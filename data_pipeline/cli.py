@@ -89,6 +89,7 @@ def program() -> Program:
     distill.add_argument("--price-out", type=number(), default=0.0, help="dollars for a million tokens answered")
     distill.add_argument("--budget", type=number(), help="dollars for the job, all its runs together")
     distill.add_argument("--batch", action="store_true", help="use the Batch API: half the price, within a day")
+    distill.add_argument("--estimate", action="store_true", help="only say what is left to ask, in requests, tokens and dollars")
     distill.add_argument("--jobs", type=whole(1), default=2, help="processes that judge (default: 2)")
 
     pivots = program.command("pivots", "pairs -> spans on which success hangs", _pivots.__doc__, _pivots)
@@ -240,10 +241,11 @@ def _distill(args: argparse.Namespace) -> int:
     any field. Passwords written into programs are no such thing: CWE-798 is about them, and the judges report them.
 
     The key is read from OPENAI_API_KEY. Every answer is on disk, in journal.jsonl, before anything else happens: kill the job whenever you like,
-    and repeat the command to go on. Ends with summary.json, rejected.jsonl (every reason) and data/ (JSONL, Parquet, a card).
+    and repeat the command to go on, also with a larger -n: what is answered isn't asked again, and the splits are drawn anew. Ends with summary.json, rejected.jsonl (every reason) and data/ (JSONL, Parquet, a card).
     Exit code: 0 if every prompt ended as a pair or a rejection, 3 if some wait for another run (budget spent, endpoint unreachable).
 
     examples:
+      lpo-data distill --model gpt-4o-2024-08-06 -n 500 --price-in 2.5 --price-out 10 --answers json --out data/mine --estimate
       lpo-data distill --model gpt-4o-2024-08-06 -n 500 --price-in 2.5 --price-out 10 --budget 20 --answers json --out data/mine
       lpo-data distill --model qwen --base-url http://localhost:8000/v1 -n 200 --cwe 89 --out data/sql
       lpo-data build data/mine/data/train.jsonl --tokenizer DIR --out data/shards
@@ -251,7 +253,7 @@ def _distill(args: argparse.Namespace) -> int:
     from data_pipeline.distill import knowledge
     from data_pipeline.distill.cost import Prices
     from data_pipeline.distill.prompts import Job
-    from data_pipeline.distill.run import distill, judge_with
+    from data_pipeline.distill.run import distill, estimate, judge_with
     from data_pipeline.distill.writer import WriterOptions
 
     job = Job(
@@ -259,8 +261,16 @@ def _distill(args: argparse.Namespace) -> int:
     )  # fmt: skip
     prices = Prices(args.price_in, args.price_out, args.budget)
     options = WriterOptions(args.base_url, args.concurrency, args.timeout, args.tries, args.backoff, prices, args.batch)
-    judge = judge_with(args.judges, args.jobs, args.out / "verdicts") if args.judges else None
     rules = knowledge.select(args.text, args.cwe, args.source)
+    if args.estimate:
+        known, *parts = estimate(job, rules, knowledge.libraries(), args.out, options, judged=bool(args.judges))
+        print(
+            f"{job.prompts} prompts, of which {known} are answered\n{'':20}{'requests':>9}{'tokens asked':>14}{'answered':>11}{'dollars':>10}{'at most':>10}"
+        )
+        for name, part in zip(("pairs", "repairs, at most"), parts, strict=True):
+            print(f"{name:20}{part.requests:9}{part.tokens_in:14}{part.tokens_out:11}{part.dollars:10.2f}{part.at_most:10.2f}")
+        return 0
+    judge = judge_with(args.judges, args.jobs, args.out / "verdicts") if args.judges else None
     summary = distill(job, rules, knowledge.libraries(), args.out, options, judge)
     print(f"{summary['prompts']} prompts: {summary['pairs']} pairs")
     for kind in ("rejected", "pending"):

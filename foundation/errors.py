@@ -25,7 +25,7 @@ _DISK = (*_FULL, errno.EROFS, errno.EIO)
 
 def masked(text: str) -> str:
     """A text without the keys that this process was given: servers repeat them in what they say."""
-    for name in ("OPENAI_API_KEY", "LPO_API_KEY", "HF_TOKEN"):
+    for name in ("OPENAI_API_KEY", "LPO_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "TRACKIO_WRITE_TOKEN"):
         if len(key := os.environ.get(name, "").strip()) >= 4:
             text = text.replace(key, "***")
     return text

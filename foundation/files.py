@@ -184,7 +184,7 @@ def differing(
 
 def differences(theirs: Any, ours: Any) -> list[str]:
     """Settings that differ, "key: VALUE there, VALUE here"."""
-    there, here = _flat(theirs), _flat(ours)
+    there, here = flat(theirs), flat(ours)
     return [
         f"{key}: {there.get(key, 'unset')} there, {here.get(key, 'unset')} here"
         for key in {**there, **here}
@@ -192,12 +192,13 @@ def differences(theirs: Any, ours: Any) -> list[str]:
     ]
 
 
-def _flat(value: Any, key: str = "") -> dict[str, str]:
+def flat(value: Any, key: str = "") -> dict[str, str]:
+    """Each setting by its dotted key, as JSON; items of lists by their index."""
     if isinstance(value, list):
         value = {str(index): item for index, item in enumerate(value)}
     if not isinstance(value, Mapping) or not value:
         return {key: json.dumps(value)}
-    return {k: v for name, item in value.items() for k, v in _flat(item, f"{key}.{name}" if key else str(name)).items()}
+    return {k: v for name, item in value.items() for k, v in flat(item, f"{key}.{name}" if key else str(name)).items()}
 
 
 def claim(file: Path, facts: Mapping[str, Any], refuse: Callable[[list[str]], UserError], free: Collection[str] = ()) -> bool:

@@ -1,8 +1,10 @@
 """A run as a Hugging Face directory: weights or adapters, config, tokenizer, generation config and a model card."""
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -10,31 +12,82 @@ from etils import epath
 
 from data_pipeline import template, tokenizer
 from data_pipeline.shards import Manifest
-from foundation.files import foreign, hold_directory, read_json, write_json, write_text
+from foundation.files import HUB_ID, Json, foreign, hold_directory, read_json, read_object, read_text, write_json, write_text
 from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH
+from lpo_jax.train.checkpoint import Progress
 from lpo_jax.train.evaluate import read_summary
 from lpo_jax.train.run_dir import stage_data
-from lpo_jax.train.weights import float_base, open_run, restore_params, tokenizer_directory
+from lpo_jax.train.weights import float_base, open_run, restore_run, tokenizer_directory
 
 _COPIED = "tokenizer*", "chat_template*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json"
 """Files that lie beside the tokenizer."""
 
-_WRITTEN = *_COPIED, template.FILE, "config.json", "*.safetensors", "*.safetensors.index.json", "adapter_config.json", "README.md"
+WRITTEN = (
+    *_COPIED,
+    template.FILE,
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "adapter_config.json",
+    "data*.json",
+    "README.md",
+)
 """What an export may consist of."""
 
 
-def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool = False) -> str:
-    """Write what a run has trained to `out`; returns how to load it. `best`: its best checkpoint instead of the newest.
+DTYPES = "float32", "bfloat16", "float16"
+"""That weights may be written in."""
 
-    A LoRA run gives an adapter in PEFT's format, or with `merge` a whole model, whose weights were never quantised. An earlier export in `out` goes; what others put beside it stays.
+
+@dataclass(frozen=True)
+class _How:
+    """The arguments of `export`."""
+
+    merge: bool
+    best: bool
+    dtype: str | None
+    base: str | None
+    license: str | None
+    data_license: str | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported: where it stood in its run, and how to load it."""
+
+    progress: Progress
+    loader: str
+    dtype: str
+
+
+def export(
+    run_dir: str | Path,
+    out: str | Path,
+    merge: bool = False,
+    best: bool = False,
+    *,
+    dtype: str | None = None,
+    base: str | None = None,
+    license: str | None = None,
+    data_license: str | None = None,
+) -> Exported:
+    """Write what a run has trained to `out`. An earlier export there goes; what others put beside it stays.
+
+    Args:
+      merge: a LoRA run gives an adapter in PEFT's format, or with this a whole model, whose weights were never quantised.
+      best: its best checkpoint instead of the newest.
+      dtype: one of DTYPES, of the weights; None: the base's, of adapters float32.
+      base: the base's hub id, for the card and adapters; None: as far as it is known.
+      license: for the card; None: the base's, as far as it is known.
+      data_license: of the training data, for the card.
 
     Raises:
       ConfigError: the directory holds no run, the run has no checkpoint, there is nothing to merge, or `out` holds something else.
       DataError: another process is writing to `out`, or it can't be made or written.
     """
-    source, out = epath.Path(run_dir), Path(out)
+    source, out, how = epath.Path(run_dir), Path(out), _How(merge, best, dtype, base, license, data_license)
     config = open_run(run_dir)
     if config is None:
         raise ConfigError(f"{run_dir}: no run's config.json; give the run_dir of a trained config")
@@ -44,7 +97,7 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
         raise ConfigError(f"{out}: the model that the run began with; give another directory to export to")
     with hold_directory(out):
         _earlier(out)
-        return _export(source, config, out, merge, best)
+        return _export(source, config, out, how)
 
 
 def _earlier(out: Path) -> list[Path]:
@@ -56,13 +109,16 @@ def _earlier(out: Path) -> list[Path]:
     if not (out / template.FILE).is_file() and (other := foreign(out)):
         raise ConfigError(f"{out}: holds {other[0]}, and no earlier export; give an empty directory to export to")
     return sorted(
-        {file for pattern in _WRITTEN for file in out.glob(pattern) if file.is_file()}, key=lambda file: file.name == template.FILE
+        {file for pattern in WRITTEN for file in out.glob(pattern) if file.is_file()}, key=lambda file: file.name == template.FILE
     )
 
 
-def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best: bool) -> str:
-    model, params, frozen = restore_params(source, float_base(config) if merge else config, best=best)
+def _export(source: epath.Path, config: RunConfig, out: Path, how: _How) -> Exported:
+    progress, model, params, frozen = restore_run(source, float_base(config) if how.merge else config, best=how.best)
     manifest = Manifest.read(source / "data.json")
+    base = _base(config, how)
+    adapter = model.lora is not None and not how.merge
+    dtype = how.dtype or ("float32" if adapter else base.dtype or config.model.param_dtype)
     data = [_data(manifest)]
     for name, stage in config.stages.items():
         for index, own in enumerate(stage.data or ()):
@@ -79,11 +135,11 @@ def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best:
     write_json(out / template.FILE, dataclasses.asdict(asked))  # first: it tells an export, also one that was stopped
     loader = f"transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
     if model.lora is None:
-        hf.write_params(out, model, params, ids)
-    elif merge:
-        hf.write_params(out, adapters.untied(model, params), lora.merge(frozen, params, model.lora), ids)
+        hf.write_params(out, model, params, ids, dtype)
+    elif how.merge:
+        hf.write_params(out, adapters.untied(model, params), lora.merge(frozen, params, model.lora), ids, dtype)
     else:
-        peft.save_peft(out, model, params, model.lora, config.model.path or "")
+        peft.save_peft(out, model, params, model.lora, base.id or config.model.path or "", dtype)
         loader = f"peft.PeftModel.from_pretrained(base, {str(out)!r})"
     for pattern in _COPIED:
         for file in tokenizer_dir.glob(pattern):
@@ -99,10 +155,47 @@ def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best:
     if more := set(template.ends(asked, found)) - set(eos):
         settings |= {"eos_token_id": [*eos, *sorted(more)]}
     write_json(generation, settings)
-    if merge and config.model.quantize is not None:
+    if how.merge and config.model.quantize is not None:
         loader += f"\n# adapters trained beside {config.model.quantize}, merged into the weights as they were before"
-    (out / "README.md").write_text(_card(config, data, read_summary(source, config), loader), encoding="utf-8")
-    return loader
+    for file in source.glob("data*.json"):
+        write_text(out / file.name, read_text(file))
+    exported = Exported(progress, loader, dtype)
+    prompt = template.prompt(asked, "Write a function that ...", found, asked.thinks).shown
+    summary = read_summary(source, config)
+    write_text(out / "README.md", _card(config, how, base, exported, data, summary, (asked.name, prompt)))
+    return exported
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The model that a run began with, as far as it says."""
+
+    id: str | None = None  # on the hub
+    dtype: str | None = None  # of its weights
+    license: str | None = None
+
+
+def _base(config: RunConfig, how: _How) -> _Base:
+    """What is known of the base: by its config.json and its card, where it has one. A new model has no base."""
+    path = config.model.path
+    if path is None:
+        return _Base(how.base)
+    directory = hf.locate(path)
+    raw = read_object(directory / "config.json")
+    cached = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{directory.absolute()}/")  # as the hub's own cache names it
+    names = (
+        how.base,
+        None if Path(path).expanduser().is_dir() else path,
+        f"{cached[1]}/{cached[2]}" if cached else None,
+        raw.get("_name_or_path"),
+    )
+    known = next((name for name in names if isinstance(name, str) and HUB_ID.fullmatch(name)), None)
+    dtype = raw.get("dtype", raw.get("torch_dtype"))
+    card = directory / "README.md"
+    front = read_text(card).split("---\n")[1:2] if card.is_file() and read_text(card).startswith("---\n") else []
+    said = yaml.safe_load(front[0]) if front else {}
+    licence = said.get("license") if isinstance(said, dict) else None
+    return _Base(known, dtype if dtype in DTYPES else None, licence if isinstance(licence, str) else None)
 
 
 def _data(manifest: Manifest) -> str:
@@ -113,19 +206,46 @@ def _data(manifest: Manifest) -> str:
     return f"{splits}; masks `{manifest.masks['mode']}`; template `{asked}`; tokenizer sha256 `{manifest.tokenizer_sha256}`.\n\n{inputs}\n"
 
 
-def _card(config: RunConfig, data: list[str], summary: Mapping[str, Mapping[str, float]], loader: str) -> str:
-    """The model card: what it is, its held-out numbers, the data and the settings. `data`: of the run's shards, and of each stage's own."""
-    front = {"library_name": "transformers", "tags": ["code", "security", "lpo"]}
-    if config.model.path is not None:
-        front["base_model"] = config.model.path
+def _card(
+    config: RunConfig,
+    how: _How,
+    base: _Base,
+    exported: Exported,
+    data: list[str],
+    summary: Mapping[str, Mapping[str, float]],
+    prompt: tuple[str, str],
+) -> str:
+    """The model card: what it is, how it is loaded and asked, its held-out numbers, the data, the licences and the settings.
+
+    Args:
+      data: of the run's shards, and of each stage's own.
+      prompt: the template's name, and a prompt in it.
+    """
+    adapter, licence = "PeftModel" in exported.loader, how.license or base.license
+    front: Json = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["code", "security", "lpo"],
+    }
+    if base.id is not None:
+        front["base_model"] = base.id
+        front["base_model_relation"] = "adapter" if adapter else "finetune"
+    if licence is not None:
+        front["license"] = licence
+    step = f"step {exported.progress.total_step} (stage {exported.progress.stage}, step {exported.progress.step})"
+    began = "a randomly initialised model" if config.model.path is None else base.id or f"`{Path(config.model.path).name}`"
     rows = [f"| {name} | " + " | ".join(f"{row[k]:.3f}" if k in row else "-" for k in ENGLISH) + " |" for name, row in summary.items()]
     stages = ", then ".join(f"{name} ({stage.objective.name})" for name, stage in config.stages.items())
     return "\n".join(
         [
             "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
             f"# {Path(config.run_dir).name}",
-            f"\nTrained with lpo-jax for secure code (LPO: https://arxiv.org/abs/2506.00419): {stages}.\n",
-            f"```python\n{loader}\n```\n",
+            f"\nTrained with lpo-jax for secure code (LPO: https://arxiv.org/abs/2506.00419): {stages}, from {began}. These are the weights of "
+            f"{step}, as {exported.dtype}.\n",
+            f"```python\n{exported.loader}\n```\n",
+            "## Prompt\n",
+            f"Trained with the template `{prompt[0]}`; ask in it:\n",
+            f"````text\n{prompt[1]}\n````\n",
             "## Held-out pairs\n",
             "| after | " + " | ".join(ENGLISH) + " |",
             "|---" * (len(ENGLISH) + 1) + "|",
@@ -134,6 +254,10 @@ def _card(config: RunConfig, data: list[str], summary: Mapping[str, Mapping[str,
             *(f"- `{name}`: {text}" for name, text in ENGLISH.items()),
             "\n## Data\n",
             *data,
+            "## Licences\n",
+            f"- the base: {base.license or 'not known here; see its own card'}",
+            f"- the data: {how.data_license or 'not known here; ask whoever made them before you publish this'}",
+            f"- this: {licence or 'not stated; the licences of base and data bind it'}\n",
             "## Settings\n",
             "```yaml\n" + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True) + "```\n",
         ]

@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 import judges
-from data_pipeline.distill import finish, prompts
-from data_pipeline.distill.cost import bill
+from data_pipeline.distill import cost, finish, prompts
+from data_pipeline.distill.cost import CHARS_PER_TOKEN, TYPICAL_ANSWER, Estimate, bill
 from data_pipeline.distill.journal import Journal, content_key
 from data_pipeline.distill.knowledge import Rule, titles
 from data_pipeline.distill.parse import RejectedError, check, read_answer
@@ -24,7 +24,7 @@ from data_pipeline.distill.prompts import Job, Task
 from data_pipeline.distill.refine import Candidate, Judge, judge_all, refine
 from data_pipeline.distill.writer import Writer, WriterOptions
 from foundation.errors import DataError, UserError
-from foundation.files import Json, claim, hold_directory, write_json, write_lines
+from foundation.files import Json, differing, hold_directory, read_object, write_json, write_lines
 
 
 def distill(job: Job, rules: Sequence[Rule], libraries: Sequence[str], out: Path, options: WriterOptions, judge: Judge | None) -> Json:
@@ -34,15 +34,59 @@ def distill(job: Job, rules: Sequence[Rule], libraries: Sequence[str], out: Path
       DataError: `out` holds another job, or the endpoint can't be asked.
     """
     tasks = prompts.plan(rules, libraries, job.prompts, job.seed)
-    facts = asdict(job) | {"plan": content_key({"tasks": [asdict(task) for task in tasks]})}
-
-    def refuse(other: list[str]) -> DataError:
-        return DataError(f"{out}: holds a job with another {', '.join(other)}; choose another --out, or repeat its options")
-
     with hold_directory(out):
-        claim(out / "job.json", facts, refuse)
+        _claim(out / "job.json", job, tasks)
         with contextlib.closing(Journal(out / "journal.jsonl")) as journal:
             return asyncio.run(_distill(job, tasks, out, journal, options, judge))
+
+
+def estimate(
+    job: Job, rules: Sequence[Rule], libraries: Sequence[str], out: Path, options: WriterOptions, judged: bool
+) -> tuple[int, Estimate, Estimate]:
+    """What is left of a job, before anything is asked: prompts that are answered already, the others, and at most so many repairs.
+
+    Raises:
+      DataError: `out` holds another job.
+    """
+    tasks = prompts.plan(rules, libraries, job.prompts, job.seed)
+    answers: dict[str, Json] = {}
+    if (out / "job.json").is_file():
+        with hold_directory(out):
+            _check(out / "job.json", job, tasks)
+            with contextlib.closing(Journal(out / "journal.jsonl")) as journal:
+                answers = journal.answers
+    bodies = {content_key(body): body for body in (prompts.pair_request(task, job) for task in tasks)}
+    known = [answers[key] for key in bodies if key in answers]
+    todo = [body for key, body in bodies.items() if key not in answers]
+    pair = "x" * round((sum(answer["tokens_out"] for answer in known) / len(known) if known else TYPICAL_ANSWER) * CHARS_PER_TOKEN)
+    parts = dict.fromkeys(prompts.PAIR_PARTS, "") | {"secure": pair}  # a repair repeats the pair
+    repairs = [prompts.repair_request(parts, ["a finding in a line of it"], job)] * (job.rounds * len(todo) if judged else 0)
+    first, second = (cost.estimate(requests, known, options.prices, options.batch) for requests in (todo, repairs))
+    return len(known), first, second
+
+
+def _facts(job: Job, tasks: Sequence[Task]) -> Json:
+    return asdict(job) | {"plan": content_key({"tasks": [asdict(task) for task in tasks]})}
+
+
+def _check(file: Path, job: Job, tasks: Sequence[Task]) -> int:
+    """How many prompts the directory's job has, which may grow: a longer plan begins with the shorter one's tasks.
+
+    Raises:
+      DataError: it is another job, or a larger one.
+    """
+    there = read_object(file).get("prompts", job.prompts)
+    if not isinstance(there, int) or there > job.prompts:
+        raise DataError(f"{file.parent}: holds a job of {there} prompts; ask for as many or more (-n {there}), or choose another --out")
+    if other := differing(file, _facts(replace(job, prompts=there), tasks[:there])):
+        raise DataError(f"{file.parent}: holds a job with another {', '.join(other)}; choose another --out, or repeat its options")
+    return there
+
+
+def _claim(file: Path, job: Job, tasks: Sequence[Task]) -> None:
+    """Make the directory this job's, or go on with it. Raises: as `_check`."""
+    if not file.exists() or _check(file, job, tasks) < job.prompts:
+        write_json(file, _facts(job, tasks))
 
 
 async def _distill(job: Job, tasks: list[Task], out: Path, journal: Journal, options: WriterOptions, judge: Judge | None) -> Json:

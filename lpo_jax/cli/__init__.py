@@ -7,13 +7,13 @@ import logging
 
 from foundation.commands import Program
 from lpo_jax import devices
-from lpo_jax.cli import config, doctor, export, fetch, generate, plan, serve, teacher, train
+from lpo_jax.cli import config, doctor, export, fetch, generate, plan, report, serve, teacher, train
 
 
 def program() -> Program:
     """`lpo` with its commands."""
     program = Program("lpo", "Teach a code model to write secure code, and use it. `lpo COMMAND --help` has examples.")
-    for command in (train, config, teacher, plan, generate, serve, export, fetch, doctor):
+    for command in (train, config, report, teacher, plan, generate, serve, export, fetch, doctor):
         first, _, about = str(command.__doc__).partition("\n\n")
         name, short = command.__name__.rpartition(".")[2], first.partition(": ")[2].rstrip(".")
         command.add(program.command(name, short, about, command.run))

@@ -91,7 +91,6 @@ def run(args: argparse.Namespace) -> int:
     from lpo_jax.decode.load import find, open_sampler
     from lpo_jax.decode.prompts import Asking, asking
     from lpo_jax.decode.request import SamplingConfig
-    from lpo_jax.decode.sampler import Sampler
     from lpo_jax.serve import server as serve
     from lpo_jax.serve.driver import Driver
     from lpo_jax.serve.protocol import Served

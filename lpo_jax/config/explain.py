@@ -29,7 +29,8 @@ def _lines(config: Any, margin: str = "") -> Iterator[str]:
     rows = [(_yaml(name), stage, "") for name, stage in config.items()] if isinstance(config, dict) else _rows(config)
     after_nested = False
     for key, value, text in rows:
-        nested = isinstance(value, (dict, tuple)) or dataclasses.is_dataclass(value)
+        listed = isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value)
+        nested = listed or isinstance(value, dict) or dataclasses.is_dataclass(value)
         if (nested or after_nested) and not margin:
             yield ""
         after_nested = nested
@@ -37,10 +38,10 @@ def _lines(config: Any, margin: str = "") -> Iterator[str]:
         first, *more = textwrap.wrap(text, _RIGHT) or [""]
         yield f"{line:{_LEFT}}  # {first}" if first else line
         yield from (f"{'':{_LEFT}}  # {part}" for part in more)
-        for item in value if isinstance(value, tuple) else ():
+        for item in value if listed else ():
             head, *rest = _lines(item, margin + "    ")
             yield from (f"{margin}  - {head.removeprefix(f'{margin}    ')}", *rest)
-        if nested and not isinstance(value, tuple):
+        if nested and not listed:
             yield from _lines(value, margin + "  ")
 
 
@@ -52,10 +53,12 @@ def _rows(config: Any) -> Iterator[tuple[str, Any, str]]:
     elif isinstance(config, OptimOptions):
         told["name"] = f"one of {', '.join(OPTIMIZERS)}"
     for field in dataclasses.fields(config):
-        value, choices = getattr(config, field.name), typing.get_args(hints[field.name])
+        value, hint = getattr(config, field.name), hints[field.name]
+        several = typing.get_origin(hint) is tuple
+        choices = typing.get_args(hint := typing.get_args(hint)[0] if several else hint)
         text = told.get(field.name, "")
-        if typing.get_origin(hints[field.name]) is typing.Literal and len(choices) > 1:
-            text += f" [{' | '.join(choices)}]"
+        if typing.get_origin(hint) is typing.Literal and len(choices) > 1:
+            text += f" [{'any of: ' if several else ''}{' | '.join(choices)}]"
         if field.default not in (dataclasses.MISSING, None, value):
             text += f" (default: {_yaml(field.default)})"
         yield field.name, value, text

@@ -41,7 +41,7 @@ _WORDS = {
     "float": "float",
     "bool": "bool",
     "string": "str",
-    "tuple": "a list like [{path: DIR}]",
+    "tuple": "a list in brackets",
     **dict.fromkeys(("dict", "dataclass", "model"), "a mapping"),
 }
 """pydantic's names of types begin with the left word; we say the right one."""

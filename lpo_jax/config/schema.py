@@ -257,6 +257,8 @@ class RunConfig(Settings):
     """held-out metrics during training; 0: only before and after each stage"""
     log_every_steps: Positive = 1
     """lines of metrics.jsonl"""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """where the run is followed, besides metrics.jsonl; wandb and trackio are extras of the package"""
     checkpoint_every_steps: Positive = 100
     """besides the one at each stage's end"""
     keep_checkpoints: Positive = 3
@@ -277,6 +279,7 @@ class RunConfig(Settings):
                 objectives.of(stage.objective).frozen != "base" or self.model.lora is not None,
                 f"stages.{name}: objective {stage.objective.name} trains adapters and compares them with the model beneath: set model.lora",
             )
+        check(len(set(self.track)) == len(self.track), "track: a tracker stands there twice")
         check("init" not in self.stages, 'stages: "init" is the name of the model before training; choose another')
         for name in self.stages:
             check(

@@ -252,27 +252,30 @@ def replace_params(params: Params, model: Model, tensors: Mapping[str, np.ndarra
     return unflatten_dict(flat, sep=".")
 
 
-def write_params(directory: str | Path, model: Model, params: Params, extra: Json | None = None) -> None:
+def write_params(directory: str | Path, model: Model, params: Params, extra: Json | None = None, dtype: str | None = None) -> None:
     """Write config.json (with `extra` keys) and sharded safetensors with their index, as `transformers` reads them.
+
+    `dtype`: of the tensors; None: the parameters'.
 
     Host memory holds the tensors of one file: MAX_FILE_BYTES at most, or one tensor that is larger.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = config_to_hf(model.config) | {"dtype": str(np.dtype(model.param_dtype)), **(extra or {})}
+    kind = np.dtype(dtype or model.param_dtype)
+    config = config_to_hf(model.config) | {"dtype": str(kind), **(extra or {})}
     write_json(directory / "config.json", config)
     groups: list[list[str]] = []  # the tensors of each file
     total, size, flat = 0, 0, flatten_dict(params, sep=".")
     for tensor in _table(model):
         names = [name for layer in _names(tensor, model) for name in layer]
-        each = sum(flat[path].nbytes for path in tensor.paths) // len(names)
+        each = sum(flat[path].size for path in tensor.paths) * kind.itemsize // len(names)
         for name in names:
             if not groups or size + each > MAX_FILE_BYTES:
                 groups.append([])
                 size = 0
             groups[-1].append(name)
             total, size = total + each, size + each
-    tensors, index = _tensors(model, params), dict[str, str]()
+    tensors, index = ((name, tensor.astype(kind, copy=False)) for name, tensor in _tensors(model, params)), dict[str, str]()
     for number, names in enumerate(groups, 1):
         file = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         save_file(dict(islice(tensors, len(names))), directory / file, {"format": "pt"})

@@ -37,8 +37,8 @@ _REFUSED = (
 _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")  # the others, e.g. pissa, also change the base model's weights
 
 
-def save_peft(directory: str | Path, model: Model, adapters: Params, config: LoraConfig, base_name: str) -> None:
-    """Write adapters as `peft.PeftModel.from_pretrained` reads them; `base_name` is the base model's directory or hub name.
+def save_peft(directory: str | Path, model: Model, adapters: Params, config: LoraConfig, base_name: str, dtype: str = "float32") -> None:
+    """Write adapters, as `dtype`, as `peft.PeftModel.from_pretrained` reads them; `base_name` is the base model's directory or hub name.
 
     A tensor may fuse several of our matrices (qkv). It gets their a's, stacked, and a B with a block for each; its rank is the sum of
     theirs.
@@ -75,7 +75,7 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
             ranks[re.escape(modules[-1])] = rank
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / _WEIGHTS, {"format": "pt"})
+    save_file({name: tensor.astype(dtype, copy=False) for name, tensor in tensors.items()}, directory / _WEIGHTS, {"format": "pt"})
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

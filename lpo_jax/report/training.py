@@ -3,8 +3,10 @@
 import io
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -83,7 +85,7 @@ def _sets(sets: list[Json]) -> str:
     return " and ".join(one["path"] + (f" ({one['weight'] / total:.3g} of the rows)" if one["weight"] else "") for one in sets)
 
 
-def _number(value: float, form: str = ".3f") -> str:
+def number(value: float, form: str = ".3f") -> str:
     """A number as text, with a true minus sign."""
     return format(value, form).replace("-", "\N{MINUS SIGN}")
 
@@ -98,10 +100,10 @@ def _rows(summary: dict[str, dict[str, float]]) -> list[Json]:
             scale, digits, unit = (100, 1, "%") if column == "pair_accuracy" else (1, 3, "")
             cell = {"value": "\N{EN DASH}", "change": "", "tone": ""}
             if column in metrics:
-                cell["value"] = _number(scale * metrics[column], f".{digits}f") + unit
+                cell["value"] = number(scale * metrics[column], f".{digits}f") + unit
                 if column in above:
                     change = round(scale * (metrics[column] - above[column]), digits)
-                    cell["change"] = _number(change, f"+.{digits}f") if change else "\N{PLUS-MINUS SIGN}0"
+                    cell["change"] = number(change, f"+.{digits}f") if change else "\N{PLUS-MINUS SIGN}0"
                     cell["tone"] = ("better" if (change > 0) == higher else "worse") if change else ""
             cells.append(cell)
         rows.append({"name": name, "cells": cells})
@@ -109,32 +111,75 @@ def _rows(summary: dict[str, dict[str, float]]) -> list[Json]:
     return rows
 
 
+def stage_ends(lines: list[Json]) -> dict[str, int]:
+    """Each stage's last logged step, counted over the whole run, behind that of "init", which is 0. `lines`: of metrics.jsonl."""
+    return {"init": 0} | {line["stage"]: line["total_step"] for line in lines if line["group"] == "train"}
+
+
+def with_ends(lines: list[Json], summary: dict[str, dict[str, float]]) -> list[Json]:
+    """A run's lines by step, also with the evaluations between stages, which earlier versions left in the summary alone."""
+    ends, there = stage_ends(lines), {line["total_step"] for line in lines if line["group"] == "heldout"}
+    points = [
+        {"stage": name, "group": "heldout", "total_step": ends[name]} | summary[name]
+        for name in summary
+        if name in ends and ends[name] not in there
+    ]
+    return sorted(lines + points, key=lambda line: line["total_step"])
+
+
 def _panels(lines: list[Json], summary: dict[str, dict[str, float]], key: str) -> list[dict[str, str]]:
     """The training curves that have data, as SVG."""
-    ends = {"init": 0} | {line["stage"]: line["total_step"] for line in lines if line["group"] == "train"}
-    points = [{"stage": name, "group": "heldout", "total_step": ends[name]} | summary[name] for name in summary if name in ends]
-    lines = sorted(lines + points, key=lambda line: line["total_step"])
+    ends, lines = stage_ends(lines), with_ends(lines, summary)
+    colours = dict(zip(ends, itertools.chain([INK], itertools.cycle(COLOURS)), strict=False))
     panels = []
     for index, (title, caption, label, group, names) in enumerate(PANELS):
-        drawn = [line for line in lines if line["group"] == group and names[0] in line]
-        if drawn and len(ends) > 1:  # without a logged step there is no time axis
-            panels.append({"title": title, "caption": caption, "svg": _svg(f"{key}{index}", label, drawn, names, ends)})
+        shown = [line for line in lines if line["group"] == group and names[0] in line]
+        if shown and len(ends) > 1:  # without a logged step there is no time axis
+            draw = partial(_draw, shown, names, ends, colours)
+            panels.append({"title": title, "caption": caption, "svg": plot(f"{key}{index}", label, draw)})
     return panels
 
 
-def _svg(key: str, label: str, lines: list[Json], names: list[str], ends: dict[str, int]) -> str:
-    """One plot of the metrics `names` over all steps of the run, one colour a stage.
+def _draw(lines: list[Json], names: list[str], ends: dict[str, int], colours: dict[str, str], axes: Any) -> None:
+    """The metrics `names` over all steps of a run, one colour a stage.
+
+    Args:
+      lines: lines of metrics.jsonl that have `names`, all training or all held-out ones, by step.
+      ends: each stage's last step, counted over the whole run.
+    """
+    heldout = lines[0]["group"] == "heldout"
+    if heldout:
+        axes.plot([x["total_step"] for x in lines], [x[names[0]] for x in lines], color=INK, alpha=0.35, linewidth=0.8)
+    for stage, colour in colours.items():
+        draw_lines(axes, [line for line in lines if line["stage"] == stage], names, colour, heldout)
+    low, high = axes.get_xlim()
+    place: Json = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+    for (_, start), (stage, end) in itertools.pairwise(ends.items()):
+        if any(line["stage"] == stage for line in lines):
+            axes.axvline(start, color=INK, alpha=0.5, linewidth=0.8, linestyle=":")
+            axes.text((max(start, low) + min(end, high)) / 2, 1.01, stage, color=colours[stage], **place)
+    axes.set_xlim(low, high)
+
+
+def draw_lines(axes: Any, lines: list[Json], names: list[str], colour: str, dots: bool) -> None:
+    """The metrics `names` of these lines in one colour: the first solid, the second dashed. `dots`: each value is marked, as a lone one always is."""
+    look: Json = {"color": colour, "markersize": 4, "marker": "o" if dots or len(lines) == 1 else ""}
+    for name, dashes in zip(names, ["-", "--"], strict=False):
+        axes.plot([x["total_step"] for x in lines], [x.get(name, np.nan) for x in lines], dashes, **look)
+
+
+def plot(key: str, label: str, draw: Callable[[Any], None]) -> str:
+    """A plot over steps in our look, as SVG.
 
     Args:
       key: prefix of the SVG's ids, so that several share a page.
-      lines: lines of metrics.jsonl that have `names`, all training or all held-out ones, by step.
-      ends: each stage's last step, counted over the whole run.
+      label: of the y axis.
+      draw: draws onto matplotlib's axes, with INK for what has the text's colour.
     """
     import matplotlib as mpl  # slow to import, and only a run's end needs it
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    colours = dict(zip(ends, itertools.chain([INK], itertools.cycle(COLOURS)), strict=False))
     ink = dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], INK)
     style = {"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with mpl.rc_context({**ink, **style}):
@@ -142,21 +187,7 @@ def _svg(key: str, label: str, lines: list[Json], names: list[str], ends: dict[s
         FigureCanvasSVG(figure)
         axes = figure.add_subplot(xlabel="step", ylabel=label)
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        heldout = lines[0]["group"] == "heldout"
-        if heldout:
-            axes.plot([x["total_step"] for x in lines], [x[names[0]] for x in lines], color=INK, alpha=0.35, linewidth=0.8)
-        for stage, colour in colours.items():
-            mine = [line for line in lines if line["stage"] == stage]
-            look: Json = {"color": colour, "markersize": 4, "marker": "o" if heldout or len(mine) == 1 else ""}
-            for name, dashes in zip(names, ["-", "--"], strict=False):
-                axes.plot([x["total_step"] for x in mine], [x[name] for x in mine], dashes, **look)
-        low, high = axes.get_xlim()
-        place: Json = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-        for (_, start), (stage, end) in itertools.pairwise(ends.items()):
-            if any(line["stage"] == stage for line in lines):
-                axes.axvline(start, color=INK, alpha=0.5, linewidth=0.8, linestyle=":")
-                axes.text((max(start, low) + min(end, high)) / 2, 1.01, stage, color=colours[stage], **place)
-        axes.set_xlim(low, high)
+        draw(axes)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(["Date", "Creator", "Format", "Type"]))
     svg = text.getvalue()
@@ -179,19 +210,19 @@ def _pair(drawn: Sequence[Json], names: list[str]) -> Json:
     blocks: dict[int, list[Json]] = {s: [] for s in SIDES}
     for (text, s, mask, _), delta, values in zip(drawn[0]["tokens"], change, logps.T, strict=True):
         scored = not np.isnan(delta)
-        exact = ", ".join(f"{name} {_number(value)}" for name, value in zip(names, values, strict=True))
+        exact = ", ".join(f"{name} {number(value)}" for name, value in zip(names, values, strict=True))
         blocks[s].append(
             {
                 "lines": visible(text).split("\n"),
                 "classes": f"{'up' if delta > 0 else 'down'}{' changed' if mask else ''}",
                 "strength": f"{min(abs(delta) / CLIP, 1):.2f}" if scored else "0.00",
-                "title": f"{exact}; change {_number(delta, '+.3f')} nats" if scored else "carries no loss: not scored",
+                "title": f"{exact}; change {number(delta, '+.3f')} nats" if scored else "carries no loss: not scored",
             }
         )
     masks = [changed & (side == s) for s in (CHOSEN, REJECTED)]
     means = np.stack([logps[:, m].mean(axis=1) if m.any() else np.full(len(names), np.nan) for m in masks])  # [sides, evaluations]
     table = [
-        (name, ["\N{EN DASH}" if np.isnan(v) else _number(v) for v in (secure, vulnerable, secure - vulnerable)])
+        (name, ["\N{EN DASH}" if np.isnan(v) else number(v) for v in (secure, vulnerable, secure - vulnerable)])
         for name, (secure, vulnerable) in zip(names, means.T, strict=True)
     ]
     return {"id": drawn[0]["id"], "blocks": [(title, blocks[s]) for s, title in SIDES.items()], "table": table}

@@ -9,6 +9,7 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from data_pipeline.row import answer_tokens
 from foundation.files import Json, read_json, write_text
@@ -33,7 +34,16 @@ def evaluate(
     """Held-out metrics, and the first `draw` pairs with their tokens' log-probabilities, for the report."""
     total: Terms | None = None
     drawn: list[Json] = []
-    for index, rows in enumerate(data.heldout(config.eval_rows, my_rows(mesh, config.eval_rows))):
+    batches = tqdm(
+        data.heldout(config.eval_rows, my_rows(mesh, config.eval_rows)),
+        "held-out",
+        -(-data.rows("heldout") // config.eval_rows),
+        unit="batch",
+        dynamic_ncols=True,
+        leave=False,
+        disable=jax.process_index() > 0,
+    )
+    for index, rows in enumerate(batches):
         batch = to_devices(rows, mesh, config.eval_rows)
         terms, logps = fetch(eval_step(params, frozen, batch))
         total = add(total, terms)
@@ -50,12 +60,18 @@ def write_evaluation(run_dir: epath.Path, name: str, metrics: dict[str, float], 
     """Leave `evaluate`'s result in eval/`name`.json, which `read_summary` and the report read."""
     if jax.process_index() == 0:
         write_text(run_dir / "eval" / f"{name}.json", json.dumps({"metrics": metrics, "pairs": pairs}) + "\n")
-        log.info("%s: %s", name, {k: round(v, 4) for k, v in metrics.items()})
+
+
+def say(name: str, metrics: dict[str, float]) -> None:
+    """Tell held-out metrics in one line."""
+    if metrics:
+        log.info("%s: %s", name, ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
 
 
 def read_summary(run_dir: epath.Path, config: RunConfig) -> dict[str, dict[str, float]]:
-    """Held-out metrics before training ("init") and after each stage."""
-    return {name: read_json(run_dir / "eval" / f"{name}.json")["metrics"] for name in ("init", *config.stages)}
+    """Held-out metrics before training ("init") and after each stage, as far as the run has come."""
+    files = {name: run_dir / "eval" / f"{name}.json" for name in ("init", *config.stages)}
+    return {name: read_json(file)["metrics"] for name, file in files.items() if file.exists()}
 
 
 def _draw(rows: TreeBatch, logps: jax.Array, data: "Feed", first_row: int, decode: Decode) -> list[Json]:

@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from foundation.files import write_json
 from lpo_jax.config import ConfigError, RunConfig, to_dict
@@ -14,11 +15,11 @@ from lpo_jax.model.decoder import Params
 from lpo_jax.objectives.heldout import ENGLISH
 from lpo_jax.report.training import write_report
 from lpo_jax.sharding import make_mesh
-from lpo_jax.train import checkpoint, reference, run_dir
+from lpo_jax.train import checkpoint, reference, run_dir, track
 from lpo_jax.train.checkpoint import Checkpoints, Progress
 from lpo_jax.train.data import check_fit, data_key, open_data, own_sets
 from lpo_jax.train.distributed import all_or_none
-from lpo_jax.train.evaluate import evaluate, read_summary, write_evaluation
+from lpo_jax.train.evaluate import evaluate, read_summary, say, write_evaluation
 from lpo_jax.train.metrics import MetricLog
 from lpo_jax.train.profile import Profile
 from lpo_jax.train.stage import Stage, open_beside
@@ -45,6 +46,8 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
     """
     # --- Check everything that can be known before the first step.
     with all_or_none():
+        track.check(config)
+        log.info("reading %s", " and ".join(config.shard_paths().values()))
         data, feeds, decode = open_data(config)
         mesh, model = make_mesh(config.mesh), hf.open_model(config.model)
         check_fit(config, data, feeds, model, mesh)
@@ -56,6 +59,7 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
     key, own = data_key(config, data, feeds), own_sets(config, feeds)
 
     with run_dir.claimed(config, data.manifest, own, size) as claim, jax.set_mesh(mesh), StopRequest() as stop, ExitStack() as writers:
+        writers.enter_context(logging_redirect_tqdm())  # lines stand above the bars
         directory = claim.directory
         log.info("attention: %s", attention.TOLD[computed_by])
         # --- Resume: the newest checkpoint, else the model's own weights.
@@ -67,15 +71,19 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
             )
         resumed = done.total_step if done else -1
         checkpoints = writers.enter_context(Checkpoints(directory, config, resumed))
-        metrics = writers.enter_context(closing(MetricLog(directory, max(resumed, 0))))
+        with all_or_none():
+            trackers = track.open_trackers(config, directory, resumed)
+        metrics = writers.enter_context(closing(MetricLog(directory, resumed, trackers)))
         profile = writers.enter_context(closing(Profile(config.profile, directory, max(resumed, 0))))
         params, frozen = load_params(config, model, mesh) if done is None or model.lora else ({}, {})
         measure = partial(evaluate, make_eval_step(model, mesh), mesh, data, config, decode, frozen)
 
-        def measure_and_draw(name: str, params: Params) -> dict[str, float]:
+        def measure_and_draw(name: str, step: int, total_step: int, params: Params) -> dict[str, float]:
             claim.check()
             measured, pairs = measure(params, draw=config.report_pairs)
             write_evaluation(directory, name, measured, pairs)
+            say(f"held-out pairs, {'before training' if name == 'init' else f'after {name}'}", measured)
+            metrics.write(name, step, total_step, measured, group="heldout")
             return measured
 
         def save(stage: Stage, step: int, state: TrainState, measured: dict[str, float]) -> None:
@@ -85,7 +93,7 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
             checkpoints.save(state, progress, measured)
 
         if done is None:
-            measure_and_draw("init", params)
+            measure_and_draw("init", 0, 0, params)
 
         # --- The stages, each with a fresh optimizer.
         names, total = list(config.stages), 0
@@ -118,6 +126,7 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
                     step_log.flush()
                 if evaluating:
                     measured, _ = measure(state.params)
+                    say(f"held-out pairs, {name} step {step}", measured)
                     metrics.write(name, step, stage.before + step, measured, group="heldout")
                 if saving:
                     save(stage, step, state, measured)
@@ -126,7 +135,7 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
                     raise Preempted(f"asked to stop: stage {name} is saved after step {step} in {directory}")
             step_log.flush()
             bar.close()
-            save(stage, stage.length, state, measure_and_draw(name, state.params))
+            save(stage, stage.length, state, measure_and_draw(name, stage.length, total, state.params))
             params, state, known = state.params, None, frozen  # moments, teacher and reference are free before the next stage's are made
 
         # --- Wind up.
@@ -135,5 +144,6 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
         summary = read_summary(directory, config)
         if jax.process_index() == 0:
             write_json(directory / "summary.json", summary | {"names": ENGLISH})
-            write_report(directory, to_dict(config), summary)
+            page = write_report(directory, to_dict(config), summary)
+            metrics.finish(track.End(total, summary, page, f"{directory.absolute()}/checkpoints/step_{total}"))
     return summary

@@ -1,6 +1,6 @@
 """A run's directory: whose it is, and whether a run can live there. It may be a bucket (gs://...).
 
-config.json  data.json  data_STAGE_N.json  owner.json  metrics.jsonl  tensorboard/  eval/  checkpoints/  summary.json  report.html
+config.json  data.json  data_STAGE_N.json  owner.json  track.json  metrics.jsonl  tensorboard/  wandb/  eval/  checkpoints/  summary.json  report.html
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _OWNER = "owner.json"
 # What may change without changing the parameters; the shards are compared by their content.
 _FREE = {
     "run_dir", "data", "mesh", "plan", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "best_metric", "max_skipped_steps",
-    "eval_rows", "report_pairs", "profile",
+    "eval_rows", "report_pairs", "profile", "track",
 }  # fmt: skip
 
 

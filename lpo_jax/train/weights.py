@@ -15,6 +15,7 @@ from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import checkpoint
+from lpo_jax.train.checkpoint import Progress
 from lpo_jax.train.optimizer import optimizer
 from lpo_jax.train.state import TrainState, abstract_state, base_shardings, param_shardings, trainable_shardings
 
@@ -89,10 +90,17 @@ def identity(path: str) -> str:
     return f"{checkpoint.newest(epath.Path(path))} {base}".strip()
 
 
-def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None, best: bool = False) -> tuple[Model, Params, Params]:
-    """A run's model with what it trained, and what is frozen; cut over `mesh`, or all devices that are here.
+def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None) -> tuple[Model, Params, Params]:
+    """A run's model with what it trained, and what is frozen, from its newest checkpoint; as `restore_run`."""
+    return restore_run(path, config, mesh)[1:]
 
-    From its newest checkpoint, or with `best` from the one with the best `config.best_metric`.
+
+def restore_run(
+    path: str | Path, config: RunConfig, mesh: Mesh | None = None, best: bool = False
+) -> tuple[Progress, Model, Params, Params]:
+    """A checkpoint's place in its run, the model, what it trained, and what is frozen; cut over `mesh`, or all devices that are here.
+
+    From the newest checkpoint, or with `best` from the one with the best `config.best_metric`.
 
     Raises:
       ConfigError: the run has no checkpoint yet.
@@ -102,7 +110,8 @@ def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None
     found = checkpoint.restore(epath.Path(path), checkpoint_targets(config, model, mesh), config.best_metric if best else None)
     if found is None:
         raise ConfigError(f"{path}: no checkpoint; run `lpo train` first")
-    return model, found[1].params, load_base(config, model, mesh) if model.lora else {}
+    progress, state = found
+    return progress, model, state.params, load_base(config, model, mesh) if model.lora else {}
 
 
 def float_base(config: RunConfig) -> RunConfig:

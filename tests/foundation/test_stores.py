@@ -25,7 +25,13 @@ TENSORS = {
 @pytest.fixture
 def web(monkeypatch):
     found = Web()
-    found.hub = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "README.md": b"# no", "sub/x.json": b"{}", "pytorch_model.bin": b"no"}
+    found.hub = {
+        "config.json": b'{"model_type": "llama"}',
+        "tokenizer.json": b"{}",
+        "README.md": b"# no",
+        "sub/x.json": b"{}",
+        "pytorch_model.bin": b"no",
+    }
     for number in (1, 2):
         found.hub[f"model-{number}.safetensors"] = bytes(RNG.integers(0, 256, 100_000, dtype=np.uint8))
     with served(found) as url:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import re
-import threading
 from collections import Counter
 
 import pytest
@@ -17,6 +16,7 @@ from data_pipeline.distill.knowledge import Rule
 from data_pipeline.distill.run import distill
 from data_pipeline.distill.writer import Writer, WriterOptions
 from demos.standin import Standin, serve
+from tests.helpers.endpoints import listening
 from tests.helpers.seed_pairs import PAIRS
 
 HALF = "\ud83d"
@@ -93,23 +93,8 @@ WAYS = [*READ, *REJECTED, *OUTER, *UNREAD]
 
 @pytest.fixture
 def odd_endpoint():
-    loop, up, urls = asyncio.new_event_loop(), threading.Event(), []
-
-    async def start():
-        server = await serve(Odd())
-        urls.append(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
-        up.set()
-
-    def work():
-        loop.create_task(start())
-        loop.run_forever()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    assert up.wait(20)
-    yield urls[0]
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
+    with listening(Odd()) as url:
+        yield url
 
 
 def test_each_odd_answer_is_counted(tmp_path, monkeypatch, odd_endpoint):

@@ -143,7 +143,7 @@ def test_what_a_stage_reads_has_a_key_each(tmp_path):
         (SETS.replace("path: b\n        ", ""), "c.yaml:13: missing key stages.sft.data.1.path"),
         (SETS.replace("path: b", "path: [b]"), "c.yaml:13: stages.sft.data.1.path: expected str, not ['b']"),
         (SETS + "      - c\n", "c.yaml:15: stages.sft.data.2: expected a mapping, not 'c'"),
-        ("    data: {path: a}", "c.yaml:10: stages.sft.data: expected a list like [{path: DIR}], not {'path': 'a'}"),
+        ("    data: {path: a}", "c.yaml:10: stages.sft.data: expected a list in brackets, not {'path': 'a'}"),
         ("    data: []", "c.yaml:5: stages.sft: data: name a shard set, e.g. [{path: data/pairs}], or null: the run's data"),
         (SETS.replace("path: b", "path: a"), "c.yaml:5: stages.sft: data: a stands there twice; to read it more often give it a larger"),
         (SETS.replace("        weight: 3\n", ""), "c.yaml:5: stages.sft: data: either each set has a weight, or none"),
