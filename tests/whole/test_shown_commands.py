@@ -17,6 +17,7 @@ from lpo_jax import cli as lpo
 from lpo_jax.config import load
 from lpo_jax.sharding import topology_size
 from lpo_jax.train import preflight
+from reproduce import __main__ as reproduce
 from tests.helpers.paths import REPO
 
 PROGRAMS = {"lpo": lpo, "lpo-data": lpo_data, "lpo-eval": lpo_eval}
@@ -31,7 +32,7 @@ def parsers():
     caught = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Program, "run", lambda self, argv: caught.append(self) or 0)
-        for module in PROGRAMS.values():
+        for module in (*PROGRAMS.values(), reproduce):
             module.main([])
     return {program._name: dict(program._commands.choices) for program in caught}
 
@@ -146,4 +147,7 @@ def test_a_make(line, monkeypatch, capfd):
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=place) for line, place in SHOWN if line.startswith("python -m ")])
 def test_a_module(line):
-    assert importlib.util.find_spec(line.split()[2]) is not None
+    _, _, module, *words = words_of(line)
+    assert importlib.util.find_spec(module) is not None
+    if module == "reproduce" and words:
+        PARSERS["python -m reproduce"][words[0]].parse_args([word.replace("SIZE", "small") for word in words[1:]])
