@@ -58,6 +58,7 @@ class Results:
             with replaced(directory / file) as unfinished:
                 unfinished.write_bytes(content)
         write_json(directory / "piece.json", {"key": key, "times": before.get("times", 0) + 1} | took)
+        _evaluation.cache_clear()
 
     def evaluation(self, name: str) -> Run:
         """An evaluation's samples, as `evaluation` measures them.

@@ -75,7 +75,9 @@ def begin(campaign: Campaign, place: Place) -> list[Piece]:
     assert place.pairs is not None
     record = split.split(place.pairs, campaign.split, place.results.root / "split.json", place.work / "data")
     facts: Json = {"pairs": record["sha256"], "split": split.identity(record)}
-    if campaign.new is None:
+    if campaign.new is not None:
+        facts |= {"model": "its own"}
+    else:
         from lpo_jax.train.weights import identity
 
         assert place.model is not None
