@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import subprocess
@@ -117,23 +118,19 @@ def run(campaign: Campaign, place: Place, only: Sequence[str] = (), minutes: flo
             if ready is None or (end is not None and end - time.monotonic() <= GRACE_S):
                 return finished, len(open_)
             by_name = {p.name: p for p in pieces}
-            for piece in _behind(ready, by_name, place):
+            for piece in (*_lacking(ready, by_name, place), ready):
                 if not _do(piece, place, campaign.piece_minutes, end):
                     return finished, len(open_)
-                finished += piece is ready
+            finished += 1
 
 
-def _behind(piece: Piece, by_name: dict[str, Piece], place: Place) -> list[Piece]:
-    """A piece, behind those whose products it needs and that aren't here: another machine's, or deleted."""
+def _lacking(piece: Piece, by_name: dict[str, Piece], place: Place) -> list[Piece]:
+    """The pieces whose products a piece needs and that aren't here as they are declared now: another machine's, or deleted. Each behind its own needs."""
     found: list[Piece] = []
-    for name in piece.needs:
-        found += [p for p in _behind(by_name[name], by_name, place) if p not in found]
-    return [*found, piece] if not _product(piece, place) else found
-
-
-def _product(piece: Piece, place: Place) -> bool:
-    """Whether what a piece leaves in the work directory is there, as it is declared now."""
-    return piece.kind != "evaluate" and read_object(_begun(piece, place)) == {"key": piece.key, "finished": True}
+    for need in (by_name[name] for name in piece.needs):
+        if read_object(_begun(need, place)) != {"key": need.key, "finished": True}:
+            found += [p for p in (*_lacking(need, by_name, place), need) if p not in found]
+    return found
 
 
 def _begun(piece: Piece, place: Place) -> Path:
@@ -152,7 +149,7 @@ def _do(piece: Piece, place: Place, piece_minutes: float, end: float | None) -> 
     if piece.config is not None:
         write_config(piece, place)
     while True:
-        start = time.monotonic()
+        start, busy = time.monotonic(), _busy()
         limit = start + 60 * piece_minutes
         stopped = False
         for command in piece.commands:
@@ -166,19 +163,26 @@ def _do(piece: Piece, place: Place, piece_minutes: float, end: float | None) -> 
                 raise ReproduceError(f"{piece.name}: `{' '.join(argv)}` failed with exit code {code}, see above; what is done is kept")
         journal.parent.mkdir(parents=True, exist_ok=True)
         with journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"seconds": round(time.monotonic() - start, 1)}) + "\n")
+            file.write(json.dumps({"seconds": round(time.monotonic() - start, 1), "cpu_seconds": round(_busy() - busy, 1)}) + "\n")
         if not stopped:
             break
         if end is not None and end - time.monotonic() <= 2 * GRACE_S:
             return False
-    parts = [part["seconds"] for part in read_journal(journal)]
-    took = {"seconds": round(sum(parts), 1), "parts": len(parts), "cores": len(os.sched_getaffinity(0)), "machine": platform.machine()}
+    parts = read_journal(journal)
+    took: Json = {key: round(sum(part[key] for part in parts), 1) for key in ("seconds", "cpu_seconds")}
+    took |= {"parts": len(parts), "cores": len(os.sched_getaffinity(0)), "machine": platform.machine()}
     if not again:
         place.results.keep(piece.name, piece.key, took, found(piece, place.work))
     elif any((place.results.directory / piece.name / name).read_bytes() != content for name, content in found(piece, place.work).items()):
         print(f"{piece.name}: what came out this time isn't what {place.results.directory / piece.name} holds, which stays", flush=True)
     write_json(_begun(piece, place), {"key": piece.key, "finished": True})
     return True
+
+
+def _busy() -> float:
+    """Seconds of a core that commands have used so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def write_config(piece: Piece, place: Place) -> Path:

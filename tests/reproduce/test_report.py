@@ -113,4 +113,8 @@ def test_an_empty_campaign_takes_what_is_expected(tmp_path):
     campaign = load("small")
     page = Page(campaign, Results(tmp_path, "small"), {})
     assert page.left() == pytest.approx(sum(page.minutes(piece) for piece in page.pieces) / 60) and page.left() > 10
-    assert next(page.minutes(piece) for piece in page.pieces if piece.name == "train-sft.1") == campaign.minutes["sft"]
+    found = {piece.name: piece for piece in page.pieces}
+    assert page.minutes(found["train-sft.1"]) == campaign.minutes["sft"]
+    took = {"seconds": 6000.0, "cpu_seconds": 960.0, "parts": 3, "cores": 2}  # on a busy machine: ten minutes of two cores
+    page.results.keep("dev-base", found["dev-base"].key, took, {})
+    assert page.minutes(found["dev-base"]) == 100 and page.minutes(found["dev-sft.1"]) == pytest.approx(10)

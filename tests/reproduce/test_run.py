@@ -81,6 +81,8 @@ def test_what_is_gone_is_made_again_and_found_once(commands, tmp_path):
     """Elsewhere, with the results but without the adapters, a piece has what it needs made first; that changes no result."""
     campaign, here = load("smoke"), place(tmp_path)
     run(campaign, here, ["model", "shards-whole", "shards-pairs", "train-sft.1"])
+    shutil.rmtree(here.results.directory / "shards-pairs")  # what it found is gone, what it made isn't
+    assert run(campaign, here, ["shards-pairs"]) == (1, 0)
     before = here.results.record("train-sft.1")
     shutil.rmtree(here.work)
     commands.given.clear()
