@@ -13,7 +13,7 @@ CLOUD = $(call with,TPU,--tpu) $(call with,JOB,--name) $(call on,SPOT,--spot) $(
 FOLLOWED = $(call with,RESTARTS,--restarts) $(if $(filter always,$(DELETE)),--delete=always,$(call on,DELETE,--delete=success)) $(call with,PORT,--port)
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-local-multihost distill-demo codecode-demo plan docs test test-slow test-heavy lint clean
+.PHONY: help train train-local-multihost reproduce distill-demo codecode-demo plan docs test test-slow test-heavy lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '{sub(/^#: /, "")} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,12 @@ REHEARSAL = $(if $(filter configs/tiny_cpu.yaml,$(CONFIG)),run_dir=$(RUN)_multih
 
 train-local-multihost: $(RUN)_data/manifest.json ## the main job in two processes of four fake devices, as two hosts would
 	$(LAUNCH).local $(call on,DRY_RUN,--dry-run) train $(CONFIG) $(REHEARSAL) $(ARGS)
+
+# MODEL: a Hugging Face directory or a hub id; PAIRS: SecCodePLT+'s rows; BENCHMARKS: a directory of other benchmarks' files. smoke needs none of them.
+SIZE ?= smoke
+
+reproduce: .venv/installed $(if $(filter smoke,$(SIZE)),,.venv/installed-judges) ## the papers' claims, re-run (docs/reproduce.md): SIZE=smoke, or small MODEL=DIR PAIRS=FILE BENCHMARKS=DIR MINUTES=120; it goes on where it was stopped
+	$(BIN)/python -m reproduce run $(SIZE) $(call with,MODEL,--model) $(call with,PAIRS,--pairs) $(call with,BENCHMARKS,--benchmarks) $(call with,MINUTES,--minutes) $(ARGS)
 
 JUDGES ?= bandit semgrep
 DEMO := runs/distill_demo

@@ -50,6 +50,7 @@ def build(
     vocab_size: int | None = None,
     jobs: int = 1,
     force: bool = False,
+    heldout: Sequence[str | Path] = (),
 ) -> Manifest:
     """Build a shard set in `out`; does nothing if the same build is already there.
 
@@ -57,15 +58,23 @@ def build(
       inputs: files, directories or hub ids of pairs, see `data_pipeline.pairs.read`.
       tokenizer_name: directory, file or hub id; None trains a byte-level BPE of `vocab_size` on the pairs themselves.
       jobs: processes that tokenise; the result doesn't depend on it.
+      heldout: inputs whose pairs are the held-out split, instead of a share of the others; of these, pairs that are alike theirs are dropped.
 
     Raises:
       DataError: an input can't be read, `out` holds something else, or no pair is left.
     """
     out = Path(out)
-    sources = [records.facts(file) for file in inputs]
+    sources, apart = ([records.facts(file) for file in files] for files in (inputs, heldout))
     tok = None if tokenizer_name is None else tokenizer.load(tokenizer_name)
     chosen, why = template.load(options.template, tok, options.system)
-    facts = [shards.FORMAT_VERSION, sources, asdict(options), asdict(chosen), tok.sha256 if tok else f"train {vocab_size}"]
+    facts = [
+        shards.FORMAT_VERSION,
+        sources,
+        asdict(options),
+        asdict(chosen),
+        tok.sha256 if tok else f"train {vocab_size}",
+        *([apart] if apart else []),
+    ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     if not force and (out / "manifest.json").is_file():
         manifest = Manifest.load(out)
@@ -80,21 +89,24 @@ def build(
     with hold_directory(out):
         _own(out)
         drops = Drops()
-        kept = _read(inputs, options, drops)
+        kept, own = (_read(files, options, drops) if files else [] for files in (inputs, heldout))
         if tok is None:
             assert vocab_size is not None
             tok = tokenizer.train(_texts(kept, chosen), vocab_size)
+        theirs = frozenset(own)
         write_text(out / "dropped.tsv", "")  # first: it tells a build, also one that was stopped
         for path in _own(out):
             if path.name != "dropped.tsv":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         tok.save(out / "tokenizer")
-        planted = _plant_all(kept, out / "tokenizer", chosen, options, jobs, drops)
+        planted = _plant_all([*kept, *own], out / "tokenizer", chosen, options, jobs, drops)
+        if theirs:
+            planted = _apart(planted, theirs, options.near, drops)
         write_text(out / "dropped.tsv", "".join(f"{row}\t{' '.join(reason.split())}\n" for row, reason in drops.rows))
         if not planted:
             raise DataError(f"no pair is left of {len(drops.rows)} rows ({drops.counts()}); {out / 'dropped.tsv'} lists them")
         _note([pair for pair, _ in planted], drops)
-        rows, balanced = _pack(planted, options)
+        rows, balanced = _pack(planted, options, theirs)
         every = [row for split in rows.values() for row, _ in split]
         thinks = any(pair.reasoning for pair, _ in planted)
         manifest = Manifest(
@@ -112,7 +124,7 @@ def build(
             longest_path=int(max(row["positions"].max() for row in every)) + 1,
             splits={split: shards.write(out, split, rows[split]) for split in shards.SPLITS},
             drops=drops.counts(),
-            inputs=sources,
+            inputs=sources + apart,
             build_key=key,
             plain=sum(pair.plain for pair, _ in planted),
             balanced=dict(sorted(balanced.items())),
@@ -139,16 +151,37 @@ def _read(inputs: Sequence[str | Path], options: BuildOptions, drops: Drops) -> 
     return kept
 
 
+def _apart(planted: Sequence[tuple[Pair, trees.Tree]], theirs: frozenset[Pair], near: float, drops: Drops) -> list[tuple[Pair, trees.Tree]]:
+    """All but those pairs that are alike one of `theirs`, or share its commit, and aren't theirs."""
+    groups = grouped([pair for pair, _ in planted], near)
+    taken = {group for (pair, _), group in zip(planted, groups, strict=True) if pair in theirs}
+    left = []
+    for (pair, tree), group in zip(planted, groups, strict=True):
+        if group in taken and pair not in theirs:
+            drops.add(pair.id, "alike a pair of --heldout-file")
+        else:
+            left.append((pair, tree))
+    return left
+
+
 def _pack(
-    planted: Sequence[tuple[Pair, trees.Tree]], options: BuildOptions
+    planted: Sequence[tuple[Pair, trees.Tree]], options: BuildOptions, theirs: frozenset[Pair]
 ) -> tuple[dict[str, list[tuple[dict[str, np.ndarray], str]]], Counter[str]]:
-    """Each split's rows with the ids of their pairs, and how many pairs of each CWE were drawn once more."""
+    """Each split's rows with the ids of their pairs, and how many pairs of each CWE were drawn once more.
+
+    Args:
+      theirs: the held-out pairs, where they have files of their own.
+    """
     remaining = [pair for pair, _ in planted]
-    groups = grouped(remaining, options.near)
-    heldout = heldout_groups(remaining, groups, options.heldout, options.seed)
+    if theirs:
+        chosen = [pair in theirs for pair in remaining]
+    else:
+        groups = grouped(remaining, options.near)
+        heldout = heldout_groups(remaining, groups, options.heldout, options.seed)
+        chosen = [group in heldout for group in groups]
     rows, balanced = {}, Counter[str]()
     for split in shards.SPLITS:
-        own = [member for member, group in zip(planted, groups, strict=True) if (group in heldout) == (split == "heldout")]
+        own = [member for member, apart in zip(planted, chosen, strict=True) if apart == (split == "heldout")]
         if split == "train":
             drawn = [own[i] for i in draws([pair.cwe for pair, _ in own], options.balance_cwe, options.seed)]
             balanced = Counter(pair.cwe for pair, _ in drawn)

@@ -45,6 +45,7 @@ def program() -> Program:
     build.add_argument("--untrimmed", action="store_true", help="keep and score the whole rejected branch: objectives over whole answers need it")  # fmt: skip
     build.add_argument("--score-prompt", action="store_true", help="score the prompt's tokens too, for sft on everything")
     build.add_argument("--heldout", type=float, default=0.05, help="share of the pairs to hold out, by CWE and commit (default: 0.05)")
+    build.add_argument("--heldout-file", action="append", default=[], metavar="INPUT", help="hold out the pairs of this file instead of a share; what is alike them is dropped from the others; repeatable")  # fmt: skip
     build.add_argument("--near", type=number(), default=0.85, help="Jaccard similarity from which pairs are alike, and never lie on both sides of the held-out split; above 1: none are (default: 0.85)")  # fmt: skip
     build.add_argument("--drop-cosmetic", action="store_true", help="drop pairs whose sides differ in blanks and comments only (they are counted anyway)")  # fmt: skip
     build.add_argument("--balance-cwe", type=whole(0), default=0, metavar="N", help="top up a CWE of fewer than N train pairs to N, by seeded draws with replacement; all pairs stay (default: 0, none)")  # fmt: skip
@@ -163,7 +164,16 @@ def _build(args: argparse.Namespace) -> int:
     masks = MaskOptions(args.masks, args.hole)
     same = ("row_tokens", "score_prompt", "heldout", "balance_cwe", "near", "drop_cosmetic", "seed", "template", "system")
     options = BuildOptions(masks=masks, trim=not args.untrimmed, **{name: getattr(args, name) for name in same})
-    manifest = build(args.inputs, args.out, args.tokenizer, options, vocab_size=args.train_tokenizer, jobs=args.jobs, force=args.force)
+    manifest = build(
+        args.inputs,
+        args.out,
+        args.tokenizer,
+        options,
+        vocab_size=args.train_tokenizer,
+        jobs=args.jobs,
+        force=args.force,
+        heldout=args.heldout_file,
+    )
     for split, facts in manifest.splits.items():
         fill = facts["tokens"] / (facts["rows"] * manifest.row_tokens) if facts["rows"] else 0
         print(f"{split:8}{facts['pairs']:7} pairs in {facts['rows']:5} rows of {manifest.row_tokens} tokens, {fill:.1%} full")

@@ -82,7 +82,7 @@ def test_broken_files(tmp_path):
         config.load(tmp_path / "c.yaml")
 
 
-SHIPPED = sorted((REPO / "configs").rglob("*.yaml"))
+SHIPPED = sorted(path for path in (REPO / "configs").rglob("*.yaml") if path.parent.name != "reproduce")  # campaigns: tests/reproduce/
 
 
 def entries(mapping, above=()):

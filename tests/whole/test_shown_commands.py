@@ -17,6 +17,7 @@ from lpo_jax.config import load
 from lpo_jax.serve.plan import shape_of
 from lpo_jax.sharding import topology_size
 from lpo_jax.train import preflight
+from reproduce import __main__ as reproduce
 from tests.helpers.launch import make_targets
 from tests.helpers.paths import REPO
 
@@ -27,7 +28,7 @@ ANY = "configs/pods/codellama_7b_v5e_4x4.yaml"  # where a reader puts a config o
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "launch/README.md", "docs/**/*.md", "CHANGELOG.md")
 
 
-PARSERS = {name: module.program().commands for name, module in PROGRAMS.items()}
+PARSERS = {name: module.program().commands for name, module in (PROGRAMS | {"python -m reproduce": reproduce}).items()}
 
 
 def shown():
@@ -149,4 +150,7 @@ def test_a_make(line, monkeypatch, capfd):
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=place) for line, place in SHOWN if line.startswith("python -m ")])
 def test_a_module(line):
-    assert importlib.util.find_spec(line.split()[2]) is not None
+    _, _, module, *words = words_of(line)
+    assert importlib.util.find_spec(module) is not None
+    if module == "reproduce" and words:
+        PARSERS["python -m reproduce"][words[0]].parse_args([word.replace("SIZE", "small") for word in words[1:]])
