@@ -63,8 +63,8 @@ def arrive(url: str, prompts: list[list[int]], new: int, newcomers: list[list[in
     news: list[list[float]] = []  # of each completion, when it came
 
     async def stream(session: openai.AsyncOpenAI, prompt: list[int], tokens: int, times: list[float]) -> None:
-        asked: Json = {"model": "bench", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
-        async for chunk in await session.completions.create(**asked):
+        asked: Json = {"model": "bench", "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+        async for chunk in await session.completions.create(**asked, stream=True):
             if chunk.choices[0].text:
                 times.append(time.perf_counter())
 
