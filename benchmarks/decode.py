@@ -1,11 +1,17 @@
 """Tokens a second of decoding beside transformers' `generate`: same weights, float32, prompts and lengths, in one run.
 
-Cases: one row and many, in rows that have just the room for their text and in rows with room for --long tokens; one long text among short ones;
-samples of one prompt; a pair that co-decodes, a token at a time and in blocks. Greedy but for the samples, which are drawn at temperature 1, and
-without an end token, so that every way makes the same number of tokens. Greedy texts are compared first. Each turn fills its caches anew, prompts
-included; compilation isn't counted.
+Cases:
+- one, rows: one row and many, greedy.
+- samples: of one long prompt, drawn at temperature 1.
+- pair: a target alone, with its security model a token at a time, and in blocks; drawn as `lpo generate` does, with the share of proposals taken.
+- steps: steps alone, prompts read beforehand: short texts in rows that have just the room for them, in rows with room for --long tokens, and beside
+  one long text.
 
-Without --model it is a tiny random llama.
+There is no end token, so that every way makes the same number of tokens. Texts are compared first. But for steps, each turn fills its caches anew,
+prompts included; compilation isn't counted.
+
+Without --model it is a tiny random llama, which reads random tokens. A real one is asked what the shipped pairs ask, or the --prompts, as `lpo
+generate` would ask it.
 """
 
 import argparse
@@ -17,21 +23,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 import torch
 import transformers
 
 from benchmarks import common
+from data_pipeline import pairs, tokenizer
+from data_pipeline.pairs import Drops
 from data_pipeline.tokenizer import Tokenizer
 from foundation.files import Json
 from lpo_jax.config import MeshConfig
 from lpo_jax.decode import LoadedModel, Request, Sampler, SamplingConfig
+from lpo_jax.decode import prompts as asked
 from lpo_jax.decode.load import load_model
+from lpo_jax.decode.sampler import Session
 from lpo_jax.sharding import make_mesh
 
 Way = Callable[[], dict[str, list[int]]]
 """Generates; returns each sample's tokens."""
 
-CASES = ("one", "rows", "long room", "one long", "samples", "pair")
+Prompts = Sequence[Sequence[int]]
+
+CASES = ("one", "rows", "samples", "pair", "steps")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,41 +52,72 @@ def main(argv: list[str] | None = None) -> int:
     common.add_numbers(
         parser,
         ("rows", 16, "prompts in a batch, and samples of one prompt"),
-        ("prompt", 64, "tokens of the longest prompt; the shortest has half"),
-        ("preamble", 1000, "tokens of the prompt that is sampled many times, and of the long one among short ones"),
+        ("prompt", 64, "tokens of the longest prompt of random tokens; the shortest has half"),
+        ("preamble", 1000, "tokens of the prompt that is sampled many times"),
         ("new", 64, "tokens to generate for each"),
-        ("long", 4096, "tokens that the roomy rows could hold"),
+        ("text", 100, "steps: tokens of a short text"),
+        ("long", 4096, "steps: tokens that the roomy rows could hold; the long text has 596 fewer"),
         ("repeats", 3, "turns"),
     )
     parser.add_argument("--model", help="a Hugging Face directory (default: a tiny random llama)")
     parser.add_argument("--security", help="that of a security model, for the case pair")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES[:-1], metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument(
+        "--prompts", metavar="JSONL", help="what a real model reads, as `lpo generate` has it (default: the shipped pairs' instructions)"
+    )
+    parser.add_argument(
+        "--cases", nargs="+", choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)} (default: all; pair with --security only)"
+    )
     args = parser.parse_args(argv)
+    cases = args.cases or [case for case in CASES if case != "pair" or args.security]
+    if "pair" in cases and not args.security:
+        parser.error("the case pair takes --security MODEL")
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     with tempfile.TemporaryDirectory() as scratch:
         directory = args.model or _tiny(Path(scratch), args.long)
-        mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
         ours = replace(load_model(directory, mesh, "float32").for_decoding(), eos_ids=())
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-        security = load_model(args.security, mesh, "float32").for_decoding() if args.security else None
-    theirs.generation_config = transformers.GenerationConfig(pad_token_id=0)
+        theirs = None
+        if {*cases} & {"one", "rows", "samples"}:
+            theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+            theirs.generation_config = transformers.GenerationConfig(pad_token_id=0)
     vocab = ours.model.config.vocab_size
     tok = common.number_tokenizer(vocab)
-    prompts = common.random_prompts(args.rows, args.prompt, vocab)
-    preamble = common.random_prompts(1, 2 * args.preamble, vocab)[0][: args.preamble]
+    prompts = _real(args.model, args.prompts) if args.model else common.random_prompts(max(args.rows, 100), args.prompt, vocab)
+    asked_first, everything = prompts[: args.rows], [token for prompt in prompts for token in prompt]
+    if len(everything) < args.long or len(asked_first) < args.rows:
+        parser.error(f"the prompts are {len(prompts)} with {len(everything)} tokens: too few for --rows {args.rows}, --long {args.long}")
     result = {}
-    for case in args.cases:
+    for case in cases:
         print(f"\n{case}")
-        room = args.long if case == "long room" else None
+        if case == "steps":
+            result[case] = _steps(ours, tok, everything, args)
+            continue
         if case == "pair":
-            assert security is not None, "--security is missing"
-            ways = _pair(ours, security, tok, prompts, args.new)
+            security = load_model(args.security, mesh, "float32").for_decoding()
+            ways = _pair(ours, security, tok, asked_first, args.new)
         else:
-            asked = {"one": prompts[:1], "one long": [preamble, *prompts[1:]], "samples": [preamble]}.get(case, prompts)
-            n = args.rows if case == "samples" else 1
-            ways = {"ours": _ours(ours, tok, asked, args.new, n, room), "transformers": _generate(theirs, asked, args.new, n)}
+            assert theirs is not None
+            given, n = {
+                "one": (asked_first[:1], 1),
+                "rows": (asked_first, 1),
+                "samples": ([everything[: args.preamble]], args.rows),
+            }[case]
+            ways = {"ours": _ours(ours, tok, given, args.new, n), "transformers": _generate(theirs, given, args.new, n)}
+            print("tokens of the prompts:", ", ".join(str(len(prompt)) for prompt in given))
         result[case] = _measure(ways, args.new, args.repeats)
     common.write_json(args.json, {"arguments": vars(args), "cases": result})
     return 0
+
+
+def _real(model: str, file: str | None) -> list[tuple[int, ...]]:
+    """Prompts as `lpo generate` would put them to the model, in a fixed random order."""
+    its = tokenizer.load(model)
+    how = asked.asking(model, its)
+    if file is not None:
+        found = [prompt.ids for prompt in asked.read(file, its, how)]
+    else:
+        texts = dict.fromkeys(pair.instruction for pair in pairs.read(common.SEED_PAIRS, Drops()))
+        found = [tuple(how.prompt(text, its).ids(its)) for text in texts]
+    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 
 
 def _tiny(directory: Path, positions: int) -> str:
@@ -98,30 +142,55 @@ def _measure(ways: dict[str, Way], new: int, repeats: int) -> Json:
     return {"agree": agree, "seconds": seconds, "rows": common.table(seconds, base, dict.fromkeys(ways, new * len(found[base])), "tokens")}
 
 
-def _config(new: int, n: int) -> SamplingConfig:
-    return SamplingConfig(temperature=0 if n == 1 else 1, top_p=1, max_new_tokens=new)
-
-
-def _run(sampler: Sampler, prompts: Sequence[Sequence[int]], n: int) -> Way:
+def _run(sampler: Sampler, prompts: Prompts, n: int) -> Way:
     requests = [Request(str(i), prompt, n=n) for i, prompt in enumerate(prompts)]
     return lambda: {f"{c.id}.{c.sample}": list(c.tokens) for c in sampler.generate(requests)}
 
 
-def _ours(model: LoadedModel, tok: Tokenizer, prompts: Sequence[Sequence[int]], new: int, n: int, room: int | None) -> Way:
-    longest = room or max(map(len, prompts)) + new
-    return _run(Sampler(model, tok, _config(new, n), len(prompts) * n, longest, segment_steps=new), prompts, n)
+def _greedy(new: int) -> SamplingConfig:
+    return SamplingConfig(temperature=0, top_p=1, max_new_tokens=new)
 
 
-def _pair(model: LoadedModel, security: LoadedModel, tok: Tokenizer, prompts: Sequence[Sequence[int]], new: int) -> dict[str, Way]:
-    longest = max(map(len, prompts)) + new
-    ways: dict[str, Way] = {"the target alone": _ours(model, tok, prompts, new, 1, None)}
+def _ours(model: LoadedModel, tok: Tokenizer, prompts: Prompts, new: int, n: int) -> Way:
+    config = _greedy(new) if n == 1 else replace(_greedy(new), temperature=1)
+    return _run(Sampler(model, tok, config, len(prompts) * n, max(map(len, prompts)) + new, segment_steps=new), prompts, n)
+
+
+def _pair(model: LoadedModel, security: LoadedModel, tok: Tokenizer, prompts: Prompts, new: int) -> dict[str, Way]:
+    config, longest = SamplingConfig(max_new_tokens=new), max(map(len, prompts)) + new
+    ways: dict[str, Way] = {"the target alone": _run(Sampler(model, tok, config, len(prompts), longest), prompts, 1)}
     for name, block in (("single steps", 1), ("blocks", None)):
-        made = Sampler(model, tok, _config(new, 1), len(prompts), longest, security=security, block=block, segment_steps=new)
+        made = Sampler(model, tok, config, len(prompts), longest, security=security, block=block)
         ways[name] = _run(made, prompts, 1)
+    taken = [share for c in made.generate([Request(str(i), p) for i, p in enumerate(prompts)]) for share in c.facts["accepted"]]
+    print(f"taken of the proposals: {statistics.mean(taken):.1%}")
     return ways
 
 
-def _generate(model: transformers.PreTrainedModel, prompts: Sequence[Sequence[int]], new: int, n: int) -> Way:
+def _steps(model: LoadedModel, tok: Tokenizer, tokens: Sequence[int], args: argparse.Namespace) -> Json:
+    """Seconds of segments of --new steps, all rows at work."""
+    turns, short = args.repeats + 2, args.text  # two to compile and to begin
+    starts = range(0, args.rows * short, short)
+    texts = [tokens[start : start + short] for start in starts]
+    long = [tokens[: args.long - 596], *texts[1:]]
+    config = _greedy(args.new * (turns + 1))
+    roomy = max(args.long, len(long[0]) + config.max_new_tokens)
+    ways = {}
+    for name, prompts, room in (
+        (f"{args.rows} of {short}", texts, short + config.max_new_tokens),
+        (f"room for {roomy}", texts, roomy),
+        (f"one of {len(long[0])}", long, roomy),
+    ):
+        session = Session(Sampler(model, tok, config, args.rows, room, segment_steps=args.new))
+        for number, prompt in enumerate(prompts):
+            session.add(Request(str(number), prompt))
+        ways[name] = session.advance
+        session.advance()
+    seconds = common.interleave(ways, args.repeats)
+    return {"seconds": seconds, "rows": common.table(seconds, next(iter(ways)), dict.fromkeys(ways, args.new * args.rows), "tokens")}
+
+
+def _generate(model: transformers.PreTrainedModel, prompts: Prompts, new: int, n: int) -> Way:
     longest = max(map(len, prompts))
     padded = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])

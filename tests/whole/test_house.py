@@ -8,7 +8,19 @@ from tests.helpers.paths import REPO
 TESTS = REPO / "tests"
 LONGEST = 450  # lines
 DATA = ("data_pipeline/seed/", "data_pipeline/distill/knowledge/", "judges/rules/")
-FOLDERS = ("foundation", "judges", "data_pipeline", "lpo_jax", "evaluation", "reproduce", "demos", "launch", "benchmarks", "website", "tests")
+FOLDERS = (
+    "foundation",
+    "judges",
+    "data_pipeline",
+    "lpo_jax",
+    "evaluation",
+    "reproduce",
+    "demos",
+    "launch",
+    "benchmarks",
+    "website",
+    "tests",
+)
 CODE = (".py", ".sh", ".sbatch", ".js", ".css", ".j2")
 
 
