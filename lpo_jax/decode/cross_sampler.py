@@ -20,7 +20,7 @@ from lpo_jax.decode.rules.own_tokens import OwnTokens, boundary
 from lpo_jax.decode.rules.vocab_map import Alignment, spell
 from lpo_jax.decode.rules.warp import Site, Warp, draw, logp_of
 from lpo_jax.decode.sample import unstopped
-from lpo_jax.decode.sampler import Progress, completions
+from lpo_jax.decode.session import Progress, completions
 from lpo_jax.sharding import named
 
 _EXPERT_READS = 4  # tokens a call; more new ones take several: with one shape a row's numbers don't depend on its company

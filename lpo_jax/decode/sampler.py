@@ -6,8 +6,7 @@ the row that a sample is in, or on when it is let in. (Up to rounding: the same 
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -19,10 +18,8 @@ from lpo_jax.decode.request import Completion, LoadedModel, Request, SamplingCon
 from lpo_jax.decode.rules.codecode import CoDecoding
 from lpo_jax.decode.rules.warp import Warp
 from lpo_jax.decode.sample import Sample
+from lpo_jax.decode.session import Progress, completions
 from lpo_jax.decode.tables import Tables, chunk_widths, page_slots, pages_of
-
-if TYPE_CHECKING:
-    from lpo_jax.decode.cross_sampler import CrossSession
 
 BLOCKS = (1, 2, 4, 8)
 """Sizes of a block that are chosen among where none is given."""
@@ -112,27 +109,6 @@ class Sampler:
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
         return self.engine.compilations()
-
-
-def completions(session: "Session | CrossSession", requests: Iterable[Request]) -> Iterator[Completion]:
-    """Each sample's completion when it is done. Requests are read as rows become free."""
-    waiting = iter(requests)
-    while True:
-        while session.room > 0 and (request := next(waiting, None)) is not None:
-            session.add(request)
-        if not session.busy:
-            return
-        yield from (progress.done for progress in session.advance() if progress.done)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """News of a sample."""
-
-    id: str
-    sample: int
-    text: str  # so far: characters that nothing to come can change
-    done: Completion | None
 
 
 class Session:

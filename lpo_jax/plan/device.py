@@ -114,7 +114,8 @@ def cases(platform: str) -> Iterator[Case]:
     yield _logps(sizes)
     for what, kv_heads, new, window in (
         ("a token a row", N // 4, 1, None),
-        ("blocks of 4, with a window", N // 4, 4, sizes.window),
+        ("blocks of 4", N // 4, 4, None),
+        ("a window", N // 4, 1, sizes.window),
         ("prompts, a page at a time", N // 2, sizes.slots, None),
     ):
         yield _decoding(what, sizes, kv_heads, new, window)

@@ -13,9 +13,10 @@ from operator import methodcaller
 from queue import SimpleQueue
 
 from lpo_jax.config import ConfigError
-from lpo_jax.decode.cross_sampler import CrossSampler, CrossSession
+from lpo_jax.decode.cross_sampler import CrossSampler
 from lpo_jax.decode.request import Completion, Request
-from lpo_jax.decode.sampler import Progress, Sampler, Session
+from lpo_jax.decode.sampler import Sampler
+from lpo_jax.decode.session import Batching, Progress
 from lpo_jax.serve.protocol import Refusal
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ class Driver:
     def __init__(self, sampler: Sampler | CrossSampler, max_waiting: int):
         self.sampler, self.rows, self.capacity = sampler, sampler.rows, sampler.rows + max_waiting
         self.failed = False
-        self._session = sampler.session(streams=True)
-        self._orders: SimpleQueue[Callable[[Session | CrossSession], None] | None] = SimpleQueue()
+        self._session: Batching = sampler.session(streams=True)
+        self._orders: SimpleQueue[Callable[[Batching], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._drive, name="lpo-decode", daemon=True)
         self._tickets: dict[str, Ticket] = {}  # by request
         self._closed: Refusal | None = None  # what everybody hears from now on
@@ -116,7 +117,7 @@ class Driver:
             log.exception("decoding has failed")
             self._tell(self._fail, error)
 
-    def _add(self, request: Request, session: Session | CrossSession) -> None:
+    def _add(self, request: Request, session: Batching) -> None:
         try:
             session.add(request)
         except ConfigError as error:

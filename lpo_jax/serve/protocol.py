@@ -20,7 +20,7 @@ from data_pipeline.tokenizer import Tokenizer
 from foundation.files import Json
 from lpo_jax.decode.request import Completion, Request, SamplingConfig
 from lpo_jax.decode.sample import CONTEXT
-from lpo_jax.decode.sampler import Progress
+from lpo_jax.decode.session import Progress
 
 Chat = Callable[[list[dict[str, str]]], list[int]]
 """Messages (role, content) -> a prompt. Raises ValueError at messages that can't be one."""

@@ -49,7 +49,7 @@ def test_every_path_is_right_here(capsys):
     assert "all are right on cpu" in out
     for by in ("plain XLA", "kernel for TPUs, interpreted", "kernel for GPUs, interpreted", "log-probabilities", "decoding over pages"):
         assert by in out
-    assert out.count("1e-05") == 3 * 3 + 1 + 3
+    assert out.count("1e-05") == 3 * 3 + 1 + 4
 
 
 WRONG = {
