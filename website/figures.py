@@ -58,7 +58,9 @@ def _text(x: float, y: float, text: str, fill: str = INK, more: str = "") -> str
 
 
 def _spelled(tok: tokenizer.Tokenizer, token: int) -> str:
-    return "<eos>" if token == tok.eos_id else tok.backend.decode([int(token)], skip_special_tokens=False).replace("\n", "↵").replace(" ", "·")
+    return (
+        "<eos>" if token == tok.eos_id else tok.backend.decode([int(token)], skip_special_tokens=False).replace("\n", "↵").replace(" ", "·")
+    )
 
 
 def _row(tok: tokenizer.Tokenizer, ids: Sequence[int], colours: Sequence[tuple[str, str]], x: float, y: float) -> tuple[list[str], float]:
@@ -92,7 +94,9 @@ def _pair(pair: trees.Encoded, tok: tokenizer.Tokenizer) -> str:
         boxes, last = _row(tok, ids[part], colours, end + 44, y)
         widest = max(widest, last)
         parts += [*boxes, _text(end + 44, y - 8 if y < 90 else y + 44, label, PALE), _text(last + 6, y + 18, "…", PALE)]
-        parts.append(f'<path d="M{end:.0f} 109 C{end + 24:.0f} 109 {end + 16:.0f} {y + 13} {end + 40:.0f} {y + 13}" fill="none" stroke="#9aa3ab" stroke-width="2"/>')
+        parts.append(
+            f'<path d="M{end:.0f} 109 C{end + 24:.0f} 109 {end + 16:.0f} {y + 13} {end + 40:.0f} {y + 13}" fill="none" stroke="#9aa3ab" stroke-width="2"/>'
+        )
     return _svg(int(widest) + 36, 222, f"The tokens of the shipped pair {SHOWN} as a tree", parts)
 
 
@@ -120,7 +124,10 @@ def _tokens(encoded: Sequence[trees.Encoded]) -> str:
         x, y = 136.0, 30 + 66 * number
         parts.append(_text(20, y + 25, name))
         for label, size, fill in pieces:
-            parts += [_box(x, y, size * scale - 1, 40, fill, 3), _text(x + 6, y + 25, label if size * scale > 60 else "", INK, 'font-size="12"')]
+            parts += [
+                _box(x, y, size * scale - 1, 40, fill, 3),
+                _text(x + 6, y + 25, label if size * scale > 60 else "", INK, 'font-size="12"'),
+            ]
             x += size * scale
         parts.append(_text(x + 8, y + 25, f"{total:,}"))
     told = f"{len(encoded)} shipped pairs: two sequences hold {counts['two'] / tree:.2f} times the tokens of their trees; {counts['changed'] / counts['code']:.0%} of the code's tokens differ"
@@ -153,7 +160,9 @@ def _objectives(pair: trees.Encoded, tok: tokenizer.Tokenizer) -> str:
     parts += [_text(112, 24, "trunk and chosen branch", PALE), *_row(tok, tree.target[at], _kinds(tree, at), 112, 32)[0]]
     for name, options in OPTIONS.items():
         record = OBJECTIVES[name]
-        pull = -jax.grad(lambda logps: _loss(record.terms(logps, batch, record.options(**options))))(jnp.full(tree.source.shape, -1.0)[None])[0]  # noqa: B023
+        pull = -jax.grad(lambda logps: _loss(record.terms(logps, batch, record.options(**options))))(
+            jnp.full(tree.source.shape, -1.0)[None]
+        )[0]  # noqa: B023
         most, x = float(jnp.abs(pull).max()), 112.0
         y += 30
         parts.append(_text(20, y, name))
@@ -164,7 +173,15 @@ def _objectives(pair: trees.Encoded, tok: tokenizer.Tokenizer) -> str:
             x += wide + 2
         parts.append(f'<line x1="112" x2="{x:.0f}" y1="{y + 4}" y2="{y + 4}" stroke="{GREY}"/>')
         width = max(width, x)
-    parts.append(_text(112, y + 28, "height: how hard the loss pulls at a token's log-probability; green up, red down; each row to its own scale", PALE, 'font-size="12"'))
+    parts.append(
+        _text(
+            112,
+            y + 28,
+            "height: how hard the loss pulls at a token's log-probability; green up, red down; each row to its own scale",
+            PALE,
+            'font-size="12"',
+        )
+    )
     return _svg(int(width) + 24, y + 46, "How objectives pull at the tokens of one pair", parts)
 
 
@@ -188,7 +205,10 @@ def _judges() -> str:
         for side, label, fill in (("rejected", "vulnerable", VULNERABLE), ("chosen", "secure", SECURE)):
             found = sum(any(same_family(cwe, row["cwe"]) for cwe, rule, _ in row[side] if rule.startswith(tools)) for row in rows)
             wide = 440 * found / len(rows)
-            parts += [_box(170, y, max(wide, 2), 16, fill, 2), _text(178 + wide, y + 13, f"{found / len(rows):.0%} of {label} sides", PALE, 'font-size="12"')]
+            parts += [
+                _box(170, y, max(wide, 2), 16, fill, 2),
+                _text(178 + wide, y + 13, f"{found / len(rows):.0%} of {label} sides", PALE, 'font-size="12"'),
+            ]
             y += 19
         y += 12
     told = f"{len(rows)} shipped pairs: sides with a finding of the pair's own kind of weakness. What isn't found isn't proven secure"
@@ -206,15 +226,25 @@ def _packages() -> str:
     place = {name: 24 + 76 * number for number, name in enumerate(layers)}
     parts = []
     for name, y in place.items():
-        parts += [_box(24, y, 430, 46, GREY, 8), _text(40, y + 20, f"{name}/", INK, 'font-weight="600"'), _text(40, y + 37, about[name], PALE, 'font-size="12"')]
+        parts += [
+            _box(24, y, 430, 46, GREY, 8),
+            _text(40, y + 20, f"{name}/", INK, 'font-weight="600"'),
+            _text(40, y + 37, about[name], PALE, 'font-size="12"'),
+        ]
     for upper, lower in itertools.combinations(layers, 2):
         count, above, below = uses[upper, lower], place[upper], place[lower]
         if count and below - above == 76:
-            parts += [_arrow(f"M239 {above + 46} L239 {below - 6}", 239, below), _text(249, above + 66, f"{count} modules", PALE, 'font-size="11"')]
+            parts += [
+                _arrow(f"M239 {above + 46} L239 {below - 6}", 239, below),
+                _text(249, above + 66, f"{count} modules", PALE, 'font-size="11"'),
+            ]
         elif count:
             steps = (below - above) // 76
             bend, start, end = 470 + 62 * (steps - 1), above + 12 + 8 * steps, below + 44 - 8 * steps
-            parts += [_arrow(f"M454 {start} C{bend} {start} {bend} {end} 462 {end}", 456, end, left=True), _text(bend * 0.75 + 120, (start + end) / 2 + 4, str(count), PALE, 'font-size="11"')]
+            parts += [
+                _arrow(f"M454 {start} C{bend} {start} {bend} {end} 462 {end}", 456, end, left=True),
+                _text(bend * 0.75 + 120, (start + end) / 2 + 4, str(count), PALE, 'font-size="11"'),
+            ]
     return _svg(720, place[layers[-1]] + 66, "The packages: arrows point at what is imported, and run one way", parts)
 
 

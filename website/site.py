@@ -69,7 +69,12 @@ def _plain(parser: argparse.ArgumentParser) -> str:
 
 def settings() -> str:
     """Every key of a config: a whole one, then the options of each objective and optimizer."""
-    lines = ["# Config", "", "What `lpo config configs/tiny_cpu.yaml` prints: each key, what it means, and where this config differs from the default.", ""]
+    lines = [
+        "# Config",
+        "",
+        "What `lpo config configs/tiny_cpu.yaml` prints: each key, what it means, and where this config differs from the default.",
+        "",
+    ]
     lines += ["```yaml", explain(load(ROOT / "configs" / "tiny_cpu.yaml")).rstrip(), "```", ""]
     objective = {name: record.options for name, record in objectives.OBJECTIVES.items()}
     for title, key, classes in (("Objectives", "objective", objective), ("Optimizers", "optim", OPTIMIZERS)):
@@ -96,7 +101,12 @@ def _rows(cls: Any, within: str = "") -> Iterator[str]:
 
 def names() -> str:
     """The library's front."""
-    lines = ["# Python", "", "`import lpo_jax` has these names, and loads each when it is asked for. [An example](../training.md#from-python).", ""]
+    lines = [
+        "# Python",
+        "",
+        "`import lpo_jax` has these names, and loads each when it is asked for. [An example](../training.md#from-python).",
+        "",
+    ]
     for name, place in sorted(_PLACES.items(), key=lambda item: item[0].lower()):
         lines += [f"## lpo_jax.{name}", "", f"::: {place.replace(':', '.')}", ""]
     return "\n".join(lines)
@@ -105,7 +115,15 @@ def names() -> str:
 def citing() -> str:
     """How to cite, from CITATION.cff."""
     found = yaml.safe_load(read_text(ROOT / "CITATION.cff"))
-    lines = ["# How to cite", "", found["message"], "", "```bibtex", "@software{lpo_jax,", f"  title = {{{found['title']}: {found['abstract']}}},"]
+    lines = [
+        "# How to cite",
+        "",
+        found["message"],
+        "",
+        "```bibtex",
+        "@software{lpo_jax,",
+        f"  title = {{{found['title']}: {found['abstract']}}},",
+    ]
     lines += [f"  author = {{{{{found['authors'][0]['name']}}}}},", f"  url = {{{found['repository-code']}}}", "}", ""]
     for work in found["references"]:
         key = f"{work['authors'][0]['family-names'].lower()}{work['year']}"

@@ -48,7 +48,10 @@ def test_headings_have_the_same_anchors_everywhere(name):
 
 def test_links_out_of_docs_lead_to_their_page_or_to_the_source():
     text = "[a](../launch/README.md#tpu-names) [b](../CHANGELOG.md) [c](../configs/tiny_cpu.yaml) [d](data.md) [e](https://x.y/z)"
-    assert led(text, "index.md") == f"[a](launching.md#tpu-names) [b](changelog.md) [c]({SOURCE}configs/tiny_cpu.yaml) [d](data.md) [e](https://x.y/z)"
+    assert (
+        led(text, "index.md")
+        == f"[a](launching.md#tpu-names) [b](changelog.md) [c]({SOURCE}configs/tiny_cpu.yaml) [d](data.md) [e](https://x.y/z)"
+    )
     assert led("[a](docs/data.md) [b](LICENSE)", "contributing.md") == f"[a](data.md) [b]({SOURCE}LICENSE)"
     assert led("[a](../training.md)", "reference/python.md") == "[a](../training.md)"
     for name, file in COPIES.items():
@@ -86,5 +89,9 @@ def test_a_workflow_runs_what_there_is(path):
     for job in workflow["jobs"].values():
         assert job["timeout-minutes"] and job["steps"]
         lines = "\n".join(step.get("run", "") for step in job["steps"])
-        made = re.findall(r"^make (\S+)", lines.replace("${{ matrix.target }}", " ".join(job.get("strategy", {}).get("matrix", {}).get("target", []))), re.MULTILINE)
+        made = re.findall(
+            r"^make (\S+)",
+            lines.replace("${{ matrix.target }}", " ".join(job.get("strategy", {}).get("matrix", {}).get("target", []))),
+            re.MULTILINE,
+        )
         assert set(made) <= set(targets)
