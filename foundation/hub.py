@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foundation.errors import DataError, masked
-from foundation.files import HUB_ID
+from foundation.stores import HUB_ID
 
 
 def push(directory: Path, repo_id: str, kind: str, message: str, files: Sequence[str] = ("*",), private: bool = False) -> str:

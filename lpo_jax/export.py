@@ -13,6 +13,7 @@ from etils import epath
 from data_pipeline import template, tokenizer
 from data_pipeline.shards import Manifest
 from foundation.files import Json, foreign, hold_directory, read_json, read_object, read_text, write_json, write_text
+from foundation.stores import HUB_ID
 from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH

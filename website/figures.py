@@ -11,6 +11,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from data_pipeline.row import REJECTED, TRUNK, RowShape, pad
 from foundation.files import read_journal, write_text
 from judges.findings import same_family
 from lpo_jax.batch import TreeBatch
-from lpo_jax.objectives import OBJECTIVES
+from lpo_jax.objectives import OBJECTIVES, Objective
 from website import ROOT
 
 SEED = ROOT / "data_pipeline" / "seed"
@@ -140,7 +141,7 @@ def _chosen_end(tree: trees.Tree) -> int:
     return int(jumps[-1]) + 1 if len(jumps) else len(tree.tokens)
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "sft": {}, "lpo": {"beta": 1.0, "gamma": 0.0, "alpha": 0.05}, "simpo": {"beta": 1.0, "gamma": 0.0}, "cpo": {"beta": 0.02}, "safecoder": {},
 }  # fmt: skip
 """Objectives that stand alone, with options at which their pulls can be told apart."""
@@ -159,10 +160,7 @@ def _objectives(pair: trees.Encoded, tok: tokenizer.Tokenizer) -> str:
     parts, width, y = [], 0.0, 58
     parts += [_text(112, 24, "trunk and chosen branch", PALE), *_row(tok, tree.target[at], _kinds(tree, at), 112, 32)[0]]
     for name, options in OPTIONS.items():
-        record = OBJECTIVES[name]
-        pull = -jax.grad(lambda logps: _loss(record.terms(logps, batch, record.options(**options))))(
-            jnp.full(tree.source.shape, -1.0)[None]
-        )[0]  # noqa: B023
+        pull = _pull(OBJECTIVES[name], options, batch)
         most, x = float(jnp.abs(pull).max()), 112.0
         y += 30
         parts.append(_text(20, y, name))
@@ -185,9 +183,14 @@ def _objectives(pair: trees.Encoded, tok: tokenizer.Tokenizer) -> str:
     return _svg(int(width) + 24, y + 46, "How objectives pull at the tokens of one pair", parts)
 
 
-def _loss(terms: dict[str, tuple[jax.Array, jax.Array]]) -> jax.Array:
-    total, weight = terms["loss"]
-    return total / weight
+def _pull(record: Objective, options: dict[str, Any], batch: TreeBatch) -> jax.Array:
+    """Minus the loss's gradient by each log-probability, [N]; all of them are -1."""
+
+    def loss(logps: jax.Array) -> jax.Array:
+        total, weight = record.terms(logps, batch, record.options(**options))["loss"]
+        return total / weight
+
+    return -jax.grad(loss)(jnp.full(batch.source.shape, -1.0))[0]
 
 
 def _kinds(tree: trees.Tree, at: Sequence[int]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The package: what its wheel and sdist hold, which extra has what, and that the wheel alone generates, serves, exports and plans."""
+"""The package: what its wheel and sdist hold, which extra has what, and that the wheel alone generates, serves and exports."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def fresh(built, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_wheel_alone_generates_serves_exports_and_plans(fresh, seed_shards, tmp_path):
+def test_the_wheel_alone_generates_serves_and_exports(fresh, seed_shards, tmp_path):
     """Without TensorFlow, torch, numba or any other package of an extra."""
     run_dir = tmp_path / "run"
     training = start(seed_shards["trimmed"], run_dir, "stages.sft.steps=1", "stages.lpo.steps=1")
