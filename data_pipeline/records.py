@@ -2,8 +2,8 @@
 
 What a file is, its content says, not its name. A row that can't be read is told to the caller, who decides whether that is an error.
 
-The hub's are written [hf://]OWNER/NAME[/SUBSET][:SPLIT][?OURS=THEIRS&...]: all splits or one, and columns by the names that we read them by. With hf://
-it is the hub's also where a directory here has the name.
+The hub's are written [hf://]OWNER/NAME[/SUBSET][:SPLIT][?OURS=THEIRS&...]: all splits or one, and columns by the names that we read them by. Without
+hf:// a directory here may have the name.
 """
 
 import csv
@@ -200,6 +200,8 @@ def _splits(source: str) -> list[tuple[str, Any]]:
     if source.startswith(_HUB) and there is None:
         raise DataError(f"{source}: write hf://OWNER/NAME[/SUBSET][:SPLIT][?OURS=THEIRS&...]")
     here = path.is_dir() and not source.startswith(_HUB)
+    if source.startswith(_HUB) and there is not None and Path(there["name"]).is_dir():
+        raise DataError(f"{source}: `datasets` would read the directory {there['name']} here; run the command elsewhere")
     if not here and (there is None or (there["prefix"] is None and source.endswith(_SUFFIXES))):
         raise DataError(f"{source}: no such file")
     wanted = "" if here or there is None else there["split"] or ""

@@ -68,11 +68,11 @@ def test_how_it_is_written_is_said(source):
         list(read(source, Drops()))
 
 
-def test_with_a_prefix_it_is_the_hubs_though_a_directory_has_the_name(tmp_path, monkeypatch):
+def test_with_a_prefix_a_directory_of_the_name_is_not_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "train.jsonl").write_text(lines("a"))
     assert [pair.chosen for pair in read("a/b", Drops())] == ["good a"]
-    with pytest.raises(DataError, match="can't open it"):  # there is no hub here
+    with pytest.raises(DataError, match="would read the directory a/b here"):
         list(read("hf://a/b", Drops()))
     assert records.shown("hf://a/b:train") == "a/b:train"
