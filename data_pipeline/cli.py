@@ -1,5 +1,6 @@
 """From weaknesses to training data: `rules` lists what a teacher can be asked about, `distill` has it write pairs, `stats` says what a file of
-pairs holds, `pivots` finds the tokens that matter in them, `build` turns it into shards for `lpo train`, `show` prints what is in those. `lpo-data COMMAND --help` explains each.
+pairs holds, `pivots` finds the tokens that matter in them, `build` turns it into shards for `lpo train`, `show` prints what is in those, `push`
+gives pairs to the hub. `lpo-data COMMAND --help` explains each.
 
 examples:
   lpo-data stats data_pipeline/seed/pairs.jsonl
@@ -26,7 +27,12 @@ def main(argv: list[str] | None = None) -> int:
 def program() -> Program:
     program = Program("lpo-data", __doc__)
     build = program.command("build", "pairs -> shards", _build.__doc__, _build)
-    build.add_argument("inputs", nargs="+", metavar="INPUT", help="files, directories or hub ids (OWNER/NAME:SPLIT) of pairs")
+    build.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="files, directories or data sets of the hub, [hf://]OWNER/NAME[/SUBSET][:SPLIT][?OURS=THEIRS&...], of pairs",
+    )
     build.add_argument("--out", type=new_directory, required=True, help="directory of the shard set")
     which = build.add_mutually_exclusive_group(required=True)
     which.add_argument("--tokenizer", help="tokenizer.json, a directory that holds one, or a hub id")
@@ -126,6 +132,12 @@ def program() -> Program:
     show.add_argument("--color", choices=("auto", "always", "never"), default="auto")
     show.add_argument("--drops", action="store_true", help="list the rows that were dropped, and why, instead")
 
+    push = program.command("push", "pairs -> a data set of the hub", _push.__doc__, _push)
+    push.add_argument("source", metavar="DIR", type=Path, help="a job of `lpo-data distill`, or a directory or a file of pairs")
+    push.add_argument("name", metavar="OWNER/NAME", help="the data set's repository, which is made if there is none")
+    push.add_argument("--private", action="store_true", help="a repository that only its owner sees")
+    push.add_argument("--license", metavar="NAME", help="what the pairs are licensed under, e.g. cc-by-4.0; it goes into the card")
+
     check = program.command("check", "prove what can be proved of a file of pairs", _check.__doc__, _check)
     check.add_argument("pairs", metavar="PAIRS", type=Path, nargs="+", help="our own JSONL")
     check.add_argument(
@@ -151,6 +163,7 @@ def _build(args: argparse.Namespace) -> int:
     examples:
       lpo-data build data_pipeline/seed/pairs.jsonl --train-tokenizer 2048 --out runs/tiny_cpu/data
       lpo-data build disco_train.csv --tokenizer Qwen/Qwen2.5-Coder-7B --row-tokens 4096 --jobs 8 --out data/disco
+      lpo-data build 'hf://OWNER/NAME:train?instruction=question&chosen=good&rejected=bad' --tokenizer DIR --out data/theirs
       lpo-data build sven.jsonl --tokenizer my/tokenizer --masks spans --out data/sven
       lpo-data build sven.jsonl --tokenizer DIR --masks spans --hole 0 --score-prompt --balance-cwe 80 --out data/sven_security
       lpo-data build pairs.parquet --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct --template chat --system "You write secure code." --out data/chat
@@ -376,6 +389,20 @@ def _show(args: argparse.Namespace) -> int:
     colour = args.color == "always" or (args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
     for text in render_pairs(args.directory, args.split, args.n, colour):
         print(text)
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    """Upload pairs to the hub, as one commit, with a card. Every row is read first, and one that can't be a pair is an error. The key is that of
+    `hf auth login`, or HF_TOKEN. What is there is then read as `lpo-data build hf://OWNER/NAME`.
+
+    examples:
+      lpo-data push data/mine OWNER/NAME --private --license cc-by-4.0
+    """
+    from data_pipeline.push import push
+
+    url, count = push(args.source, args.name, args.license, args.private)
+    print(f"{url}: {count} pairs")
     return 0
 
 

@@ -1,6 +1,9 @@
-"""Files of rows as people have them: JSON lines, JSON arrays, CSV, Parquet, all of them also gzipped; directories and hub ids through `datasets`.
+"""Files of rows as people have them: JSON lines, JSON arrays, CSV, Parquet, all of them also gzipped; directories and the hub's through `datasets`.
 
 What a file is, its content says, not its name. A row that can't be read is told to the caller, who decides whether that is an error.
+
+The hub's are written [hf://]OWNER/NAME[/SUBSET][:SPLIT][?OURS=THEIRS&...]: all splits or one, and columns by the names that we read them by. Without
+hf:// a directory here may have the name.
 """
 
 import csv
@@ -9,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -49,12 +53,13 @@ def facts(source: str | Path) -> Json:
     if path.is_file():
         return {"file": shown(path), "sha256": sha256(path)}
     prints = "".join(part._fingerprint for _, part in _splits(str(source)))
-    return {"file": shown(path), "sha256": hashlib.sha256(prints.encode()).hexdigest()}
+    return {"file": shown(source), "sha256": hashlib.sha256(prints.encode()).hexdigest()}
 
 
 def shown(source: str | Path) -> str:
-    """A file's name as text on one line: names may hold bytes that are no characters, and line breaks."""
-    return " ".join(os.fsencode(Path(source).name).decode(errors="backslashreplace").split())
+    """A file's name as text on one line: names may hold bytes that are no characters, and line breaks. A data set of the hub keeps its owner."""
+    name = str(source).removeprefix(_HUB) if str(source).startswith(_HUB) else Path(source).name
+    return " ".join(os.fsencode(name).decode(errors="backslashreplace").split())
 
 
 def raising(error: type[Exception] = DataError) -> Bad:
@@ -184,32 +189,61 @@ def _data_set(source: str) -> Iterator[tuple[str, Json]]:
             yield f"{shown(source)}/{split}:{number}", row
 
 
+_HUB = "hf://"
+_ON_THE_HUB = re.compile(
+    rf"(?P<prefix>{_HUB})?(?P<name>{HUB_ID.pattern})(?:/(?P<subset>[\w.-]+))?(?::(?P<split>[\w.-]+))?(?:\?(?P<columns>[^?]+))?"
+)
+
+
 def _splits(source: str) -> list[tuple[str, Any]]:
-    """(name, data set) of a directory or a hub id."""
-    path = Path(source)
-    name, _, wanted = source.partition(":")
-    if not path.is_dir() and (not HUB_ID.fullmatch(name) or name.endswith(_SUFFIXES)):
+    """(name, data set) of a directory or of the hub's."""
+    path, there = Path(source), _ON_THE_HUB.fullmatch(source)
+    if source.startswith(_HUB) and there is None:
+        raise DataError(f"{source}: write hf://OWNER/NAME[/SUBSET][:SPLIT][?OURS=THEIRS&...]")
+    here = path.is_dir() and not source.startswith(_HUB)
+    if source.startswith(_HUB) and there is not None and Path(there["name"]).is_dir():
+        raise DataError(f"{source}: `datasets` would read the directory {there['name']} here; run the command elsewhere")
+    if not here and (there is None or (there["prefix"] is None and source.endswith(_SUFFIXES))):
         raise DataError(f"{source}: no such file")
+    wanted = "" if here or there is None else there["split"] or ""
     import datasets
 
     try:
-        if path.is_dir():
+        if here:
             saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-            found, wanted = datasets.load_from_disk(source) if saved else _load(source), ""
+            found = datasets.load_from_disk(source) if saved else _load(source)
         else:
-            found = _load(name)
+            assert there is not None
+            found = _load(there["name"], there["subset"])
     except Exception as error:  # whatever its many back ends raise
         said = str(error).strip().split("\n")[0][:300]
         raise DataError(f"{source}: `datasets` can't open it ({type(error).__name__}: {said}); give a file instead") from None
     splits = dict(found) if isinstance(found, dict) else {"train": found}
     if wanted and wanted not in splits:
         raise DataError(f"{source}: no split {wanted}, only {', '.join(splits)}")
-    return [(name, part) for name, part in splits.items() if wanted in ("", name)]
+    chosen = [(name, part) for name, part in splits.items() if wanted in ("", name)]
+    return (
+        chosen
+        if here or there is None or not there["columns"]
+        else [(name, _renamed(source, part, there["columns"])) for name, part in chosen]
+    )
 
 
-def _load(name: str) -> Any:
+def _renamed(source: str, part: Any, columns: str) -> Any:
+    """A data set with its columns by our names. What had one of these before goes: "instruction=prompt" stands for another column than "instruction"."""
+    pairs = [pair.partition("=")[::2] for pair in columns.split("&")]
+    if not all(ours and theirs for ours, theirs in pairs):
+        raise DataError(f"{source}: write columns as ?OURS=THEIRS&OURS=THEIRS, e.g. ?instruction=question&chosen=good_code")
+    if missing := [theirs for _, theirs in pairs if theirs not in part.column_names]:
+        raise DataError(f"{source}: no column {', '.join(missing)}, only {', '.join(part.column_names)}")
+    taken = {theirs for _, theirs in pairs}
+    gone = [ours for ours, _ in pairs if ours in part.column_names and ours not in taken]
+    return part.remove_columns(gone).rename_columns({theirs: ours for ours, theirs in pairs if ours != theirs})
+
+
+def _load(name: str, subset: str | None = None) -> Any:
     """A data set of a directory or a hub id. In CSV the words None, NA and nan are text, which pandas would take for nothing."""
     import datasets
 
-    is_csv = hasattr(datasets.load_dataset_builder(name).config, "keep_default_na")
-    return datasets.load_dataset(name, **({"keep_default_na": False} if is_csv else {}))
+    is_csv = hasattr(datasets.load_dataset_builder(name, subset).config, "keep_default_na")
+    return datasets.load_dataset(name, subset, **({"keep_default_na": False} if is_csv else {}))

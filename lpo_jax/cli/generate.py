@@ -1,7 +1,7 @@
 """`lpo generate`: complete prompts.
 
 Complete every prompt of a JSONL file. A row is {"id": ..., "prompt": TEXT}, completed as it stands, or {"id": ..., "instruction": TEXT}, put as
-the model was trained (--template). Without an id a row's is its line number. Control tokens that a row spells, such as <|im_end|>, are text.
+the model was trained (--template). PROMPTS may be a data set of the hub, hf://OWNER/NAME:SPLIT?instruction=THEIR_COLUMN. Without an id a row's is its line number. Control tokens that a row spells, such as <|im_end|>, are text.
 With --adapter NAME=DIR, repeatable, a row {..., "adapter": NAME} is completed with that PEFT adapter, the others by the model itself. What ends a
 text of one ends those of all.
 
