@@ -63,8 +63,9 @@ class Page:
         return run
 
     def _name(self, system: str, benchmark: str, seed: int) -> str:
-        tuned = f"dev-{system}.{self.best(system)}"
-        return tuned if benchmark == "dev" and tuned in self.by_name else f"{benchmark}-{system}{'' if seed == 1 else f'-seed{seed}'}"
+        if benchmark == "dev" and f"dev-{system}.1" in self.by_name:
+            return f"dev-{system}.{self.best(system) or 'chosen'}"
+        return f"{benchmark}-{system}{'' if seed == 1 else f'-seed{seed}'}"
 
     def _evaluation(self, name: str) -> Run | None:
         return self.results.evaluation(name) if self.done(name) else None
@@ -104,7 +105,8 @@ class Page:
         rows = []
         for system in self._systems():
             cells = [self._cell(system, b, k) for b in ("dev", "test") for k in JOINT if b == "test" or k == "func-sec@1"]
-            rows.append([system, *cells, self._cell(system, "test5", "func-sec@5"), self._cell(system, "humaneval", "pass@1")])
+            cells += [self._cell(system, "test5", "func-sec@5"), self._cell(system, "humaneval", "pass@1")]
+            rows += [[system, *cells]] if {*cells} != {"–"} else []
         note = "Joint: secure and functional on the same sample, by the rows' own tests. Greedy, but for @5. The test part is scored once for each final system; brackets hold 95 % intervals, drawn over groups of alike tasks."
         return Table("Function and security", note, ["system", "dev joint", "test joint", "test functional", "test secure", "test joint@5", "HumanEval"], rows)  # fmt: skip
 
@@ -211,7 +213,7 @@ class Page:
         return list(dict.fromkeys(piece.system for piece in self.pieces if piece.system))
 
     def _cell(self, system: str, benchmark: str, key: str) -> str:
-        if self._name(system, benchmark, 1) not in self.by_name:
+        if self._name(system, benchmark, 1) not in self.by_name | {f"dev-{system}.chosen": None}:
             return "–"
         run = self.find(system, benchmark)
         return OPEN if run is None else _text(claims.values(run, [key], self.groups)[key])
