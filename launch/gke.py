@@ -89,7 +89,9 @@ class JobSet:
         told, command = job.text(), job.argv("/lpo-jax")
         if self.args.xpk:
             # XPK mounts what `xpk storage attach` gave it, and restarts by itself on the exit codes of a killed process.
-            marked = f"cd /bucket && LPO_MODELS=gs://{bucket}/models {XPK_JOB}={base64.b64encode(told.encode()).decode()} {shlex.join(command)}"
+            marked = (
+                f"cd /bucket && LPO_MODELS=gs://{bucket}/models {XPK_JOB}={base64.b64encode(told.encode()).decode()} {shlex.join(command)}"
+            )
             mine = [f"--docker-image={image}", f"--command={marked}", f"--max-restarts={self.args.restarts}"]
             flags = [f"--tpu-type={wanted.accelerator_type}", "--num-slices=1", f"--restart-on-exit-codes=1,{common.PREEMPTED}"]
             token = ["--env-file=launch/xpk.env"] if os.environ.get("HF_TOKEN") else []  # which names HF_TOKEN; xpk reads its value

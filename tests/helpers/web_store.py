@@ -64,7 +64,11 @@ class Web:
         return {"name": name, "bucket": "bkt", "generation": "1", "metageneration": "1", "size": str(len(self.bucket[name]))}
 
     def lfs(self, name: str, data: bytes) -> dict:
-        return {"lfs": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 100}} if name.endswith(".safetensors") else {}
+        return (
+            {"lfs": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 100}}
+            if name.endswith(".safetensors")
+            else {}
+        )
 
     def hold(self, directory: Path, prefix: str | None = None) -> None:
         """Put a directory's files on the hub, or into the bucket."""

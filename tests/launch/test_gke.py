@@ -174,7 +174,10 @@ def test_xpk(cluster):
     assert {"--cluster=clu", "--project=proj", "--zone=us-west4-a", "--tpu-type=v5litepod-16", "--max-restarts=20"} <= set(create)
     assert "--docker-image=reg.dev/proj/repo/lpo:0123456789ab" in create
     mark = base64.b64encode(settings("run_dir=runs/a b").encode()).decode()
-    assert f"--command=cd /bucket && LPO_MODELS=gs://bkt/models LPO_JOB={mark} lpo train /lpo-jax/{CONFIG} {FITS} 'run_dir=runs/a b' {TOPOLOGY}" in create
+    assert (
+        f"--command=cd /bucket && LPO_MODELS=gs://bkt/models LPO_JOB={mark} lpo train /lpo-jax/{CONFIG} {FITS} 'run_dir=runs/a b' {TOPOLOGY}"
+        in create
+    )
     assert any(word.startswith("--restart-on-exit-codes=") and word.endswith("75") for word in create)
     assert "hf_sesame" not in " ".join(create)
     assert cluster.lines("xpk workload delete")

@@ -54,7 +54,19 @@ def test_what_a_command_would_refuse_is_refused_before_anything_is_paid(cloud, w
 
 def test_what_a_job_is_told_by(monkeypatch):
     monkeypatch.setenv("LOGNAME", "eve")
-    asked = ["tasks.jsonl", "-o", "runs/a/out.jsonl", "--model", "runs/none", "--adapter", "one=runs/x", "--adapter", "two=runs/y", "--template", "chat"]
+    asked = [
+        "tasks.jsonl",
+        "-o",
+        "runs/a/out.jsonl",
+        "--model",
+        "runs/none",
+        "--adapter",
+        "one=runs/x",
+        "--adapter",
+        "two=runs/y",
+        "--template",
+        "chat",
+    ]
     found = job.read("generate", asked)
     assert found.argv() == found.argv("/tree") == ["lpo", "generate", *asked]
     assert found.inputs() == {"prompts": "tasks.jsonl", "--model": "runs/none", "--adapter": "runs/x", "--adapter 1": "runs/y"}

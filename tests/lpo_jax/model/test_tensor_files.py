@@ -28,7 +28,12 @@ def read_by_two(url, path, out):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(REPO), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    env = os.environ | {
+        "XLA_FLAGS": flags,
+        "PYTHONPATH": str(REPO),
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
     env |= {"HF_ENDPOINT": url, "TENSORSTORE_GCS_HTTP_URL": url, "LPO_MODELS": "gs://bkt/models", "HF_HUB_OFFLINE": "0"}
     running = []
     for index in range(2):
