@@ -20,7 +20,7 @@ import numpy as np
 from foundation.errors import DataError
 from foundation.files import Json, write_text
 
-MARK, BEGUN = "lpo-fetched.json", "lpo-fetching.json"
+MARK, HAD = "lpo-fetched.json", "lpo-fetching"  # all of a model is there; of each file there so far: the commit that it is of
 SMALL = re.compile(r"(.*\.json|tokenizer.*|chat_template.*|.*\.jinja)")  # all that is no weights, and needed
 WEIGHTS = ".safetensors"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -177,28 +177,32 @@ def read(place: str, name: str, start: int | None = None, stop: int | None = Non
     Raises:
       DataError: it isn't there, or not to be read.
     """
+    found = _read_if_there(place, name, start, stop)
+    if found is None:
+        raise DataError(f"{place}/{name} isn't there; copy it again")
+    return found
+
+
+def _read_if_there(place: str, name: str, start: int | None = None, stop: int | None = None) -> bytes | None:
     if start is not None and start == stop:
         return b""
-    whole = start is None
-    pieces = [slice(None)] if start is None or stop is None else [slice(at, min(at + CHUNK, stop)) for at in range(start, stop, CHUNK)]
+    pieces = (
+        [slice(start, stop)] if start is None or stop is None else [slice(at, min(at + CHUNK, stop)) for at in range(start, stop, CHUNK)]
+    )
     try:
-        asked = [_store(place).read(name) if whole else _store(place).read(name, byte_range=piece) for piece in pieces]  # all at once
+        asked = [_store(place).read(name, byte_range=None if start is None else piece) for piece in pieces]  # all at once
         found = [future.result() for future in asked]
     except (ValueError, OSError, RuntimeError) as error:  # what tensorstore raises
         raise DataError(f"{place}/{name}: {' '.join(str(error).split())[:300]}") from None
     if any(one.state != "value" for one in found):
-        raise DataError(f"{place}/{name} isn't there; copy it again")
+        return None
     return found[0].value if len(found) == 1 else b"".join(one.value for one in found)
 
 
 def mark(place: str) -> Json | None:
     """What was fetched there, if all of it is there."""
-    try:
-        return json.loads(read(place, MARK))
-    except DataError as error:
-        if "isn't there" in str(error):
-            return None
-        raise
+    found = _read_if_there(place, MARK)
+    return None if found is None else json.loads(found)
 
 
 def fetch(
@@ -221,16 +225,11 @@ def fetch(
     files = {one.rfilename: one for one in info.siblings or [] if _wanted(one.rfilename)}
     if not any(name.endswith(WEIGHTS) for name in files):
         raise DataError(f"{hub_id} has no {WEIGHTS} file: convert it once with transformers (from_pretrained, save_pretrained)")
-    begun = {"hub_id": hub_id, "commit": info.sha}
-    if _begun(place) == begun:  # an earlier attempt at the same commit: a store's files are whole or not there
-        there = {name for name in files if _there(place, name)}
-    else:
-        there = set()
-        _put(place, BEGUN, json.dumps(begun).encode())
-    mine = sorted(set(files))[index::count]
-    for name in progress([name for name in mine if name not in there]):
+    mine = [name for name in sorted(files)[index::count] if _commit_of(place, name) != info.sha]  # a store's files are whole or not there
+    for name in progress(mine):
         _put(place, name, _from_hub(hub_id, str(info.sha), name, int(files[name].size or 0), files[name].lfs))
-    return begun | {"files": {name: one.size for name, one in files.items()}}
+        _put(place, f"{HAD}/{name}", str(info.sha).encode())
+    return {"hub_id": hub_id, "commit": info.sha, "files": {name: one.size for name, one in files.items()}}
 
 
 def finish(place: str, found: Json) -> None:
@@ -265,12 +264,10 @@ def _from_hub(hub_id: str, commit: str, name: str, size: int, lfs: Any) -> bytes
     return bytes(held)
 
 
-def _begun(place: str) -> Json | None:
-    return json.loads(read(place, BEGUN)) if _there(place, BEGUN) else None
-
-
-def _there(place: str, name: str) -> bool:
-    return _store(place).read(name, byte_range=slice(0, 1)).result().state == "value"
+def _commit_of(place: str, name: str) -> str | None:
+    """Of which commit an earlier attempt has copied a file."""
+    found = _read_if_there(place, f"{HAD}/{name}")
+    return None if found is None else found.decode()
 
 
 def _put(place: str, name: str, content: bytes) -> None:

@@ -117,6 +117,8 @@ def planned_config(source: ModelSource) -> ModelConfig:
     assert source.path is not None
     if Path(source.path).is_dir():
         return read_config(source.path)
+    if (place := place_of(source.path)) and (found := stores.directory_at(place)):
+        return read_config(found)
     from huggingface_hub import hf_hub_download
 
     try:

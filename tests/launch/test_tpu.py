@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 import stat
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 from launch import slices
 from launch.common import LaunchError, name_of
 from launch.slices import Slice
-from lpo_jax.config import load, to_dict
+from lpo_jax.config import load
 from tests.helpers.launch import CONFIG, ELSEWHERE, FITS, MANIFEST, NOT_FOUND, STEPS, TOPOLOGY, node, queued, told, up
 from tests.helpers.paths import REPO
 
@@ -126,47 +125,6 @@ def test_a_bucket_far_away_is_noted(cloud, place, noted):
     done = up(cloud, "--skip-plan")
     assert done.returncode == 0, done.stderr
     assert (f"note: LPO_BUCKET=bkt is in {place.lower()}, the machines in us-west4" in done.stdout) is noted
-
-
-def test_a_run_that_the_bucket_has_is_taken_from_there(cloud, tmp_path):
-    """An older copy of it may lie here."""
-    words = ["--tpu=v5e:4x4", "generate", "README.md", "-o", "runs/out.jsonl", "--model", "runs/test_upload"]
-    run = REPO / "runs/test_upload"
-    (run / "checkpoints").mkdir(parents=True)
-    config = load(REPO / CONFIG, ["run_dir=runs/test_upload", "data.path=tests"])
-    (run / "config.json").write_text(json.dumps(to_dict(config)))
-    try:
-        assert cloud.run("tpu", *words).returncode == 0
-        sent = [f"gcloud storage rsync --recursive {name} gs://bkt/{name}" for name in ("runs/test_upload",)]
-        assert cloud.lines("rsync") == sent
-        cloud.answer("storage ls gs://bkt/runs/test_upload/config.json", "gs://...", first=True)
-        done = cloud.run("tpu", *words)
-        assert done.returncode == 0 and len(cloud.lines("rsync")) == 1, done.stderr
-        assert "runs/test_upload is in gs://bkt already" in done.stdout
-    finally:
-        shutil.rmtree(run)
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["eval", "--benchmark", "own", "--completions", "canonical"], "-o"),
-        (["eval", "--benchmark", "humaneval", "--data", "README.md", "--completions", "canonical", "-o", "evals/x"], "README.md"),
-        (
-            ["generate", "none.jsonl", "-o", "runs/out.jsonl", "--model", "tests"],
-            "prompts=none.jsonl: no such file or directory here or in the bucket",
-        ),
-        (["generate", "README.md", "-o", "/tmp/out.jsonl", "--model", "tests"], "-o=/tmp/out.jsonl: give a path relative to this checkout"),
-        (["generate", "README.md", "-o", "runs/out.jsonl", "--model", "tests", "--tensor", "3"], "doesn't fit 8 devices"),
-        (["serve", "--model", "tests", "--port", "0"], "the tunnel must know the port"),
-        (["serve", "--model", "tests", "--host", "0.0.0.0"], "is reached through the tunnel"),
-        (["serve", "--model", "tests", "--rowz", "3"], "--rowz"),
-    ],
-)
-def test_what_a_command_would_refuse_is_refused_before_anything_is_paid(cloud, words, said):
-    done = cloud.run("tpu", "--tpu=v5e:2x4", *words, env={"LPO_API_KEY": "sesame"})
-    assert done.returncode == 2 and said in done.stderr, done.stderr
-    assert cloud.lines("create ") == []
 
 
 def test_skipping_the_plan(cloud):
