@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     texts = {name: _generate(sampler, prompts) for name, sampler in samplers[args.rows].items()}
     result["greedy"] = _agreement(*([_cut(text, ends) for text in made] for made in texts.values()))
     result["seconds"] = {
-        rows: common.interleave({name: lambda s=s, rows=rows: _generate(s, prompts[:rows]) for name, s in each.items()}, args.repeats)
+        rows: common.interleave({name: partial(_generate, s, prompts[:rows]) for name, s in each.items()}, args.repeats)
         for rows, each in (samplers if args.repeats else {}).items()
     }
     for name, value in (*result["bytes"].items(), *result["logits"].items(), *result["greedy"].items()):

@@ -95,7 +95,7 @@ def served(web: Web):
             self.end_headers()
             self.wfile.write(content)
 
-        do_POST = do_GET
+        do_POST = do_GET  # noqa: N815 (the library's name)
 
         def log_message(self, *_):
             pass
