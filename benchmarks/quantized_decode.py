@@ -25,6 +25,8 @@ from lpo_jax.decode import LoadedModel, Request, Sampler, SamplingConfig
 from lpo_jax.decode.load import load_model
 from lpo_jax.sharding import make_mesh
 
+CASES = ("logits", "greedy", "speed")
+
 WIDTH = 64
 """Texts are padded to a multiple of so many tokens, and compared where they aren't padded."""
 
@@ -39,8 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         ("tasks-read", 20, "the first so many are read"),
         ("new", 128, "tokens to generate for each"),
         ("rows", 16, "sequences at work at once, and one alone"),
-        ("repeats", 3, "turns of the timing; 0: none"),
+        ("repeats", 3, "turns of the timing"),
     )
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
     args = parser.parse_args(argv)
     opened = gzip.open if args.tasks.endswith(".gz") else open
     with opened(args.tasks, "rt", encoding="utf-8") as lines:
@@ -51,29 +54,29 @@ def main(argv: list[str] | None = None) -> int:
         args.quantize: load_model(args.model, mesh, "float32", quantize=args.quantize).for_decoding(),
     }
     result: Json = {"arguments": vars(args), "bytes": {name: _bytes(way) for name, way in ways.items()}}
+    print(", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in result["bytes"].items()), flush=True)
     prompts = [tok.encode(task["prompt"]).ids for task in tasks]
-    result["logits"] = _compare(ways, [tok.encode(task["prompt"] + task["canonical_solution"]).ids for task in tasks])
-
-    ends = {tok.eos_id, *ways["float32"].eos_ids}
-    numbers = common.number_tokenizer(ways["float32"].model.config.vocab_size)
-    longest = max(map(len, prompts)) + args.new
+    numbers = common.number_tokenizer(ways["float32"].model.config.vocab_size)  # without an end token
     config = SamplingConfig(temperature=0, top_p=1, max_new_tokens=args.new)
-    samplers = {
-        rows: {
+
+    def samplers(rows: int) -> dict[str, Sampler]:
+        longest = max(map(len, prompts)) + args.new
+        return {
             name: Sampler(replace(way, eos_ids=()), numbers, config, rows, longest, segment_steps=args.new) for name, way in ways.items()
         }
-        for rows in dict.fromkeys((1, args.rows))
-    }
-    texts = {name: _generate(sampler, prompts) for name, sampler in samplers[args.rows].items()}
-    result["greedy"] = _agreement(*([_cut(text, ends) for text in made] for made in texts.values()))
-    result["seconds"] = {
-        rows: common.interleave({name: partial(_generate, s, prompts[:rows]) for name, s in each.items()}, args.repeats)
-        for rows, each in (samplers if args.repeats else {}).items()
-    }
-    for name, value in (*result["bytes"].items(), *result["logits"].items(), *result["greedy"].items()):
-        print(f"{name:42} {value / 2**20:.1f} MiB" if name in ways else f"{name:42} {value:.6g}")
-    for rows, seconds in result["seconds"].items():
+
+    if "logits" in args.cases:
+        result["logits"] = _compare(ways, [tok.encode(task["prompt"] + task["canonical_solution"]).ids for task in tasks])
+    if "greedy" in args.cases:
+        ends = {tok.eos_id, *ways["float32"].eos_ids}
+        texts = [[_cut(text, ends) for text in _generate(sampler, prompts)] for sampler in samplers(args.rows).values()]
+        result["greedy"] = _agreement(*texts)
+    for name, value in (*result.get("logits", {}).items(), *result.get("greedy", {}).items()):
+        print(f"{name:46} {value:.6g}", flush=True)
+    for rows in (1, args.rows) if "speed" in args.cases else ():
         print(f"\n{rows} rows")
+        turns = {name: partial(_generate, sampler, prompts[:rows]) for name, sampler in samplers(rows).items()}
+        seconds = result[f"seconds at {rows} rows"] = common.interleave(turns, args.repeats)
         common.table(seconds, "float32", dict.fromkeys(ways, args.new * rows), "tokens")
     common.write_json(args.json, result)
     return 0

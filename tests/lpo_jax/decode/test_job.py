@@ -85,6 +85,7 @@ def test_what_cannot_go_on_says_why(model, tmp_path, capsys):
     for change, message in (
         (("--temperature", "0.9"), "was begun with another sampling"),
         (("--seed", "1", "--no-think"), "was begun with another seed, think"),
+        (("--quantize", "int8"), "was begun with another quantize"),
     ):
         assert generate(model, prompts, out, *change) == 2
         assert message in capsys.readouterr().err
