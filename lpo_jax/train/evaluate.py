@@ -16,7 +16,8 @@ from lpo_jax.batch import TreeBatch
 from lpo_jax.config import RunConfig
 from lpo_jax.model.decoder import Params
 from lpo_jax.objectives import Terms, add, means
-from lpo_jax.train.placement import fetch, my_rows, to_devices
+from lpo_jax.tensors import fetch
+from lpo_jax.train.placement import my_rows, to_devices
 
 if TYPE_CHECKING:  # it loads TensorFlow
     from data_pipeline.feed import Feed

@@ -29,11 +29,12 @@ from lpo_jax.batch import TreeBatch
 from lpo_jax.config import ConfigError, RunConfig
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives.base import ReferenceOptions
+from lpo_jax.tensors import fetch
 from lpo_jax.train import per_token
 from lpo_jax.train.distributed import all_or_none
-from lpo_jax.train.placement import fetch, my_rows, to_devices
+from lpo_jax.train.placement import my_rows, to_devices
 from lpo_jax.train.run_dir import reason
-from lpo_jax.train.state import batch_sharding, fingerprint, frozen_shardings, trainable_shapes, trainable_shardings
+from lpo_jax.train.state import abstract, batch_sharding, fingerprint, frozen_shardings, trainable_shapes, trainable_shardings
 from lpo_jax.train.step import Reference, forward
 from lpo_jax.train.stop import CheckpointError, TrainingError
 from lpo_jax.train.weights import load_params
@@ -159,11 +160,7 @@ def _begun_with(origin: Origin, frozen: Params, mark: str) -> Params:
         params, where = load_params(origin.run, origin.model, origin.mesh)[0], origin.run.model.path
     else:
         where = str(origin.copy)
-        shapes = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            trainable_shapes(origin.model),
-            trainable_shardings(origin.model, origin.mesh),
-        )
+        shapes = abstract(trainable_shapes(origin.model), trainable_shardings(origin.model, origin.mesh))
         try:
             with ocp.StandardCheckpointer() as reader:
                 params = reader.restore(origin.copy, shapes)

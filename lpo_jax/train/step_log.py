@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from foundation.files import write_json
 from lpo_jax.objectives import Terms, means
+from lpo_jax.tensors import fetch
 from lpo_jax.train.metrics import MetricLog
 from lpo_jax.train.optimizer import learning_rate
-from lpo_jax.train.placement import fetch
 from lpo_jax.train.stage import Stage
 from lpo_jax.train.stop import TrainingError
 

@@ -15,7 +15,7 @@ from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train import checkpoint
 from lpo_jax.train.optimizer import optimizer
-from lpo_jax.train.state import TrainState, abstract_state, base_shardings, param_shardings, trainable_shardings
+from lpo_jax.train.state import TrainState, abstract, abstract_state, base_shardings, param_shardings, trainable_shapes, trainable_shardings
 
 
 def open_run(path: str | Path) -> RunConfig | None:
@@ -90,6 +90,8 @@ def identity(path: str) -> str:
 def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None, best: bool = False) -> tuple[Model, Params, Params]:
     """A run's model with what it trained, and what is frozen; cut over `mesh`, or all devices that are here.
 
+    Nothing is read of what an optimizer keeps. All processes call it together.
+
     From its newest checkpoint, or with `best` from the one with the best `config.best_metric`.
 
     Raises:
@@ -97,10 +99,11 @@ def restore_params(path: str | Path, config: RunConfig, mesh: Mesh | None = None
       TrainingError: none can be read.
     """
     mesh, model = mesh or make_mesh(MeshConfig(data=1, fsdp=-1)), hf.open_model(config.model)
-    found = checkpoint.restore(epath.Path(path), checkpoint_targets(config, model, mesh), config.best_metric if best else None)
-    if found is None:
+    shapes = abstract(trainable_shapes(model), trainable_shardings(model, mesh))
+    params = checkpoint.restore_params(epath.Path(path), shapes, config.best_metric if best else None)
+    if params is None:
         raise ConfigError(f"{path}: no checkpoint; run `lpo train` first")
-    return model, found[1].params, load_base(config, model, mesh) if model.lora else {}
+    return model, params, load_base(config, model, mesh) if model.lora else {}
 
 
 def float_base(config: RunConfig) -> RunConfig:
