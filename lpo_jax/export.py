@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import yaml
@@ -14,6 +15,7 @@ from foundation.files import foreign, hold_directory, read_json, write_json, wri
 from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH
+from lpo_jax.train.distributed import all_or_none, first
 from lpo_jax.train.evaluate import read_summary
 from lpo_jax.train.run_dir import stage_data
 from lpo_jax.train.weights import float_base, open_run, restore_params, tokenizer_directory
@@ -29,6 +31,7 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
     """Write what a run has trained to `out`; returns how to load it. `best`: its best checkpoint instead of the newest.
 
     A LoRA run gives an adapter in PEFT's format, or with `merge` a whole model, whose weights were never quantised. An earlier export in `out` goes; what others put beside it stays.
+    All processes call it together; process 0 writes.
 
     Raises:
       ConfigError: the directory holds no run, the run has no checkpoint, there is nothing to merge, or `out` holds something else.
@@ -42,8 +45,11 @@ def export(run_dir: str | Path, out: str | Path, merge: bool = False, best: bool
         raise ConfigError(f"{run_dir}: --merge is for LoRA runs; this one trained the weights themselves")
     if config.model.path is not None and Path(config.model.path).expanduser().resolve() == out.resolve():
         raise ConfigError(f"{out}: the model that the run began with; give another directory to export to")
-    with hold_directory(out):
-        _earlier(out)
+    with ExitStack() as held:
+        with all_or_none():
+            if first():
+                held.enter_context(hold_directory(out))
+                _earlier(out)
         return _export(source, config, out, merge, best)
 
 
@@ -74,9 +80,10 @@ def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best:
         ids |= {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
     asked = template.of_facts(manifest.template, source / "data.json")
     found = tokenizer.load(config.data.tokenizer or tokenizer_dir)
-    for file in _earlier(out):
-        file.unlink()
-    write_json(out / template.FILE, dataclasses.asdict(asked))  # first: it tells an export, also one that was stopped
+    if first():
+        for file in _earlier(out):
+            file.unlink()
+        write_json(out / template.FILE, dataclasses.asdict(asked))  # first: it tells an export, also one that was stopped
     loader = f"transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
     if model.lora is None:
         hf.write_params(out, model, params, ids)
@@ -85,6 +92,8 @@ def _export(source: epath.Path, config: RunConfig, out: Path, merge: bool, best:
     else:
         peft.save_peft(out, model, params, model.lora, config.model.path or "")
         loader = f"peft.PeftModel.from_pretrained(base, {str(out)!r})"
+    if not first():
+        return loader
     for pattern in _COPIED:
         for file in tokenizer_dir.glob(pattern):
             shutil.copyfile(file, out / file.name)

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,10 +12,8 @@ import safetensors.numpy
 from jax.experimental import multihost_utils
 from safetensors import SafetensorError
 
-X = TypeVar("X")
 
-
-def fetch(x: X) -> X:
+def fetch(x: Any) -> Any:
     """Arrays on the host, each whole. Where other processes hold parts of one, all of them call it together.
 
     `device_get` waits for one device, this for *all* here. On CPU, where a small program may overtake one that is running, the next program's

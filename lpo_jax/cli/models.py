@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 def add_models(parser: argparse.ArgumentParser, more_presets: tuple[str, ...] = ()) -> None:
     parser.add_argument("--model", required=True, help="a Hugging Face directory, a hub id, or the run_dir of a trained config")
+    add_decoding(parser, more_presets)
+
+
+def add_decoding(parser: argparse._ActionsContainer, more_presets: tuple[str, ...] = ()) -> None:
+    """The flags beside the model's own, which `lpo-eval` calls otherwise."""
     parser.add_argument("--adapter", action="append", default=[], metavar="[NAME=]DIR", help="a PEFT adapter to merge into it; with a NAME it stays beside the model, and there may be several, from which each request chooses")  # fmt: skip
     parser.add_argument("--tokenizer", metavar="DIR", help="default: the model's own")
     parser.add_argument("--security", metavar="MODEL", help="co-decode with this security model, given as --model is")
@@ -66,12 +71,13 @@ def add_asking(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--no-think", action="store_true", help="ask for the response directly, without a security thought")
 
 
-def models_of(args: argparse.Namespace) -> "Models":
-    """What the flags say."""
+def models_of(args: argparse.Namespace, model: str | None = None) -> "Models":
+    """What the flags say; `model`: instead of --model."""
     from lpo_jax.config import MeshConfig
     from lpo_jax.decode.load import Models
 
     same = {field.name: getattr(args, field.name) for field in fields(Models) if field.name in args} | _adapters(args)
+    same |= {} if model is None else {"model": model}
     return Models(rule=_rule(args), mesh=MeshConfig(args.data, args.fsdp, args.tensor, args.expert), **same)
 
 

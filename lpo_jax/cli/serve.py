@@ -11,6 +11,9 @@ instruction, those before it are the history, as in pairs with a history.
 With --adapter NAME=DIR, repeatable, PEFT adapters work beside the model, and a request's `model` says which is meant: an adapter's name, or the
 model's (--name). They share rows, batches and the model's weights. What ends a text of one ends those of all.
 
+On several hosts start the same command on each, as for `lpo train`. The mesh lies over all of them; the first answers, and the others decode along.
+When one of them is gone the server ends, and says which.
+
 At the start everything is compiled that requests can need. SIGTERM or Ctrl-C lets what is at work finish, for --grace seconds. The exit code is 1
 if decoding has failed.
 
@@ -29,6 +32,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -65,15 +69,24 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from lpo_jax.train import distributed
+
+    return distributed.together(partial(_serve, args))
+
+
+def _serve(args: argparse.Namespace) -> int:
+    import jax
+
     from data_pipeline import template
     from lpo_jax.config import ConfigError
     from lpo_jax.decode.load import find, open_sampler
     from lpo_jax.decode.prompts import Asking, asking
-    from lpo_jax.decode.request import SamplingConfig
+    from lpo_jax.decode.request import DecodingError, SamplingConfig
     from lpo_jax.decode.sampler import Sampler
     from lpo_jax.serve import server as serve
     from lpo_jax.serve.driver import Driver
     from lpo_jax.serve.protocol import Served
+    from lpo_jax.train.distributed import first
 
     key = os.environ.get("LPO_API_KEY")
     key = None if key is None else key.strip()
@@ -97,8 +110,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--max-len-tokens {args.max_len_tokens}: the models were made for {longest} tokens")
     if longest < 2:
         raise ConfigError(f"--max-len-tokens {longest}: a prompt and its completion have 2 tokens at least")
-    bound = serve.bind(args.host, args.port)
-    log.info("%s: loading %s", serve.address(bound), " and ".join(filter(None, (args.model, args.security))))
+    bound = serve.bind(args.host, args.port) if first() else None
+    log.info("%s: loading %s", bound and serve.address(bound), " and ".join(filter(None, (args.model, args.security))))
     how, *others = (
         asking(args.model, found.tokenizer, args.template, args.system, not args.no_think, adapter)
         for adapter in (models.adapter, *(models.adapters or {}).values())
@@ -112,6 +125,11 @@ def run(args: argparse.Namespace) -> int:
     driver = Driver(sampler, args.max_waiting)
     log.info("compiling, for prompts and completions of up to %d tokens together", longest)
     driver.warm_up()
+    if bound is None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # which may come to all: process 0 says when it is over
+        driver.follow()
+        return 0
     rule, tok = found.models.rule, found.tokenizer
     settings = {k: getattr(args, k) for k in ("model", "security", "security_adapter", "block", "data", "fsdp", "tensor", "expert")}
     settings |= {"adapter": models.adapter, "adapters": models.adapters, "asked": [other.facts for other in others]}
@@ -127,4 +145,7 @@ def run(args: argparse.Namespace) -> int:
     served = Served(name, tok, sampler.vocab, longest, partial(chat, how), fingerprint, adapters)
     if key is None and args.host not in ("127.0.0.1", "localhost", "::1"):
         log.warning("whoever reaches %s can use the model: LPO_API_KEY is not set", serve.address(bound))
-    return serve.run(bound, driver, served, key, args.grace)
+    code = serve.run(bound, driver, served, key, args.grace)
+    if driver.failed and jax.process_count() > 1:
+        raise DecodingError("decoding has failed; what went wrong stands above")  # the other processes would wait
+    return code

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipeline.row import PackedRows
@@ -141,7 +140,8 @@ def resume(origin: Origin, beside: Reference, frozen: Params) -> Params:
         with all_or_none():
             _check_directory(origin.run, origin.stage)
             _refuse_others(origin.run, origin.stage, origin.data.manifest, mark)
-        if _there(origin, mark).all():
+        key = per_token.key_of(_job(origin.run, origin.data.manifest, mark))
+        if not per_token.missing(origin.directory, origin.data.rows("train"), key):
             return {}
     params = _begun_with(origin, frozen, mark)
     if beside.where == "batch":
@@ -186,13 +186,12 @@ def forget(run_dir: epath.Path) -> None:
 
 
 def _compute(origin: Origin, params: Params, frozen: Params, mark: str) -> None:
-    """Write the log-probabilities of the train split's scored tokens, or those that aren't there yet. Each process writes all that it lacks."""
+    """Write the log-probabilities of the train split's scored tokens, or those that aren't there yet."""
     directory, model, mesh = origin.directory, origin.model, origin.mesh
     total, rows = origin.data.rows("train"), origin.run.eval_rows
     with all_or_none():
         _check_directory(origin.run, origin.stage)
         _refuse_others(origin.run, origin.stage, origin.data.manifest, mark)
-        write_json(directory / _FACTS, _job(origin.run, origin.data.manifest, mark))
     replicated = NamedSharding(mesh, PartitionSpec())
     logps = jax.jit(
         lambda params, frozen, batch: (batch.pair >= 0, forward(model, params, frozen, batch)),
@@ -207,20 +206,8 @@ def _compute(origin: Origin, params: Params, frozen: Params, mark: str) -> None:
     def batches(start: int) -> Iterator[PackedRows]:
         return origin.data.in_order("train", rows, my_rows(mesh, rows), start)
 
-    blocks = (per_token.BLOCK_ROWS * np.flatnonzero(~_there(origin, mark))).tolist()
-    per_token.write(directory, total, blocks, batches, compute, _key(origin, mark), f"{origin.stage}, reference")
-
-
-def _key(origin: Origin, mark: str) -> str:
-    return per_token.key_of(_job(origin.run, origin.data.manifest, mark))
-
-
-def _there(origin: Origin, mark: str) -> np.ndarray:
-    """Which blocks all processes have: [blocks] bool. What one lacks all compute."""
-    total = origin.data.rows("train")
-    there = np.ones(-(-total // per_token.BLOCK_ROWS), bool)
-    there[[start // per_token.BLOCK_ROWS for start in per_token.unsound(origin.directory, total, _key(origin, mark))]] = False
-    return there if jax.process_count() == 1 else multihost_utils.process_allgather(there).all(0)
+    job = _job(origin.run, origin.data.manifest, mark)
+    per_token.write(directory, total, batches, compute, per_token.key_of(job), f"{origin.stage}, reference", (_FACTS, job))
 
 
 def _job(config: RunConfig, manifest: Manifest, mark: str | None) -> Json:
