@@ -33,7 +33,7 @@ def made(seed_shards, tmp_path_factory):
         shutil.copy(file, out / "model")
     stage = "{objective: {name: sft}, optim: {lr: 1.0e-2}, batch_rows: 8, steps: 2}"
     few = [arg for arg in tiny_args(shards, out / "run") if not arg.startswith("stages.")]
-    assert cli.main([*few, f"stages={{sft: {stage}}}", "model.lora.rank=2", "eval_every_steps=0", "report_pairs=0"]) == 0
+    assert cli.main([*few, f"stages={{sft: {stage}}}", "model.lora={rank: 2, alpha: 4}", "eval_every_steps=0", "report_pairs=0"]) == 0
     (out / "prompts.jsonl").write_text("".join(json.dumps({"id": f"p{i}", "prompt": f"def f{i}(" * (1 + i)}) + "\n" for i in range(6)))
     (out / "own.jsonl").write_text("".join(json.dumps({"prompt": f"def add{i}(a, b):\n"}) + "\n" for i in range(3)))
     config = [arg for arg in tiny_args(shards, out / "none")[1:] if not arg.startswith("stages.")]
@@ -73,10 +73,13 @@ def run(count, made, out):
         if line.startswith("ready: "):
             answers = [ask(line.split()[1].removesuffix("/v1")) for _ in range(2)]
             break
+    else:
+        for process in processes:
+            process.kill()
+        pytest.fail("".join(said))
     for process in processes:
         process.send_signal(signal.SIGTERM)
-    texts = finish(processes, [0] * count)
-    return answers, ["".join(said) + texts[0], *texts[1:]]
+    return answers, finish(processes, [0] * count)
 
 
 WRITTEN = ["adapter/adapter_model.safetensors", "merged/model.safetensors", "of_a_run.jsonl", "out.jsonl", "eval/samples.jsonl", "eval/scores.json", "teacher/rows-00000.safetensors"]  # fmt: skip
