@@ -2,18 +2,21 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from evaluation.alive import FAULTS
-from evaluation.benchmarks import BENCHMARKS, Benchmark, load
+from evaluation.benchmarks import BENCHMARKS, load
 from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
+from evaluation.tasks import Task
 from foundation.commands import Program, new_directory, new_file, new_page, number, whole
 from foundation.files import write_json
 from judges import TOOLS
 from judges.findings import NOISE
 from lpo_jax import devices
-from lpo_jax.cli.models import add_asking, add_quantize
+from lpo_jax.cli.models import add_asking, add_decoding, models_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,16 +41,10 @@ def program() -> Program:
     draw.add_argument("--top-p", type=number(most=1, above=True), default=0.95, metavar="P", help="draw among the fewest tokens that hold P of the probability (default: 0.95)")  # fmt: skip
     draw.add_argument("--max-new-tokens", type=whole(1), default=512, metavar="N", help="a completion's length at most (default: 512)")
     draw.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of all samples (default: 0)")
-    draw.add_argument("--rows", type=whole(1), metavar="N", help="a model of ours: sequences at work at once")
-    draw.add_argument("--dtype", choices=("float32", "bfloat16"), help="a model of ours: default float32 on CPUs, else bfloat16")
-    add_quantize(draw)
-    draw.add_argument("--security", metavar="MODEL", help="a model of ours: co-decode with this security model, as `lpo generate` does")
-    draw.add_argument(
-        "--preset", choices=("aligned", "cosec_plus", "cosec_v1"), default="aligned", help="of co-decoding (default: aligned)"
-    )
-    draw.add_argument("--threshold", type=number(most=1), default=0.3, metavar="TAU", help="of co-decoding (default: 0.3)")
     draw.add_argument("--model", metavar="NAME", help="an endpoint: the name of its model")
     draw.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="an endpoint: requests at once (default: 8)")
+    ours = run.add_argument_group("decoding (a model of ours; as `lpo generate` does)")
+    add_decoding(ours)
     add_asking(run.add_argument_group("asking (a model of ours, with --form instruction)"))
     how = run.add_argument_group("judging")
     how.add_argument("--judges", nargs="+", metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: the benchmark's own: none where its tests say it all, else bandit semgrep)")  # fmt: skip
@@ -113,10 +110,38 @@ def _run(args: argparse.Namespace) -> int:
                    ids are the tasks'
       URL          an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; "openai" reads OPENAI_BASE_URL. The key comes from OPENAI_API_KEY.
                    It is asked at /completions, with --form instruction at /chat/completions
-      MODEL        a Hugging Face directory, a hub id, the directory of a PEFT adapter (its adapter_config.json names the base model), or the run_dir of a
+      MODEL        on several hosts start the same command on each, as for `lpo train`: all draw, the first judges and writes. It is
+                   a Hugging Face directory, a hub id, the directory of a PEFT adapter (its adapter_config.json names the base model), or the run_dir of a
                    trained config: our own sampler. With --form instruction it is asked as it was trained (--template): the first line, run.json and the
                    report say how
     """
+    if not _ours(args.completions):
+        return _judge(args)
+    from lpo_jax.train import distributed
+
+    return distributed.together(partial(_judge_together, args))
+
+
+def _judge_together(args: argparse.Namespace) -> int:
+    """`_judge` in process 0; the others draw completions along, and wait until they are judged."""
+    import jax
+
+    from lpo_jax.train.distributed import first
+    from lpo_jax.train.peers import Line
+
+    if jax.process_count() == 1:
+        return _judge(args)
+    line = Line()
+    if first():
+        code = _judge(args)
+        line.say(code)
+        return code
+    for _ in _source(args, (), args.form or "instruction").read(args.out):
+        pass
+    return line.hear()
+
+
+def _judge(args: argparse.Namespace) -> int:
     from evaluation.run import Options, run
 
     benchmark = load(args.benchmark, args.data, args.any_data)
@@ -125,7 +150,7 @@ def _run(args: argparse.Namespace) -> int:
     judges = args.judges or BENCHMARKS[benchmark.name].judges
     tools = () if args.judges == ["none"] else tuple(judges)
     options = Options(form, tools, args.noise, args.time_s, args.memory_mb, args.workers, args.unsafe_exec, args.cache)
-    source = _source(args, benchmark, form)
+    source = _source(args, benchmark.tasks, form)
     print(f"{benchmark.name}: form {form}, {'as asked for' if args.form else 'in which it comes'}; {source.asked}", flush=True)
     scores = run(benchmark, source, options, args.out)
     print(f"{benchmark.name}: {scores['tasks']} tasks, {scores['samples']} samples in {args.out}")
@@ -145,13 +170,38 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _source(args: argparse.Namespace, benchmark: Benchmark, form: str) -> Completions:
-    what, tasks = args.completions, benchmark.tasks
-    ours = not (what in ("canonical", "insecure", "openai") or what.startswith(("http://", "https://")) or Path(what).is_file())
+_DECODING = (
+    "adapter",
+    "tokenizer",
+    "security",
+    "security_adapter",
+    "draft_temperature",
+    "block",
+    "rows",
+    "max_len_tokens",
+    "cache_gib",
+    "dtype",
+)
+
+
+def _ours(what: str) -> bool:
+    """Is a source a model that runs here?"""
+    return not (
+        what in ("canonical", "insecure", "openai")
+        or what.startswith(("http://", "https://"))
+        or what.endswith((".jsonl", ".json"))
+        or Path(what).is_file()
+    )
+
+
+def _source(args: argparse.Namespace, tasks: Sequence[Task], form: str) -> Completions:
+    what, ours = args.completions, _ours(args.completions)
     given = [flag for flag, value in (("--template", args.template), ("--system", args.system), ("--no-think", args.no_think)) if value]
     if given and not (ours and form == "instruction"):
         why = "a prompt of the completion form is given as it is: ask with --form instruction" if ours else f"{what} isn't one"
         raise EvaluationError(f"{', '.join(given)}: for instructions to a model that runs here; {why}, or leave it out")
+    if not ours and (given := [f"--{name.replace('_', '-')}" for name in _DECODING if getattr(args, name)]):
+        raise EvaluationError(f"{', '.join(given)}: for a model that runs here; {what} isn't one: leave it out")
     sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed)
     if what in ("canonical", "insecure"):
         if (args.samples or 1) > 1:
@@ -166,11 +216,11 @@ def _source(args: argparse.Namespace, benchmark: Benchmark, form: str) -> Comple
         return from_file(Path(what), tasks, args.samples)
     if what.endswith((".jsonl", ".json")):
         raise EvaluationError(f"--completions {what}: no such file")
-    pair = {"security": args.security, "preset": args.preset, "threshold": args.threshold}
+    models = models_of(args, what)
+    if models.adapters:
+        raise EvaluationError(f"--adapter {args.adapter[0]}: one model is judged at a time: give one adapter, without a name")
     asked = {"template": args.template, "system": args.system, "think": not args.no_think}
-    return from_model(
-        what, tasks, form, args.samples or 1, sampling, dtype=args.dtype, quantize=args.quantize, rows=args.rows, **asked, **pair
-    )
+    return from_model(models, tasks, form, args.samples or 1, sampling, preset=args.preset, **asked)
 
 
 def _report(args: argparse.Namespace) -> int:

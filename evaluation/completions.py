@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -18,6 +18,9 @@ from data_pipeline import records
 from evaluation.tasks import Task
 from foundation.errors import UserError, masked
 from foundation.files import Json, read_journal
+
+if TYPE_CHECKING:
+    from lpo_jax.decode.load import Models
 
 
 class EvaluationError(UserError):
@@ -169,46 +172,55 @@ def from_endpoint(
     return Completions(model, samples, read, settings, asked)
 
 
-def from_model(path: str, tasks: Sequence[Task], form: str, samples: int, sampling: Sampling, *, think: bool = True, template: str | None = None, system: str = "", dtype: str | None = None, quantize: str | None = None, rows: int | None = None, security: str | None = None, preset: str = "aligned", threshold: float = 0.3) -> Completions:  # fmt: skip
+def from_model(models: "Models", tasks: Sequence[Task], form: str, samples: int, sampling: Sampling, *, preset: str = "aligned", think: bool = True, template: str | None = None, system: str = "") -> Completions:  # fmt: skip
     """Our own sampler on a Hugging Face directory, a hub id, a PEFT adapter's directory (on the base that its config names) or the run directory
-    of a training: `lpo generate` into the run's completions.jsonl.
+    of a training: `lpo generate` into the run's completions.jsonl. All processes of a job read it together, and process 0 gets the answers.
 
     A prompt is given as it is, an instruction as the model was trained to read it: see `lpo_jax.decode.prompts.asking`.
 
     Args:
+      preset: what `models.rule` is called.
       think, template, system: instead of the model's own.
-      quantize: how the layers' matrices are held, see `lpo_jax.decode.load.Models`.
-      security: a second model that co-decodes by `preset` and `threshold`, see `lpo_jax.decode.rules.codecode`.
 
     Raises:
       ConfigError, DataError: the model, its tokenizer or the template can't be used; with the remedy.
+      EvaluationError: an adapter is to be merged into an adapter.
     """
-    from lpo_jax.decode import PRESETS, SamplingConfig, job
-    from lpo_jax.decode.load import Models
+    from lpo_jax.decode import PRESETS, CoDecoding, SamplingConfig, job
     from lpo_jax.model.peft import base_of
+    from lpo_jax.train.distributed import first
 
-    base = base_of(path)
+    path, base = models.model, base_of(models.model)
+    if base and models.adapter:
+        raise EvaluationError(f"--adapter {models.adapter}: {path} is an adapter itself: give its base model, {base}, and one adapter")
     key = "prompt" if form == "completion" else "instruction"
     config = SamplingConfig(temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens)
-    rule = None if security is None else replace(PRESETS[preset], threshold=threshold)
-    models = Models(
-        model=base or path, adapter=path if base else None, security=security, rule=rule, rows=rows, dtype=dtype, quantize=quantize
-    )
-    what = job.Job("", "", models, samples=samples, seed=sampling.seed, think=think, template=template, system=system, sampling=config)
+    own = replace(models, model=base, adapter=path) if base else models
+    what = job.Job("", "", own, samples=samples, seed=sampling.seed, think=think, template=template, system=system, sampling=config)
 
     def read(directory: Path) -> Iterator[Answer]:
         prompts, out = directory / "prompts.jsonl", directory / "completions.jsonl"
-        lines = [json.dumps({"id": task.task_id, key: getattr(task, key)}) + "\n" for task in tasks]
-        prompts.write_text("".join(lines), encoding="utf-8")
+        if first():
+            lines = [json.dumps({"id": task.task_id, key: getattr(task, key)}) + "\n" for task in tasks]
+            prompts.write_text("".join(lines), encoding="utf-8")
         job.run(replace(what, prompts=str(prompts), out=str(out)))
-        yield from _kept(out)
+        if first():
+            yield from _kept(out)
 
-    held = {} if quantize is None else {"quantize": quantize}
-    pair = held if security is None else held | {"security": security, "preset": preset, "threshold": threshold}
+    settings = vars(sampling) | {k: v for k in ("adapter", "quantize") if (v := getattr(models, k)) is not None}
+    if models.security is not None:
+        settings |= {"security": models.security, "preset": preset}
+        settings |= {k: v for k in ("security_adapter", "security_tokenizer") if (v := getattr(models, k)) is not None}
+        if isinstance(models.rule, CoDecoding):
+            settings |= {"threshold": models.rule.threshold}
+            drafts = models.rule.draft_temperature
+            settings |= {} if drafts == PRESETS[preset].draft_temperature else {"draft_temperature": drafts}
+        elif models.rule is not None:
+            settings |= {"weight": models.rule.weight}
     if form == "completion":
-        return Completions(path, samples, read, vars(sampling) | pair, "as it stands, in no template")
+        return Completions(path, samples, read, settings, "as it stands, in no template")
     how = job.asking_of(what)
-    return Completions(path, samples, read, vars(sampling) | how.facts | pair, f"in the template {how.template.name}: {how.why}")
+    return Completions(path, samples, read, settings | how.facts, f"in the template {how.template.name}: {how.why}")
 
 
 def _kept(journal: Path) -> Iterator[Answer]:

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.objectives.heldout import ENGLISH
 from lpo_jax.train.checkpoint import Progress
+from lpo_jax.train.distributed import all_or_none, first
 from lpo_jax.train.evaluate import read_summary
 from lpo_jax.train.run_dir import stage_data
 from lpo_jax.train.weights import float_base, open_run, restore_run, tokenizer_directory
@@ -76,6 +78,8 @@ def export(
 ) -> Exported:
     """Write what a run has trained to `out`. An earlier export there goes; what others put beside it stays.
 
+    All processes call it together; process 0 writes.
+
     Args:
       merge: a LoRA run gives an adapter in PEFT's format, or with this a whole model, whose weights were never quantised.
       best: its best checkpoint instead of the newest.
@@ -96,8 +100,11 @@ def export(
         raise ConfigError(f"{run_dir}: --merge is for LoRA runs; this one trained the weights themselves")
     if config.model.path is not None and Path(config.model.path).expanduser().resolve() == out.resolve():
         raise ConfigError(f"{out}: the model that the run began with; give another directory to export to")
-    with hold_directory(out):
-        _earlier(out)
+    with ExitStack() as held:
+        with all_or_none():
+            if first():
+                held.enter_context(hold_directory(out))
+                _earlier(out)
         return _export(source, config, out, how)
 
 
@@ -131,9 +138,10 @@ def _export(source: epath.Path, config: RunConfig, out: Path, how: _How) -> Expo
         ids |= {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
     asked = template.of_facts(manifest.template, source / "data.json")
     found = tokenizer.load(config.data.tokenizer or tokenizer_dir)
-    for file in _earlier(out):
-        file.unlink()
-    write_json(out / template.FILE, dataclasses.asdict(asked))  # first: it tells an export, also one that was stopped
+    if first():
+        for file in _earlier(out):
+            file.unlink()
+        write_json(out / template.FILE, dataclasses.asdict(asked))  # first: it tells an export, also one that was stopped
     loader = f"transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
     if model.lora is None:
         hf.write_params(out, model, params, ids, dtype)
@@ -142,6 +150,8 @@ def _export(source: epath.Path, config: RunConfig, out: Path, how: _How) -> Expo
     else:
         peft.save_peft(out, model, params, model.lora, base.id or config.model.path or "", dtype)
         loader = f"peft.PeftModel.from_pretrained(base, {str(out)!r})"
+    if not first():
+        return Exported(progress, loader, dtype)
     for pattern in _COPIED:
         for file in tokenizer_dir.glob(pattern):
             shutil.copyfile(file, out / file.name)

@@ -2,7 +2,8 @@
 
 Write what a run has trained, from its newest (or best) checkpoint, as transformers, PEFT and vLLM load it: config.json and safetensors (a LoRA run:
 the adapter), the tokenizer's files, generation_config.json, how it was asked in training (prompt_template.json), the manifests of its data
-(data*.json), and a model card with the run's settings, data, licences and held-out numbers.
+(data*.json), and a model card with the run's settings, data, licences and held-out numbers. Only what was trained is read. A run that fits no single
+host is exported by all of its slice: start the same command on each host; the first writes.
 
 --push uploads just these files, as one commit. The key is that of `hf auth login`, or HF_TOKEN.
 
@@ -14,6 +15,7 @@ examples:
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from foundation.commands import new_directory
@@ -51,16 +53,25 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("say where to: a directory, or --push OWNER/NAME")
     if args.private and args.push is None:
         raise ConfigError("--private is about a repository on the hub: give --push OWNER/NAME too")
-    from foundation.hub import check_id, push
+    from foundation.hub import check_id
+    from lpo_jax.train import distributed
 
     for name in filter(None, (args.push, args.base)):
         check_id(name)
+    return distributed.together(partial(_export, args))
+
+
+def _export(args: argparse.Namespace) -> int:
+    from foundation.hub import push
     from lpo_jax.export import WRITTEN, export
+    from lpo_jax.train.distributed import first
 
     with tempfile.TemporaryDirectory() as elsewhere:
         out = args.out or Path(elsewhere, args.push.partition("/")[2])
         card = {"base": args.base or None, "license": args.license, "data_license": args.data_license}
         done = export(args.run_dir, out, args.merge, args.best, dtype=args.dtype, **card)
+        if not first():
+            return 0
         step = f"step {done.progress.total_step} (stage {done.progress.stage}, step {done.progress.step})"
         if args.out is not None:
             print(f"wrote {args.out}: {step} of {args.run_dir}, as {done.dtype}; load it with {done.loader}")

@@ -13,6 +13,8 @@ With --security a second model of the same tokenizer, small and trained for secu
 likely enough, or draws its own (co-decoding, see lpo_jax/decode/rules/codecode.py). With --preset crosec the two are mixed, and may have different
 tokenizers: their vocabularies are aligned first, which takes minutes on CPUs and is kept beside OUT.jsonl (lpo_jax/decode/rules/crosec.py).
 
+On several hosts start the same command on each, as for `lpo train`. The mesh lies over all of them; the first reads the prompts and writes OUT.jsonl.
+
 examples:
   lpo generate tasks.jsonl -o out.jsonl --model runs/disco                      (a run's newest checkpoint)
   lpo generate tasks.jsonl -o out.jsonl --model DIR --samples 25 --temperature 0.4 --top-p 0.95 --stop $'\\ndef ' --stop $'\\nclass '
@@ -23,9 +25,14 @@ examples:
 """
 
 import argparse
+from functools import partial
+from typing import TYPE_CHECKING
 
 from foundation.commands import new_file, new_page, number, whole
 from lpo_jax.cli.models import add_asking, add_models, models_of
+
+if TYPE_CHECKING:
+    from lpo_jax.decode.job import Job
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from lpo_jax.decode import job
     from lpo_jax.decode.request import SamplingConfig
     from lpo_jax.decode.rules import crosec
-    from lpo_jax.report import codecode as page
+    from lpo_jax.train import distributed
 
     if args.html and (not args.security or args.preset in crosec.PRESETS):
         raise ConfigError(
@@ -84,7 +91,17 @@ def run(args: argparse.Namespace) -> int:
         system=args.system,
         sampling=SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop)),
     )
+    return distributed.together(partial(_generate, args, asked))
+
+
+def _generate(args: argparse.Namespace, asked: "Job") -> int:
+    from lpo_jax.decode import job
+    from lpo_jax.report import codecode as page
+    from lpo_jax.train.distributed import first
+
     written = job.run(asked)
+    if not first():
+        return 0
     print(f"wrote {written} samples to {args.out}")
     if args.html:
         page.write(args.html, args.out, {prompt.id: prompt.text for prompt in job.read_prompts(asked)})

@@ -19,6 +19,11 @@ CROSEC = ("crosec", "crosec_published")
 
 def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a Hugging Face directory, a hub id, or the run_dir of a trained config")
+    add_decoding(parser)
+
+
+def add_decoding(parser: argparse._ActionsContainer) -> None:
+    """The flags beside the model's own, which `lpo-eval` calls otherwise."""
     parser.add_argument("--adapter", action="append", default=[], metavar="[NAME=]DIR", help="a PEFT adapter to merge into it; with a NAME it stays beside the model, and there may be several, from which each request chooses")  # fmt: skip
     parser.add_argument("--tokenizer", metavar="DIR", help="default: the model's own")
     parser.add_argument("--security", metavar="MODEL", help="co-decode with this security model, given as --model is")
@@ -65,7 +70,8 @@ def add_room(parser: argparse._ActionsContainer) -> None:
         help="memory for keys and values, all devices together; where texts need more, some wait (default: what all rows' longest texts need)",
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and matmuls (default: float32 on CPUs, else bfloat16)")
-    add_quantize(parser)
+    text = "hold the layers' matrices as 8-bit codes with a scale for each output, those of both models: a quarter of float32's memory, half of bfloat16's"
+    parser.add_argument("--quantize", choices=("int8",), help=text)
     for axis, default, what in (
         ("data", -1, "copies of the model; -1: all devices left"),
         ("fsdp", 1, "cut batch and weights"),
@@ -76,12 +82,6 @@ def add_room(parser: argparse._ActionsContainer) -> None:
         parser.add_argument(f"--{axis}", type=whole(-1), default=default, metavar="N", help=text)
 
 
-def add_quantize(parser: argparse._ActionsContainer) -> None:
-    """The flag by which `lpo generate`, `lpo serve` and `lpo-eval` say how weights are held."""
-    text = "hold the layers' matrices as 8-bit codes with a scale for each output, those of both models: a quarter of float32's memory, half of bfloat16's"
-    parser.add_argument("--quantize", choices=("int8",), help=text)
-
-
 def add_asking(parser: argparse._ActionsContainer) -> None:
     """The flags by which `lpo generate`, `lpo serve` and `lpo-eval` say how a model's instructions are put."""
     parser.add_argument("--template", metavar="NAME", help="how instructions are put: alpaca, chat, plain, or a Jinja file (default: as the model was trained here; another's: chat if its tokenizer has a template for it, else plain)")  # fmt: skip
@@ -89,12 +89,13 @@ def add_asking(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--no-think", action="store_true", help="ask for the response directly, without a security thought")
 
 
-def models_of(args: argparse.Namespace) -> "Models":
-    """What the flags say."""
+def models_of(args: argparse.Namespace, model: str | None = None) -> "Models":
+    """What the flags say; `model`: instead of --model."""
     from lpo_jax.config import MeshConfig
     from lpo_jax.decode.load import Models
 
     same = {field.name: getattr(args, field.name) for field in fields(Models) if field.name in args} | _adapters(args)
+    same |= {} if model is None else {"model": model}
     return Models(rule=_rule(args), mesh=MeshConfig(args.data, args.fsdp, args.tensor, args.expert), **same)
 
 

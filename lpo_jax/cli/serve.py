@@ -14,6 +14,9 @@ model's (--name). They share rows, batches and the model's weights. What ends a 
 With --security and --preset crosec the second model may have another tokenizer: the vocabularies are aligned first, which takes minutes on CPUs and
 is kept in $XDG_CACHE_HOME/lpo-jax or ~/.cache/lpo-jax.
 
+On several hosts start the same command on each, as for `lpo train`. The mesh lies over all of them; the first answers, and the others decode along.
+When one of them is gone the server ends, and says which.
+
 At the start everything is compiled that requests can need. SIGTERM or Ctrl-C lets what is at work finish, for --grace seconds. The exit code is 1
 if decoding has failed.
 
@@ -33,6 +36,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -87,13 +91,22 @@ def api_key() -> str | None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from lpo_jax.train import distributed
+
+    return distributed.together(partial(_serve, args))
+
+
+def _serve(args: argparse.Namespace) -> int:
+    import jax
+
     from data_pipeline import template
     from lpo_jax.decode.load import find, open_sampler
     from lpo_jax.decode.prompts import Asking, asking
-    from lpo_jax.decode.request import SamplingConfig
+    from lpo_jax.decode.request import DecodingError, SamplingConfig
     from lpo_jax.serve import server as serve
     from lpo_jax.serve.driver import Driver
     from lpo_jax.serve.protocol import Served
+    from lpo_jax.train.distributed import first
 
     key = api_key()
     if args.max_waiting < 0 or args.grace < 0:
@@ -110,8 +123,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--max-len-tokens {args.max_len_tokens}: the models were made for {longest} tokens")
     if longest < 2:
         raise ConfigError(f"--max-len-tokens {longest}: a prompt and its completion have 2 tokens at least")
-    bound = serve.bind(args.host, args.port)
-    log.info("%s: loading %s", serve.address(bound), " and ".join(filter(None, (args.model, args.security))))
+    bound = serve.bind(args.host, args.port) if first() else None
+    log.info("%s: loading %s", bound and serve.address(bound), " and ".join(filter(None, (args.model, args.security))))
     how, *others = (
         asking(args.model, found.tokenizer, args.template, args.system, not args.no_think, adapter)
         for adapter in (models.adapter, *(models.adapters or {}).values())
@@ -124,6 +137,11 @@ def run(args: argparse.Namespace) -> int:
     driver = Driver(sampler, args.max_waiting)
     log.info("compiling, for prompts and completions of up to %d tokens together", longest)
     driver.warm_up()
+    if bound is None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # which may come to all: process 0 says when it is over
+        driver.follow()
+        return 0
     rule, tok = found.models.rule, found.tokenizer
     named = ("model", "security", "security_adapter", "security_tokenizer", "block", "data", "fsdp", "tensor", "expert")
     settings = {k: getattr(args, k) for k in named}
@@ -147,4 +165,7 @@ def run(args: argparse.Namespace) -> int:
     served = Served(name, tok, sampler.vocab, longest, partial(chat, how), fingerprint, adapters)
     if key is None and args.host not in ("127.0.0.1", "localhost", "::1"):
         log.warning("whoever reaches %s can use the model: LPO_API_KEY is not set", serve.address(bound))
-    return serve.run(bound, driver, served, key, args.grace)
+    code = serve.run(bound, driver, served, key, args.grace)
+    if driver.failed and jax.process_count() > 1:
+        raise DecodingError("decoding has failed; what went wrong stands above")  # the other processes would wait
+    return code

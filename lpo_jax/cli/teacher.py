@@ -4,7 +4,8 @@ Run the teacher of a stage of objective kd once over the train split, and keep w
 A run whose kl.teacher is OUT then reads that, and needs no memory or time for the teacher. Of all other tokens one sum is kept.
 
 The same command goes on where it was stopped. Pays where the same shards are distilled more than once, or the teacher doesn't fit beside
-the student; needs 8 bytes for each of the K tokens in each place. One host; the teacher is cut over its devices as CONFIG's mesh says.
+the student; needs 8 bytes for each of the K tokens in each place. The teacher is cut over all devices as CONFIG's mesh says. On several hosts start the same
+command on each: OUT is written once on a disk that all see, else on each host's own, where `lpo train` will read it.
 
 examples:
   lpo teacher configs/cosec_plus/qwen2_5_coder_kd.yaml mesh.fsdp=8 -o data/qwen_teacher
@@ -12,9 +13,14 @@ examples:
 """
 
 import argparse
+from functools import partial
+from typing import TYPE_CHECKING
 
 from foundation.commands import new_directory, whole
 from lpo_jax.cli.train import add_config
+
+if TYPE_CHECKING:
+    from lpo_jax.config import RunConfig
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -25,16 +31,25 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lpo_jax.config import ConfigError, load
+    from lpo_jax.config import load
 
     config = load(args.config, args.overrides)
+    from lpo_jax.train import distributed
+
+    return distributed.together(partial(_compute, args, config))
+
+
+def _compute(args: argparse.Namespace, config: "RunConfig") -> int:
+    from lpo_jax.config import ConfigError
     from lpo_jax.train import teacher
     from lpo_jax.train.data import open_data
+    from lpo_jax.train.distributed import first
 
     stages = [name for name in config.stages if teacher.taught(config, name) and args.stage in (None, name)]
     if len(stages) != 1:
         raise ConfigError(f"{args.config}: name with --stage one of objective kd among {', '.join(config.stages)}")
     _, feeds, _ = open_data(config)
     teacher.write(config, stages[0], feeds[stages[0]], args.out, args.top_k)
-    print(f"wrote {args.out}; train with stages.{stages[0]}.objective.kl.teacher={args.out}")
+    if first():
+        print(f"wrote {args.out}; train with stages.{stages[0]}.objective.kl.teacher={args.out}")
     return 0

@@ -15,8 +15,12 @@ examples:
 
 import argparse
 import errno
-import logging
 import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lpo_jax.config import RunConfig
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -33,28 +37,29 @@ def run(args: argparse.Namespace) -> int:
     from lpo_jax.config import load
 
     config = load(args.config, args.overrides)
-    import jax
-
     from lpo_jax.train import distributed
 
-    distributed.initialize()
-    if jax.process_index() > 0:
-        logging.getLogger().setLevel(logging.ERROR)  # process 0 speaks for all
+    return distributed.together(partial(_train, config), saves=True)
+
+
+def _train(config: "RunConfig") -> int:
+    from lpo_jax.train.distributed import first
     from lpo_jax.train.loop import train
     from lpo_jax.train.stop import EXIT_CODE, CheckpointError, Preempted
 
     try:
         summary = train(config)
     except Preempted as stopped:
-        if jax.process_index() == 0:
+        if first():
             print(f"lpo: {stopped}; the same command goes on from there", file=sys.stderr)
         return EXIT_CODE
-    except BaseException as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            error = CheckpointError(f"{config.run_dir}: {error.strerror}. Its checkpoints stay: make room and run the same command again")
-        distributed.leave_if_alone(error)
-        raise error
-    if jax.process_index() == 0:
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CheckpointError(
+            f"{config.run_dir}: {error.strerror}. Its checkpoints stay: make room and run the same command again"
+        ) from error
+    if first():
         _print_summary(summary, config.run_dir)
     return 0
 

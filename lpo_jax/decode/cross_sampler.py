@@ -22,6 +22,7 @@ from lpo_jax.decode.rules.warp import Site, Warp, draw, logp_of
 from lpo_jax.decode.sample import unstopped
 from lpo_jax.decode.session import Progress, completions
 from lpo_jax.sharding import named
+from lpo_jax.tensors import on_host
 
 _EXPERT_READS = 4  # tokens a call; more new ones take several: with one shape a row's numbers don't depend on its company
 
@@ -129,7 +130,7 @@ class CrossSampler:
         with jax.set_mesh(self._mesh):
             z_s = jax.device_put(z_s, named(self._mesh, ("batch", "vocab"), z_s.shape))
             site = Site(jnp.asarray(keys), jnp.asarray(positions), Warp(temperature, top_k, top_p))
-            return jax.device_get(self._choose(z_t, z_s, weight, site))
+            return on_host(self._choose(z_t, z_s, weight, site))
 
     def _choose_tokens(self, z_t: jax.Array, z_s: jax.Array, weight: jax.Array, site: Site) -> tuple[jax.Array, dict[str, jax.Array]]:
         e, m = mix(jax.nn.softmax(z_t), jax.nn.softmax(z_s), self._alignment, weight.astype(z_t.dtype), self.rule.published)

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import jax
 from tqdm import tqdm
 
 from data_pipeline import template as templates
@@ -17,6 +19,7 @@ from lpo_jax.decode import prompts as asked
 from lpo_jax.decode.load import Found, Models, find, open_sampler
 from lpo_jax.decode.prompts import Asking, Prompt
 from lpo_jax.decode.request import Completion, Request, SamplingConfig
+from lpo_jax.train.distributed import all_or_none, first, from_first
 from lpo_jax.train.weights import identity
 
 _FREE = {"prompts", "out", "samples", "tokenizer", "security_tokenizer", "rows", "block", "max_len_tokens", "cache_gib", "mesh", "dtype"}
@@ -39,18 +42,50 @@ class Job:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What is missing of a job."""
+
+    prompts: dict[str, Prompt]  # by id
+    done: int  # samples
+    requests: list[Request]
+    stop_tokens: list[int]  # that end an answer to the way in which the model is asked
+
+
 def run(job: Job) -> int:
     """Generate what is missing of a job; returns the number of samples written.
+
+    All processes of a job call it together. Process 0 reads the prompts and writes the output; the others need the model alone.
 
     Raises:
       ConfigError: a row, the output file or the model can't be used; with the remedy.
     """
-    with hold(Path(job.out)):
-        return _run(job)
+    with ExitStack() as held:
+        with all_or_none():
+            found, work = find(job.models), None
+            if first():
+                held.enter_context(hold(Path(job.out)))
+                work = _work(job, found)
+        if jax.process_count() == 1:
+            assert work is not None
+            requests, stop_tokens = work.requests, work.stop_tokens
+        else:
+            rows, stop_tokens = from_first(work and ([vars(request) for request in work.requests], work.stop_tokens))
+            requests = [Request(**row) for row in rows]
+        if not requests:
+            return 0
+        longest = max(len(request.prompt) for request in requests) + job.sampling.max_new_tokens
+        sampling = replace(job.sampling, stop_tokens=(*job.sampling.stop_tokens, *stop_tokens))
+        sampler = open_sampler(found, sampling, longest, alignments=Path(job.out).parent)
+        completions = sampler.generate(requests)
+        if work is None:
+            return sum(1 for _ in completions)
+        _write(job, found, work, completions)
+        return len(requests)
 
 
-def _run(job: Job) -> int:
-    found = find(job.models)
+def _work(job: Job, found: Found) -> _Work:
+    """Read a job's prompts, and what is done of it already."""
     how, others = _asking(job, found), _asking_adapters(job, found)
     for each in (how, *others.values()):
         each.warn()
@@ -71,20 +106,19 @@ def _run(job: Job) -> int:
         for k in range(job.samples)
         if (p.id, k) not in done
     ]
-    if not missing:
-        return 0
-    longest = max(len(request.prompt) for request in missing) + new
     ends = dict.fromkeys(end for each in (how, *others.values()) for end in templates.ends(each.template, found.tokenizer))
-    sampling = replace(job.sampling, stop_tokens=(*job.sampling.stop_tokens, *ends))
-    sampler = open_sampler(found, sampling, longest, alignments=Path(job.out).parent)
-    by_id = {prompt.id: prompt for prompt in prompts}
-    tokens, start = 0, time.perf_counter()
+    return _Work({prompt.id: prompt for prompt in prompts}, len(done), missing, list(ends))
+
+
+def _write(job: Job, found: Found, work: _Work, completions: Iterator[Completion]) -> None:
+    """Write completions as they come."""
+    tokens, start, total = 0, time.perf_counter(), work.done + len(work.requests)
     with (
         open(job.out, "a", encoding="utf-8") as out,
-        tqdm(total=len(done) + len(missing), initial=len(done), desc="generate", unit=" samples", dynamic_ncols=True) as bar,
+        tqdm(total=total, initial=work.done, desc="generate", unit=" samples", dynamic_ncols=True) as bar,
     ):
-        for completion in sampler.generate(missing):
-            prompt = by_id[completion.id]
+        for completion in completions:
+            prompt = work.prompts[completion.id]
             record = {
                 "id": completion.id,
                 **({"adapter": prompt.adapter} if prompt.adapter else {}),
@@ -102,7 +136,6 @@ def _run(job: Job) -> int:
             tokens += len(completion.tokens)
             bar.set_postfix({"tok/s": f"{tokens / (time.perf_counter() - start):.0f}"}, refresh=False)
             bar.update()
-    return len(missing)
 
 
 def asking_of(job: Job) -> Asking:

@@ -2,6 +2,9 @@
 
 A request's completions follow from the weights, its prompt, its seed, a sample's number and the settings. They don't depend on the other rows, on
 the row that a sample is in, or on when it is let in. (Up to rounding: the same number of rows, and of tokens a block, gives the same bits.)
+
+Where several processes share the mesh, each of them does all of this with the same requests in the same order. What it decides follows from these
+and from what the devices say, so that all decide the same.
 """
 
 from collections import deque
@@ -20,6 +23,7 @@ from lpo_jax.decode.rules.warp import Warp
 from lpo_jax.decode.sample import Sample
 from lpo_jax.decode.session import Progress, completions
 from lpo_jax.decode.tables import Tables, chunk_widths, page_slots, pages_of
+from lpo_jax.tensors import on_host
 
 BLOCKS = (1, 2, 4, 8)
 """Sizes of a block that are chosen among where none is given."""
@@ -243,7 +247,7 @@ class Session:
         self._tables.leave(row)
         if row in self._reading:
             return self._reading.pop(row)
-        active = np.array(self._state.active)
+        active = np.array(on_host(self._state.active))
         active[row] = False
         self._set_active(active)
         return self._work.pop(row)
@@ -266,7 +270,7 @@ class Session:
     def _collect(self) -> list[Progress]:
         """What the segment brought. Samples that are done leave, and the devices are told of rows that a stop string has ended."""
         state = self._state
-        active, length, tokens, facts = jax.device_get((state.active, state.length, state.tokens, state.facts))
+        active, length, tokens, facts = on_host((state.active, state.length, state.tokens, state.facts))
         active, news = active.copy(), []
         beside = {} if self._sampler.adapters is None else {"adapters": self._sampler.adapters}
         self._proposed, self._taken = self._proposed / 2, self._taken / 2
@@ -295,4 +299,5 @@ class Session:
         return news
 
     def _set_active(self, active: np.ndarray) -> None:
-        self._state = replace(self._state, active=jax.device_put(active, self._engine.row_sharding))
+        place = self._engine.row_sharding
+        self._state = replace(self._state, active=jax.make_array_from_callback(active.shape, place, active.__getitem__))

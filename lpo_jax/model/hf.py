@@ -28,7 +28,7 @@ from lpo_jax.model.families import FAMILIES, Tensor
 from lpo_jax.model.quantized import CODES, quantize
 from lpo_jax.model.tensor_files import File, compare, equal, opened, shared, tensor_files
 from lpo_jax.model.translate import config_from_hf, config_to_hf
-from lpo_jax.tensors import save_file
+from lpo_jax.tensors import on_host, save_file
 
 MAX_FILE_BYTES = 5 * 10**9
 
@@ -259,13 +259,14 @@ def write_params(directory: str | Path, model: Model, params: Params, extra: Jso
 
     `dtype`: of the tensors; None: the parameters'.
 
-    Host memory holds the tensors of one file: MAX_FILE_BYTES at most, or one tensor that is larger.
+    Host memory holds the tensors of one file: MAX_FILE_BYTES at most, or one tensor that is larger. All processes call it together; process 0 writes.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory, writes = Path(directory), jax.process_index() == 0
     kind = np.dtype(dtype or model.param_dtype)
     config = config_to_hf(model.config) | {"dtype": str(kind), **(extra or {})}
-    write_json(directory / "config.json", config)
+    if writes:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "config.json", config)
     groups: list[list[str]] = []  # the tensors of each file
     total, size, flat = 0, 0, flatten_dict(params, sep=".")
     for tensor in _table(model):
@@ -280,9 +281,11 @@ def write_params(directory: str | Path, model: Model, params: Params, extra: Jso
     tensors, index = ((name, tensor.astype(kind, copy=False)) for name, tensor in _tensors(model, params)), dict[str, str]()
     for number, names in enumerate(groups, 1):
         file = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        save_file(dict(islice(tensors, len(names))), directory / file, {"format": "pt"})
+        for_file = dict(islice(tensors, len(names)))
+        if writes:
+            save_file(for_file, directory / file, {"format": "pt"})
         index |= dict.fromkeys(names, file)
-    if len(groups) > 1:
+    if writes and len(groups) > 1:
         write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
 
 
@@ -291,7 +294,7 @@ def _tensors(model: Model, params: Params) -> Iterator[tuple[str, np.ndarray]]:
     flat, inputs = flatten_dict(params, sep="."), model.inputs()
     for tensor in _table(model):
         for layer, names in enumerate(_names(tensor, model)):
-            parts = {path: np.asarray(flat[path][layer] if tensor.stacked else flat[path]) for path in tensor.paths}
+            parts = {path: on_host(flat[path][layer] if tensor.stacked else flat[path]) for path in tensor.paths}
             for index, name in enumerate(names):
                 own = {path: part[index] for path, part in parts.items()} if tensor.of_experts else parts
                 yield name, np.ascontiguousarray(_fuse(tensor, own, inputs))

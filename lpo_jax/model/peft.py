@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 import pydantic
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -22,7 +23,7 @@ from lpo_jax.model.decoder import Model, Params
 from lpo_jax.model.families import FAMILIES, Tensor
 from lpo_jax.model.hf import tensor_shapes
 from lpo_jax.model.tensor_files import FLOATS, opened
-from lpo_jax.tensors import save_file
+from lpo_jax.tensors import on_host, save_file
 
 X = TypeVar("X")
 
@@ -41,9 +42,11 @@ def save_peft(directory: str | Path, model: Model, adapters: Params, config: Lor
     """Write adapters, as `dtype`, as `peft.PeftModel.from_pretrained` reads them; `base_name` is the base model's directory or hub name.
 
     A tensor may fuse several of our matrices (qkv). It gets their a's, stacked, and a B with a block for each; its rank is the sum of
-    theirs.
+    theirs. All processes call it together; process 0 writes.
     """
-    flat, dims, inputs = flatten_dict(adapters, sep="."), matrix_dims(model), model.inputs()
+    flat, dims, inputs = flatten_dict(on_host(adapters), sep="."), matrix_dims(model), model.inputs()
+    if jax.process_index() > 0:
+        return
     tensors: dict[str, np.ndarray] = {}
     modules: list[str] = []
     ranks: dict[str, int] = {}

@@ -2,24 +2,33 @@
 
 A session isn't for several threads, and an event loop must not wait for a device. So the thread has the session and takes orders from a queue,
 between segments or whenever nothing is at work; all bookkeeping of clients is the event loop's own.
+
+Where several processes share the mesh, process 0 tells the others its orders in front of each segment, and their sessions do as its own does.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
-from operator import methodcaller
+from dataclasses import asdict
 from queue import SimpleQueue
 
+import jax
+
+from foundation.files import Json
 from lpo_jax.config import ConfigError
 from lpo_jax.decode.cross_sampler import CrossSampler
-from lpo_jax.decode.request import Completion, Request
+from lpo_jax.decode.request import Completion, Request, SamplingConfig
 from lpo_jax.decode.sampler import Sampler
 from lpo_jax.decode.session import Batching, Progress
 from lpo_jax.serve.protocol import Refusal
+from lpo_jax.train.peers import Line
 
 log = logging.getLogger(__name__)
+
+Order = Request | str | None
+"""A request to take on, the id of one to cancel, or the end."""
 
 
 class Driver:
@@ -33,7 +42,8 @@ class Driver:
         self.sampler, self.rows, self.capacity = sampler, sampler.rows, sampler.rows + max_waiting
         self.failed = False
         self._session: Batching = sampler.session(streams=True)
-        self._orders: SimpleQueue[Callable[[Batching], None] | None] = SimpleQueue()
+        self._orders: SimpleQueue[Order] = SimpleQueue()
+        self._line = None if jax.process_count() == 1 else Line()
         self._thread = threading.Thread(target=self._drive, name="lpo-decode", daemon=True)
         self._tickets: dict[str, Ticket] = {}  # by request
         self._closed: Refusal | None = None  # what everybody hears from now on
@@ -51,6 +61,18 @@ class Driver:
         """End the thread after the segment that it is at; in any thread but the event loop's."""
         self._orders.put(None)
         self._thread.join()
+
+    def follow(self) -> None:
+        """Do as process 0's driver does, in place of `start`; until that stops."""
+        assert self._line is not None
+        while True:
+            for order in map(_from_json, self._line.hear()):
+                if order is None:
+                    return
+                with contextlib.suppress(ConfigError):  # process 0 tells the client
+                    self._obey(order)
+            if self._session.busy:
+                self._session.advance()
 
     def unfinished(self) -> int:
         """Samples at work and waiting, as clients see it."""
@@ -74,7 +96,7 @@ class Driver:
         ticket = Ticket(self, requests)
         self._tickets |= dict.fromkeys(ticket.ids, ticket)
         for request in requests:
-            self._orders.put(partial(self._add, request))
+            self._orders.put(request)
         return ticket
 
     def close(self, refusal: Refusal) -> None:
@@ -87,7 +109,7 @@ class Driver:
         """Free what a ticket holds."""
         for name in ticket.ids:
             if self._tickets.pop(name, None) is not None and ticket.unfinished:
-                self._orders.put(methodcaller("cancel", name))
+                self._orders.put(name)
 
     def _deliver(self, news: Sequence[Progress]) -> None:
         for progress in news:
@@ -107,25 +129,50 @@ class Driver:
     def _drive(self) -> None:
         try:
             while True:
-                while not self._session.busy or not self._orders.empty():
-                    order = self._orders.get()
+                orders = self._next()
+                if self._line is not None:
+                    self._line.say([_to_json(order) for order in orders])
+                for order in orders:
                     if order is None:
                         return
-                    order(self._session)
-                self._tell(self._deliver, self._session.advance())
+                    try:
+                        self._obey(order)
+                    except ConfigError as error:
+                        assert isinstance(order, Request)
+                        self._tell(self._refuse, order.id, Refusal(400, str(error)))
+                if self._session.busy:
+                    self._tell(self._deliver, self._session.advance())
         except BaseException as error:
             log.exception("decoding has failed")
             self._tell(self._fail, error)
 
-    def _add(self, request: Request, session: Batching) -> None:
-        try:
-            session.add(request)
-        except ConfigError as error:
-            self._tell(self._refuse, request.id, Refusal(400, str(error)))
+    def _next(self) -> list[Order]:
+        """The orders that have come; where nothing is at work, one is waited for."""
+        orders = [] if self._session.busy else [self._orders.get()]
+        while not self._orders.empty():
+            orders.append(self._orders.get())
+        return orders
+
+    def _obey(self, order: Request | str) -> None:
+        if isinstance(order, str):
+            self._session.cancel(order)
+        else:
+            self._session.add(order)
 
     def _tell(self, what: Callable[..., None], *about: object) -> None:
         if not self._loop.is_closed():  # else nobody is left to be told
             self._loop.call_soon_threadsafe(what, *about)
+
+
+def _to_json(order: Order) -> Json | str | None:
+    return asdict(order) if isinstance(order, Request) else order
+
+
+def _from_json(order: Json | str | None) -> Order:
+    if not isinstance(order, dict):
+        return order
+    sampling: Json = {key: tuple(x) if isinstance(x, list) else x for key, x in order["sampling"].items()}
+    return Request(**order | {"sampling": SamplingConfig(**sampling)})
 
 
 class Ticket:

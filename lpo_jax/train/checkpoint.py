@@ -1,14 +1,15 @@
 """Checkpoints: the state, and where in the run it stands.
 
 All processes write their own part, in the background, into a temporary directory that is renamed when everything is there (on a
-bucket: marked), so a killed run leaves no half checkpoint. The state's fingerprint is stored beside it: one that has been damaged since
-is found and passed over.
+bucket: marked), so a killed run leaves no half checkpoint. Fingerprints of the state, and of its parameters alone, are stored beside it: one
+that has been damaged since is found and passed over.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,9 +19,10 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from foundation.files import Json
 from lpo_jax.config import RunConfig
+from lpo_jax.model.decoder import Params
 from lpo_jax.objectives.heldout import HIGHER_IS_BETTER
+from lpo_jax.tensors import on_host
 from lpo_jax.train.distributed import first_problem, known_to_all
-from lpo_jax.train.placement import fetch
 from lpo_jax.train.run_dir import reason
 from lpo_jax.train.state import TrainState, fingerprint
 from lpo_jax.train.stop import CheckpointError, TrainingError
@@ -90,7 +92,8 @@ class Checkpoints:
         """
         if progress.total_step == self._manager.latest_step():
             return
-        facts = asdict(progress) | {"fingerprint": int(fetch(fingerprint(state)))}
+        whole, params = on_host((fingerprint(state), fingerprint(state.params)))
+        facts = asdict(progress) | {"fingerprint": int(whole), "params_fingerprint": int(params)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(facts))
         with self._explained():
             self._manager.save(progress.total_step, args=items, metrics=dict(heldout), force=True)
@@ -125,38 +128,54 @@ def array_bytes(state: TrainState) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
-def restore(run_dir: epath.Path, targets: Mapping[str, TrainState], best_metric: str | None = None) -> tuple[Progress, TrainState] | None:
+def restore(run_dir: epath.Path, targets: Mapping[str, TrainState]) -> tuple[Progress, TrainState] | None:
     """The newest checkpoint that is whole, or None. It may have been written by any number of processes and devices.
 
     Damaged ones are named and passed over; nothing on the disk is changed. All processes call it together.
 
     Args:
       targets: by stage, a TrainState of `jax.ShapeDtypeStruct`s with shardings: how its state is laid out here.
-      best_metric: prefer the checkpoint that is best by this held-out metric to the newest.
 
     Raises:
       TrainingError: there are checkpoints, and none can be read.
     """
+    return _restore(run_dir, lambda stage: ocp.args.StandardRestore(targets[stage]), "fingerprint", None)
+
+
+def restore_params(run_dir: epath.Path, shapes: Params, best_metric: str | None = None) -> tuple[Progress, Params] | None:
+    """As `restore`, what is trained alone: nothing is read of what an optimizer keeps.
+
+    Args:
+      shapes: `jax.ShapeDtypeStruct`s with shardings.
+      best_metric: prefer the checkpoint that is best by this held-out metric to the newest.
+    """
+    item = {"params": shapes}
+    wanted = ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True)
+    found = _restore(run_dir, lambda _: wanted, "params_fingerprint", best_metric)
+    return None if found is None else (found[0], found[1]["params"])
+
+
+def _restore(
+    run_dir: epath.Path, wanted: Callable[[str], ocp.args.CheckpointArgs], known_by: str, best_metric: str | None
+) -> tuple[Progress, Any] | None:
+    """What is `wanted` of the newest whole checkpoint, or of the best. `known_by`: the fact that is its fingerprint."""
     directory = (run_dir / "checkpoints").absolute()
     if not directory.exists():
         return None
-    # Each process reads for itself, without orbax's barriers: one that fails must be able to say so.
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-    options = ocp.CheckpointManagerOptions(step_prefix="step", create=False, multiprocessing_options=alone)
     damaged: list[str] = []
-    with ocp.CheckpointManager(directory, options=options) as manager:
+    with _reader(directory) as manager:
         rank = _score(best_metric) if best_metric else lambda _: 0.0
         for step in sorted(_steps(directory), key=lambda s: (rank(manager.metrics(s) or {}), s), reverse=True):
             problem = None
             try:
                 facts = dict(manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"])
-                written, target = facts.pop("fingerprint"), targets[facts["stage"]]
-                state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+                fingerprints = {name: facts.pop(name, None) for name in ("fingerprint", "params_fingerprint")}
+                state = manager.restore(step, args=ocp.args.Composite(state=wanted(facts["stage"])))["state"]
             except Exception as error:  # noqa: BLE001 (whatever is wrong with the files, an older checkpoint may be whole)
                 problem = reason(error)
             problem = first_problem(problem)
-            if problem is None and int(fetch(fingerprint(state))) != written:
+            # A checkpoint of an earlier version doesn't say what its parameters' is.
+            if problem is None and fingerprints[known_by] not in (None, int(on_host(fingerprint(state)))):
                 problem = "its content isn't what was written"
             if problem is None:
                 for line in damaged:
@@ -168,20 +187,29 @@ def restore(run_dir: epath.Path, targets: Mapping[str, TrainState], best_metric:
     return None
 
 
+def _reader(directory: epath.Path) -> ocp.CheckpointManager:
+    """Each process reads for itself, without orbax's barriers: one that fails must be able to say so."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    return ocp.CheckpointManager(
+        directory, options=ocp.CheckpointManagerOptions(step_prefix="step", create=False, multiprocessing_options=alone)
+    )
+
+
 def newest(run_dir: epath.Path) -> str:
-    """The newest finished checkpoint's number and its state's fingerprint; "" where there is none. Nothing is checked."""
+    """The newest finished checkpoint's number and its state's fingerprint; "" where there is none. Nothing is checked. A process may ask alone."""
     directory = (run_dir / "checkpoints").absolute()
-    steps = _steps(directory) if directory.exists() else []
+    steps = _steps(directory, alone=True) if directory.exists() else []
     if not steps:
         return ""
-    with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(step_prefix="step", create=False)) as manager:
+    with _reader(directory) as manager:
         facts = manager.restore(max(steps), args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
     return f"step {max(steps)} {facts['fingerprint']}"
 
 
-def _steps(directory: epath.Path) -> list[int]:
-    """The numbers of the finished checkpoints, as process 0 sees them. All processes call it together."""
-    names = ocp.path.step.standard_name_format(step_prefix="step", single_host_load_and_broadcast=True)
+def _steps(directory: epath.Path, alone: bool = False) -> list[int]:
+    """The numbers of the finished checkpoints. All processes call it together, and get what process 0 sees; but `alone`."""
+    names = ocp.path.step.standard_name_format(step_prefix="step", single_host_load_and_broadcast=not alone)
     return [metadata.step for metadata in names.find_all(directory)]
 
 

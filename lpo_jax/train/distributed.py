@@ -1,19 +1,57 @@
-"""The processes of one run: how they find one another and agree."""
+"""The processes of one job: how they find one another, agree, and end together."""
 
+import json
+import logging
 import os
-import sys
+import secrets
+import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
+from foundation.errors import UserError, masked
 from lpo_jax.config import ConfigError
+from lpo_jax.train import peers
 from lpo_jax.train.stop import CheckpointError, TrainingError
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def together(command: Callable[[], int], saves: bool = False) -> int:
+    """Run a command in every process of a job, or in this one alone; returns its exit code.
+
+    Where there are several, process 0 speaks for all. When one can't go on, all end, and each says which one it was, and why.
+
+    Args:
+      saves: the command itself sees to SIGTERM. Another is ended by it.
+    """
+    initialize()
+    if jax.process_count() == 1:
+        return command()
+    if jax.process_index() > 0:
+        logging.getLogger().setLevel(logging.ERROR)
+    if not saves:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX only notes it
+    peers.watch()
+    try:
+        return command()
+    except BaseException as error:
+        if peers.all_fail():
+            raise
+        why = masked(str(error)) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+        peers.leave(why, error)
+
+
+def first() -> bool:
+    """Whether this process writes and speaks for all: process 0, or the only one."""
+    return jax.process_index() == 0
 
 
 def initialize() -> None:
@@ -71,6 +109,16 @@ def first_problem(mine: str | None) -> str | None:
     return None
 
 
+def from_first(value: Any) -> Any:
+    """What process 0 gives, in all processes, as JSON holds it; alone, `value` itself. All call it together; what the others give isn't looked at."""
+    if jax.process_count() == 1:
+        return value
+    mine = np.frombuffer(json.dumps(value).encode() if first() else b"", np.uint8)
+    text = np.zeros(int(multihost_utils.broadcast_one_to_all(np.int32(len(mine)))), np.uint8)
+    text[: len(mine)] = mine
+    return json.loads(multihost_utils.broadcast_one_to_all(text).tobytes())
+
+
 @contextmanager
 def all_or_none() -> Iterator[None]:
     """What raises in one process raises in all, where the others would wait for it: there a ConfigError that quotes it."""
@@ -91,16 +139,15 @@ def known_to_all(error: BaseException) -> bool:
     return jax.process_count() == 1 or (isinstance(error, ConfigError | TrainingError) and not isinstance(error, CheckpointError))
 
 
-def leave_if_alone(error: BaseException) -> None:
-    """End this process at once if the others may not know `error`, print it first.
-
-    The others wait for this process in their next step, and an orderly exit of this one would wait for them. Once it is gone they notice.
-    """
-    if known_to_all(error):
-        return
-    if isinstance(error, TrainingError):
-        print(f"lpo: error: process {jax.process_index()}: {error}", file=sys.stderr)
-    else:
-        traceback.print_exception(error)
-    sys.stderr.flush()
-    os._exit(2)
+def sees_first(directory: Path | epath.Path) -> bool:
+    """Whether a directory is here what it is on process 0, where it is there: on one disk, or in a bucket. All call it together."""
+    file = directory / f"seen_by_all_{from_first(secrets.token_hex(8))}"
+    if first():
+        file.touch()
+    multihost_utils.sync_global_devices("written")
+    seen = file.exists()
+    multihost_utils.sync_global_devices("looked")
+    if first():
+        file.unlink()
+    multihost_utils.sync_global_devices("deleted")
+    return seen

@@ -17,7 +17,8 @@ from lpo_jax.batch import TreeBatch
 from lpo_jax.config import RunConfig
 from lpo_jax.model.decoder import Params
 from lpo_jax.objectives import Terms, add, means
-from lpo_jax.train.placement import fetch, my_rows, to_devices
+from lpo_jax.tensors import on_host
+from lpo_jax.train.placement import my_rows, to_devices
 
 if TYPE_CHECKING:  # it loads TensorFlow
     from data_pipeline.feed import Feed
@@ -45,7 +46,7 @@ def evaluate(
     )
     for index, rows in enumerate(batches):
         batch = to_devices(rows, mesh, config.eval_rows)
-        terms, logps = fetch(eval_step(params, frozen, batch))
+        terms, logps = on_host(eval_step(params, frozen, batch))
         total = add(total, terms)
         if len(drawn) < draw:
             whole: TreeBatch = multihost_utils.process_allgather(batch, tiled=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
@@ -23,6 +24,7 @@ from foundation import files
 from foundation.files import Json
 from lpo_jax.config import ConfigError
 from lpo_jax.tensors import save_file
+from lpo_jax.train.distributed import first, sees_first
 from lpo_jax.train.stop import TrainingError
 
 BLOCK_ROWS = 256
@@ -39,31 +41,52 @@ def key_of(facts: Json) -> str:
 
 
 def unsound(directory: Path, rows: int, key: str) -> list[int]:
-    """The first rows of the blocks that aren't there, are damaged, or belong to something else."""
+    """The first rows of the blocks that aren't here, are damaged, or belong to something else."""
     return [start for start in range(0, rows, BLOCK_ROWS) if not _sound(_file(directory, start), key)]
+
+
+def missing(directory: Path, rows: int, key: str) -> list[int]:
+    """As `unsound`, in any process; all call it together."""
+    wanted = np.isin(np.arange(0, rows, BLOCK_ROWS), unsound(directory, rows, key))
+    if jax.process_count() > 1:
+        wanted = multihost_utils.process_allgather(wanted).any(0)
+    return (BLOCK_ROWS * np.flatnonzero(wanted)).tolist()
 
 
 def write(
     directory: Path,
     rows: int,
-    blocks: Iterable[int],
     batches: Callable[[int], Iterable[PackedRows]],
     compute: Compute,
     key: str,
     title: str,
+    facts: tuple[str, Json],
 ) -> None:
-    """Compute and write the blocks that begin with these rows; `batches` gives the split's batches from a row on.
+    """Compute and write what is `missing`. All processes call it together, and afterwards each has all of it.
+
+    On a disk that all see, process 0 writes for all. Processes with other disks write there, too: each reads its own.
+
+    Args:
+      batches: of the split, from a row on; of each batch this process's rows.
+      facts: the file that says what is computed of what, and that. `key` is made of it.
 
     Raises:
       ConfigError: they can't be written.
     """
-    wanted = list(blocks)
+    wanted = missing(directory, rows, key)
+    writes = jax.process_count() == 1 or not sees_first(directory) or first()
+    if writes:
+        files.write_json(directory / facts[0], facts[1])
     sizes = [min(BLOCK_ROWS, rows - start) for start in wanted]
-    quiet = jax.process_index() > 0
+    quiet = not first()
     with tqdm(total=rows, initial=rows - sum(sizes), desc=title, unit=" rows", dynamic_ncols=True, disable=quiet) as bar:
         for start, size in zip(wanted, sizes, strict=True):
-            _write_block(_file(directory, start), _block(compute, batches(start), size), key)
+            block = _block(compute, batches(start), size)
+            if writes:
+                _write_block(_file(directory, start), block, key)
             bar.update(size)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("all is written")
 
 
 def join(
@@ -82,8 +105,8 @@ def join(
         where = scored(batch)
         found = [_read(_file(directory, row), row, key) for row in read]
         columns = {}
-        for name, first in found[0].items():
-            columns[name] = np.zeros((*where.shape, *first.shape[1:]), first.dtype)
+        for name, one in found[0].items():
+            columns[name] = np.zeros((*where.shape, *one.shape[1:]), one.dtype)
             columns[name][where] = np.concatenate([part[name] for part in found])
         yield batch, columns
 

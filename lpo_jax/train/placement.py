@@ -1,4 +1,4 @@
-"""Which rows of a batch this process reads, their way onto its devices, and the way of results back.
+"""Which rows of a batch this process reads, and their way onto its devices.
 
 A batch has R rows, numbered 0 to R - 1. It is cut into [microbatches, R / microbatches], and the second dimension lies on the mesh's data,
 fsdp and expert axes. The mesh says which rows the devices of a process hold, and these the process reads. The global array is the same for any number
@@ -8,7 +8,7 @@ Example: 8 rows, 2 microbatches, data = 4 over two processes of two devices. Pro
 A process's rows needn't be one block. Where the tensor axis spans processes, several processes read the same rows.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,8 +17,6 @@ from jax.sharding import Mesh
 from data_pipeline.row import PackedRows
 from lpo_jax.batch import TreeBatch
 from lpo_jax.train.state import batch_sharding
-
-X = TypeVar("X")
 
 
 def my_rows(mesh: Mesh, rows: int, microbatches: int = 1) -> list[int]:
@@ -54,12 +52,3 @@ def _my_columns(mesh: Mesh, columns: int) -> np.ndarray:
     """The places along a microbatch that lie on this process's devices, in order."""
     places = batch_sharding(mesh, accumulated=False).addressable_devices_indices_map((columns,))
     return np.unique([np.arange(columns)[index] for index in places.values()])
-
-
-def fetch(x: X) -> X:
-    """Arrays on the host, once *all* devices here are done with the program that computes them.
-
-    `device_get` waits for one device. On CPU, where a small program may overtake one that is running, the next program's collectives
-    would then mix with the last one's.
-    """
-    return jax.device_get(jax.block_until_ready(x))

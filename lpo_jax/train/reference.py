@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipeline.row import PackedRows
@@ -29,11 +28,12 @@ from lpo_jax.batch import TreeBatch
 from lpo_jax.config import ConfigError, RunConfig
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives.base import ReferenceOptions
+from lpo_jax.tensors import on_host
 from lpo_jax.train import per_token
 from lpo_jax.train.distributed import all_or_none
-from lpo_jax.train.placement import fetch, my_rows, to_devices
+from lpo_jax.train.placement import my_rows, to_devices
 from lpo_jax.train.run_dir import reason
-from lpo_jax.train.state import batch_sharding, fingerprint, frozen_shardings, trainable_shapes, trainable_shardings
+from lpo_jax.train.state import abstract, batch_sharding, fingerprint, frozen_shardings, trainable_shapes, trainable_shardings
 from lpo_jax.train.step import Reference, forward
 from lpo_jax.train.stop import CheckpointError, TrainingError
 from lpo_jax.train.weights import load_params
@@ -140,7 +140,8 @@ def resume(origin: Origin, beside: Reference, frozen: Params) -> Params:
         with all_or_none():
             _check_directory(origin.run, origin.stage)
             _refuse_others(origin.run, origin.stage, origin.data.manifest, mark)
-        if _there(origin, mark).all():
+        key = per_token.key_of(_job(origin.run, origin.data.manifest, mark))
+        if not per_token.missing(origin.directory, origin.data.rows("train"), key):
             return {}
     params = _begun_with(origin, frozen, mark)
     if beside.where == "batch":
@@ -159,11 +160,7 @@ def _begun_with(origin: Origin, frozen: Params, mark: str) -> Params:
         params, where = load_params(origin.run, origin.model, origin.mesh)[0], origin.run.model.path
     else:
         where = str(origin.copy)
-        shapes = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            trainable_shapes(origin.model),
-            trainable_shardings(origin.model, origin.mesh),
-        )
+        shapes = abstract(trainable_shapes(origin.model), trainable_shardings(origin.model, origin.mesh))
         try:
             with ocp.StandardCheckpointer() as reader:
                 params = reader.restore(origin.copy, shapes)
@@ -189,13 +186,12 @@ def forget(run_dir: epath.Path) -> None:
 
 
 def _compute(origin: Origin, params: Params, frozen: Params, mark: str) -> None:
-    """Write the log-probabilities of the train split's scored tokens, or those that aren't there yet. Each process writes all that it lacks."""
+    """Write the log-probabilities of the train split's scored tokens, or those that aren't there yet."""
     directory, model, mesh = origin.directory, origin.model, origin.mesh
     total, rows = origin.data.rows("train"), origin.run.eval_rows
     with all_or_none():
         _check_directory(origin.run, origin.stage)
         _refuse_others(origin.run, origin.stage, origin.data.manifest, mark)
-        write_json(directory / _FACTS, _job(origin.run, origin.data.manifest, mark))
     replicated = NamedSharding(mesh, PartitionSpec())
     logps = jax.jit(
         lambda params, frozen, batch: (batch.pair >= 0, forward(model, params, frozen, batch)),
@@ -204,26 +200,14 @@ def _compute(origin: Origin, params: Params, frozen: Params, mark: str) -> None:
     )
 
     def compute(batch: PackedRows) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        scored, found = fetch(logps(params, frozen, to_devices(batch, mesh, rows)))
+        scored, found = on_host(logps(params, frozen, to_devices(batch, mesh, rows)))
         return scored, {"logps": found}
 
     def batches(start: int) -> Iterator[PackedRows]:
         return origin.data.in_order("train", rows, my_rows(mesh, rows), start)
 
-    blocks = (per_token.BLOCK_ROWS * np.flatnonzero(~_there(origin, mark))).tolist()
-    per_token.write(directory, total, blocks, batches, compute, _key(origin, mark), f"{origin.stage}, reference")
-
-
-def _key(origin: Origin, mark: str) -> str:
-    return per_token.key_of(_job(origin.run, origin.data.manifest, mark))
-
-
-def _there(origin: Origin, mark: str) -> np.ndarray:
-    """Which blocks all processes have: [blocks] bool. What one lacks all compute."""
-    total = origin.data.rows("train")
-    there = np.ones(-(-total // per_token.BLOCK_ROWS), bool)
-    there[[start // per_token.BLOCK_ROWS for start in per_token.unsound(origin.directory, total, _key(origin, mark))]] = False
-    return there if jax.process_count() == 1 else multihost_utils.process_allgather(there).all(0)
+    job = _job(origin.run, origin.data.manifest, mark)
+    per_token.write(directory, total, batches, compute, per_token.key_of(job), f"{origin.stage}, reference", (_FACTS, job))
 
 
 def _job(config: RunConfig, manifest: Manifest, mark: str | None) -> Json:
@@ -275,7 +259,7 @@ def _refuse_others(config: RunConfig, stage: str, manifest: Manifest, mark: str 
 
 def _mark(model: Model, params: Params, frozen: Params) -> str:
     """A hash of all that the model's log-probabilities depend on, but for the dtype that they are computed in."""
-    bits = fetch(fingerprint({"params": params, "frozen": frozen}))
+    bits = on_host(fingerprint({"params": params, "frozen": frozen}))
     return hashlib.sha256(f"{bits} {model.config} {model.lora}".encode()).hexdigest()[:16]
 
 

@@ -16,16 +16,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from data_pipeline.shards import Manifest
 from foundation import files
 from foundation.errors import DataError
 from foundation.files import Json, is_bucket
 from lpo_jax.config import ConfigError, RunConfig, from_dict, to_dict
-from lpo_jax.train.distributed import all_or_none, first_problem
+from lpo_jax.train.distributed import all_or_none, first_problem, sees_first
 from lpo_jax.train.stop import TrainingError
 
 _OWNER = "owner.json"
@@ -178,18 +176,12 @@ def _check_space(run_dir: epath.Path, config: RunConfig, checkpoint_bytes: int) 
 
 def _check_shared(run_dir: epath.Path) -> None:
     """Each process writes its part of a checkpoint: all must see what process 0 writes."""
-    token = multihost_utils.broadcast_one_to_all(np.frombuffer(secrets.token_bytes(8), np.uint8)).tobytes().hex()
-    file = run_dir / f"seen_by_all_{token}"
-    if jax.process_index() == 0:
-        file.touch()
-    multihost_utils.sync_global_devices("written")
+    seen = sees_first(run_dir)
     with all_or_none():
-        if not file.exists():
+        if not seen:
             raise ConfigError(
                 f"run_dir {run_dir} isn't the directory here that it is on process 0: several processes need a shared disk or a bucket (gs://...)"
             )
-    if jax.process_index() == 0:
-        file.unlink()
 
 
 def reason(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """What a stage changes, and how it lies on the mesh."""
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lpo_jax import sharding
 from lpo_jax.model import adapters, quantized
 from lpo_jax.model.decoder import Model, Params
+
+X = TypeVar("X")
 
 
 @flax.struct.dataclass
@@ -89,7 +91,12 @@ def new_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
 def abstract_state(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state as `jax.ShapeDtypeStruct`s: shapes, dtypes and shardings."""
     shapes = jax.eval_shape(partial(new_state, tx=tx), trainable_shapes(model))
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(model, tx, mesh))
+    return abstract(shapes, state_shardings(model, tx, mesh))
+
+
+def abstract(shapes: X, places: X) -> X:
+    """`shapes` as `jax.ShapeDtypeStruct`s that lie at `places`, to read a checkpoint into."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
 
 
 @jax.jit

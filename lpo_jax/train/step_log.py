@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from foundation.files import write_json
 from lpo_jax.objectives import Terms, means
+from lpo_jax.tensors import on_host
 from lpo_jax.train.metrics import MetricLog
 from lpo_jax.train.optimizer import learning_rate
-from lpo_jax.train.placement import fetch
 from lpo_jax.train.stage import Stage
 from lpo_jax.train.stop import TrainingError
 
@@ -39,7 +39,7 @@ class StepLog:
         if self._pending is None:
             return
         (step, terms), self._pending = self._pending, None
-        values = means(fetch(terms))
+        values = means(on_host(terms))
         now = time.perf_counter()
         seconds, self._read = now - self._read, now
         tokens, in_row = values.pop("tokens"), int(values.pop("skipped_in_row"))

@@ -6,6 +6,7 @@ Dims: K tokens kept of each distribution; B rows and N scored tokens of a batch.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,10 @@ from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.objectives.base import FrozenOptions, answer_side
 from lpo_jax.sharding import make_mesh
+from lpo_jax.tensors import on_host
 from lpo_jax.train import per_token
-from lpo_jax.train.placement import to_devices
+from lpo_jax.train.distributed import all_or_none, first
+from lpo_jax.train.placement import my_rows, to_devices
 from lpo_jax.train.preflight import check_length, check_rows
 from lpo_jax.train.state import param_shardings
 from lpo_jax.train.step import Teacher, output
@@ -79,14 +82,16 @@ def join(batches: Iterable[PackedRows], rows: Iterable[np.ndarray], objective: F
     """Batches with what was computed of them; `rows` are those of the train split that each holds."""
     path = Path(path_of(objective))
     key = per_token.key_of(read_json(path / _FACTS))
-    for batch, columns in per_token.join(batches, rows, path, key, lambda batch: _scored(batch, objective)):
+    for batch, columns in per_token.join(
+        batches, rows, path, key, lambda batch: np.asarray(answer_side(TreeBatch.of(batch), objective.score_prompt))
+    ):
         yield TreeBatch.of(batch, TeacherTop(**columns))  # type: ignore[arg-type]  # numpy's, until they are on devices
 
 
 def write(config: RunConfig, stage: str, data: "Feed", out: str | Path, k: int) -> None:
     """Run a stage's teacher over the train split and keep the `k` most probable tokens in the place of each that the stage scores.
 
-    Goes on where it was stopped. One process; the teacher is cut over its devices as `config.mesh` says.
+    Goes on where it was stopped. All processes call it together; the teacher is cut over their devices as `config.mesh` says.
 
     Raises:
       ConfigError: the teacher or `k` doesn't fit, `out` is another job's, or it can't be written.
@@ -110,32 +115,35 @@ def write(config: RunConfig, stage: str, data: "Feed", out: str | Path, k: int) 
         "score_prompt": objective.score_prompt,
     }
 
-    def refuse(differ: list[str]) -> ConfigError:
-        return ConfigError(f"{out} holds what another job computed (other {', '.join(differ)}); choose another directory, or delete it")
-
-    with files.hold_directory(out), jax.set_mesh(mesh):
-        files.claim(out / _FACTS, job, refuse)
+    with ExitStack() as held, jax.set_mesh(mesh):
+        with all_or_none():
+            if first():
+                held.enter_context(files.hold_directory(out))
+            out.mkdir(parents=True, exist_ok=True)  # the other processes' disks may be others
+            if differ := files.differing(out / _FACTS, job):
+                raise ConfigError(
+                    f"{out} holds what another job computed (other {', '.join(differ)}); choose another directory, or delete it"
+                )
         params = load(model, objective, mesh)
-        top = jax.jit(lambda params, batch: divergence.top(output(model, params, {}, batch), batch, k, vocab))
+        top = jax.jit(
+            lambda params, batch: (
+                answer_side(batch, objective.score_prompt),
+                divergence.top(output(model, params, {}, batch), batch, k, vocab),
+            )
+        )
 
         def compute(batch: PackedRows) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-            found = jax.device_get(top(params, to_devices(batch, mesh, config.eval_rows)))
-            return _scored(batch, objective), {
+            scored, found = on_host(top(params, to_devices(batch, mesh, config.eval_rows)))
+            return scored, {
                 "ids": found.ids,
                 "logps": found.logps.astype(np.float32),
                 "rest": found.rest.astype(np.float32),
             }
 
         def batches(start: int) -> Iterator[PackedRows]:
-            return data.in_order("train", config.eval_rows, start_row=start)
+            return data.in_order("train", config.eval_rows, my_rows(mesh, config.eval_rows), start)
 
-        key = per_token.key_of(job)
-        per_token.write(out, total, per_token.unsound(out, total, key), batches, compute, key, "teacher")
-
-
-def _scored(batch: PackedRows, objective: FrozenOptions) -> np.ndarray:
-    """The tokens that the stage scores: [B, N] bool."""
-    return np.asarray(answer_side(TreeBatch.of(batch), objective.score_prompt))
+        per_token.write(out, total, batches, compute, per_token.key_of(job), "teacher", (_FACTS, job))
 
 
 def facts(path: str | Path) -> Json | None:

@@ -17,7 +17,7 @@ from lpo_jax.sharding import make_mesh
 from lpo_jax.train import checkpoint
 from lpo_jax.train.checkpoint import Progress
 from lpo_jax.train.optimizer import optimizer
-from lpo_jax.train.state import TrainState, abstract_state, base_shardings, param_shardings, trainable_shardings
+from lpo_jax.train.state import TrainState, abstract, abstract_state, base_shardings, param_shardings, trainable_shapes, trainable_shardings
 
 
 def open_run(path: str | Path) -> RunConfig | None:
@@ -100,6 +100,8 @@ def restore_run(
 ) -> tuple[Progress, Model, Params, Params]:
     """A checkpoint's place in its run, the model, what it trained, and what is frozen; cut over `mesh`, or all devices that are here.
 
+    Nothing is read of what an optimizer keeps. All processes call it together.
+
     From the newest checkpoint, or with `best` from the one with the best `config.best_metric`.
 
     Raises:
@@ -107,11 +109,12 @@ def restore_run(
       TrainingError: none can be read.
     """
     mesh, model = mesh or make_mesh(MeshConfig(data=1, fsdp=-1)), hf.open_model(config.model)
-    found = checkpoint.restore(epath.Path(path), checkpoint_targets(config, model, mesh), config.best_metric if best else None)
+    shapes = abstract(trainable_shapes(model), trainable_shardings(model, mesh))
+    found = checkpoint.restore_params(epath.Path(path), shapes, config.best_metric if best else None)
     if found is None:
         raise ConfigError(f"{path}: no checkpoint; run `lpo train` first")
-    progress, state = found
-    return progress, model, state.params, load_base(config, model, mesh) if model.lora else {}
+    progress, params = found
+    return progress, model, params, load_base(config, model, mesh) if model.lora else {}
 
 
 def float_base(config: RunConfig) -> RunConfig:

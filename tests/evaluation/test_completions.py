@@ -11,6 +11,7 @@ from evaluation import cli
 from evaluation.completions import EvaluationError, Sampling, from_file, from_model
 from evaluation.tasks import Task
 from foundation.errors import ConfigError
+from lpo_jax.decode.load import Models
 from tests.helpers.marks import needs_sandbox
 from tests.helpers.sampling import save_model, tokenizer
 
@@ -56,13 +57,13 @@ def test_an_adapter_is_asked_on_its_base(base, tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     (tmp_path / "run").mkdir()
     how = Sampling(temperature=0, max_new_tokens=12)
-    (answer,) = from_model(str(tmp_path / "adapter"), [ADD], "completion", 1, how, rows=8).read(tmp_path / "run")
+    (answer,) = from_model(Models(str(tmp_path / "adapter"), rows=8), [ADD], "completion", 1, how).read(tmp_path / "run")
     assert answer[2].split() == greedy(adapted).split() != without.split()
     file = tmp_path / "adapter/adapter_config.json"
     assert json.loads(file.read_text())["base_model_name_or_path"] == str(base)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))
     with pytest.raises(ConfigError, match="adapter_config.json: base_model_name_or_path names no model"):
-        from_model(str(tmp_path / "adapter"), [ADD], "completion", 1, how)
+        from_model(Models(str(tmp_path / "adapter")), [ADD], "completion", 1, how)
 
 
 def test_how_a_model_is_asked_and_why(base):
@@ -71,7 +72,7 @@ def test_how_a_model_is_asked_and_why(base):
         ("instruction", {"template": "alpaca"}, "in the template alpaca: as asked for"),
         ("completion", {}, "as it stands, in no template"),
     ):
-        assert from_model(str(base), [ADD], form, 1, Sampling(), **how).asked == said
+        assert from_model(Models(str(base)), [ADD], form, 1, Sampling(), **how).asked == said
 
 
 @needs_sandbox

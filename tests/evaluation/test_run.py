@@ -28,6 +28,7 @@ from evaluation.tasks import Task
 from judges import Verdict, calibrate, semgrep
 from judges.findings import Finding
 from judges.sandbox import backends
+from lpo_jax.decode.load import Models
 from tests.helpers.paths import REPO
 
 pytestmark = pytest.mark.skipif(not backends(), reason="no sandbox works on this machine")
@@ -332,7 +333,7 @@ FUNCTIONS = "".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(8))
 
 def test_how_a_model_is_asked_is_part_of_the_run(tiny_model, tmp_path):
     def asked(form="instruction", **how):
-        return from_model(str(tiny_model), [ADD], form, 1, Sampling(), **how).sampling
+        return from_model(Models(str(tiny_model)), [ADD], form, 1, Sampling(), **how).sampling
 
     assert "template" not in asked("completion")
     plain, alpaca = asked(), asked(template="alpaca", think=False)

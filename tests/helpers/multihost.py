@@ -1,5 +1,9 @@
-"""What each of several processes runs in tests/lpo_jax/train/test_distributed.py: `python -m tests.helpers.multihost rows|slow ARG...`."""
+"""Several processes on this machine, and what each of them runs: `python -m tests.helpers.multihost rows|slow|commands ARG...`."""
 
+import json
+import os
+import socket
+import subprocess
 import sys
 import time
 
@@ -9,12 +13,44 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from data_pipeline.feed import Feed
+from evaluation import cli as eval_cli
 from lpo_jax import cli
 from lpo_jax.batch import TreeBatch
 from lpo_jax.config import ConfigError
+from lpo_jax.decode.sampler import Session
 from lpo_jax.sharding import MESH_AXES
-from lpo_jax.train import distributed, stage
+from lpo_jax.train import distributed, peers, stage
 from lpo_jax.train.placement import my_rows, to_devices
+from tests.helpers.paths import REPO
+
+
+def start(count, *command):
+    """`count` processes that share eight devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={8 // count} --xla_backend_optimization_level=0"
+    # XLA on CPUs makes as many threads as a process has cores or devices, and cuts its sums by their number: NPROC gives each process 8.
+    env = os.environ | {"XLA_FLAGS": flags, "NPROC": "8", "PYTHONPATH": str(REPO), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *map(str, command)],
+            env=env | {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for index in range(count)
+    ]  # fmt: skip
+
+
+def finish(processes, codes, timeout_s=400):
+    """Their outputs; no process outlives this."""
+    try:
+        texts = [process.communicate(timeout=timeout_s)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == codes, "\n".join(texts)
+    return texts
 
 
 def rows(shards):
@@ -57,5 +93,16 @@ def slow(*args):
     return cli.main(list(args))
 
 
+def commands(file, pause_s="0"):
+    """Commands of a JSON file, [program, argument ...] each, one after another; each segment of decoding takes so much longer."""
+    advance = Session.advance
+    Session.advance = lambda self: (time.sleep(float(pause_s)), advance(self))[1]
+    peers._LOOK_S = 0.25  # whoever is gone is missed after 5 seconds
+    for program, *args in json.loads(open(file).read()):
+        if code := {"lpo": cli.main, "lpo-eval": eval_cli.main}[program](args):
+            return code
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit({"rows": rows, "slow": slow}[sys.argv[1]](*sys.argv[2:]))
+    sys.exit({"rows": rows, "slow": slow, "commands": commands}[sys.argv[1]](*sys.argv[2:]))

@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
@@ -26,7 +27,8 @@ from data_pipeline.tokenizer import Tokenizer
 from foundation.files import kept, replaced
 from lpo_jax.config import ConfigError
 from lpo_jax.decode.request import LoadedModel
-from lpo_jax.tensors import save_file
+from lpo_jax.tensors import on_host, save_file
+from lpo_jax.train.distributed import first
 
 THRESHOLD = 0.5
 """A CSLS below it is no counterpart."""
@@ -64,8 +66,8 @@ class Alignment:
 
 
 def vocabulary(model: LoadedModel, tokenizer: Tokenizer) -> Vocabulary:
-    """A loaded model's."""
-    return Vocabulary(tokenizer, np.asarray(model.params["embed"]), model.eos_ids)
+    """A loaded model's. All processes call it together."""
+    return Vocabulary(tokenizer, on_host(model.params["embed"]), model.eos_ids)
 
 
 def load(file: Path) -> Alignment:
@@ -74,14 +76,18 @@ def load(file: Path) -> Alignment:
 
 
 def load_or_align(directory: Path, target: Vocabulary, expert: Vocabulary) -> Alignment:
-    """The alignment of two models, kept in `directory` under a name made of all that it follows from."""
+    """The alignment of two models, kept in `directory` under a name made of all that it follows from.
+
+    All processes call it together: each aligns, process 0 keeps what it found, and that is what all get.
+    """
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for side in (target, expert):
         names = side.tokenizer
         digest.update(f"{names.sha256} {names.eos_id} {names.bos_id} {side.ends} {side.embeddings.shape}".encode())
         digest.update(np.ascontiguousarray(side.embeddings).view(np.uint8).data)
     file = directory / f"alignment-{digest.hexdigest()[:16]}.safetensors"
-    return kept(file, load, lambda: align(target, expert), lambda file, found: found.save(file))
+    found = kept(file, load, lambda: align(target, expert), lambda file, found: found.save(file) if first() else None)
+    return found if jax.process_count() == 1 else Alignment(**multihost_utils.broadcast_one_to_all(vars(found)))
 
 
 def spell(tokenizer: Tokenizer, ends: Sequence[int] = ()) -> dict[int, bytes]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -61,12 +62,54 @@ def test_the_newest_and_the_best_are_kept_and_found(tmp_path):
     write(tmp_path, {1: None, 2: 0.5, 3: 0.75, 4: 0.75, 5: 0.5, 6: None, 7: 0.25})
     assert kept(tmp_path) == ["step_4", "step_6", "step_7"]
     targets = targets_on(make_mesh(MeshConfig(1, 8, 1)))
-    newest, best = (checkpoint.restore(epath.Path(tmp_path), targets, metric) for metric in (None, "pair_accuracy"))
-    assert (newest[0].step, best[0].step) == (7, 4)
-    jax.tree.map(np.testing.assert_array_equal, best[1], small_state(4))
+    newest = checkpoint.restore(epath.Path(tmp_path), targets)
+    assert newest[0].step == 7
+    for metric, step in ((None, 7), ("pair_accuracy", 4)):
+        progress, found = checkpoint.restore_params(epath.Path(tmp_path), targets["lpo"].params, metric)
+        assert progress.step == step
+        jax.tree.map(np.testing.assert_array_equal, found, small_state(step).params)
     assert checkpoint.newest(epath.Path(tmp_path)) == f"step 7 {int(state.fingerprint(newest[1]))}"
     assert checkpoint.newest(epath.Path(tmp_path / "nothing")) == ""
     assert checkpoint.restore(epath.Path(tmp_path / "nothing"), targets) is None
+    assert checkpoint.restore_params(epath.Path(tmp_path / "nothing"), targets["lpo"].params) is None
+
+
+def bytes_read(read):
+    """What `read` takes from files, by tensorstore's own count."""
+
+    def count():
+        return sum(metric["values"][0]["value"] for metric in tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read"))  # fmt: skip
+
+    before = count()
+    read()
+    return count() - before
+
+
+def test_who_wants_parameters_reads_no_moments(tmp_path):
+    """Adam's moments are two thirds of a state; as drawn here they can't be compressed."""
+    made = small_state(1)
+    noise = lambda x: jax.random.normal(jax.random.key(x.size), x.shape, x.dtype) if x.ndim else x  # noqa: E731
+    made = made.replace(opt_state=jax.tree.map(noise, made.opt_state))
+    checkpoints = Checkpoints(epath.Path(tmp_path), settings(tmp_path), -1)
+    checkpoints.save(made, Progress("lpo", 1, 1, "key", {}), {})
+    checkpoints.close()
+    shapes = targets_on(make_mesh(MeshConfig(1, 8, 1)))["lpo"]
+    alone = bytes_read(lambda: checkpoint.restore_params(epath.Path(tmp_path), shapes.params))
+    whole = bytes_read(lambda: checkpoint.restore(epath.Path(tmp_path), {"lpo": shapes}))
+    params = sum(x.nbytes for x in jax.tree.leaves(made.params))
+    assert 0.8 * params < alone < 1.2 * params + 10_000
+    assert whole > 2.5 * params
+
+
+def test_a_checkpoint_with_damaged_parameters_is_passed_over(tmp_path, monkeypatch, caplog):
+    write(tmp_path, {1: None, 2: None})
+    print_of = checkpoint.fingerprint
+    flipped = lambda params: print_of(params) + (jax.tree.leaves(params)[0][0] == 2)  # noqa: E731 (step 2's, as if a bit were lost)
+    monkeypatch.setattr(checkpoint, "fingerprint", flipped)
+    shapes = targets_on(make_mesh(MeshConfig(1, 8, 1)))["lpo"].params
+    _, found = checkpoint.restore_params(epath.Path(tmp_path), shapes)
+    jax.tree.map(np.testing.assert_array_equal, found, small_state(1).params)
+    assert "step_2 is damaged (its content isn't what was written); going on from step_1" in caplog.text
 
 
 def test_another_mesh_reads_the_same_bits(tmp_path):

@@ -1,10 +1,6 @@
 """Two processes with four fake devices each on loopback do what one process with eight does; SIGTERM at one of them stops and saves all."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,39 +9,10 @@ from lpo_jax import cli
 from lpo_jax.config import ConfigError
 from lpo_jax.train import distributed
 from lpo_jax.train.stop import EXIT_CODE
-from tests.helpers.paths import REPO
+from tests.helpers.multihost import finish, start
 from tests.helpers.training import read_log, tiny_args
 
 STAGE = "{objective: {name: lpo, beta: 2.0, gamma: 3.0, alpha: 1.0}, optim: {lr: 1.0e-2}, batch_rows: 8, accumulate: 1, steps: 24}"
-
-
-def start(count, *command):
-    """`count` processes that share eight devices."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={8 // count} --xla_backend_optimization_level=0"
-    # XLA on CPUs makes as many threads as a process has cores or devices, and cuts its sums by their number: NPROC gives each process 8.
-    env = os.environ | {"XLA_FLAGS": flags, "NPROC": "8", "PYTHONPATH": str(REPO), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", *command],
-            env=env | {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for index in range(count)
-    ]  # fmt: skip
-
-
-def finish(processes, codes, timeout_s=400):
-    """Their outputs; no process outlives this."""
-    try:
-        texts = [process.communicate(timeout=timeout_s)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == codes, "\n".join(texts)
-    return texts
 
 
 @pytest.mark.slow
