@@ -44,7 +44,7 @@ def program() -> Program:
     draw.add_argument("--model", metavar="NAME", help="an endpoint: the name of its model")
     draw.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="an endpoint: requests at once (default: 8)")
     ours = run.add_argument_group("decoding (a model of ours; as `lpo generate` does)")
-    add_decoding(ours)
+    add_decoding(ours, "--copies")
     add_asking(run.add_argument_group("asking (a model of ours, with --form instruction)"))
     how = run.add_argument_group("judging")
     how.add_argument("--judges", nargs="+", metavar="TOOL", help=f"of {', '.join(TOOLS)}; or none (default: the benchmark's own: none where its tests say it all, else bandit semgrep)")  # fmt: skip
@@ -181,6 +181,10 @@ _DECODING = (
     "max_len_tokens",
     "cache_gib",
     "dtype",
+    "quantize",
+    "weight",
+    "security_tokenizer",
+    "threshold",
 )
 
 

@@ -22,7 +22,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     add_decoding(parser)
 
 
-def add_decoding(parser: argparse._ActionsContainer) -> None:
+def add_decoding(parser: argparse._ActionsContainer, data_axis: str = "--data") -> None:
     """The flags beside the model's own, which `lpo-eval` calls otherwise."""
     parser.add_argument("--adapter", action="append", default=[], metavar="[NAME=]DIR", help="a PEFT adapter to merge into it; with a NAME it stays beside the model, and there may be several, from which each request chooses")  # fmt: skip
     parser.add_argument("--tokenizer", metavar="DIR", help="default: the model's own")
@@ -42,11 +42,11 @@ def add_decoding(parser: argparse._ActionsContainer) -> None:
         ("--draft-temperature", number(), "T", "of the proposals (default: cosec_v1: 0.4, else --temperature)"),
     ):
         parser.add_argument(flag, type=kind, metavar=metavar, help=text)
-    add_room(parser)
+    add_room(parser, data_axis)
 
 
-def add_room(parser: argparse._ActionsContainer) -> None:
-    """The flags that say how much decodes at once, and where."""
+def add_room(parser: argparse._ActionsContainer, data_axis: str = "--data") -> None:
+    """The flags that say how much decodes at once, and where. `data_axis`: of these the name of one, where --data is a file."""
     for flag, kind, metavar, text in (
         (
             "--block",
@@ -79,7 +79,8 @@ def add_room(parser: argparse._ActionsContainer) -> None:
         ("expert", 1, "cut batch and experts"),
     ):
         text = f"devices along the mesh's {axis} axis: {what} (default: {default})"
-        parser.add_argument(f"--{axis}", type=whole(-1), default=default, metavar="N", help=text)
+        flag = data_axis if axis == "data" else f"--{axis}"
+        parser.add_argument(flag, type=whole(-1), default=default, metavar="N", help=text)
 
 
 def add_asking(parser: argparse._ActionsContainer) -> None:
@@ -96,7 +97,8 @@ def models_of(args: argparse.Namespace, model: str | None = None) -> "Models":
 
     same = {field.name: getattr(args, field.name) for field in fields(Models) if field.name in args} | _adapters(args)
     same |= {} if model is None else {"model": model}
-    return Models(rule=_rule(args), mesh=MeshConfig(args.data, args.fsdp, args.tensor, args.expert), **same)
+    copies = args.copies if "copies" in args else args.data
+    return Models(rule=_rule(args), mesh=MeshConfig(copies, args.fsdp, args.tensor, args.expert), **same)
 
 
 def _adapters(args: argparse.Namespace) -> "dict[str, Any]":
