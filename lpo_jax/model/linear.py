@@ -62,9 +62,9 @@ class LowRank(NamedTuple):
 
 @flax.struct.dataclass
 class Apart:
-    """All layers' matrices [*in, *out], quantised or not, each an array of its own: see `Model.apart`."""
+    """All layers' matrices [*in, *out] as [out, in], which CPUs multiply few rows fastest with: see `Model.apart`."""
 
-    each: tuple[jax.Array | QArray, ...]  # [out, in], as CPUs multiply few rows fastest
+    each: tuple[jax.Array, ...] | QArray  # an array a layer; or all layers' codes [L, out, in], of which a few are read at a time
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
     layer: jax.Array | None = None  # int32: which of them is meant
 
@@ -74,8 +74,8 @@ class Apart:
         """From [L, *in, *out] with so many input dims."""
         layers, *shape = stacked.shape
         outputs = math.prod(shape[inputs:])
-        each = (jax.tree.map(lambda x, layer=layer: x[layer].reshape(-1, outputs).T, stacked) for layer in range(layers))
-        return cls(tuple(each), tuple(shape))
+        turned = jax.tree.map(lambda x: x.reshape(layers, -1, outputs).swapaxes(1, 2), stacked)
+        return cls(turned if isinstance(turned, QArray) else tuple(turned), tuple(shape))
 
 
 def one_of(matrices: Mapping[str, Mapping[str, jax.Array]], which: jax.Array) -> dict[str, Adapter]:
@@ -113,17 +113,22 @@ def product(x: jax.Array, w: jax.Array | QArray | Apart, adapter: Adapter | None
 
 def _product(rows: jax.Array, w: jax.Array | QArray | Apart) -> jax.Array:
     if isinstance(w, Apart):
-        return jax.lax.switch(w.layer, [partial(_transposed_product, rows, own) for own in w.each])
+        assert w.layer is not None
+        if isinstance(w.each, QArray):
+            return _some_at_a_time(rows, w.each, w.layer)
+        return jax.lax.switch(w.layer, [partial(jnp.einsum, "TI,OI->TO", rows, own) for own in w.each])
     return rows @ weight(w, rows.dtype).reshape(rows.shape[1], -1)
 
 
-def _transposed_product(rows: jax.Array, w: jax.Array | QArray) -> jax.Array:
-    """[T, in], [out, in] -> [T, out]. A few outputs of a quantised matrix are dequantised at a time: they stay in the cache of a CPU's core."""
-    if not isinstance(w, QArray):
-        return jnp.einsum("TI,OI->TO", rows, w)
-    some = math.gcd(w.shape[0], OUTPUTS)
-    parts = jax.tree.map(lambda x: x.reshape(-1, some, x.shape[1]), w)
-    y = jax.lax.map(lambda part: jnp.einsum("TI,OI->TO", rows, dequantize(part, rows.dtype)), parts)
+def _some_at_a_time(rows: jax.Array, w: QArray, layer: jax.Array) -> jax.Array:
+    """[T, in], [L, out, in] -> [T, out]. What is dequantised at a time stays in the cache of a CPU's core."""
+    some = math.gcd(w.shape[1], OUTPUTS)
+
+    def part(first: jax.Array) -> jax.Array:
+        own = jax.tree.map(lambda x: jax.lax.dynamic_slice(x, (layer, first, 0), (1, some, x.shape[2]))[0], w)
+        return jnp.einsum("TI,OI->TO", rows, dequantize(own, rows.dtype))
+
+    y = jax.lax.map(part, jnp.arange(0, w.shape[1], some))
     return y.transpose(1, 0, 2).reshape(len(rows), -1)
 
 
