@@ -183,7 +183,8 @@ class Model:
         return params if self.quantize is None else quantized.blocks(params, self.quantize, self.inputs())
 
     def apart(self, params: Params) -> Params:
-        """Parameters for `decode` with the blocks' matrices (experts' not) as one array a layer. `params` is used up, matrix by matrix.
+        """Parameters for `decode` with the blocks' matrices (experts' not) as one array a layer; codes are only turned. `params` is used up, matrix by
+        matrix.
 
         CPUs copy a layer's part of a stacked matrix for every product. With few tokens that takes as long as the product.
         """

@@ -62,10 +62,11 @@ class LowRank(NamedTuple):
 
 @flax.struct.dataclass
 class Apart:
-    """All layers' matrices [*in, *out], quantised or not, each an array of its own: see `Model.apart`."""
+    """All layers' matrices [*in, *out], quantised or not, as CPUs multiply few rows fastest: see `Model.apart`."""
 
-    each: tuple[jax.Array | QArray, ...]
-    """[in, out], as CPUs multiply several rows fastest (one alone would be a third faster with [out, in]); quantised ones [out, in]"""
+    each: tuple[jax.Array, ...] | QArray
+    """a matrix [in, out] a layer, as CPUs multiply several rows fastest (one alone would be a third faster with [out, in]); or all layers' codes
+    [L, out, in], of which a few outputs are read at a time"""
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
     layer: jax.Array | None = None  # int32: which of them is meant
 
@@ -75,10 +76,9 @@ class Apart:
         """From [L, *in, *out] with so many input dims."""
         layers, *shape = stacked.shape
         outputs = math.prod(shape[inputs:])
-        each = (jax.tree.map(lambda x, layer=layer: x[layer].reshape(-1, outputs), stacked) for layer in range(layers))
         if isinstance(stacked, QArray):
-            each = (jax.tree.map(jnp.transpose, w) for w in each)
-        return cls(tuple(each), tuple(shape))
+            return cls(jax.tree.map(lambda x: x.reshape(layers, -1, outputs).swapaxes(1, 2), stacked), tuple(shape))
+        return cls(tuple(stacked.reshape(layers, -1, outputs)), tuple(shape))
 
 
 def one_of(matrices: Mapping[str, Mapping[str, jax.Array]], which: jax.Array) -> dict[str, Adapter]:
@@ -116,17 +116,22 @@ def product(x: jax.Array, w: jax.Array | QArray | Apart, adapter: Adapter | None
 
 def _product(rows: jax.Array, w: jax.Array | QArray | Apart) -> jax.Array:
     if isinstance(w, Apart):
-        return jax.lax.switch(w.layer, [partial(_apart_product, rows, own) for own in w.each])
+        assert w.layer is not None
+        if isinstance(w.each, QArray):
+            return _some_at_a_time(rows, w.each, w.layer)
+        return jax.lax.switch(w.layer, [partial(jnp.matmul, rows, own) for own in w.each])
     return rows @ weight(w, rows.dtype).reshape(rows.shape[1], -1)
 
 
-def _apart_product(rows: jax.Array, w: jax.Array | QArray) -> jax.Array:
-    """[T, in], [in, out] (quantised: [out, in]) -> [T, out]. A few outputs of a quantised matrix are dequantised at a time: they stay in the cache of a CPU's core."""
-    if not isinstance(w, QArray):
-        return rows @ w
-    some = math.gcd(w.shape[0], OUTPUTS)
-    parts = jax.tree.map(lambda x: x.reshape(-1, some, x.shape[1]), w)
-    y = jax.lax.map(lambda part: jnp.einsum("TI,OI->TO", rows, dequantize(part, rows.dtype)), parts)
+def _some_at_a_time(rows: jax.Array, w: QArray, layer: jax.Array) -> jax.Array:
+    """[T, in], [L, out, in] -> [T, out]. What is dequantised at a time stays in the cache of a CPU's core."""
+    some = math.gcd(w.shape[1], OUTPUTS)
+
+    def part(first: jax.Array) -> jax.Array:
+        own = jax.tree.map(lambda x: jax.lax.dynamic_slice(x, (layer, first, 0), (1, some, x.shape[2]))[0], w)
+        return jnp.einsum("TI,OI->TO", rows, dequantize(own, rows.dtype))
+
+    y = jax.lax.map(part, jnp.arange(0, w.shape[1], some))
     return y.transpose(1, 0, 2).reshape(len(rows), -1)
 
 
