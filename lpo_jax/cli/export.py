@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory() as elsewhere:
         out = args.out or Path(elsewhere, args.push.partition("/")[2])
-        card = {"base": args.base or None, "license": args.license, "data_license": args.data_license}
+        card = {"base": args.base or None, "license": args.license, "data_license": args.data_license, "address": args.push}
         done = export(args.run_dir, out, args.merge, args.best, dtype=args.dtype, **card)
         step = f"step {done.progress.total_step} (stage {done.progress.stage}, step {done.progress.step})"
         if args.out is not None:
