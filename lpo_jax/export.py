@@ -54,6 +54,7 @@ class _How:
     base: str | None
     license: str | None
     data_license: str | None
+    address: str | None
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def export(
     base: str | None = None,
     license: str | None = None,
     data_license: str | None = None,
+    address: str | None = None,
 ) -> Exported:
     """Write what a run has trained to `out`. An earlier export there goes; what others put beside it stays.
 
@@ -87,12 +89,13 @@ def export(
       base: the base's hub id, for the card and adapters; None: as far as it is known.
       license: for the card; None: the base's, as far as it is known.
       data_license: of the training data, for the card.
+      address: what the card loads it from; None: `out`.
 
     Raises:
       ConfigError: the directory holds no run, the run has no checkpoint, there is nothing to merge, or `out` holds something else.
       DataError: another process is writing to `out`, or it can't be made or written.
     """
-    source, out, how = epath.Path(run_dir), Path(out), _How(merge, best, dtype, base, license, data_license)
+    source, out, how = epath.Path(run_dir), Path(out), _How(merge, best, dtype, base, license, data_license, address)
     config = open_run(run_dir)
     if config is None:
         raise ConfigError(f"{run_dir}: no run's config.json; give the run_dir of a trained config")
@@ -142,14 +145,14 @@ def _export(source: epath.Path, config: RunConfig, out: Path, how: _How) -> Expo
         for file in _earlier(out):
             file.unlink()
         write_json(out / template.FILE, dataclasses.asdict(asked))  # first: it tells an export, also one that was stopped
-    loader = f"transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
+    loader = f"transformers.AutoModelForCausalLM.from_pretrained({(how.address or str(out))!r})"
     if model.lora is None:
         hf.write_params(out, model, params, ids, dtype)
     elif how.merge:
         hf.write_params(out, adapters.untied(model, params), lora.merge(frozen, params, model.lora), ids, dtype)
     else:
         peft.save_peft(out, model, params, model.lora, base.id or config.model.path or "", dtype)
-        loader = f"peft.PeftModel.from_pretrained(base, {str(out)!r})"
+        loader = f"peft.PeftModel.from_pretrained(base, {(how.address or str(out))!r})"
     if not first():
         return Exported(progress, loader, dtype)
     for pattern in _COPIED:
@@ -194,12 +197,7 @@ def _base(config: RunConfig, how: _How) -> _Base:
     directory = hf.locate(path)
     raw = read_object(directory / "config.json")
     cached = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{directory.absolute()}/")  # as the hub's own cache names it
-    names = (
-        how.base,
-        None if Path(path).expanduser().is_dir() else path,
-        f"{cached[1]}/{cached[2]}" if cached else None,
-        raw.get("_name_or_path"),
-    )
+    names = (how.base, None if Path(path).expanduser().is_dir() else path, f"{cached[1]}/{cached[2]}" if cached else None)
     known = next((name for name in names if isinstance(name, str) and HUB_ID.fullmatch(name)), None)
     dtype = raw.get("dtype", raw.get("torch_dtype"))
     card = directory / "README.md"

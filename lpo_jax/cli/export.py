@@ -68,7 +68,7 @@ def _export(args: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory() as elsewhere:
         out = args.out or Path(elsewhere, args.push.partition("/")[2])
-        card = {"base": args.base or None, "license": args.license, "data_license": args.data_license}
+        card = {"base": args.base or None, "license": args.license, "data_license": args.data_license, "address": args.push}
         done = export(args.run_dir, out, args.merge, args.best, dtype=args.dtype, **card)
         if not first():
             return 0

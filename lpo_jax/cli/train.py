@@ -4,6 +4,7 @@ Run every stage of a config, e.g. sft, then lpo (or kd: distillation from a larg
 into its run_dir:
   summary.json   held-out numbers before training and after each stage     report.html   the same to look at, with curves and pairs
   metrics.jsonl  one line a step       tensorboard/  the same        checkpoints/  the state; the same command goes on from the newest
+(track=[tensorboard, wandb, trackio] says where else a run is followed: docs/tracking.md.)
 SIGTERM or Ctrl-C saves and ends with exit code 75. On several hosts start the same command on each: see launch/README.md.
 
 examples:
