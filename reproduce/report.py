@@ -1,6 +1,5 @@
 """The page, and docs/results.md: both made from what lies under docs/results/, by anybody, without the runs."""
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -79,9 +78,9 @@ class Page:
         """What a piece takes: what it took, else what others of its kind would have taken on a quiet machine, else what the declaration expects."""
         if self.done(piece.name):
             return self.results.record(piece.name)["seconds"] / 60
-        alike = [p for p in self.pieces if _kind(p) == _kind(piece) and self.done(p.name)]
-        if alike:
-            return statistics.fmean(_quiet(self.results.record(p.name)) for p in alike) / 60
+        alike = [self.results.record(p.name) for p in self.pieces if _kind(p) == _kind(piece) and self.done(p.name)]
+        if known := [_quiet(record) for record in alike if "cpu_seconds" in record]:
+            return statistics.fmean(known) / 60
         expected = self.campaign.minutes
         return expected.get(piece.system if piece.kind == "train" else "", expected.get(_kind(piece)[0], 0.0))
 
@@ -221,7 +220,7 @@ class Page:
 
 def _quiet(record: Json) -> float:
     """Seconds, or less where other programs had the cores: all of them are taken to be at work four fifths of the time."""
-    return min(record["seconds"], 1.25 * record.get("cpu_seconds", math.inf) / record["cores"])
+    return min(record["seconds"], 1.25 * record["cpu_seconds"] / record["cores"])
 
 
 def _kind(piece: Piece) -> tuple[str, str]:
