@@ -436,9 +436,8 @@ def test_command_line_says_what_is_wrong(tmp_path, capsys):
         "test": "def check(f):\n    assert f(1, 2) == 3\n",
     }
     data.write_bytes(gzip.compress((json.dumps(row) + "\n").encode()))
-    args += ["--data", data]
-    assert "--any-data" in fails(*args)
-    args += ["--any-data", "--judges", "none"]
+    assert "--any-data" in fails(*args, "--data", data)
+    args += ["--data", data, "--any-data", "--judges", "none"]
     assert "leave -n out" in fails(*args, "-n", 2) and "--limit: 0 must lie in" in fails(*args, "--limit", 0)
     assert "--model" in fails(*args, "--completions", "http://localhost:1/v1")
     assert "no such file" in fails(*args, "--completions", tmp_path / "absent.jsonl")
