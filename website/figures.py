@@ -64,13 +64,7 @@ def _spelled(tok: tokenizer.Tokenizer, token: int) -> str:
     )
 
 
-<<<<<<< HEAD
-def _row(
-    tok: tokenizer.Tokenizer, ids: Sequence[int] | np.ndarray, colours: Sequence[tuple[str, str]], x: float, y: float
-) -> tuple[list[str], float]:
-=======
 def _row(tok: tokenizer.Tokenizer, ids: Iterable[int], colours: Sequence[tuple[str, str]], x: float, y: float) -> tuple[list[str], float]:
->>>>>>> w-package
     """Boxes of tokens from x on, and where they end."""
     parts = []
     for token, (fill, ink) in zip(ids, colours, strict=True):
@@ -120,21 +114,12 @@ def _tokens(encoded: Sequence[trees.Encoded]) -> str:
         counts["two"] += len(pair.chosen) + len(pair.rejected) - 2
         counts["changed"] += int(pair.m_plus.sum() + pair.m_minus.sum())
         counts["code"] += len(pair.chosen) - pair.chosen_code_start + len(pair.rejected) - pair.rejected_code_start
-<<<<<<< HEAD
-    trees_have = counts["trunk"] + counts["chosen"] + counts["rejected"]
-    scale = 640 / counts["two"]
-    second = counts["two"] - trees_have - counts["trunk"]
-    bars = (
-        ("two sequences", counts["two"], (("trunk", counts["trunk"], GREY), ("trunk again", counts["trunk"], GREY), ("chosen", counts["chosen"], SECURE_PALE), ("rejected", counts["rejected"] + second, VULNERABLE_PALE))),
-        ("trees", trees_have, (("trunk", counts["trunk"], GREY), ("chosen", counts["chosen"], SECURE_PALE), ("", counts["rejected"], VULNERABLE))),
-=======
     ours = counts["trunk"] + counts["chosen"] + counts["rejected"]
     scale = 640 / counts["two"]
     second = counts["two"] - ours - counts["trunk"]
     bars = (
         ("two sequences", counts["two"], (("trunk", counts["trunk"], GREY), ("trunk again", counts["trunk"], GREY), ("chosen", counts["chosen"], SECURE_PALE), ("rejected", counts["rejected"] + second, VULNERABLE_PALE))),
         ("trees", ours, (("trunk", counts["trunk"], GREY), ("chosen", counts["chosen"], SECURE_PALE), ("", counts["rejected"], VULNERABLE))),
->>>>>>> w-package
     )  # fmt: skip
     for number, (name, total, pieces) in enumerate(bars):
         x, y = 136.0, 30 + 66 * number
@@ -146,11 +131,7 @@ def _tokens(encoded: Sequence[trees.Encoded]) -> str:
             ]
             x += size * scale
         parts.append(_text(x + 8, y + 25, f"{total:,}"))
-<<<<<<< HEAD
-    told = f"{len(encoded)} shipped pairs: two sequences hold {counts['two'] / trees_have:.2f} times the tokens of their trees; {counts['changed'] / counts['code']:.0%} of the code's tokens differ"
-=======
     told = f"{len(encoded)} shipped pairs: two sequences hold {counts['two'] / ours:.2f} times the tokens of their trees; {counts['changed'] / counts['code']:.0%} of the code's tokens differ"
->>>>>>> w-package
     return _svg(860, 186, told, [*parts, _text(136, 172, told, PALE, 'font-size="12"')])
 
 
