@@ -97,17 +97,18 @@ def same(count, made, tmp_path):
         assert "wrote" not in text and "own:" not in text and "ready" not in text
 
 
+@pytest.mark.slow
 def test_two_hosts_write_and_answer_what_one_does(made, tmp_path):
     same(2, made, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_four_hosts_write_and_answer_what_one_does(made, tmp_path):
     same(4, made, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.heavy)])
 def test_a_host_that_is_gone_ends_the_job_by_its_name(made, tmp_path, killed):
     """And the same command goes on."""
     for name in ("straight", "killed"):
