@@ -222,6 +222,7 @@ def _packages() -> str:
     """Which package imports which, and in how many modules, from the sources themselves."""
     layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
     about = {
+        "reproduce": "the papers' claims, re-run in pieces",
         "evaluation": "benchmarks, runs, measures, the report", "lpo_jax": "the learner: objectives, model, training, decoding, serving",
         "data_pipeline": "pairs, masks, trees, shards, the feed, distillation", "judges": "analyzers, and the sandbox", "foundation": "files, journals, errors, pages",
     }  # fmt: skip
