@@ -194,7 +194,7 @@ def differences(theirs: Any, ours: Any) -> list[str]:
 
 def flat(value: Any, key: str = "") -> dict[str, str]:
     """Each setting by its dotted key, as JSON; items of lists by their index."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         value = {str(index): item for index, item in enumerate(value)}
     if not isinstance(value, Mapping) or not value:
         return {key: json.dumps(value)}

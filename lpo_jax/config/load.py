@@ -100,7 +100,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         keys, gone = _apply(raw, override, places)
         given = {k: place for k, place in places.items() if not any(k[: len(old)] == old for old in (keys, *gone))}
         places = {keys[:n]: f"{_OVERRIDE}{_short(override)}" for n in range(1, len(keys) + 1)} | given
-    return _build(RunConfig, raw, places)
+    return _build(RunConfig, raw, places, tells_all=True)
 
 
 def from_dict(cls: type, raw: Mapping[str, Any], where: str = "") -> Any:
@@ -195,14 +195,16 @@ _adapter = cache(pydantic.TypeAdapter)
 """pydantic's validator of a dataclass."""
 
 
-def _build(cls: type, raw: Mapping[str, Any], places: Mapping[Keys, str]) -> Any:
+def _build(cls: type, raw: Mapping[str, Any], places: Mapping[Keys, str], tells_all: bool = False) -> Any:
+    """`tells_all`: an error has a line for each fault; else it is one line, of the first."""
     try:  # as JSON: of Python's own types strictness would ask for dataclasses instead of dicts
         return _adapter(cls).validate_json(json.dumps(raw, default=str), strict=True)
     except pydantic.ValidationError as error:
-        errors = error.errors(include_url=False)
+        errors = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "unexpected_keyword_argument")
     # A misspelt key is unknown and leaves its right name missing: say the former.
     misspelt = {e["loc"][:-1] for e in errors if e["type"] == "unexpected_keyword_argument"}
-    told = dict.fromkeys(_told(cls, e, places) for e in errors if e["type"] != "missing" or e["loc"][:-1] not in misspelt)
+    errors = [e for e in errors if e["type"] != "missing" or e["loc"][:-1] not in misspelt]
+    told = dict.fromkeys(_told(cls, e, places) for e in (errors if tells_all else errors[:1]))
     raise ConfigError("\n  ".join(told if len(told) == 1 else (f"{len(told)} settings are wrong:", *told)))
 
 

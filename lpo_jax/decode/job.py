@@ -62,10 +62,10 @@ def run(job: Job) -> int:
     """
     with ExitStack() as held:
         with all_or_none():
-            found, work = find(job.models), None
             if first():
                 held.enter_context(hold(Path(job.out)))
-                work = _work(job, found)
+            found = find(job.models)
+            work = _work(job, found) if first() else None
         if jax.process_count() == 1:
             assert work is not None
             requests, stop_tokens = work.requests, work.stop_tokens

@@ -261,8 +261,9 @@ class Model:
           which: [B], the number of each row's adapter, from 1 on; 0: none.
         """
         positions, table = jnp.asarray(positions), jnp.asarray(table)
-        room = table.shape[1] * cache.slots
-        windows = [None if window is None or window >= room else window for window in _windows(self.config)]
+        windows, room = _windows(self.config), table.shape[1] * cache.slots
+        if all(window is None or window >= room for window in windows):
+            windows = [None] * len(windows)
         scale = self.config.score_scale
         by_window = {window: walk(positions, table, cache.slots, window) for window in windows}
         pairs = [by_window[window] for window in windows]

@@ -61,10 +61,10 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
     first, *rest = str(error.value).split("\n  ")
     assert first == "4 settings are wrong:"
     assert rest == [
+        "override seeed=3: unknown key seeed: did you mean 'seed'?",
         "override model.lora={}: missing key model.lora.rank",
         "override model.lora={}: missing key model.lora.alpha",
         "override stages.sft.optim.name=adam: unknown value stages.sft.optim.name=adam: did you mean 'adamw'? valid values: adafactor, adamw, lion, muon, sgd",
-        "override seeed=3: unknown key seeed: did you mean 'seed'?",
     ]
 
 
