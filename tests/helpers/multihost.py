@@ -1,6 +1,7 @@
 """Several processes on this machine, and what each of them runs: `python -m tests.helpers.multihost rows|slow|commands ARG...`."""
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -97,6 +98,7 @@ def commands(file, pause_s="0"):
     """Commands of a JSON file, [program, argument ...] each, one after another; each segment of decoding takes so much longer."""
     advance = Session.advance
     Session.advance = lambda self: (time.sleep(float(pause_s)), advance(self))[1]
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)  # as in `lpo`, which Orbax's import comes behind
     peers._LOOK_S = 0.25  # whoever is gone is missed after 5 seconds
     for program, *args in json.loads(open(file).read()):
         if code := {"lpo": cli.main, "lpo-eval": eval_cli.main}[program](args):
