@@ -31,7 +31,7 @@ def masked(text: str) -> str:
     return text
 
 
-def _installing(module: str) -> str:
+def installing(module: str) -> str:
     """How to get a missing package: the extras of ours that have it, by what pyproject.toml says."""
     from importlib.metadata import PackageNotFoundError, requires
 
@@ -78,7 +78,7 @@ def run_command(program: str, command: Callable[[], int]) -> int:
         )
         print(f"{program}: error: a device is out of memory ({str(error).splitlines()[0][:200]}): {remedy}", file=sys.stderr)
     except ModuleNotFoundError as error:
-        print(f"{program}: error: the package {error.name!r} is missing here; {_installing(error.name or '')}", file=sys.stderr)
+        print(f"{program}: error: the package {error.name!r} is missing here; {installing(error.name or '')}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; repeat the command to go on", file=sys.stderr)
         return 130

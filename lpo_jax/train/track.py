@@ -22,7 +22,7 @@ import jax
 import yaml
 from etils import epath
 
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, installing
 from foundation.files import Json, is_bucket, read_object, write_json
 from lpo_jax.config import RunConfig, to_dict
 from lpo_jax.objectives.heldout import ENGLISH
@@ -245,7 +245,7 @@ def check(config: RunConfig) -> None:
     for name in config.track:
         package = "tensorboardX" if name == "tensorboard" else name
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"track: the package {package} is missing here: pip install 'lpo-jax[{name}]', or take {name} out of track")
+            raise ConfigError(f"track: the package {package!r} is missing here; {installing(package)}, or take {name} out of track")
 
 
 def open_trackers(config: RunConfig, directory: epath.Path, resumed: int) -> list[Tracker]:

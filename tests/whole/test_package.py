@@ -138,7 +138,7 @@ def test_the_wheel_alone_generates_serves_and_exports(fresh, seed_shards, tmp_pa
     build = f"lpo-data build {SEED_PAIRS.relative_to(REPO)} --train-tokenizer 512 --out shards"
     for command, package, extra in (
         (build, "numba", "data"),
-        (f"lpo train configs/tiny_cpu.yaml data.path={seed_shards['trimmed']}", "tensorflow", "data"),
+        (f"lpo train configs/tiny_cpu.yaml data.path={seed_shards['trimmed']}", "tensorboardX", "data"),
         ("lpo-data rules", "bandit", "data"),
     ):
-        assert f"error: the package {package!r} is missing here; pip install 'lpo-jax[{extra}]'" in fresh(command, code=2)
+        assert f"the package {package!r} is missing here; pip install 'lpo-jax[{extra}]'" in fresh(command, code=2)
