@@ -68,7 +68,7 @@ def exported(tmp_path_factory):
         *(f"stages.{s}.{k}" for s in ("sft", "lpo") for k in ("batch_rows=1", "epochs=null", "steps=3", "optim.lr=1e-3")),
     ]  # fmt: skip
     ran("lpo_jax.cli", "train", REPO / "configs" / "lpo_hf.yaml", *settings)
-    ran("lpo_jax.cli", "export", here / "run", here / "exported", "--merge")
+    ran("lpo_jax.cli", "export", here / "run", here / "exported", "--merge", "--dtype", "float32")
     return here / "exported"
 
 

@@ -10,8 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from lpo_jax.config import ConfigError
-from lpo_jax.model.attention import gpu, tpu, xla
-from lpo_jax.model.attention.mask import Ancestors, platform
+from lpo_jax.model.attention import gpu, mask, tpu, xla
+from lpo_jax.model.attention.mask import Ancestors
 from lpo_jax.sharding import spec
 
 BACKENDS = {"cpu": xla, "gpu": gpu, "tpu": tpu}
@@ -32,7 +32,7 @@ def backend_of(choice: str) -> str:
     Raises:
       ConfigError: "kernel", where there is none.
     """
-    here = platform()
+    here = mask.platform()
     if choice == "einsum" or here not in ("gpu", "tpu"):
         if choice == "kernel":
             raise ConfigError(f"model.attention=kernel: the kernels are for TPUs and GPUs, and this runs on {here}: set auto or einsum")
