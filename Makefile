@@ -6,11 +6,13 @@ ARGS ?=
 BIN := .venv/bin
 LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH:$(CURDIR)/.venv/sky/bin" $(BIN)/python -m launch
 # Settings of the launchers, all explained by `python -m launch.tpu --help`; $(call on,SPOT,--spot) is the option unless SPOT is empty or 0.
-on = $(if $(filter-out 0 no false,$($(1))),$(2))
+YES := 1 yes true on Yes True
+NO := 0 no false off No False
+on = $(if $(filter-out $(NO),$($(1))),$(2))
 with = $(if $($(1)),$(2)=$($(1)))
 CLOUD = $(call with,TPU,--tpu) $(call with,JOB,--name) $(call on,SPOT,--spot) $(call on,SKIP_PLAN,--skip-plan) \
 	$(call on,DRY_RUN,--dry-run)
-FOLLOWED = $(call with,RESTARTS,--restarts) $(if $(filter always,$(DELETE)),--delete=always,$(call on,DELETE,--delete=success)) $(call with,PORT,--port)
+FOLLOWED = $(call with,RESTARTS,--restarts) $(if $(filter-out $(YES) $(NO),$(DELETE)),--delete=$(DELETE),$(call on,DELETE,--delete=success)) $(call with,PORT,--port)
 
 .DEFAULT_GOAL := help
 .PHONY: help train train-local-multihost reproduce distill-demo codecode-demo plan docs test test-slow test-heavy lint clean

@@ -187,6 +187,8 @@ _DECODING = (
     "threshold",
 )
 
+_MESH = {"copies": -1, "fsdp": 1, "tensor": 1, "expert": 1}
+
 
 def _ours(what: str) -> bool:
     """Is a source a model that runs here?"""
@@ -204,7 +206,9 @@ def _source(args: argparse.Namespace, tasks: Sequence[Task], form: str) -> Compl
     if given and not (ours and form == "instruction"):
         why = "a prompt of the completion form is given as it is: ask with --form instruction" if ours else f"{what} isn't one"
         raise EvaluationError(f"{', '.join(given)}: for instructions to a model that runs here; {why}, or leave it out")
-    if not ours and (given := [f"--{name.replace('_', '-')}" for name in _DECODING if getattr(args, name)]):
+    given = [f"--{name.replace('_', '-')}" for name in _DECODING if getattr(args, name)]
+    given += [f"--{axis}" for axis, default in _MESH.items() if getattr(args, axis) != default]
+    if not ours and given:
         raise EvaluationError(f"{', '.join(given)}: for a model that runs here; {what} isn't one: leave it out")
     sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed)
     if what in ("canonical", "insecure"):

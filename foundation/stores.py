@@ -202,7 +202,12 @@ def _read_if_there(place: str, name: str, start: int | None = None, stop: int | 
 def mark(place: str) -> Json | None:
     """What was fetched there, if all of it is there."""
     found = _read_if_there(place, MARK)
-    return None if found is None else json.loads(found)
+    try:
+        return None if found is None else dict(json.loads(found))
+    except ValueError:
+        raise DataError(
+            f"{place}/{MARK} is damaged: delete it, and fetch the model again; what is there already isn't copied again"
+        ) from None
 
 
 def fetch(
@@ -212,9 +217,13 @@ def fetch(
     all have, one of them calls `finish` with what this returns. None: all of it is there already.
 
     Raises:
-      DataError: the hub doesn't give it, a file arrives damaged, or the place can't be written.
+      DataError: the hub doesn't give it, a file arrives damaged, or the place can't be written, or holds something else.
     """
-    if mark(place):
+    if ":/" in place and not re.match(r"(gs|file)://[^/]*/?", place):
+        raise DataError(f"{place}: models are kept in gs://BUCKET/FOLDER or in a directory")
+    if there := mark(place):
+        if there.get("hub_id") != hub_id:
+            raise DataError(f"{place} holds {there.get('hub_id')}: give {hub_id} a place of its own")
         return None
     import huggingface_hub
 
@@ -226,7 +235,11 @@ def fetch(
     if not any(name.endswith(WEIGHTS) for name in files):
         raise DataError(f"{hub_id} has no {WEIGHTS} file: convert it once with transformers (from_pretrained, save_pretrained)")
     mine = [name for name in sorted(files)[index::count] if _commit_of(place, name) != info.sha]  # a store's files are whole or not there
+    for name in mine:
+        if _commit_of(place, name) is None and _read_if_there(place, name, 0, 1) is not None:
+            raise DataError(f"{place}/{name} is there, and no `lpo fetch` has brought it: give {hub_id} a place of its own")
     for name in progress(mine):
+        _put(place, f"{HAD}/{name}", b"")  # whose it will be
         _put(place, name, _from_hub(hub_id, str(info.sha), name, int(files[name].size or 0), files[name].lfs))
         _put(place, f"{HAD}/{name}", str(info.sha).encode())
     return {"hub_id": hub_id, "commit": info.sha, "files": {name: one.size for name, one in files.items()}}

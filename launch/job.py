@@ -131,7 +131,7 @@ class Job:
         if self.output is None:
             return None
         if self.command == "train":
-            return f"The report: gcloud storage cp {url_of(self.output, bucket)}/report.html ."
+            return f"The report: gcloud storage cp {shlex.quote(f'{url_of(self.output, bucket)}/report.html')} ."
         whole = " --recursive" if self.command in ("eval", "teacher", "export") else ""
         return f"To bring it here: gcloud storage cp{whole} {shlex.quote(url_of(self.output, bucket))} ."
 

@@ -82,6 +82,10 @@ def _plan_serving(args: argparse.Namespace) -> int:
 
     if args.model is None:
         raise ConfigError("--serve plans what decodes: give it with --model, e.g. --model configs/shapes/codellama_34b.json")
+    if args.quantize:
+        raise ConfigError("--quantize: plans are of float weights; leave it out")
+    if args.block and not args.security:
+        raise ConfigError("--block is for co-decoding: give --security as well")
     room = {name: getattr(args, name) for name in ("block", "rows", "max_len_tokens", "cache_gib", "dtype")}
     mesh = MeshConfig(args.data, args.fsdp, args.tensor, args.expert)
     found = plan.make(Models(args.model, security=args.security, mesh=mesh, **room), args.serve, SERVED_LEN_TOKENS)

@@ -428,18 +428,14 @@ def test_command_line_says_what_is_wrong(tmp_path, capsys):
     args = ["run", "--benchmark", "humaneval", "--completions", "canonical", "-o", tmp_path / "run"]
     assert "openai/human-eval" in fails(*args) and "MIT" in fails(*args)
     data = tmp_path / "tasks.jsonl.gz"
-    row = {
-        "task_id": "add",
-        "prompt": ADD.prompt,
-        "canonical_solution": ADD.canonical,
-        "entry_point": "add",
-        "test": "def check(f):\n    assert f(1, 2) == 3\n",
-    }
+    row = {"task_id": "add", "prompt": ADD.prompt, "canonical_solution": ADD.canonical, "entry_point": "add"}
+    row["test"] = "def check(f):\n    assert f(1, 2) == 3\n"
     data.write_bytes(gzip.compress((json.dumps(row) + "\n").encode()))
-    assert "--any-data" in fails(*args, "--data", data)
-    args += ["--data", data, "--any-data", "--judges", "none"]
+    assert "--any-data" in fails(*(args := [*args, "--data", data]))
+    args += ["--any-data", "--judges", "none"]
     assert "leave -n out" in fails(*args, "-n", 2) and "--limit: 0 must lie in" in fails(*args, "--limit", 0)
     assert "--model" in fails(*args, "--completions", "http://localhost:1/v1")
+    assert "--quantize, --tensor: for a model that runs here; canonical isn't one" in fails(*args, "--tensor", 2, "--quantize", "int8")
     assert "no such file" in fails(*args, "--completions", tmp_path / "absent.jsonl")
     assert "--template, --no-think: for instructions to a model that runs here; canonical isn't one" in fails(*args, "--template", "chat", "--no-think")  # fmt: skip
     assert "given as it is: ask with --form instruction" in fails(*args, "--completions", "some/model", "--system", "x")

@@ -86,6 +86,23 @@ def test_a_damaged_file_is_refused(web, tmp_path):
     assert stores.mark(str(tmp_path / "m")) is None and not (tmp_path / "m/model-1.safetensors").exists()
 
 
+def test_a_place_that_holds_something_else_is_left_alone(web, tmp_path):
+    fetch(tmp_path / "m")
+    with pytest.raises(DataError, match=f"holds {HUB_ID}: give Other/model a place of its own"):
+        stores.fetch("Other/model", str(tmp_path / "m"))
+    (tmp_path / "m" / stores.MARK).write_text("{")
+    with pytest.raises(DataError, match="is damaged: delete it, and fetch the model again"):
+        fetch(tmp_path / "m")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "model-2.safetensors").write_text("mine")
+    with pytest.raises(DataError, match="model-2.safetensors is there, and no `lpo fetch` has brought it"):
+        fetch(tmp_path / "own")
+    assert [file.read_text() for file in (tmp_path / "own").iterdir()] == ["mine"]
+    for place in ("gs:/bucket/x", "s3://bucket/x", "http://127.0.0.1:1/x"):
+        with pytest.raises(DataError, match="models are kept in gs://BUCKET/FOLDER or in a directory"):
+            stores.fetch(HUB_ID, place)
+
+
 def test_processes_share_the_files(web, tmp_path):
     marks = [stores.fetch(HUB_ID, str(tmp_path / "m"), index, 2) for index in range(2)]
     assert marks[0] == marks[1] and len(web.from_hub) == 4
