@@ -219,7 +219,7 @@ def fetch(
     Raises:
       DataError: the hub doesn't give it, a file arrives damaged, or the place can't be written, or holds something else.
     """
-    if ":/" in place and not re.match(r"(gs|file)://[^/]*/?", place):
+    if ":/" in place and not place.startswith(("gs://", "file://")):
         raise DataError(f"{place}: models are kept in gs://BUCKET/FOLDER or in a directory")
     if there := mark(place):
         if there.get("hub_id") != hub_id:
@@ -234,9 +234,10 @@ def fetch(
     files = {one.rfilename: one for one in info.siblings or [] if _wanted(one.rfilename)}
     if not any(name.endswith(WEIGHTS) for name in files):
         raise DataError(f"{hub_id} has no {WEIGHTS} file: convert it once with transformers (from_pretrained, save_pretrained)")
-    mine = [name for name in sorted(files)[index::count] if _commit_of(place, name) != info.sha]  # a store's files are whole or not there
+    had = {name: _commit_of(place, name) for name in sorted(files)[index::count]}
+    mine = [name for name, commit in had.items() if commit != info.sha]  # a store's files are whole or not there
     for name in mine:
-        if _commit_of(place, name) is None and _read_if_there(place, name, 0, 1) is not None:
+        if had[name] is None and _read_if_there(place, name, 0, 1) is not None:
             raise DataError(f"{place}/{name} is there, and no `lpo fetch` has brought it: give {hub_id} a place of its own")
     for name in progress(mine):
         _put(place, f"{HAD}/{name}", b"")  # whose it will be
