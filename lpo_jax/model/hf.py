@@ -185,8 +185,9 @@ def _alone(tensor: Tensor, handles: Handles, model: Model, places: Mapping[str, 
     """A layer's parameters, laid out on this host."""
     shapes = flatten_dict(model.shapes(), sep=".")
     parts = {path: np.empty(shapes[path].shape[tensor.stacked :], shapes[path].dtype) for path in tensor.paths}
+    files = {file: opened(file) for file in {file for file, _ in handles}}
     for index, (file, name) in enumerate(handles):
-        for path, part in _split(tensor, opened(file).get_tensor(name), shapes).items():
+        for path, part in _split(tensor, files[file].get_tensor(name), shapes).items():
             parts[path][index if tensor.of_experts else ...] = part
     return {path: jax.make_array_from_callback(part.shape, places[path], part.__getitem__) for path, part in parts.items()}
 
@@ -196,8 +197,9 @@ def _together(tensor: Tensor, handles: Handles, model: Model, places: Mapping[st
     shapes = flatten_dict(model.shapes(), sep=".")
     own, mesh = {path: shapes[path] for path in tensor.paths}, next(iter(places.values())).mesh
     assert isinstance(mesh, jax.sharding.Mesh)
-    raw = [shared(file, name, own[tensor.paths[0]].dtype, mesh) for file, name in handles]
-    rows = opened(handles[0][0]).get_slice(handles[0][1]).get_shape()[0]
+    files = {file: opened(file) for file in {file for file, _ in handles}}
+    raw = [shared(files[file].get_slice(name), own[tensor.paths[0]].dtype, mesh) for file, name in handles]
+    rows = files[handles[0][0]].get_slice(handles[0][1]).get_shape()[0]
     return _layer_of(tensor, tuple(own.items()), rows, tuple(places.items()))(raw)
 
 

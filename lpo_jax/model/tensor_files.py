@@ -74,9 +74,8 @@ _POINTER = b"version https://git-lfs"
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def shared(file: File, name: str, dtype: np.dtype, mesh: Mesh) -> jax.Array:
-    """A tensor whose rows are cut over all devices, so that each process reads its own and no others; rows of zeros behind them make them divisible."""
-    stored = opened(file).get_slice(name)
+def shared(stored: Any, dtype: np.dtype, mesh: Mesh) -> jax.Array:
+    """A tensor (`get_slice` of an opened file), whose rows are cut over all devices, so that each process reads its own and no others; rows of zeros behind them make them divisible."""
     shape, ways = tuple(stored.get_shape()), mesh.devices.size
     if len(shape) < 2 or shape[0] < ways:  # small
         whole = np.asarray(stored[:]).astype(dtype)

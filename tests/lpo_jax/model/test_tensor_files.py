@@ -41,7 +41,7 @@ def read_by_two(url, path, out):
         mine = {"JAX_PROCESS_ID": str(index), "GOOGLE_AUTH_TOKEN_FOR_TESTING": f"host{index}", "TMPDIR": str(out.parent / f"host{index}")}
         command = [sys.executable, "-m", "tests.helpers.web_store", path, str(out)]
         running.append(subprocess.Popen(command, env=env | mine, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    texts = [process.communicate(timeout=300)[0] for process in running]
+    texts = [process.communicate(timeout=900)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], "\n".join(texts)
     return np.load(out)
 
