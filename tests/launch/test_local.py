@@ -85,7 +85,7 @@ def test_two_real_processes_train_one_model(fakes, tmp_path, seed_shards, logs):
         *two,
     ]
     env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PATH": f"{fakes.bin}:{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "launch.local", "--name=lpo-test-local", CONFIG, *settings]
+    command = [sys.executable, "-m", "launch.local", "--name=lpo-test-local", "train", CONFIG, *settings]
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "exit codes: 0, 0" in done.stdout
