@@ -1,13 +1,15 @@
 """Tokens a second of decoding beside transformers' `generate`: same weights, float32, prompts and lengths, in one run.
 
 Cases:
-- one, rows: one row and many, greedy.
+- one, rows: one row and many, greedy, all with --new tokens.
+- mixed: three times as many prompts as rows, greedy, whose answers have a quarter of --new tokens to all of them. A row that is done goes to the next
+  prompt here; `generate` takes them batch by batch, and a batch lasts as long as its longest answer.
 - samples: of one long prompt, drawn at temperature 1.
 - pair: a target alone, with its security model a token at a time, and in blocks; drawn as `lpo generate` does, with the share of proposals taken.
 - steps: steps alone, prompts read beforehand: short texts in rows that have just the room for them, in rows with room for --long tokens, and beside
   one long text.
 
-There is no end token, so that every way makes the same number of tokens. Texts are compared first. But for steps, each turn fills its caches anew,
+There is no end token; each way makes the same tokens, as many as asked. Texts are compared first. But for steps, each turn fills its caches anew,
 prompts included; compilation isn't counted.
 
 Without --model it is a tiny random llama, which reads random tokens. A real one is asked what the shipped pairs ask, or the --prompts, as `lpo
@@ -44,7 +46,7 @@ Way = Callable[[], dict[str, list[int]]]
 
 Prompts = Sequence[Sequence[int]]
 
-CASES = ("one", "rows", "samples", "pair", "steps")
+CASES = ("one", "rows", "mixed", "samples", "pair", "steps")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,15 +78,17 @@ def main(argv: list[str] | None = None) -> int:
         directory = args.model or _tiny(Path(scratch), args.long)
         ours = replace(load_model(directory, mesh, "float32").for_decoding(), eos_ids=())
         theirs = None
-        if {*cases} & {"one", "rows", "samples"}:
+        if {*cases} & {"one", "rows", "mixed", "samples"}:
             theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
             theirs.generation_config = transformers.GenerationConfig(pad_token_id=0)
     vocab = ours.model.config.vocab_size
     tok = common.number_tokenizer(vocab)
     prompts = _real(args.model, args.prompts) if args.model else common.random_prompts(max(args.rows, 100), args.prompt, vocab)
     asked_first, everything = prompts[: args.rows], [token for prompt in prompts for token in prompt]
-    if len(everything) < args.long or len(asked_first) < args.rows:
-        parser.error(f"the prompts are {len(prompts)} with {len(everything)} tokens: too few for --rows {args.rows}, --long {args.long}")
+    if len(everything) < args.long or len(prompts) < (many := 3 * args.rows if "mixed" in cases else args.rows):
+        parser.error(
+            f"the prompts are {len(prompts)} with {len(everything)} tokens: --long asks for {args.long}, --rows for {many} prompts"
+        )
     result = {}
     for case in cases:
         print(f"\n{case}")
@@ -99,11 +103,14 @@ def main(argv: list[str] | None = None) -> int:
             given, n = {
                 "one": (asked_first[:1], 1),
                 "rows": (asked_first, 1),
+                "mixed": (prompts[: 3 * args.rows], 1),
                 "samples": ([everything[: args.preamble]], args.rows),
             }[case]
-            ways = {"ours": _ours(ours, tok, given, args.new, n), "transformers": _generate(theirs, given, args.new, n)}
+            spread = np.linspace(args.new / 4, args.new, len(given)) if case == "mixed" else np.full(len(given), args.new)
+            new = [int(number) for number in np.random.default_rng(0).permutation(spread)]
+            ways = {"ours": _ours(ours, tok, given, new, n, args.rows), "transformers": _generate(theirs, given, new, n, args.rows)}
             print("tokens of the prompts:", ", ".join(str(len(prompt)) for prompt in given))
-        result[case] = _measure(ways, args.new, args.repeats)
+        result[case] = _measure(ways, args.repeats)
     common.write_json(args.json, {"arguments": vars(args), "cases": result})
     return 0
 
@@ -130,7 +137,7 @@ def _tiny(directory: Path, positions: int) -> str:
     return str(directory)
 
 
-def _measure(ways: dict[str, Way], new: int, repeats: int) -> Json:
+def _measure(ways: dict[str, Way], repeats: int) -> Json:
     found = {name: way() for name, way in ways.items()}  # compiles, too
     base = next(iter(ways))
     agree = {
@@ -139,11 +146,14 @@ def _measure(ways: dict[str, Way], new: int, repeats: int) -> Json:
     }
     print(f"tokens equal to those of {base}:", ", ".join(f"{name} {share:.2%}" for name, share in agree.items()))
     seconds = common.interleave(ways, repeats, warm_up=False)
-    return {"agree": agree, "seconds": seconds, "rows": common.table(seconds, base, dict.fromkeys(ways, new * len(found[base])), "tokens")}
+    return {
+        "agree": agree,
+        "seconds": seconds,
+        "rows": common.table(seconds, base, {name: sum(map(len, found[name].values())) for name in ways}, "tokens"),
+    }
 
 
-def _run(sampler: Sampler, prompts: Prompts, n: int) -> Way:
-    requests = [Request(str(i), prompt, n=n) for i, prompt in enumerate(prompts)]
+def _run(sampler: Sampler, requests: Sequence[Request]) -> Way:
     return lambda: {f"{c.id}.{c.sample}": list(c.tokens) for c in sampler.generate(requests)}
 
 
@@ -151,18 +161,21 @@ def _greedy(new: int) -> SamplingConfig:
     return SamplingConfig(temperature=0, top_p=1, max_new_tokens=new)
 
 
-def _ours(model: LoadedModel, tok: Tokenizer, prompts: Prompts, new: int, n: int) -> Way:
-    config = _greedy(new) if n == 1 else replace(_greedy(new), temperature=1)
-    return _run(Sampler(model, tok, config, len(prompts) * n, max(map(len, prompts)) + new, segment_steps=new), prompts, n)
+def _ours(model: LoadedModel, tok: Tokenizer, prompts: Prompts, new: Sequence[int], n: int, rows: int) -> Way:
+    config = _greedy(max(new)) if n == 1 else replace(_greedy(max(new)), temperature=1)
+    each = enumerate(zip(prompts, new, strict=True))
+    requests = [Request(str(i), prompt, n=n, sampling=replace(config, max_new_tokens=number)) for i, (prompt, number) in each]
+    return _run(Sampler(model, tok, config, min(rows, len(prompts) * n), max(map(len, prompts)) + max(new)), requests)
 
 
 def _pair(model: LoadedModel, security: LoadedModel, tok: Tokenizer, prompts: Prompts, new: int) -> dict[str, Way]:
     config, longest = SamplingConfig(max_new_tokens=new), max(map(len, prompts)) + new
-    ways: dict[str, Way] = {"the target alone": _run(Sampler(model, tok, config, len(prompts), longest), prompts, 1)}
+    requests = [Request(str(i), prompt) for i, prompt in enumerate(prompts)]
+    ways: dict[str, Way] = {"the target alone": _run(Sampler(model, tok, config, len(prompts), longest), requests)}
     for name, block in (("single steps", 1), ("blocks", None)):
         made = Sampler(model, tok, config, len(prompts), longest, security=security, block=block)
-        ways[name] = _run(made, prompts, 1)
-    taken = [share for c in made.generate([Request(str(i), p) for i, p in enumerate(prompts)]) for share in c.facts["accepted"]]
+        ways[name] = _run(made, requests)
+    taken = [share for c in made.generate(requests) for share in c.facts["accepted"]]
     print(f"taken of the proposals: {statistics.mean(taken):.1%}")
     return ways
 
@@ -190,18 +203,19 @@ def _steps(model: LoadedModel, tok: Tokenizer, tokens: Sequence[int], args: argp
     return {"seconds": seconds, "rows": common.table(seconds, next(iter(ways)), dict.fromkeys(ways, args.new * args.rows), "tokens")}
 
 
-def _generate(model: transformers.PreTrainedModel, prompts: Prompts, new: int, n: int) -> Way:
-    longest = max(map(len, prompts))
-    padded = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+def _generate(model: transformers.PreTrainedModel, prompts: Prompts, new: Sequence[int], n: int, rows: int) -> Way:
     drawn = {"do_sample": False} if n == 1 else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": n}
 
-    def run() -> dict[str, list[int]]:
+    def batch(start: int) -> dict[str, list[int]]:
+        some, numbers = prompts[start : start + rows], new[start : start + rows]
+        longest = max(map(len, some))
+        padded = torch.tensor([[0] * (longest - len(p)) + list(p) for p in some])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in some])
         with torch.no_grad():
-            out = model.generate(padded, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, **drawn)
-        return {f"{i // n}.{i % n}": row[longest:].tolist() for i, row in enumerate(out)}
+            out = model.generate(padded, attention_mask=mask, max_new_tokens=max(numbers), min_new_tokens=max(numbers), **drawn)
+        return {f"{start + i // n}.{i % n}": row[longest:].tolist()[: numbers[i // n]] for i, row in enumerate(out)}
 
-    return run
+    return lambda: {key: tokens for start in range(0, len(prompts), rows) for key, tokens in batch(start).items()}
 
 
 if __name__ == "__main__":

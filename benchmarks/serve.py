@@ -63,10 +63,14 @@ def arrive(url: str, prompts: list[list[int]], new: int, newcomers: list[list[in
     news: list[list[float]] = []  # of each completion, when it came
 
     async def stream(session: openai.AsyncOpenAI, prompt: list[int], tokens: int, times: list[float]) -> None:
+        """Until all is over: who leaves early is cancelled by the server."""
         asked: Json = {"model": "bench", "prompt": prompt, "max_tokens": tokens, "temperature": 0}
-        async for chunk in await session.completions.create(**asked, stream=True):
-            if chunk.choices[0].text:
-                times.append(time.perf_counter())
+        async with await session.completions.create(**asked, stream=True) as chunks:
+            async for chunk in chunks:
+                if chunk.choices[0].text:
+                    times.append(time.perf_counter())
+                if len(waits) == len(newcomers):
+                    return
 
     async def client(session: openai.AsyncOpenAI, prompt: list[int]) -> None:
         while len(waits) < len(newcomers):
