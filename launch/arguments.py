@@ -9,7 +9,7 @@ from pathlib import Path
 from foundation.commands import number, whole
 from foundation.errors import UserError
 from launch import job
-from launch.common import REPO
+from launch.common import REPO, say
 from launch.job import COMMANDS
 
 
@@ -59,7 +59,9 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
     os.chdir(REPO)
     if not args.name:
         try:
-            args.name = job.read(args.command, args.words).name
+            asked = job.read(args.command, args.words)
+            args.name = asked.name
+            say(f"this job is called {args.name}, after {asked.place} (--name, or JOB=, calls it otherwise)")
         except UserError as error:
             if down:
                 made.error(str(error))

@@ -58,7 +58,7 @@ class Job:
 
     @property
     def output(self) -> str | None:
-        """The directory or file that it writes, which is what its name follows."""
+        """The directory or file that it writes."""
         if self.command == "train":
             assert self.config is not None
             return self.config.run_dir
@@ -68,7 +68,12 @@ class Job:
     @property
     def name(self) -> str:
         """Of what is created for it."""
-        return name_of(self.output or f"serve/{self.given.name or Path(self.given.model).name}")
+        return name_of(self.place)
+
+    @property
+    def place(self) -> str:
+        """What its name follows: what it writes, or serves."""
+        return self.output or f"serve/{self.given.name or self.given.model}"
 
     def inputs(self) -> dict[str, str]:
         """The paths that it reads, by key or flag: a config's shard sets first."""

@@ -58,7 +58,7 @@ def test_the_manifest(cluster):
     assert up(cluster, *wild, "--spot", "--restarts=7", env={"LPO_QUEUE": "multislice-queue"}).returncode == 0
     made = applied(cluster)
     assert made["kind"] == "JobSet"
-    assert made["metadata"]["name"] == "lpo-eve-it-s-home"
+    assert made["metadata"]["name"] == "lpo-eve-it-s-home-d4d308"
     assert made["metadata"]["annotations"]["lpo-jax/job"] == settings(*wild)
     assert made["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "multislice-queue"}
     assert made["spec"]["failurePolicy"]["maxRestarts"] == 7
@@ -156,7 +156,7 @@ def test_a_set_that_somebody_deleted(cluster):
     cluster.answer("get jobset", "", first=True)
     done = up(cluster)
     assert done.returncode == 2
-    assert "lpo-eve-tiny-cpu is gone" in done.stderr
+    assert "lpo-eve-tiny-cpu-5d8060 is gone" in done.stderr
 
 
 def test_a_log_that_is_taken_up_again_is_not_repeated(cluster):
@@ -200,7 +200,7 @@ def test_down(fakes):
 
 def test_a_server_and_its_port(cluster):
     cluster.answer("logs", "hang", first=True)
-    cluster.answer("get pods .*metadata.name", "lpo-eve-serve-none-slice-0-0-abcde", first=True)
+    cluster.answer("get pods .*metadata.name", "lpo-eve-serve-runs-none-6a9e9d-slice-0-0-abcde", first=True)
     cluster.answer("get pods", "Running", first=True)
     cluster.answers.insert(0, cluster.answers.pop(1))
     cluster.answer("storage ls gs://bkt/runs/none", "", first=True)
@@ -213,17 +213,17 @@ def test_a_server_and_its_port(cluster):
     done = run.end()
     assert (
         done.returncode == 130
-        and "lpo-eve-serve-none goes on" in done.stdout
-        and "make serve-gke-down JOB=lpo-eve-serve-none" in done.stdout
+        and "lpo-eve-serve-runs-none-6a9e9d goes on" in done.stdout
+        and "make serve-gke-down JOB=lpo-eve-serve-runs-none-6a9e9d" in done.stdout
     )
     for line in cluster.lines("port-forward"):
-        assert line.endswith(" port-forward pod/lpo-eve-serve-none-slice-0-0-abcde --address=127.0.0.1 8001:8000")
+        assert line.endswith(" port-forward pod/lpo-eve-serve-runs-none-6a9e9d-slice-0-0-abcde --address=127.0.0.1 8001:8000")
     secret = yaml.safe_load(next(call["stdin"] for call in cluster.calls if "apply" in call["argv"]))
     assert secret["stringData"] == {"LPO_API_KEY": "sesame"}
     (container,) = applied(cluster)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["lpo", "serve", "--model", "runs/none"]
     assert container["env"][1:] == [
-        {"name": "LPO_API_KEY", "valueFrom": {"secretKeyRef": {"name": "lpo-eve-serve-none-keys", "key": "LPO_API_KEY"}}}
+        {"name": "LPO_API_KEY", "valueFrom": {"secretKeyRef": {"name": "lpo-eve-serve-runs-none-6a9e9d-keys", "key": "LPO_API_KEY"}}}
     ]
     assert "sesame" not in done.stdout + done.stderr + "".join(cluster.lines())
     calls = len(cluster.lines("port-forward"))

@@ -70,9 +70,9 @@ def test_what_a_job_is_told_by(monkeypatch):
     found = job.read("generate", asked)
     assert found.argv() == found.argv("/tree") == ["lpo", "generate", *asked]
     assert found.inputs() == {"prompts": "tasks.jsonl", "--model": "runs/none", "--adapter": "runs/x", "--adapter 1": "runs/y"}
-    assert (found.name, found.output) == ("lpo-eve-a-out-jsonl", "runs/a/out.jsonl")
+    assert (found.name, found.output) == ("lpo-eve-a-out-jsonl-c0d9f1", "runs/a/out.jsonl")
     assert found.follow_up("bkt") == "To bring it here: gcloud storage cp gs://bkt/runs/a/out.jsonl ."
-    assert job.read("serve", ["--model", "runs/none"]).name == "lpo-eve-serve-none"
+    assert job.read("serve", ["--model", "runs/none"]).name == "lpo-eve-serve-runs-none-6a9e9d"
     assert job.read("serve", ["--model", "owner/x", "--port", "8001"]).tunnel(None) == (8001, 8001)
     facts = json.loads(found.text())
     found.check_same("x", found.text())

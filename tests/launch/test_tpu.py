@@ -225,10 +225,41 @@ def test_another_run_that_began_meanwhile_is_left_alone(cloud):
 
 def test_a_jobs_name_follows_its_run_dir(monkeypatch):
     monkeypatch.setenv("LOGNAME", "eve")
-    names = {"runs/tiny_cpu": "tiny-cpu", "runs/beta5": "beta5", "gs://bkt/runs/a/beta5/": "a-beta5", "elsewhere/beta5": "elsewhere-beta5"}
-    assert {run_dir: name_of(run_dir) for run_dir in names} == {run_dir: f"lpo-eve-{name}" for run_dir, name in names.items()}
-    one, other = (name_of(f"runs/{'long_' * 10}{index}") for index in range(2))
-    assert one != other and all(re.fullmatch(r"lpo-eve-long[a-z-]*-[0-9a-f]{6}", name) and len(name) <= 40 for name in (one, other))
+    assert [name_of(run_dir) for run_dir in ("runs/beta5", "./runs//beta5/", "runs/beta-5")] == ["lpo-eve-beta5"] * 2 + ["lpo-eve-beta-5"]
+    shown = {"runs/tiny_cpu": "tiny-cpu", "gs://bkt/runs/a/beta5/": "a-beta5", "elsewhere/beta5": "elsewhere-beta5"}
+    for run_dir, name in shown.items():
+        assert re.fullmatch(f"lpo-eve-{name}-[0-9a-f]{{6}}", name_of(run_dir))
+
+
+def test_no_two_run_dirs_share_a_name(monkeypatch):
+    places = [
+        "beta-5",
+        "beta_5",
+        "beta.5",
+        "beta/5",
+        "Beta-5",
+        "-beta-5",
+        "beta--5",
+        "beta-5 ",
+        "b\u00e9ta",
+        "\u5b9f\u9a13",
+        "\u5b9f\u9a57",
+        "a\nb",
+        "\udcff",
+    ]
+    places += [f"{'long-' * 10}{index}" for index in range(2)]
+    places = [
+        f"{above}{place}" for above in ("runs/", "", "gs://bkt/runs/", "gs://other/runs/", "evals/", "serve/runs/") for place in places
+    ]
+    monkeypatch.setenv("LOGNAME", "eve")
+    names = {place: name_of(place) for place in places}
+    names |= {
+        name: name_of(f"runs/{name.removeprefix('lpo-eve-')}") for name in names.values() if not name.endswith("beta-5")
+    }  # as others'
+    monkeypatch.setenv("LOGNAME", "eve-beta")
+    names["another user's"] = name_of("runs/5")
+    assert len(set(names.values())) == len(names)
+    assert all(re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= 40 for name in names.values())
 
 
 def test_down_finds_the_name_as_up_does(fakes):
@@ -286,7 +317,7 @@ def test_the_token_is_copied_and_never_shown(cloud):
     assert stat.S_IMODE(copied.stat().st_mode) == 0o600
     assert "hf_sesame" not in done.stdout + done.stderr + "".join(cloud.lines())
     (line,) = cloud.lines("hf-token")
-    assert line.split()[6].startswith("lpo-eve-tiny-cpu:.lpo-hf-token")
+    assert line.split()[6].startswith("lpo-eve-tiny-cpu-5d8060:.lpo-hf-token")
     assert not Path(shlex.split(line)[5]).exists()
 
 
@@ -317,7 +348,7 @@ def test_down_deletes_the_request_and_the_node(fakes):
     fakes.answer("tpu-vm describe", node("PREEMPTED"))
     assert fakes.run("tpu", "--down", CONFIG).returncode == 0
     assert fakes.order(["resources delete", "tpu-vm delete"]) == ["resources delete", "tpu-vm delete"]
-    assert all(" lpo-eve-tiny-cpu " in line for line in fakes.lines("delete"))
+    assert all(" lpo-eve-tiny-cpu-5d8060 " in line for line in fakes.lines("delete"))
 
 
 def test_on_a_tpu_host_it_just_trains(fakes):

@@ -24,8 +24,8 @@ def test_spot_waits_in_the_queue(cloud):
     done = up(cloud, "--spot")
     assert done.returncode == 0, done.stderr
     (create,) = cloud.lines("create ")
-    assert "queued-resources create lpo-eve-tiny-cpu" in create
-    assert {"--spot", "--node-id=lpo-eve-tiny-cpu", "--runtime-version=v2-alpha-tpuv5-lite", "--valid-until-duration=360m"} <= set(
+    assert "queued-resources create lpo-eve-tiny-cpu-5d8060" in create
+    assert {"--spot", "--node-id=lpo-eve-tiny-cpu-5d8060", "--runtime-version=v2-alpha-tpuv5-lite", "--valid-until-duration=360m"} <= set(
         create.split()
     )
     shown = [line.split()[2] for line in done.stdout.splitlines() if line.endswith(" min")]
