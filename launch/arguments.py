@@ -11,6 +11,7 @@ from foundation.errors import UserError
 from launch import job
 from launch.common import REPO, say
 from launch.job import COMMANDS
+from launch.preflight import PLANNED
 
 
 def parser(module: str, description: str | None, examples: str, named: str) -> argparse.ArgumentParser:
@@ -52,6 +53,10 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments of such a parser, with a name for the job; this checkout becomes the working directory."""
     args = made.parse_args()
     down = getattr(args, "down", False)
+    if args.command not in (None, "serve") and getattr(args, "port", None):
+        made.error(f"--port (PORT=): only a server has a tunnel, not {args.command}; leave it out")
+    if args.command not in (None, *PLANNED) and getattr(args, "skip_plan", False):
+        made.error(f"--skip-plan (SKIP_PLAN=): {' and '.join(PLANNED)} are planned, not {args.command}; leave it out")
     if args.command is None and not (down and args.name):
         made.error(f"which command? One of {', '.join(COMMANDS)}" + " (or --down --name NAME)" * hasattr(args, "down"))
     # A program beside this Python, as in a virtual environment that isn't activated, is found after those on the PATH.

@@ -220,18 +220,6 @@ def upload(shell: Shell, paths: Iterable[str], bucket: str) -> None:
             shell.run(["gcloud", "storage", "cp", value, f"gs://{bucket}/{value}"])
 
 
-def plan(shell: Shell, words: Sequence[str]) -> None:
-    """Let the TPU compiler say, here and now, whether the run fits. `words`: a config and its settings.
-
-    Raises:
-      LaunchError: it doesn't.
-    """
-    try:
-        shell.run(["lpo", "plan", *words])
-    except LaunchError:
-        raise LaunchError(f"`lpo plan` refuses {words[0]}, see above. SKIP_PLAN=1 starts it all the same") from None
-
-
 def snapshot(shell: Shell) -> tuple[str, str]:
     """The tree that travels: HEAD with the changes to tracked files. Returns its commit and an id of its content."""
     # A stash entry that is never stored: a commit of the tracked files as they are. It needs a name for its author.

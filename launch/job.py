@@ -63,7 +63,8 @@ class Job:
             assert self.config is not None
             return self.config.run_dir
         key = COMMANDS[self.command].writes
-        return None if key is None else str(getattr(self.given, key))
+        found = None if key is None else getattr(self.given, key)
+        return None if found is None else str(found)
 
     @property
     def name(self) -> str:
@@ -72,7 +73,9 @@ class Job:
 
     @property
     def place(self) -> str:
-        """What its name follows: what it writes, or serves."""
+        """What its name follows: what it writes, pushes or serves."""
+        if self.command == "export":
+            return self.output or f"export/{self.given.push or self.given.run_dir}"
         return self.output or f"serve/{self.given.name or self.given.model}"
 
     def inputs(self) -> dict[str, str]:

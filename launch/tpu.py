@@ -1,5 +1,5 @@
 """Run a command on a Cloud TPU, all of it from here:
-  1. check job and environment, once for all that is wrong        2. ask `lpo plan` whether a training fits; stop where it doesn't
+  1. check job and environment, once for all that is wrong        2. ask `lpo plan` whether a training or server fits; stop where it doesn't
   3. create a TPU VM, or wait for a queued resource (--spot, --queued)
   4. copy git's files, changes included, and the job's inputs     5. install on every worker, with the bucket mounted
   6. run the same command on every worker                         7. stream worker 0's log; serve: hold a tunnel to its server
@@ -104,8 +104,9 @@ class Run:
 
     def _prepare(self) -> None:
         """What comes before a TPU: the plan, the tree that travels, the job's inputs."""
-        if self.job.command == "train" and not self.args.skip_plan:
-            common.plan(self.shell, self.job.words)
+        if not self.args.skip_plan:
+            assert self.tpu.wanted is not None
+            preflight.plan(self.shell, self.job, self.tpu.wanted.name, self.bucket)
         self._snapshot = common.snapshot(self.shell)
         common.upload(self.shell, self.job.inputs().values(), self.bucket)
 
