@@ -79,14 +79,16 @@ class Run:
         for attempt in range(self.args.restarts + 1):
             try:
                 node = self.tpu.describe()
-                if attempt or not self._under_way(node):
+                if not self._under_way(node):
                     if not prepared:
                         self._prepare()
                         prepared = True
                     node = self.tpu.ensure(node)
-                    if attempt or self.tpu.made or not self._under_way(node):
+                    if self.tpu.made or not self._under_way(node):
                         self._install(node)
-                        self._start(node)
+                        # Another terminal may have begun it meanwhile: who starts what runs stops it first, and the other would do so in turn.
+                        if not self._under_way(node):
+                            self._start(node)
                 code = self._follow()
                 self.tpu.may_train = False
                 if code in self.final or (code != PREEMPTED and self._still_there()):
@@ -116,7 +118,7 @@ class Run:
         Raises:
           LaunchError: another one is, or nobody answers.
         """
-        if node.state != READY:
+        if not self.tpu.alive(node):
             return False
         self.tpu.touched = self.tpu.may_train = True
         for attempt in range(self.args.tries):
