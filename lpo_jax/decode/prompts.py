@@ -157,12 +157,17 @@ def rows(path: str, adapters: Iterable[str] = ()) -> Iterator[Row]:
     Raises:
       ConfigError: as `read`.
     """
+    wanted = 'write {"id": ..., "prompt": TEXT} or {"id": ..., "instruction": TEXT}'
+
+    def refuse(where: str, reason: str) -> None:
+        raise ConfigError(f"{where}: {reason}; {wanted}")
+
     seen, named = dict[str, str](), False
-    for where, row in records.read(path, records.raising(ConfigError)):
+    for where, row in records.read(path, refuse):
         where = f"{path}:{where.rpartition(':')[2]}"
         key = next((key for key in ("prompt", "instruction") if key in row), None)
         if key is None or {"prompt", "instruction"} <= row.keys():
-            raise ConfigError(f'{where}: write {{"id": ..., "prompt": TEXT}} or {{"id": ..., "instruction": TEXT}}')
+            raise ConfigError(f"{where}: {wanted}")
         given = row.get("id")
         try:
             text, name = text_of(row[key], key), text_of(where.rpartition(":")[2] if given is None else str(given), "id")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import time
 
 import pytest
@@ -53,6 +54,27 @@ def test_all_of_it_in_order(cluster):
     assert "Pending" in done.stdout
 
 
+def expanded(command, env=("HOME", "LPO_MODELS")):
+    """A container's command as it is run, by what Kubernetes documents: $(NAME) is a variable's value if there is one, else it stays, and $$ is $."""
+
+    def read(found):
+        return "$" if found[0] == "$$" else f"<{found[1]}>" if found[1] in env else found[0]
+
+    return [re.sub(r"\$\$|\$\(([^)]*)\)", read, word) for word in command]
+
+
+@pytest.mark.parametrize("wild", ["$(HOME)", "$$", "$$(HOME)", "$$$(HOME)$$$", "a$b $ $(none)", "$(", "^def .*$"])
+def test_what_kubernetes_expands_in_a_command_arrives_as_it_was_given(cluster, wild):
+    given = ["--stop", wild, "--system", f"x{wild}y"]
+    cluster.answer("storage ls gs://bkt/", "", first=True)
+    words = ["generate", "none.jsonl", "-o", "runs/out.jsonl", "--model", "runs/none", *given]
+    assert cluster.run("gke", "--tpu=v5e:2x4", *words).returncode == 0
+    (container,) = applied(cluster)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    assert expanded(container["command"]) == ["lpo", *words]
+    if "$$" in wild or "(HOME)" in wild:
+        assert expanded(words) != words  # it would not, as it stands
+
+
 def test_the_manifest(cluster):
     wild = ["stages.sft.objective={name: sft}", 'run_dir=runs/it\'s "$HOME" <&> \u00e9']
     assert up(cluster, *wild, "--spot", "--restarts=7", env={"LPO_QUEUE": "multislice-queue"}).returncode == 0
@@ -72,7 +94,7 @@ def test_the_manifest(cluster):
         "cloud.google.com/gke-spot": "true",
     }
     (container,) = pod["containers"]
-    assert container["command"] == ["lpo", "train", f"/lpo-jax/{CONFIG}", FITS, *wild, TOPOLOGY]
+    assert expanded(container["command"]) == ["lpo", "train", f"/lpo-jax/{CONFIG}", FITS, *wild, TOPOLOGY]
     assert container["image"] == "reg.dev/proj/repo/lpo:0123456789ab"
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["workingDir"] == container["volumeMounts"][0]["mountPath"]
@@ -168,14 +190,14 @@ def test_a_log_that_is_taken_up_again_is_not_repeated(cluster):
 
 
 def test_xpk(cluster):
-    done = up(cluster, "--xpk", "--delete=success", "run_dir=runs/a b", env={"HF_TOKEN": "hf_sesame"})
+    done = up(cluster, "--xpk", "--delete=success", "run_dir=runs/a $(b)", env={"HF_TOKEN": "hf_sesame"})
     assert done.returncode == 0, done.stderr
     (create,) = [call["argv"] for call in cluster.calls if call["argv"][:3] == ["xpk", "workload", "create"]]
     assert {"--cluster=clu", "--project=proj", "--zone=us-west4-a", "--tpu-type=v5litepod-16", "--max-restarts=20"} <= set(create)
     assert "--docker-image=reg.dev/proj/repo/lpo:0123456789ab" in create
-    mark = base64.b64encode(settings("run_dir=runs/a b").encode()).decode()
+    mark = base64.b64encode(settings("run_dir=runs/a $(b)").encode()).decode()
     assert (
-        f"--command=cd /bucket && LPO_MODELS=gs://bkt/models LPO_JOB={mark} lpo train /lpo-jax/{CONFIG} {FITS} 'run_dir=runs/a b' {TOPOLOGY}"
+        f"--command=cd /bucket && LPO_MODELS=gs://bkt/models LPO_JOB={mark} lpo train /lpo-jax/{CONFIG} {FITS} 'run_dir=runs/a $$(b)' {TOPOLOGY}"
         in create
     )
     assert any(word.startswith("--restart-on-exit-codes=") and word.endswith("75") for word in create)

@@ -13,7 +13,7 @@ from tests.helpers.paths import REPO
 
 def test_a_run_that_the_bucket_has_is_taken_from_there(cloud, tmp_path):
     """An older copy of it may lie here."""
-    words = ["--tpu=v5e:4x4", "generate", "README.md", "-o", "runs/out.jsonl", "--model", "runs/test_upload"]
+    words = ["--tpu=v5e:4x4", "generate", "data_pipeline/seed/pairs.jsonl", "-o", "runs/out.jsonl", "--model", "runs/test_upload"]
     run = REPO / "runs/test_upload"
     (run / "checkpoints").mkdir(parents=True)
     config = load(REPO / CONFIG, ["run_dir=runs/test_upload", "data.path=tests"])
@@ -39,8 +39,14 @@ def test_a_run_that_the_bucket_has_is_taken_from_there(cloud, tmp_path):
             ["generate", "none.jsonl", "-o", "runs/out.jsonl", "--model", "tests"],
             "prompts=none.jsonl: no such file or directory here or in the bucket",
         ),
-        (["generate", "README.md", "-o", "/tmp/out.jsonl", "--model", "tests"], "-o=/tmp/out.jsonl: give a path relative to this checkout"),
-        (["generate", "README.md", "-o", "runs/out.jsonl", "--model", "tests", "--tensor", "3"], "doesn't fit 8 devices"),
+        (
+            ["generate", "data_pipeline/seed/pairs.jsonl", "-o", "/tmp/out.jsonl", "--model", "tests"],
+            "-o=/tmp/out.jsonl: give a path relative to this checkout",
+        ),
+        (
+            ["generate", "data_pipeline/seed/pairs.jsonl", "-o", "runs/out.jsonl", "--model", "tests", "--tensor", "3"],
+            "doesn't fit 8 devices",
+        ),
         (["serve", "--model", "tests", "--port", "0"], "the tunnel must know the port"),
         (["serve", "--model", "tests", "--host", "0.0.0.0"], "is reached through the tunnel"),
         (["serve", "--model", "tests", "--rowz", "3"], "--rowz"),
@@ -80,11 +86,20 @@ def test_what_a_job_is_told_by(monkeypatch):
         found.check_same("x", json.dumps(facts | {"samples": 7}))
 
 
+def test_an_export_to_the_hub_alone_writes_nothing_here(monkeypatch):
+    monkeypatch.setenv("LOGNAME", "eve")
+    found = job.read("export", ["runs/x", "--push", "me/x"])
+    assert found.output is found.follow_up("bkt") is None
+    assert found.name.startswith("lpo-eve-export-me-x-") and job.read("export", ["runs/x", "runs/y"]).name == "lpo-eve-y"
+
+
 def test_a_config_is_the_trees_and_told_of_the_slice():
     asked = ["configs/cosec_plus/qwen2_5_coder_kd.yaml", "mesh.topology=v5e:2x4", "mesh.fsdp=16", "-o", "data/teacher"]
     found = job.read("teacher", asked).on("v5e:4x4")
     assert found.argv("@tree") == ["lpo", "teacher", f"@tree/{asked[0]}", "mesh.fsdp=16", "mesh.topology=v5e:4x4", "-o", "data/teacher"]
     assert found.config.mesh.topology == "v5e:4x4" and found.output == "data/teacher"
     assert found.on("v5e:4x4") is found
+    behind = job.read("teacher", [asked[0], "-o", "data/teacher", "mesh.fsdp=16"]).on("v5e:4x4")
+    assert behind.config == found.config and behind.argv()[-2:] == ["mesh.fsdp=16", "mesh.topology=v5e:4x4"]
     judged = job.read("eval", ["--benchmark", "own", "--completions", "https://x/v1", "--model", "gpt", "-o", "evals/x"])
     assert judged.inputs() == {}  # an endpoint, and the name that its model has there

@@ -9,8 +9,10 @@ import pytest
 from tests.helpers.launch import make_targets
 from tests.helpers.paths import REPO
 
-SETTINGS = """ARGS BENCHMARKS CO CONFIG DELETE DEMO DETACH DRY_RUN GPUS JOB JUDGES MINUTES MODEL NODES PAIRS PORT QUEUED RESTARTS RUN SIZE SKIP_PLAN SPOT
-TPU WAIT_MIN XPK""".split()  # fmt: skip
+SETTINGS = [
+    *("ARGS", "BENCHMARKS", "CO", "CONFIG", "DELETE", "DEMO", "DETACH", "DRY_RUN", "GPUS", "JOB", "JUDGES", "MINUTES", "MODEL", "NODES"),
+    *("PAIRS", "PORT", "QUEUED", "RESTARTS", "RUN", "SIZE", "SKIP_PLAN", "SPOT", "TPU", "WAIT_MIN", "XPK"),
+]
 TARGETS = [
     *(f"{job}-{where}" for job in ("train", "eval", "serve", "teacher") for where in ("tpu", "gke", "sky", "slurm")),
     *("train", "train-local-multihost", "reproduce", "distill-demo", "codecode-demo", "plan", "docs", "test", "test-slow", "test-heavy"),
