@@ -213,11 +213,11 @@ def _build(cls: type, raw: Mapping[str, Any], places: Mapping[Keys, str], tells_
 _ABSENT = ("missing", "union_tag_not_found")
 
 
-def _unlike(errors: Sequence[Mapping[str, Any]], places: Mapping[Keys, str]) -> dict[Keys, str]:
+def _unlike(errors: Sequence[Mapping[str, Any]], places: Mapping[Keys, str]) -> dict[tuple[int | str, ...], str]:
     """Stages that overrides alone have made, and not whole, whose names are nearly those of the file's: what is said of each, in place of all that it lacks."""
     stages = {keys: place for keys, place in places.items() if len(keys) == 2 and keys[0] == "stages"}
     there = [name for (_, name), place in stages.items() if not place.startswith(_OVERRIDE)]
-    found = {}
+    found = dict[tuple[int | str, ...], str]()
     for keys, place in stages.items():
         lacks = [".".join(map(str, e["loc"][2:])) for e in errors if e["type"] in _ABSENT and e["loc"][:2] == keys]
         if lacks and keys[1] not in there and (near := difflib.get_close_matches(keys[1], there, n=1, cutoff=0.5)):
