@@ -260,6 +260,18 @@ def test_a_server_needs_a_key_that_nobody_else_reads(cluster, words):
     assert done.returncode == 2 and ("serve without XPK" if words else "LPO_API_KEY: the key") in done.stderr
 
 
+@pytest.mark.parametrize("delete", ["never", "success", "always"])
+def test_ctrl_c_deletes_no_set(cluster, delete):
+    cluster.answer("get pods", "Running", first=True)
+    cluster.answer("logs", "hang", first=True)
+    run = cluster.start("gke", "--tpu=v5e:4x4", f"--delete={delete}", CONFIG, FITS)
+    run.until(" logs ")
+    run.interrupt()
+    done = run.end()
+    assert done.returncode == 130 and "Ctrl-C stopped nothing: lpo-eve-tiny-cpu-5d8060 goes on" in done.stdout
+    assert "Delete it: make train-gke-down JOB=lpo-eve-tiny-cpu-5d8060" in done.stdout and cluster.lines("delete") == []
+
+
 def test_a_set_that_is_started_and_left(cluster):
     done = up(cluster, "--detach", "--delete=always")
     assert done.returncode == 0, done.stderr

@@ -223,6 +223,19 @@ def test_ctrl_c_stops_and_deletes_nothing(laptop, delete):
     assert laptop.finished() and laptop.starts()[0] == "from step 0"
 
 
+@pytest.mark.parametrize("delete", ["never", "success", "always"])
+def test_ctrl_c_while_a_tpu_is_made(laptop, delete):
+    run = laptop.train(f"--delete={delete}")
+    run.until("tpu-vm create")
+    while not laptop.cloud.nodes():
+        time.sleep(0.01)
+    run.interrupt()
+    done = run.end()
+    assert done.returncode == 130 and f"delete it     make train-tpu-down JOB={NAME}\n" in done.stdout
+    assert laptop.calls("delete") == [] and list(laptop.cloud.nodes()) == [NAME]
+    assert laptop.down().returncode == 0 and laptop.cloud.nodes() == {}
+
+
 def test_a_full_quota(laptop):
     laptop.cloud.change(quota=4)
     assert laptop.train("run_dir=runs/other").end().returncode == 0
