@@ -8,6 +8,7 @@ import pytest
 from foundation.errors import UserError
 from launch import job, preflight
 from launch.common import Checks, LaunchError, Shell
+from lpo_jax.cli import program
 from tests.helpers.launch import CONFIG
 from tests.helpers.paths import REPO
 
@@ -145,6 +146,7 @@ def test_a_server_is_planned_as_it_is_asked_for(here, monkeypatch):
     shell = Asked()
     preflight.plan(shell, job.read("serve", asked), "v5e:2x4", "bkt")
     (command,) = shell.ran
+    assert program().parse(command[1:]).rows == 4  # and `lpo plan` takes it
     assert command[:3] == ["lpo", "plan", "--serve=v5e:2x4"]
     assert sorted(command[3:]) == ["--max-len-tokens=8192", "--model=runs/x", "--rows=4", "--security=me/small", "--tensor=8"]
 
