@@ -10,9 +10,30 @@ YES := 1 yes true on Yes True
 NO := 0 no false off No False
 on = $(if $(filter-out $(NO),$($(1))),$(2))
 with = $(if $($(1)),$(2)=$($(1)))
-CLOUD = $(call with,TPU,--tpu) $(call with,JOB,--name) $(call on,SPOT,--spot) $(call on,SKIP_PLAN,--skip-plan) \
+CLOUD = $(call with,TPU,--tpu) $(call with,JOB,--name) $(call on,SPOT,--spot) \
+	$(if $(filter train serve,$*),$(call on,SKIP_PLAN,--skip-plan)) \
 	$(call on,DRY_RUN,--dry-run)
-FOLLOWED = $(call with,RESTARTS,--restarts) $(if $(filter-out $(YES) $(NO),$(DELETE)),--delete=$(DELETE),$(call on,DELETE,--delete=success)) $(call with,PORT,--port)
+TUNNEL = $(if $(filter serve,$*),$(call with,PORT,--port))
+FOLLOWED = $(call with,RESTARTS,--restarts) $(if $(filter-out $(YES) $(NO),$(DELETE)),--delete=$(DELETE),$(call on,DELETE,--delete=success)) $(TUNNEL)
+
+# What each target reads of the command line, its prerequisites too; eval-tpu what is read on a TPU and what eval reads, and eval-tpu-down the same, so
+# that it can be asked for as it was started. What else is given there is refused, as it would be ignored without a word.
+ON_CLOUD := TPU JOB SPOT DRY_RUN
+READS.tpu := $(ON_CLOUD) RESTARTS DELETE QUEUED WAIT_MIN
+READS.gke := $(ON_CLOUD) RESTARTS DELETE XPK DETACH
+READS.sky := $(ON_CLOUD)
+READS.slurm := JOB DRY_RUN NODES GPUS RESTARTS DETACH
+READS.train := RUN CONFIG ARGS
+READS.train-local-multihost := RUN CONFIG ARGS DRY_RUN
+READS.reproduce := SIZE MODEL PAIRS BENCHMARKS MINUTES ARGS
+READS.distill-demo := DEMO JUDGES CONFIG ARGS
+READS.codecode-demo := CO CONFIG ARGS
+$(foreach target,plan test test-slow test-heavy,$(eval READS.$(target) := ARGS))
+reads_job = $(if $2,ARGS $(READS.$2) $(if $(filter train teacher,$1),CONFIG) $(if $(filter serve,$1),PORT) $(if $(filter slurm,$2),,$(if $(filter train serve,$1),SKIP_PLAN)))
+reads = $(or $(READS.$1),$(call reads_job,$(word 1,$(subst -, ,$1)),$(word 2,$(subst -, ,$1))))
+READ := $(sort $(foreach goal,$(MAKECMDGOALS),$(call reads,$(goal))))
+IGNORED := $(filter-out $(READ) PYTHON BIN LAUNCH SHELL MAKEFLAGS,$(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name))))
+$(if $(IGNORED),$(error make $(or $(MAKECMDGOALS),help) would ignore $(IGNORED), which it doesn't read: leave it out. It reads $(or $(READ),no settings)))
 
 .DEFAULT_GOAL := help
 .PHONY: help train train-local-multihost reproduce distill-demo codecode-demo plan docs test test-slow test-heavy lint clean
@@ -63,7 +84,9 @@ PLANNED := $(if $(call on,SKIP_PLAN,1),.venv/installed,.venv/installed-tpu)
 #: serve-tpu: ## answer OpenAI's API there, at http://127.0.0.1:8000 here (PORT=...): ARGS="--model runs/NAME"; LPO_API_KEY is its key
 #: generate-tpu: ## and teacher-tpu, export-tpu: the other commands of lpo there; ARGS are the command's own
 #: train-tpu-down: ## delete that TPU: CONFIG=... ARGS=... as it was started, or JOB=...; eval-tpu-down, serve-tpu-down, ... too
-$(JOBS:%=%-tpu): %-tpu: $(PLANNED)
+train-tpu serve-tpu train-gke serve-gke train-sky: $(PLANNED)
+
+$(JOBS:%=%-tpu): %-tpu: .venv/installed
 	$(LAUNCH).tpu $(CLOUD) $(FOLLOWED) $(call on,QUEUED,--queued) $(call with,WAIT_MIN,--wait-min) $(JOB_ARGS)
 
 $(JOBS:%=%-tpu-down): %-tpu-down: .venv/installed
@@ -71,7 +94,7 @@ $(JOBS:%=%-tpu-down): %-tpu-down: .venv/installed
 
 #: train-gke: ## and eval-gke, serve-gke, ...: all of that on a GKE cluster, as a JobSet (XPK=1: made by XPK; DETACH=1: don't follow)
 #: train-gke-down: ## delete that JobSet, as train-tpu-down does
-$(JOBS:%=%-gke): %-gke: $(PLANNED)
+$(JOBS:%=%-gke): %-gke: .venv/installed
 	$(LAUNCH).gke $(CLOUD) $(FOLLOWED) $(call on,XPK,--xpk) $(call on,DETACH,--detach) $(JOB_ARGS)
 
 $(JOBS:%=%-gke-down): %-gke-down: .venv/installed
@@ -80,7 +103,7 @@ $(JOBS:%=%-gke-down): %-gke-down: .venv/installed
 #: train-slurm: ## and eval-slurm, serve-slurm, ...: the same on SLURM, from a login node: NODES=2 GPUS=8 CONFIG=... ARGS="key=value ..."
 $(JOBS:%=%-slurm): %-slurm: .venv/installed
 	$(if $(GPUS),$(BIN)/pip install --quiet --editable '.[cuda]')
-	$(LAUNCH).slurm $(call with,NODES,--nodes) $(call with,GPUS,--gpus) $(call with,JOB,--name) $(call with,RESTARTS,--restarts) $(call with,PORT,--port) \
+	$(LAUNCH).slurm $(call with,NODES,--nodes) $(call with,GPUS,--gpus) $(call with,JOB,--name) $(call with,RESTARTS,--restarts) $(TUNNEL) \
 		$(call on,DETACH,--detach) $(call on,DRY_RUN,--dry-run) $(JOB_ARGS)
 
 # SkyPilot pins other versions of what lpo serve needs.
@@ -90,7 +113,7 @@ $(JOBS:%=%-slurm): %-slurm: .venv/installed
 	touch $@
 
 #: train-sky: ## and eval-sky, ...: as one of SkyPilot's managed jobs: any zone, recovery, no laptop needed: SPOT=1 CONFIG=... ARGS="key=value ..."
-$(SKY_JOBS:%=%-sky): %-sky: $(PLANNED) .venv/installed-sky
+$(SKY_JOBS:%=%-sky): %-sky: .venv/installed .venv/installed-sky
 	$(LAUNCH).sky $(CLOUD) $(JOB_ARGS)
 
 # Eight devices want eight rows a step; the default has one.

@@ -5,6 +5,7 @@ Benchmarks that come as code are asked for by instruction with that code in it; 
 """
 
 import csv
+import difflib
 import gzip
 import hashlib
 import io
@@ -45,6 +46,19 @@ class Benchmark:
     tasks: tuple[Task, ...]
 
 
+def source_of(name: str) -> Source:
+    """Where a benchmark comes from.
+
+    Raises:
+      BenchmarkError: there is none of this name.
+    """
+    if name not in BENCHMARKS:
+        near = difflib.get_close_matches(name, BENCHMARKS, n=1)
+        meant = f": did you mean {near[0]!r}?" if near else ""
+        raise BenchmarkError(f"there is no benchmark {name!r}{meant or '; choose from ' + ', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
+
+
 def load(name: str, data: Path | None, any_hash: bool = False) -> Benchmark:
     """The tasks of a benchmark.
 
@@ -55,9 +69,7 @@ def load(name: str, data: Path | None, any_hash: bool = False) -> Benchmark:
     Raises:
       BenchmarkError: no such benchmark, no such file, another file than the known ones, or a row that can't be read.
     """
-    if name not in BENCHMARKS:
-        raise BenchmarkError(f"there is no benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
-    source = BENCHMARKS[name]
+    source = source_of(name)
     whence = f"{source.title}: get it from {source.origin} (licence: {source.licence}) and name it with --data"
     if data is None:
         raise BenchmarkError(f"{name} needs its data. {whence}")

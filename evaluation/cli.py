@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evaluation.alive import FAULTS
-from evaluation.benchmarks import BENCHMARKS, load
+from evaluation.benchmarks import BENCHMARKS, load, source_of
 from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
 from evaluation.tasks import Task
 from foundation.commands import Program, new_directory, new_file, new_page, number, whole
-from foundation.files import write_json
+from foundation.files import shipped, write_json
 from judges import TOOLS
 from judges.findings import NOISE
 from lpo_jax import devices
 from lpo_jax.cli.models import add_asking, add_decoding, models_of
+
+if TYPE_CHECKING:
+    from lpo_jax.decode.load import Models
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -147,9 +151,7 @@ def _judge(args: argparse.Namespace) -> int:
     benchmark = load(args.benchmark, args.data, args.any_data)
     benchmark = replace(benchmark, tasks=benchmark.tasks[: args.limit])
     form = args.form or benchmark.form
-    judges = args.judges or BENCHMARKS[benchmark.name].judges
-    tools = () if args.judges == ["none"] else tuple(judges)
-    options = Options(form, tools, args.noise, args.time_s, args.memory_mb, args.workers, args.unsafe_exec, args.cache)
+    options = Options(form, _tools(args), args.noise, args.time_s, args.memory_mb, args.workers, args.unsafe_exec, args.cache)
     source = _source(args, benchmark.tasks, form)
     print(f"{benchmark.name}: form {form}, {'as asked for' if args.form else 'in which it comes'}; {source.asked}", flush=True)
     scores = run(benchmark, source, options, args.out)
@@ -190,17 +192,41 @@ _DECODING = (
 _MESH = {"copies": -1, "fsdp": 1, "tensor": 1, "expert": 1}
 
 
+def _endpoint(what: str) -> bool:
+    return what == "openai" or what.startswith(("http://", "https://"))
+
+
 def _ours(what: str) -> bool:
     """Is a source a model that runs here?"""
-    return not (
-        what in ("canonical", "insecure", "openai")
-        or what.startswith(("http://", "https://"))
-        or what.endswith((".jsonl", ".json"))
-        or Path(what).is_file()
-    )
+    return not (what in ("canonical", "insecure") or _endpoint(what) or what.endswith((".jsonl", ".json")) or Path(what).is_file())
 
 
-def _source(args: argparse.Namespace, tasks: Sequence[Task], form: str) -> Completions:
+def _tools(args: argparse.Namespace) -> tuple[str, ...]:
+    """The judges."""
+    return () if args.judges == ["none"] else tuple(args.judges or BENCHMARKS[args.benchmark].judges)
+
+
+def asked(args: argparse.Namespace) -> "Models | None":
+    """What `lpo-eval run` would decode with; None: another source. All is refused that can be without the model, and without data that isn't here.
+
+    Raises:
+      UserError: benchmark, data, judges, completions or flags can't be used.
+    """
+    from evaluation.run import check_judges
+
+    source = source_of(args.benchmark)
+    check_judges(_tools(args))
+    here = args.data is None or shipped(args.data).exists()
+    benchmark = load(args.benchmark, args.data, args.any_data) if here else None
+    form = args.form or (benchmark.form if benchmark else source.form) or "instruction"
+    models = _models(args, form)
+    if benchmark and (args.completions in ("canonical", "insecure") or Path(args.completions).is_file()):
+        _source(args, benchmark.tasks[: args.limit], form)
+    return models
+
+
+def _models(args: argparse.Namespace, form: str) -> "Models | None":
+    """What decodes; None: it isn't a model that runs here."""
     what, ours = args.completions, _ours(args.completions)
     given = [flag for flag, value in (("--template", args.template), ("--system", args.system), ("--no-think", args.no_think)) if value]
     if given and not (ours and form == "instruction"):
@@ -210,23 +236,31 @@ def _source(args: argparse.Namespace, tasks: Sequence[Task], form: str) -> Compl
     given += [f"--{axis}" for axis, default in _MESH.items() if getattr(args, axis) != default]
     if not ours and given:
         raise EvaluationError(f"{', '.join(given)}: for a model that runs here; {what} isn't one: leave it out")
+    if what in ("canonical", "insecure") and (args.samples or 1) > 1:
+        raise EvaluationError(f"--completions {what} has one sample a task: leave -n out")
+    if _endpoint(what) and not args.model:
+        raise EvaluationError("an endpoint needs --model, the name of the model that it serves")
+    if not ours:
+        return None
+    models = models_of(args, what)
+    if models.adapters:
+        raise EvaluationError(f"--adapter {args.adapter[0]}: one model is judged at a time: give one adapter, without a name")
+    return models
+
+
+def _source(args: argparse.Namespace, tasks: Sequence[Task], form: str) -> Completions:
+    what, models = args.completions, _models(args, form)
     sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed)
     if what in ("canonical", "insecure"):
-        if (args.samples or 1) > 1:
-            raise EvaluationError(f"--completions {what} has one sample a task: leave -n out")
         return from_benchmark(what, tasks)
-    if what == "openai" or what.startswith(("http://", "https://")):
-        if not args.model:
-            raise EvaluationError("an endpoint needs --model, the name of the model that it serves")
+    if _endpoint(what):
         url = None if what == "openai" else what
         return from_endpoint(url, args.model, tasks, form, args.samples or 1, sampling, concurrency=args.concurrency)
     if Path(what).is_file():
         return from_file(Path(what), tasks, args.samples)
     if what.endswith((".jsonl", ".json")):
         raise EvaluationError(f"--completions {what}: no such file")
-    models = models_of(args, what)
-    if models.adapters:
-        raise EvaluationError(f"--adapter {args.adapter[0]}: one model is judged at a time: give one adapter, without a name")
+    assert models is not None
     asked = {"template": args.template, "system": args.system, "think": not args.no_think}
     return from_model(models, tasks, form, args.samples or 1, sampling, preset=args.preset, **asked)
 

@@ -83,19 +83,29 @@ def _run(benchmark: Benchmark, completions: Completions, options: Options, out: 
     return _finish(benchmark, completions.samples, options, out)
 
 
-_KEY = {"task_id": str, "sample": int}
-"""What tells the lines of samples.jsonl apart."""
+def check_judges(names: Sequence[str]) -> None:
+    """Refuse judges that there aren't.
 
-
-def _begin(benchmark: Benchmark, completions: Completions, options: Options, out: Path) -> None:
-    """Write run.json, or refuse a directory that has another one."""
-    for name in options.tools:
+    Raises:
+      EvaluationError: naming those there are.
+    """
+    for name in names:
         if name not in TOOLS:
             raise EvaluationError(
                 "--judges: none stands alone, without other judges"
                 if name == "none"
                 else f"there is no judge {name!r}; choose from {', '.join(TOOLS)}, none"
             )
+
+
+_KEY = {"task_id": str, "sample": int}
+"""What tells the lines of samples.jsonl apart."""
+
+
+def _begin(benchmark: Benchmark, completions: Completions, options: Options, out: Path) -> None:
+    """Write run.json, or refuse a directory that has another one."""
+    check_judges(options.tools)
+    for name in options.tools:
         if reason := TOOLS[name].missing():
             raise EvaluationError(f"{name} can't run: {reason}. Or leave it out with --judges")
     settings = {

@@ -91,10 +91,19 @@ def _completion(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    _inside = False
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's, but a command's own parser refuses what it doesn't know: it knows what may have been meant."""
+        """As argparse's, but a command's own parser takes options and other arguments in any order, as `CONFIG -o OUT key=value`, and refuses what it
+        doesn't know: it knows what may have been meant."""
         found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
+        if unknown and not self._inside and self._subparsers is None:
+            self._inside = True  # what follows calls this method again
+            try:
+                found, unknown = self.parse_known_intermixed_args(args, namespace)
+            finally:
+                self._inside = False
+        if unknown and not self._inside:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0].partition('=')[0], self._option_string_actions)}")
         return found, unknown
 

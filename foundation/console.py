@@ -10,10 +10,13 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from foundation.errors import UserError
+
 
 @contextmanager
 def captured_stderr(doing: str | None = None) -> Iterator[io.StringIO]:
-    """Catch what is written to file descriptor 2, by C++ too; the text is there at the end. After an error it is written out after all.
+    """Catch what is written to file descriptor 2, by C++ too; the text is there at the end. After an error it is written out after all, but for one of
+    ours, which says itself what is wrong.
 
     Where stderr is a terminal, `doing` stands on it meanwhile, with the time that has passed.
     """
@@ -40,5 +43,6 @@ def captured_stderr(doing: str | None = None) -> Iterator[io.StringIO]:
             os.dup2(saved, 2)
             caught.seek(0)
             text.write(caught.read().decode(errors="replace"))
-            if sys.exc_info()[0] is not None:
+            error = sys.exc_info()[1]
+            if error is not None and not isinstance(error, UserError):
                 real.write(text.getvalue())

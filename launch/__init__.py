@@ -1,4 +1,4 @@
-"""Running training somewhere else: TPU VMs, GKE, SLURM, several processes on one machine.
+"""Running a command somewhere else: TPU VMs, GKE, SkyPilot, SLURM, several processes on one machine.
 
-Of our own code it needs `foundation` and `lpo_jax.config` only.
+None of our other code needs it. It asks the commands for what they would refuse, and `lpo plan` for what fits.
 """

@@ -9,8 +9,9 @@ from pathlib import Path
 from foundation.commands import number, whole
 from foundation.errors import UserError
 from launch import job
-from launch.common import REPO
+from launch.common import REPO, say
 from launch.job import COMMANDS
+from launch.preflight import PLANNED
 
 
 def parser(module: str, description: str | None, examples: str, named: str) -> argparse.ArgumentParser:
@@ -52,6 +53,10 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments of such a parser, with a name for the job; this checkout becomes the working directory."""
     args = made.parse_args()
     down = getattr(args, "down", False)
+    if args.command not in (None, "serve") and getattr(args, "port", None):
+        made.error(f"--port (PORT=): only a server has a tunnel, not {args.command}; leave it out")
+    if args.command not in (None, *PLANNED) and getattr(args, "skip_plan", False):
+        made.error(f"--skip-plan (SKIP_PLAN=): {' and '.join(PLANNED)} are planned, not {args.command}; leave it out")
     if args.command is None and not (down and args.name):
         made.error(f"which command? One of {', '.join(COMMANDS)}" + " (or --down --name NAME)" * hasattr(args, "down"))
     # A program beside this Python, as in a virtual environment that isn't activated, is found after those on the PATH.
@@ -59,7 +64,9 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
     os.chdir(REPO)
     if not args.name:
         try:
-            args.name = job.read(args.command, args.words).name
+            asked = job.read(args.command, args.words)
+            args.name = asked.name
+            say(f"this job is called {args.name}, after {asked.place} (--name, or JOB=, calls it otherwise)")
         except UserError as error:
             if down:
                 made.error(str(error))

@@ -3,6 +3,7 @@
 import getpass
 import hashlib
 import os
+import posixpath
 import re
 import shlex
 import shutil
@@ -23,6 +24,7 @@ REPO = Path(__file__).resolve().parent.parent
 PREEMPTED = 75  # lpo train was told to stop, has saved, and goes on when started again (EX_TEMPFAIL)
 NEVER_SENT = [":(exclude,glob)**/.env*", ":(exclude,glob)**/*.pem", ":(exclude,glob)**/*.key", ":(exclude,glob)**/id_rsa*"]
 LONGEST_NAME = 40  # of what is created: the cloud appends to it
+MARKED = re.compile(r"-[0-9a-f]{6}$")  # a name that ends in a hash
 TAIL = 2**18  # bytes of a stream's end that are kept
 NEEDS_LOGIN = re.compile(r"refreshing your current auth|invalid_grant|Reauthentication|gcloud auth login")
 REFUSED = re.compile(
@@ -186,13 +188,22 @@ class Checks:
             say(text)
 
 
-def name_of(run_dir: str) -> str:
-    """A name for the cloud's resources: lpo, the user, and where the run lives (without gs://BUCKET/ and runs/). A long one ends in a hash."""
-    place = re.sub(r"^gs://[^/]*/", "", run_dir).strip("/").removeprefix("runs/")
-    name = re.sub(r"[^a-z0-9]+", "-", f"lpo-{getpass.getuser()}-{place}".lower()).strip("-")
-    if len(name) <= LONGEST_NAME:
+def name_of(place: str) -> str:
+    """A name for the cloud's resources: lpo, the user, and what is written: runs/beta5 is lpo-eve-beta5. No two places share one, nor do two users: a name
+    that doesn't say all of both ends in a hash of them."""
+    bucket, path = re.fullmatch(r"(gs://)?(.*)", place, re.DOTALL).groups("")  # type: ignore[union-attr]
+    user, whole = getpass.getuser(), bucket + posixpath.normpath(path)
+    short = re.sub(r"^gs://[^/]*/", "", whole).removeprefix("runs/")
+    name = re.sub(r"[^a-z0-9]+", "-", f"lpo-{user}-{short}".lower()).strip("-")
+    if (
+        name == f"lpo-{user}-{short}"
+        and whole == f"runs/{short}"
+        and "-" not in user
+        and len(name) <= LONGEST_NAME
+        and not MARKED.search(name)
+    ):
         return name
-    mark = hashlib.sha256(place.encode()).hexdigest()[:6]
+    mark = hashlib.sha256(f"{user}\n{whole}".encode(errors="surrogateescape")).hexdigest()[:6]
     return f"{name[: LONGEST_NAME - 7].strip('-')}-{mark}"
 
 
@@ -207,18 +218,6 @@ def upload(shell: Shell, paths: Iterable[str], bucket: str) -> None:
             shell.run(["gcloud", "storage", "rsync", "--recursive", value, f"gs://{bucket}/{value}"])
         elif Path(value).is_file():
             shell.run(["gcloud", "storage", "cp", value, f"gs://{bucket}/{value}"])
-
-
-def plan(shell: Shell, words: Sequence[str]) -> None:
-    """Let the TPU compiler say, here and now, whether the run fits. `words`: a config and its settings.
-
-    Raises:
-      LaunchError: it doesn't.
-    """
-    try:
-        shell.run(["lpo", "plan", *words])
-    except LaunchError:
-        raise LaunchError(f"`lpo plan` refuses {words[0]}, see above. SKIP_PLAN=1 starts it all the same") from None
 
 
 def snapshot(shell: Shell) -> tuple[str, str]:

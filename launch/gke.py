@@ -1,5 +1,5 @@
 """Run a command on a TPU slice of a GKE cluster, all of it from here:
-  1. check the environment, once for all that is missing      2. ask `lpo plan` whether a training fits; stop where it doesn't
+  1. check the environment, once for all that is missing      2. ask `lpo plan` whether a training or server fits; stop where it doesn't
   3. build and push an image of git's files                   4. upload the job's inputs to the bucket
   5. apply a JobSet, launch/jobset.yaml.j2 (--xpk: let XPK make it)
   6. stream worker 0's log until the set is done; Kubernetes restarts it after a preemption, up to --restarts times; serve: forward a port to it
@@ -62,8 +62,20 @@ def manifest(
     env = environment(Path(__file__).parent)
     env.filters["tojson"] = lambda value: Markup(json.dumps(value))
     account, queue = os.environ.get("LPO_SERVICE_ACCOUNT", "default"), os.environ.get("LPO_QUEUE")
-    given = {"slice": wanted, "image": image, "command": command, "bucket": bucket, "secrets": secrets, "job": told}
+    given = {
+        "slice": wanted,
+        "image": image,
+        "command": [literal(word) for word in command],
+        "bucket": bucket,
+        "secrets": secrets,
+        "job": told,
+    }
     return env.get_template("jobset.yaml.j2").render(vars(args) | given, service_account=account, queue=queue)
+
+
+def literal(text: str) -> str:
+    """As Kubernetes must read a word of a command, in which it would replace $(NAME), and $$ by $, before any shell or program sees it."""
+    return text.replace("$", "$$")
 
 
 class JobSet:
@@ -92,7 +104,7 @@ class JobSet:
             marked = (
                 f"cd /bucket && LPO_MODELS=gs://{bucket}/models {XPK_JOB}={base64.b64encode(told.encode()).decode()} {shlex.join(command)}"
             )
-            mine = [f"--docker-image={image}", f"--command={marked}", f"--max-restarts={self.args.restarts}"]
+            mine = [f"--docker-image={image}", f"--command={literal(marked)}", f"--max-restarts={self.args.restarts}"]
             flags = [f"--tpu-type={wanted.accelerator_type}", "--num-slices=1", f"--restart-on-exit-codes=1,{common.PREEMPTED}"]
             token = ["--env-file=launch/xpk.env"] if os.environ.get("HF_TOKEN") else []  # which names HF_TOKEN; xpk reads its value
             self.shell.run(["xpk", "workload", "create", *self._xpk, *flags, *mine, *token, *(["--spot"] if self.args.spot else [])])
@@ -220,8 +232,8 @@ def up(args: argparse.Namespace) -> int:
         jobs.check_same(job)
         say(f"{args.name} is under way: following it")
     else:
-        if job.command == "train" and not args.skip_plan:
-            common.plan(shell, job.words)
+        if not args.skip_plan:
+            preflight.plan(shell, job, wanted.name, bucket)
         image = build(shell, common.snapshot(shell), image) if built else image
         common.upload(shell, job.inputs().values(), bucket)
         if jobs.state() and not args.dry_run:  # a set that is over; its name is taken

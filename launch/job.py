@@ -58,17 +58,25 @@ class Job:
 
     @property
     def output(self) -> str | None:
-        """The directory or file that it writes, which is what its name follows."""
+        """The directory or file that it writes."""
         if self.command == "train":
             assert self.config is not None
             return self.config.run_dir
         key = COMMANDS[self.command].writes
-        return None if key is None else str(getattr(self.given, key))
+        found = None if key is None else getattr(self.given, key)
+        return None if found is None else str(found)
 
     @property
     def name(self) -> str:
         """Of what is created for it."""
-        return name_of(self.output or f"serve/{self.given.name or Path(self.given.model).name}")
+        return name_of(self.place)
+
+    @property
+    def place(self) -> str:
+        """What its name follows: what it writes, pushes or serves."""
+        if self.command == "export":
+            return self.output or f"export/{self.given.push or self.given.run_dir}"
+        return self.output or f"serve/{self.given.name or self.given.model}"
 
     def inputs(self) -> dict[str, str]:
         """The paths that it reads, by key or flag: a config's shard sets first."""

@@ -1,21 +1,28 @@
 """What can be refused before anything is paid for: one check for all launchers, dry runs included. It asks the cloud only what costs nothing."""
 
 import os
+import posixpath
 import re
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foundation.errors import UserError
 from foundation.stores import HUB_ID
-from launch.common import NEEDS_LOGIN, Checks, LaunchError, Shell, last_line
+from launch.common import NEEDS_LOGIN, Checks, LaunchError, Shell, last_line, say
 from launch.job import Job, url_of
-from lpo_jax.cli.serve import api_key
-from lpo_jax.config import MeshConfig, RunConfig
-from lpo_jax.sharding import mesh_shape
+from lpo_jax.cli import export, generate, program, serve, teacher
+from lpo_jax.cli.models import CROSEC
+from lpo_jax.config import RunConfig
+from lpo_jax.sharding import mesh_shape, row_cuts
 from lpo_jax.train import preflight
 
+if TYPE_CHECKING:
+    from lpo_jax.decode.load import Models
+
 MAY_BE_ON_THE_HUB = ("data.tokenizer", "model.path", "model.adapter", ".kl.teacher", "--completions", "--model", "--security", "tokenizer")
+PLANNED = ("train", "serve")  # commands that `lpo plan` knows
 MULTI_REGIONS = {"us": "us", "europe": "eu", "asia": "asia"}  # of buckets, by how a zone's name begins
 CREATE = "gcloud storage buckets create gs://NAME --location=REGION --uniform-bucket-level-access --enable-hierarchical-namespace"
 
@@ -39,7 +46,7 @@ def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str 
                 remedy = f"build it with `lpo-data build ... --out {value}`"
                 copy = Path(folder, str(index), "manifest.json")
                 if not bucket:
-                    checks.missing.append(f"{key}={value}: no such shard set; {remedy}")
+                    checks.wrong.append(f"{key}={value}: no such shard set; {remedy}")
                 elif ask and _fetched(shell, f"gs://{bucket}/{value}/manifest.json", copy):
                     elsewhere[value] = copy.parent
                 elif shell.dry_run:
@@ -47,26 +54,26 @@ def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str 
                         f"{key}={value} isn't here: it must be in gs://{bucket}, or {remedy}; how many steps it makes isn't known"
                     )
                 elif ask:
-                    checks.missing.append(f"{key}={value} is neither here nor in gs://{bucket}: {remedy}")
+                    checks.wrong.append(f"{key}={value} is neither here nor in gs://{bucket}: {remedy}")
             elif value.startswith("gs://"):
                 if ask and shell.ask(["gcloud", "storage", "ls", f"{value.rstrip('/')}/config.json"]).returncode:
-                    checks.missing.append(f"{key}={value}: no model there: lpo fetch HUB_ID {value}")
+                    checks.wrong.append(f"{key}={value}: no model there: lpo fetch HUB_ID {value}")
             elif bucket and ask and not shell.dry_run and not shell.ask(["gcloud", "storage", "ls", f"gs://{bucket}/{value}"]).returncode:
                 continue
-            elif bucket and shell.dry_run and value.startswith("runs/"):
+            elif bucket and shell.dry_run and (value.startswith("runs/") or not _on_a_hub(key, value)):
                 checks.notes.append(f"{key}={value} isn't here: it must be in gs://{bucket}")
-            elif not key.endswith(MAY_BE_ON_THE_HUB) or not HUB_ID.fullmatch(value):
+            elif not _on_a_hub(key, value):
                 looked = " here or in the bucket" if bucket else ""
-                checks.missing.append(f"{key}={value}: no such file or directory{looked}, and no hub id; correct it")
+                checks.wrong.append(f"{key}={value}: no such file or directory{looked}, and no hub id; correct it")
             elif ask:
                 problem, note = _on_the_hub(key, value)
                 checks.wrong += problem
                 checks.notes += note
                 named = "data.tokenizer" if job.config and job.config.data.tokenizer else "model.path"
                 fetch |= not problem and not note and key == named
+        for check in (_check_output, _check_flags, _check_prompts, _check_server):
+            checks.collect(partial(check, job, devices))
         if job.config is None:
-            for check in (_check_mesh, _check_benchmark, _check_server):
-                checks.collect(partial(check, job, devices))
             return
         if bucket and ask and job.command == "train":
             _check_run_dir(shell, checks, job.config, bucket, Path(folder, "config.json"))
@@ -75,20 +82,92 @@ def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str 
     checks.notes += found.warnings
 
 
-def _check_mesh(job: Job, devices: int) -> None:
-    """Of what decodes."""
-    if job.command in ("serve", "generate"):
-        given = job.given
-        mesh_shape(MeshConfig(given.data, given.fsdp, given.tensor, given.expert), devices)
+def plan(shell: Shell, job: Job, topology: str, bucket: str) -> None:
+    """Let the TPU compiler say, here and now, whether a training or a server fits its slice; other commands aren't planned.
 
-
-def _check_benchmark(job: Job, _: int) -> None:
-    """Its files, where they are here."""
-    if job.command != "eval" or (job.given.data is not None and not job.given.data.exists()):
+    Raises:
+      LaunchError: it doesn't.
+    """
+    if job.command not in PLANNED:
         return
-    from evaluation import benchmarks  # here: it takes its time
+    if job.command == "serve" and (job.given.quantize or job.given.preset in CROSEC):
+        say("`lpo plan --serve` knows neither --quantize nor --preset crosec: whether this fits isn't known")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        words = job.words if job.command == "train" else _serving(shell, job, topology, bucket, Path(folder))
+        try:
+            shell.run(["lpo", "plan", *words])
+        except LaunchError:
+            what = job.given.config if job.command == "train" else job.given.model
+            raise LaunchError(f"`lpo plan` refuses {what}, see above. SKIP_PLAN=1 starts it all the same") from None
 
-    benchmarks.load(job.given.benchmark, job.given.data, job.given.any_data)
+
+def _serving(shell: Shell, job: Job, topology: str, bucket: str, copies: Path) -> list[str]:
+    """What `lpo plan` is asked of a server. `copies`: where config.json of a model in the bucket is brought, which says its shape."""
+    flags = program().commands["plan"].get_default("of_decoding")
+    asked = {name: getattr(job.given, name) for name, default in flags.items() if getattr(job.given, name) != default}
+    for name in ("model", "security"):
+        copy = copies / name / "config.json"
+        if (
+            name in asked
+            and not Path(asked[name]).exists()
+            and _fetched(shell, f"{url_of(asked[name], bucket).rstrip('/')}/config.json", copy)
+        ):
+            asked[name] = str(copy.parent)
+    return [f"--serve={topology}", *(f"--{name.replace('_', '-')}={value}" for name, value in asked.items())]
+
+
+def _on_a_hub(key: str, value: str) -> bool:
+    """Whether it may be."""
+    return key.endswith(MAY_BE_ON_THE_HUB) and HUB_ID.fullmatch(value) is not None
+
+
+def _check_output(job: Job, _: int) -> None:
+    """What is written takes the place of nothing that is read, and has a place of its own."""
+    if job.output is None:
+        return
+    key = "run_dir" if job.command == "train" else "-o"
+    problem = preflight.place_problem(key, job.output) if job.command != "train" else ""  # that of a config is looked at with it
+    for name, value in job.inputs().items():
+        if posixpath.normpath(value) == posixpath.normpath(job.output) and not name.endswith(".reference"):
+            problem = f"{key}={job.output} is what {name} names: give another {key}"
+    if problem:
+        raise LaunchError(problem)
+
+
+def _check_flags(job: Job, devices: int) -> None:
+    """What the command itself refuses before it looks for a model, by its own words; and whether its rows and mesh are the devices'."""
+    if job.command == "teacher":
+        assert job.config is not None
+        teacher.stage_of(job.given, job.config)
+    elif job.command == "export":
+        export.check(job.given)
+    elif (models := models_of(job)) is not None:
+        mesh = mesh_shape(models.mesh, devices)
+        if models.rows is not None:
+            from lpo_jax.decode.request import check_rows  # here: it takes its time
+
+            check_rows(models.rows, row_cuts(mesh))
+
+
+def models_of(job: Job) -> "Models | None":
+    """What decodes, as the command reads it from its flags; None: nothing does."""
+    if job.command == "eval":
+        from evaluation import cli  # here: it takes its time
+
+        return cli.asked(job.given)
+    if job.command == "serve":
+        return serve.asked(job.given)[1]
+    return generate.asked(job.given).models if job.command == "generate" else None
+
+
+def _check_prompts(job: Job, _: int) -> None:
+    """Their rows, where they are here."""
+    if job.command == "generate" and Path(job.given.prompts).is_file():
+        from lpo_jax.decode import prompts  # here: it takes its time
+
+        for _row in prompts.rows(job.given.prompts, generate.asked(job.given).models.adapters or ()):
+            pass
 
 
 def _check_server(job: Job, _: int) -> None:
@@ -104,7 +183,7 @@ def _check_server(job: Job, _: int) -> None:
 def check_key(checks: Checks) -> None:
     """Of a server, for whoever reaches its port."""
     if "LPO_API_KEY" in os.environ:
-        checks.collect(api_key)
+        checks.collect(serve.api_key)
     else:
         checks.variable("LPO_API_KEY", "the key that clients show: export LPO_API_KEY=$(openssl rand -hex 24)")
 

@@ -93,8 +93,8 @@ def up(args: argparse.Namespace) -> int:
         job.check_same(args.name, told.read_text() if told.is_file() else None)
         say(f"{args.name} is under way. Follow it: sky jobs logs --name {args.name}. End it: sky jobs cancel --name {args.name}")
         return 0
-    if job.command == "train" and not args.skip_plan:
-        common.plan(shell, job.words)
+    if not args.skip_plan:
+        preflight.plan(shell, job, wanted.name, bucket)
     common.upload(shell, job.inputs().values(), bucket)
     text = yaml.safe_dump(task(wanted, job, args.name, args.spot, bucket, zone, tree), sort_keys=False, width=1000)
     if args.dry_run:

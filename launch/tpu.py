@@ -1,5 +1,5 @@
 """Run a command on a Cloud TPU, all of it from here:
-  1. check job and environment, once for all that is wrong        2. ask `lpo plan` whether a training fits; stop where it doesn't
+  1. check job and environment, once for all that is wrong        2. ask `lpo plan` whether a training or server fits; stop where it doesn't
   3. create a TPU VM, or wait for a queued resource (--spot, --queued)
   4. copy git's files, changes included, and the job's inputs     5. install on every worker, with the bucket mounted
   6. run the same command on every worker                         7. stream worker 0's log; serve: hold a tunnel to its server
@@ -79,14 +79,16 @@ class Run:
         for attempt in range(self.args.restarts + 1):
             try:
                 node = self.tpu.describe()
-                if attempt or not self._under_way(node):
+                if not self._under_way(node):
                     if not prepared:
                         self._prepare()
                         prepared = True
                     node = self.tpu.ensure(node)
-                    if attempt or self.tpu.made or not self._under_way(node):
+                    if self.tpu.made or not self._under_way(node):
                         self._install(node)
-                        self._start(node)
+                        # Another terminal may have begun it meanwhile: who starts what runs stops it first, and the other would do so in turn.
+                        if not self._under_way(node):
+                            self._start(node)
                 code = self._follow()
                 self.tpu.may_train = False
                 if code in self.final or (code != PREEMPTED and self._still_there()):
@@ -104,8 +106,9 @@ class Run:
 
     def _prepare(self) -> None:
         """What comes before a TPU: the plan, the tree that travels, the job's inputs."""
-        if self.job.command == "train" and not self.args.skip_plan:
-            common.plan(self.shell, self.job.words)
+        if not self.args.skip_plan:
+            assert self.tpu.wanted is not None
+            preflight.plan(self.shell, self.job, self.tpu.wanted.name, self.bucket)
         self._snapshot = common.snapshot(self.shell)
         common.upload(self.shell, self.job.inputs().values(), self.bucket)
 
@@ -115,7 +118,7 @@ class Run:
         Raises:
           LaunchError: another one is, or nobody answers.
         """
-        if node.state != READY:
+        if not self.tpu.alive(node):
             return False
         self.tpu.touched = self.tpu.may_train = True
         for attempt in range(self.args.tries):

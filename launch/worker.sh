@@ -62,9 +62,12 @@ install_gcsfuse() {
 # After a reboot the number may be another program's.
 running() { [[ -s $state/pid ]] && grep --quiet --text worker.sh "/proc/$(<"$state/pid")/cmdline" 2>/dev/null; }
 
+# Two terminals may start one job at once: one after another.
 start() {
   local told=$HOME/$1
   shift
+  exec 9>"$state/lock"
+  flock 9
   if running; then
     if ! cmp --silent "$told" "$state/job.json"; then
       report busy
@@ -75,7 +78,7 @@ start() {
   rm -f "$state/code" "$state/pid"
   cp "$told" "$state/job.json"
   # In a session of its own it outlives this ssh connection.
-  setsid bash "${BASH_SOURCE[0]}" run "$@" </dev/null >"$state/log" 2>&1 &
+  setsid bash "${BASH_SOURCE[0]}" run "$@" </dev/null >"$state/log" 2>&1 9>&- &
   until [[ -s $state/pid ]]; do sleep 0.1; done
   report started
 }

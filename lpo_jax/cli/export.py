@@ -49,16 +49,26 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check(args)
+    from lpo_jax.train import distributed
+
+    return distributed.together(partial(_export, args))
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that don't go together.
+
+    Raises:
+      ConfigError: naming them.
+    """
     if args.out is None and args.push is None:
         raise ConfigError("say where to: a directory, or --push OWNER/NAME")
     if args.private and args.push is None:
         raise ConfigError("--private is about a repository on the hub: give --push OWNER/NAME too")
     from foundation.hub import check_id
-    from lpo_jax.train import distributed
 
     for name in filter(None, (args.push, args.base)):
         check_id(name)
-    return distributed.together(partial(_export, args))
 
 
 def _export(args: argparse.Namespace) -> int:

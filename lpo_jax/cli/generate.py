@@ -66,11 +66,21 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from lpo_jax.train import distributed
+
+    return distributed.together(partial(_generate, args, asked(args)))
+
+
+def asked(args: argparse.Namespace) -> "Job":
+    """What is asked for.
+
+    Raises:
+      ConfigError: flags that don't go together.
+    """
     from lpo_jax.config import ConfigError
     from lpo_jax.decode import job
     from lpo_jax.decode.request import SamplingConfig
     from lpo_jax.decode.rules import crosec
-    from lpo_jax.train import distributed
 
     if args.html and (not args.security or args.preset in crosec.PRESETS):
         raise ConfigError(
@@ -79,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html and args.html.resolve() == args.out.resolve():
         raise ConfigError(f"--html {args.html}: the completions go there; name another file")
     temperature = 0.0 if args.greedy else args.temperature
-    asked = job.Job(
+    return job.Job(
         prompts=args.prompts,
         out=str(args.out),
         models=models_of(args),
@@ -91,7 +101,6 @@ def run(args: argparse.Namespace) -> int:
         system=args.system,
         sampling=SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop)),
     )
-    return distributed.together(partial(_generate, args, asked))
 
 
 def _generate(args: argparse.Namespace, asked: "Job") -> int:

@@ -41,11 +41,15 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foundation.commands import number, whole
 from foundation.errors import ConfigError
 from foundation.files import cache_directory
 from lpo_jax.cli.models import add_asking, add_models, models_of
+
+if TYPE_CHECKING:
+    from lpo_jax.decode.load import Models
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +94,18 @@ def api_key() -> str | None:
     return key
 
 
+def asked(args: argparse.Namespace) -> "tuple[str, Models]":
+    """What clients call the model, and all that decodes.
+
+    Raises:
+      ConfigError: flags that don't go together.
+    """
+    models, name = models_of(args), args.name or Path(args.model).name
+    if name in (models.adapters or {}):
+        raise ConfigError(f"--adapter {name}=...: the model itself is called so: give another name, or --name")
+    return name, models
+
+
 def run(args: argparse.Namespace) -> int:
     from lpo_jax.train import distributed
 
@@ -111,10 +127,7 @@ def _serve(args: argparse.Namespace) -> int:
     key = api_key()
     if args.max_waiting < 0 or args.grace < 0:
         raise ConfigError("--max-waiting and --grace must be 0 or more")
-    models = models_of(args)
-    name = args.name or Path(args.model).name
-    if name in (models.adapters or {}):
-        raise ConfigError(f"--adapter {name}=...: the model itself is called so: give another name, or --name")
+    name, models = asked(args)
     found = find(models)
     longest = found.max_len_tokens
     if args.max_len_tokens is None:

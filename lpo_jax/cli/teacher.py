@@ -39,17 +39,29 @@ def run(args: argparse.Namespace) -> int:
     return distributed.together(partial(_compute, args, config))
 
 
-def _compute(args: argparse.Namespace, config: "RunConfig") -> int:
+def stage_of(args: argparse.Namespace, config: "RunConfig") -> str:
+    """The stage whose teacher is meant.
+
+    Raises:
+      ConfigError: it isn't clear which, or there is none.
+    """
     from lpo_jax.config import ConfigError
     from lpo_jax.train import teacher
-    from lpo_jax.train.data import open_data
-    from lpo_jax.train.distributed import first
 
     stages = [name for name in config.stages if teacher.taught(config, name) and args.stage in (None, name)]
     if len(stages) != 1:
         raise ConfigError(f"{args.config}: name with --stage one of objective kd among {', '.join(config.stages)}")
+    return stages[0]
+
+
+def _compute(args: argparse.Namespace, config: "RunConfig") -> int:
+    from lpo_jax.train import teacher
+    from lpo_jax.train.data import open_data
+    from lpo_jax.train.distributed import first
+
+    stage = stage_of(args, config)
     _, feeds, _ = open_data(config)
-    teacher.write(config, stages[0], feeds[stages[0]], args.out, args.top_k)
+    teacher.write(config, stage, feeds[stage], args.out, args.top_k)
     if first():
-        print(f"wrote {args.out}; train with stages.{stages[0]}.objective.kl.teacher={args.out}")
+        print(f"wrote {args.out}; train with stages.{stage}.objective.kl.teacher={args.out}")
     return 0

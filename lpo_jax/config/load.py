@@ -204,8 +204,25 @@ def _build(cls: type, raw: Mapping[str, Any], places: Mapping[Keys, str], tells_
     # A misspelt key is unknown and leaves its right name missing: say the former.
     misspelt = {e["loc"][:-1] for e in errors if e["type"] == "unexpected_keyword_argument"}
     errors = [e for e in errors if e["type"] != "missing" or e["loc"][:-1] not in misspelt]
-    told = dict.fromkeys(_told(cls, e, places) for e in (errors if tells_all else errors[:1]))
+    unlike = _unlike(errors, places)
+    lines = [unlike.get(e["loc"][:2] if e["type"] in _ABSENT else ()) or _told(cls, e, places) for e in errors]
+    told = dict.fromkeys(lines if tells_all else lines[:1])
     raise ConfigError("\n  ".join(told if len(told) == 1 else (f"{len(told)} settings are wrong:", *told)))
+
+
+_ABSENT = ("missing", "union_tag_not_found")
+
+
+def _unlike(errors: Sequence[Mapping[str, Any]], places: Mapping[Keys, str]) -> dict[tuple[int | str, ...], str]:
+    """Stages that overrides alone have made, and not whole, whose names are nearly those of the file's: what is said of each, in place of all that it lacks."""
+    stages = {keys: place for keys, place in places.items() if len(keys) == 2 and keys[0] == "stages"}
+    there = [name for (_, name), place in stages.items() if not place.startswith(_OVERRIDE)]
+    found = dict[tuple[int | str, ...], str]()
+    for keys, place in stages.items():
+        lacks = [".".join(map(str, e["loc"][2:])) for e in errors if e["type"] in _ABSENT and e["loc"][:2] == keys]
+        if lacks and keys[1] not in there and (near := difflib.get_close_matches(keys[1], there, n=1, cutoff=0.5)):
+            found[keys] = f"{place}: unknown stage stages.{keys[1]}: did you mean {near[0]!r}? (a new one lacks {', '.join(lacks)})"
+    return found
 
 
 def _told(cls: type, error: Mapping[str, Any], places: Mapping[Keys, str]) -> str:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -139,6 +139,57 @@ class Prompt:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row before any tokenizer reads it."""
+
+    where: str  # file and line, for errors
+    id: str
+    key: str  # "prompt" or "instruction"
+    text: str
+    adapter: str | None
+    columns: tuple[str, ...]  # others that hold something
+
+
+def rows(path: str, adapters: Iterable[str] = ()) -> Iterator[Row]:
+    """The rows of a JSONL file of prompts.
+
+    Raises:
+      ConfigError: as `read`.
+    """
+    wanted = 'write {"id": ..., "prompt": TEXT} or {"id": ..., "instruction": TEXT}'
+
+    def refuse(where: str, reason: str) -> None:
+        raise ConfigError(f"{where}: {reason}; {wanted}")
+
+    seen, named = dict[str, str](), False
+    for where, row in records.read(path, refuse):
+        where = f"{path}:{where.rpartition(':')[2]}"
+        key = next((key for key in ("prompt", "instruction") if key in row), None)
+        if key is None or {"prompt", "instruction"} <= row.keys():
+            raise ConfigError(f"{where}: {wanted}")
+        given = row.get("id")
+        try:
+            text, name = text_of(row[key], key), text_of(where.rpartition(":")[2] if given is None else str(given), "id")
+            adapter = str(row["adapter"]) if adapters and row.get("adapter") else None
+            if adapter is not None and adapter not in adapters:
+                raise RowError(f"adapter {adapter[:80]!r} isn't one of those given: {', '.join(adapters)}")
+        except RowError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        if name in seen:
+            raise ConfigError(f"{where}: id {name} stands at {seen[name]} already")
+        seen[name], named = where, named or adapter is not None
+        known = {"id", key, *(["adapter"] if adapters else [])}
+        yield Row(where, name, key, text, adapter, tuple(column for column in row.keys() - known if row[column] not in (None, "", [], {})))
+    if not seen:
+        raise ConfigError(f"{path}: no prompt")
+    if adapters and not named:
+        some = next(iter(adapters))
+        raise ConfigError(
+            f'{path}: no row names an adapter: write "adapter": "{some}" into those that it shall complete, or give one --adapter DIR'
+        )
+
+
 def read(path: str, tokenizer: Tokenizer, asking: Asking, adapters: Mapping[str, Asking] | None = None) -> list[Prompt]:
     """The prompts of a JSONL file: rows {"prompt": ...} as they are, rows {"instruction": ...} as the model is asked.
 
@@ -150,36 +201,17 @@ def read(path: str, tokenizer: Tokenizer, asking: Asking, adapters: Mapping[str,
         row has an adapter, where there are some; file and line are named.
     """
     adapters = adapters or {}
-    found: dict[str, Prompt] = {}
+    found: list[Prompt] = []
     unused = Counter[str]()
-    for where, row in records.read(path, records.raising(ConfigError)):
-        where = f"{path}:{where.rpartition(':')[2]}"
-        key = next((key for key in ("prompt", "instruction") if key in row), None)
-        if key is None or {"prompt", "instruction"} <= row.keys():
-            raise ConfigError(f'{where}: write {{"id": ..., "prompt": TEXT}} or {{"id": ..., "instruction": TEXT}}')
+    for row in rows(path, adapters):
+        how = asking if row.adapter is None else adapters[row.adapter]
         try:
-            given = row.get("id")
-            text, name = text_of(row[key], key), text_of(where.rpartition(":")[2] if given is None else str(given), "id")
-            adapter = str(row["adapter"]) if adapters and row.get("adapter") else None
-            if adapter is not None and adapter not in adapters:
-                raise RowError(f"adapter {adapter[:80]!r} isn't one of those given: {', '.join(adapters)}")
-            how = asking if adapter is None else adapters[adapter]
-            shown = how.prompt(text, tokenizer) if key == "instruction" else templates.as_it_stands(text)
-        except (RowError, TemplateError) as error:
-            raise ConfigError(f"{where}: {error}") from None
-        if name in found:
-            raise ConfigError(f"{where}: id {name} stands at {found[name].where} already")
-        found[name] = Prompt(name, where, shown.shown, tuple(shown.ids(tokenizer)), adapter)
-        unused.update(
-            column for column in row.keys() - {"id", key, *(["adapter"] if adapters else [])} if row[column] not in (None, "", [], {})
-        )
-    if not found:
-        raise ConfigError(f"{path}: no prompt")
-    if adapters and not any(prompt.adapter for prompt in found.values()):
-        some = next(iter(adapters))
-        raise ConfigError(
-            f'{path}: no row names an adapter: write "adapter": "{some}" into those that it shall complete, or give one --adapter DIR'
-        )
+            shown = how.prompt(row.text, tokenizer) if row.key == "instruction" else templates.as_it_stands(row.text)
+            ids = tuple(shown.ids(tokenizer))
+        except TemplateError as error:
+            raise ConfigError(f"{row.where}: {error}") from None
+        found.append(Prompt(row.id, row.where, shown.shown, ids, row.adapter))
+        unused.update(row.columns)
     if unused:
         log.warning("%s: nothing reads the columns %s", path, ", ".join(f"{name} ({count} rows)" for name, count in sorted(unused.items())))
-    return list(found.values())
+    return found

@@ -152,11 +152,16 @@ def check_model(opened: LoadedModel, name: str, vocab: int, rows: int, length: i
     Raises:
       ConfigError: rows don't divide, the model is too short, or its vocabulary too small; with the numbers.
     """
-    if rows < 1 or rows % opened.cuts:
-        raise ConfigError(f"rows is {rows}: it must be a positive multiple of data * fsdp * expert = {opened.cuts}")
+    check_rows(rows, opened.cuts)
     if length > opened.model.config.max_positions:
         raise ConfigError(f"{asked}: the {name} was made for {opened.model.config.limit}")
     check_vocab(opened.model.config, f"the {name}", vocab)
+
+
+def check_rows(rows: int, cuts: int) -> None:
+    """Refuse rows that a mesh can't cut into so many parts."""
+    if rows < 1 or rows % cuts:
+        raise ConfigError(f"rows is {rows}: it must be a positive multiple of data * fsdp * expert = {cuts}")
 
 
 def check_vocab(shape: ModelConfig, owner: str, vocab: int) -> None:

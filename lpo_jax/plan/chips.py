@@ -33,6 +33,8 @@ CHIPS = {
     "tpu7x": Chip(94.74 * GIB, 1153.5e12, 3690e9, 300e9, "TPU7x"),
 }
 
+NAMES = "write JAX's name of a slice, like v5e:4x4, v6e:4x8, v5p:2x2x4, v4:2x2x2, tpu7x:2x2x1 (v5e:2x4 is Google Cloud's v5litepod-8)"
+
 _LIBTPU = {  # read once, when libtpu is loaded
     "TPU_SKIP_MDS_QUERY": "1",  # don't ask the metadata server of a cloud machine ...
     "TPU_WORKER_HOSTNAMES": "localhost",  # ... which hosts there are
@@ -53,15 +55,15 @@ def chip_of(config: RunConfig) -> Chip:
     return chip_in(config.mesh.topology)
 
 
-def chip_in(topology: str) -> Chip:
-    """The chip of a slice.
+def chip_in(topology: str, key: str = "mesh.topology") -> Chip:
+    """The chip of a slice, which `key` names.
 
     Raises:
       ConfigError: its generation is unknown.
     """
     generation = topology.partition(":")[0]
     if generation not in CHIPS:
-        raise ConfigError(f"mesh.topology {topology!r}: the generation is one of {', '.join(CHIPS)}, as in v5e:4x4")
+        raise ConfigError(f"{key} {topology!r}: {NAMES}; the generation is one of {', '.join(CHIPS)}")
     return CHIPS[generation]
 
 
@@ -102,22 +104,22 @@ def doubled(topology: str) -> str:
     return f"{generation}:{'x'.join(map(str, sides))}"
 
 
-def topology_devices(name: str) -> list[jax.Device]:
-    """The devices of a TPU slice in JAX's names, e.g. ``v5e:4x4`` or ``v5p:2x2x2``: to compile for, not to run on.
+def topology_devices(name: str, key: str = "mesh.topology") -> list[jax.Device]:
+    """The devices of a TPU slice in JAX's names, e.g. ``v5e:4x4`` or ``v5p:2x2x2``: to compile for, not to run on. `key` names it.
 
     Raises:
       ConfigError: libtpu isn't installed, or it knows no such topology.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError("a plan needs the TPU compiler, which runs on any CPU machine: pip install 'lpo-jax[tpu]', or libtpu==0.0.52")
-    for key, value in _LIBTPU.items():
-        os.environ.setdefault(key, value)
+    for variable, value in _LIBTPU.items():
+        os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
     # A v4 chip's two cores are one device, as a run on it sees them.
     options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
-    try:
-        with captured_stderr():
+    with captured_stderr():
+        try:
             return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
-    except jax.errors.JaxRuntimeError as error:
-        raise ConfigError(f"mesh.topology {name!r}: {error}; names are like v5e:4x4, v6e:4x8, v5p:2x2x4, v4:2x2x2, tpu7x:2x2x1") from None
+        except jax.errors.JaxRuntimeError as error:
+            raise ConfigError(f"{key} {name!r}: {error}; {NAMES}") from None

@@ -129,10 +129,11 @@ def make(models: Models, topology: str, longest: int) -> ServePlan:
     Raises:
       ConfigError: no compiler, a shape can't be found, or mesh, rows and lengths don't go together.
     """
-    begin, chip, dtype = time.perf_counter(), chip_in(topology), models.dtype or "bfloat16"
-    names = [models.model, *([models.security] if models.security else [])]
-    each = [Model(shape_of(name), dtype, dtype) for name in names]
-    mesh = make_mesh(dataclasses.replace(models.mesh, topology=topology), topology_devices(topology))
+    begin, chip, dtype = time.perf_counter(), chip_in(topology, "--serve"), models.dtype or "bfloat16"
+    flags = {"--model": models.model, **({"--security": models.security} if models.security else {})}
+    names = list(flags.values())
+    each = [Model(_shape_of(flag, name), dtype, dtype) for flag, name in flags.items()]
+    mesh = make_mesh(dataclasses.replace(models.mesh, topology=topology), topology_devices(topology, "--serve"))
     limit = min(model.config.max_positions for model in each)
     longest = min(longest, limit) if models.max_len_tokens is None else models.max_len_tokens
     parts, rule = row_cuts(mesh.shape), CoDecoding() if models.security else None
@@ -198,6 +199,16 @@ def shape_of(name: str) -> ModelConfig:
         run = open_run(name)
         source = ModelSource(path=name) if run is None else run.model
     return hf.planned_config(source)
+
+
+def _shape_of(flag: str, name: str) -> ModelConfig:
+    """`shape_of`, whose errors are about keys of a config; there is none here."""
+    try:
+        return shape_of(name)
+    except ConfigError as error:
+        told = re.split(r"; set model\.shape|(?: here)?; correct it, or set null|; give a directory", str(error))[0]
+        remedy = "give a copy of its config.json, a run's config, a run_dir, a Hugging Face directory or a hub id"
+        raise ConfigError(f"{flag} {name}: {re.sub(r'^model[.](path|shape): ', '', told)}; {remedy}") from None
 
 
 def _compile(engine: Engine, params: Sequence[Params], block: int) -> tuple[int, int, int]:

@@ -67,7 +67,7 @@ def check(config: RunConfig, devices: int, sets: Mapping[str, Manifest], model: 
       sets: the manifests that are known, by directory.
       model: None: its shape isn't known.
     """
-    found = Findings()
+    found = Findings([problem] if (problem := place_problem("run_dir", config.run_dir)) else [])
     try:
         found.errors += row_problems(config, mesh_shape(config.mesh, devices))
     except ConfigError as error:
@@ -75,6 +75,19 @@ def check(config: RunConfig, devices: int, sets: Mapping[str, Manifest], model: 
     found.errors += _data_problems(config, sets, model)
     found.warnings += _intervals(config, sets)
     return found
+
+
+def place_problem(key: str, path: str) -> str:
+    """What is wrong with a place to write to, which `key` names: it must be of its own, and no directory that holds other runs, or all else."""
+    scheme, remote, there = path.partition("://")
+    bucket, _, folder = there.partition("/")
+    if remote:
+        remedy = f"give a folder of its own, e.g. {scheme}://{bucket or 'BUCKET'}/runs/NAME"
+        return f"{key}={path} holds other things than one run: {remedy}" if folder.strip("/") in ("", "runs") else ""
+    place, here = Path(path).expanduser().resolve(), Path.cwd()
+    if place in (here, *here.parents, here / "runs"):
+        return f"{key}={path} holds other things than one run: give a directory of its own, e.g. runs/NAME"
+    return ""
 
 
 def row_problems(config: RunConfig, mesh: Mapping[str, int]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import pytest
 
 import lpo_jax
 from foundation.commands import Program, new_directory, new_file, new_page, number, whole
-from foundation.errors import DataError, run_command
+from foundation.errors import DataError, UserError, run_command
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,25 @@ def test_what_may_have_been_meant_is_said(capsys):
     ):
         assert program.run(words) == 2
         assert said in capsys.readouterr().err
+
+
+def test_options_and_other_arguments_stand_in_any_order():
+    program = Program("lpo-test", "A test.")
+    go = program.command("go", "go", "Go.", lambda args: 0)
+    go.add_argument("config")
+    go.add_argument("settings", nargs="*")
+    go.add_argument("-o", "--out", required=True)
+    for words in (
+        ["c", "a=1", "b=2", "-o", "x"],
+        ["-o", "x", "c", "a=1", "b=2"],
+        ["c", "-o", "x", "a=1", "b=2"],
+        ["c", "a=1", "-o", "x", "b=2"],
+    ):
+        args = program.parse(["go", *words])
+        assert (args.config, args.settings, args.out) == ("c", ["a=1", "b=2"], "x")
+    for words, said in ((["c", "-o", "x", "a=1", "--fast"], "unrecognized arguments: --fast"), (["a=1"], "required: -o/--out")):
+        with pytest.raises(UserError, match=said):
+            program.parse(["go", *words])
 
 
 def test_home_is_found_where_no_shell_looks_for_it(monkeypatch):

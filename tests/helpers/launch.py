@@ -96,7 +96,17 @@ ENVIRONMENT = {
 
 _SERVER = multiprocessing.get_context("forkserver")  # has imported once what each launcher would import anew, in seconds
 _SERVER.set_forkserver_preload(
-    ["launch.tpu", "launch.gke", "launch.slurm", "launch.local", "launch.sky", "evaluation.cli", "tests.helpers.launch"]
+    [
+        "launch.tpu",
+        "launch.gke",
+        "launch.slurm",
+        "launch.local",
+        "launch.sky",
+        "evaluation.cli",
+        "lpo_jax.decode.job",
+        "lpo_jax.train.teacher",
+        "tests.helpers.launch",
+    ]
 )
 
 

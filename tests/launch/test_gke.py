@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import time
 
 import pytest
@@ -53,12 +54,33 @@ def test_all_of_it_in_order(cluster):
     assert "Pending" in done.stdout
 
 
+def expanded(command, env=("HOME", "LPO_MODELS")):
+    """A container's command as it is run, by what Kubernetes documents: $(NAME) is a variable's value if there is one, else it stays, and $$ is $."""
+
+    def read(found):
+        return "$" if found[0] == "$$" else f"<{found[1]}>" if found[1] in env else found[0]
+
+    return [re.sub(r"\$\$|\$\(([^)]*)\)", read, word) for word in command]
+
+
+@pytest.mark.parametrize("wild", ["$(HOME)", "$$", "$$(HOME)", "$$$(HOME)$$$", "a$b $ $(none)", "$(", "^def .*$"])
+def test_what_kubernetes_expands_in_a_command_arrives_as_it_was_given(cluster, wild):
+    given = ["--stop", wild, "--system", f"x{wild}y"]
+    cluster.answer("storage ls gs://bkt/", "", first=True)
+    words = ["generate", "none.jsonl", "-o", "runs/out.jsonl", "--model", "runs/none", *given]
+    assert cluster.run("gke", "--tpu=v5e:2x4", *words).returncode == 0
+    (container,) = applied(cluster)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    assert expanded(container["command"]) == ["lpo", *words]
+    if "$$" in wild or "(HOME)" in wild:
+        assert expanded(words) != words  # it would not, as it stands
+
+
 def test_the_manifest(cluster):
     wild = ["stages.sft.objective={name: sft}", 'run_dir=runs/it\'s "$HOME" <&> \u00e9']
     assert up(cluster, *wild, "--spot", "--restarts=7", env={"LPO_QUEUE": "multislice-queue"}).returncode == 0
     made = applied(cluster)
     assert made["kind"] == "JobSet"
-    assert made["metadata"]["name"] == "lpo-eve-it-s-home"
+    assert made["metadata"]["name"] == "lpo-eve-it-s-home-d4d308"
     assert made["metadata"]["annotations"]["lpo-jax/job"] == settings(*wild)
     assert made["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "multislice-queue"}
     assert made["spec"]["failurePolicy"]["maxRestarts"] == 7
@@ -72,7 +94,7 @@ def test_the_manifest(cluster):
         "cloud.google.com/gke-spot": "true",
     }
     (container,) = pod["containers"]
-    assert container["command"] == ["lpo", "train", f"/lpo-jax/{CONFIG}", FITS, *wild, TOPOLOGY]
+    assert expanded(container["command"]) == ["lpo", "train", f"/lpo-jax/{CONFIG}", FITS, *wild, TOPOLOGY]
     assert container["image"] == "reg.dev/proj/repo/lpo:0123456789ab"
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["workingDir"] == container["volumeMounts"][0]["mountPath"]
@@ -156,7 +178,7 @@ def test_a_set_that_somebody_deleted(cluster):
     cluster.answer("get jobset", "", first=True)
     done = up(cluster)
     assert done.returncode == 2
-    assert "lpo-eve-tiny-cpu is gone" in done.stderr
+    assert "lpo-eve-tiny-cpu-5d8060 is gone" in done.stderr
 
 
 def test_a_log_that_is_taken_up_again_is_not_repeated(cluster):
@@ -168,14 +190,14 @@ def test_a_log_that_is_taken_up_again_is_not_repeated(cluster):
 
 
 def test_xpk(cluster):
-    done = up(cluster, "--xpk", "--delete=success", "run_dir=runs/a b", env={"HF_TOKEN": "hf_sesame"})
+    done = up(cluster, "--xpk", "--delete=success", "run_dir=runs/a $(b)", env={"HF_TOKEN": "hf_sesame"})
     assert done.returncode == 0, done.stderr
     (create,) = [call["argv"] for call in cluster.calls if call["argv"][:3] == ["xpk", "workload", "create"]]
     assert {"--cluster=clu", "--project=proj", "--zone=us-west4-a", "--tpu-type=v5litepod-16", "--max-restarts=20"} <= set(create)
     assert "--docker-image=reg.dev/proj/repo/lpo:0123456789ab" in create
-    mark = base64.b64encode(settings("run_dir=runs/a b").encode()).decode()
+    mark = base64.b64encode(settings("run_dir=runs/a $(b)").encode()).decode()
     assert (
-        f"--command=cd /bucket && LPO_MODELS=gs://bkt/models LPO_JOB={mark} lpo train /lpo-jax/{CONFIG} {FITS} 'run_dir=runs/a b' {TOPOLOGY}"
+        f"--command=cd /bucket && LPO_MODELS=gs://bkt/models LPO_JOB={mark} lpo train /lpo-jax/{CONFIG} {FITS} 'run_dir=runs/a $$(b)' {TOPOLOGY}"
         in create
     )
     assert any(word.startswith("--restart-on-exit-codes=") and word.endswith("75") for word in create)
@@ -200,7 +222,7 @@ def test_down(fakes):
 
 def test_a_server_and_its_port(cluster):
     cluster.answer("logs", "hang", first=True)
-    cluster.answer("get pods .*metadata.name", "lpo-eve-serve-none-slice-0-0-abcde", first=True)
+    cluster.answer("get pods .*metadata.name", "lpo-eve-serve-runs-none-6a9e9d-slice-0-0-abcde", first=True)
     cluster.answer("get pods", "Running", first=True)
     cluster.answers.insert(0, cluster.answers.pop(1))
     cluster.answer("storage ls gs://bkt/runs/none", "", first=True)
@@ -213,17 +235,17 @@ def test_a_server_and_its_port(cluster):
     done = run.end()
     assert (
         done.returncode == 130
-        and "lpo-eve-serve-none goes on" in done.stdout
-        and "make serve-gke-down JOB=lpo-eve-serve-none" in done.stdout
+        and "lpo-eve-serve-runs-none-6a9e9d goes on" in done.stdout
+        and "make serve-gke-down JOB=lpo-eve-serve-runs-none-6a9e9d" in done.stdout
     )
     for line in cluster.lines("port-forward"):
-        assert line.endswith(" port-forward pod/lpo-eve-serve-none-slice-0-0-abcde --address=127.0.0.1 8001:8000")
+        assert line.endswith(" port-forward pod/lpo-eve-serve-runs-none-6a9e9d-slice-0-0-abcde --address=127.0.0.1 8001:8000")
     secret = yaml.safe_load(next(call["stdin"] for call in cluster.calls if "apply" in call["argv"]))
     assert secret["stringData"] == {"LPO_API_KEY": "sesame"}
     (container,) = applied(cluster)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["lpo", "serve", "--model", "runs/none"]
     assert container["env"][1:] == [
-        {"name": "LPO_API_KEY", "valueFrom": {"secretKeyRef": {"name": "lpo-eve-serve-none-keys", "key": "LPO_API_KEY"}}}
+        {"name": "LPO_API_KEY", "valueFrom": {"secretKeyRef": {"name": "lpo-eve-serve-runs-none-6a9e9d-keys", "key": "LPO_API_KEY"}}}
     ]
     assert "sesame" not in done.stdout + done.stderr + "".join(cluster.lines())
     calls = len(cluster.lines("port-forward"))
@@ -236,6 +258,18 @@ def test_a_server_needs_a_key_that_nobody_else_reads(cluster, words):
     env = {"LPO_API_KEY": "sesame"} if words else {}
     done = cluster.run("gke", "--tpu=v5e:2x4", *words, "serve", "--model", "runs/none", env=env)
     assert done.returncode == 2 and ("serve without XPK" if words else "LPO_API_KEY: the key") in done.stderr
+
+
+@pytest.mark.parametrize("delete", ["never", "success", "always"])
+def test_ctrl_c_deletes_no_set(cluster, delete):
+    cluster.answer("get pods", "Running", first=True)
+    cluster.answer("logs", "hang", first=True)
+    run = cluster.start("gke", "--tpu=v5e:4x4", f"--delete={delete}", CONFIG, FITS)
+    run.until(" logs ")
+    run.interrupt()
+    done = run.end()
+    assert done.returncode == 130 and "Ctrl-C stopped nothing: lpo-eve-tiny-cpu-5d8060 goes on" in done.stdout
+    assert "Delete it: make train-gke-down JOB=lpo-eve-tiny-cpu-5d8060" in done.stdout and cluster.lines("delete") == []
 
 
 def test_a_set_that_is_started_and_left(cluster):

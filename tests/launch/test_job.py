@@ -13,7 +13,7 @@ from tests.helpers.paths import REPO
 
 def test_a_run_that_the_bucket_has_is_taken_from_there(cloud, tmp_path):
     """An older copy of it may lie here."""
-    words = ["--tpu=v5e:4x4", "generate", "README.md", "-o", "runs/out.jsonl", "--model", "runs/test_upload"]
+    words = ["--tpu=v5e:4x4", "generate", "data_pipeline/seed/pairs.jsonl", "-o", "runs/out.jsonl", "--model", "runs/test_upload"]
     run = REPO / "runs/test_upload"
     (run / "checkpoints").mkdir(parents=True)
     config = load(REPO / CONFIG, ["run_dir=runs/test_upload", "data.path=tests"])
@@ -39,8 +39,14 @@ def test_a_run_that_the_bucket_has_is_taken_from_there(cloud, tmp_path):
             ["generate", "none.jsonl", "-o", "runs/out.jsonl", "--model", "tests"],
             "prompts=none.jsonl: no such file or directory here or in the bucket",
         ),
-        (["generate", "README.md", "-o", "/tmp/out.jsonl", "--model", "tests"], "-o=/tmp/out.jsonl: give a path relative to this checkout"),
-        (["generate", "README.md", "-o", "runs/out.jsonl", "--model", "tests", "--tensor", "3"], "doesn't fit 8 devices"),
+        (
+            ["generate", "data_pipeline/seed/pairs.jsonl", "-o", "/tmp/out.jsonl", "--model", "tests"],
+            "-o=/tmp/out.jsonl: give a path relative to this checkout",
+        ),
+        (
+            ["generate", "data_pipeline/seed/pairs.jsonl", "-o", "runs/out.jsonl", "--model", "tests", "--tensor", "3"],
+            "doesn't fit 8 devices",
+        ),
         (["serve", "--model", "tests", "--port", "0"], "the tunnel must know the port"),
         (["serve", "--model", "tests", "--host", "0.0.0.0"], "is reached through the tunnel"),
         (["serve", "--model", "tests", "--rowz", "3"], "--rowz"),
@@ -70,14 +76,21 @@ def test_what_a_job_is_told_by(monkeypatch):
     found = job.read("generate", asked)
     assert found.argv() == found.argv("/tree") == ["lpo", "generate", *asked]
     assert found.inputs() == {"prompts": "tasks.jsonl", "--model": "runs/none", "--adapter": "runs/x", "--adapter 1": "runs/y"}
-    assert (found.name, found.output) == ("lpo-eve-a-out-jsonl", "runs/a/out.jsonl")
+    assert (found.name, found.output) == ("lpo-eve-a-out-jsonl-c0d9f1", "runs/a/out.jsonl")
     assert found.follow_up("bkt") == "To bring it here: gcloud storage cp gs://bkt/runs/a/out.jsonl ."
-    assert job.read("serve", ["--model", "runs/none"]).name == "lpo-eve-serve-none"
+    assert job.read("serve", ["--model", "runs/none"]).name == "lpo-eve-serve-runs-none-6a9e9d"
     assert job.read("serve", ["--model", "owner/x", "--port", "8001"]).tunnel(None) == (8001, 8001)
     facts = json.loads(found.text())
     found.check_same("x", found.text())
     with pytest.raises(job.LaunchError, match="samples: 7 there, 1 here"):
         found.check_same("x", json.dumps(facts | {"samples": 7}))
+
+
+def test_an_export_to_the_hub_alone_writes_nothing_here(monkeypatch):
+    monkeypatch.setenv("LOGNAME", "eve")
+    found = job.read("export", ["runs/x", "--push", "me/x"])
+    assert found.output is found.follow_up("bkt") is None
+    assert found.name.startswith("lpo-eve-export-me-x-") and job.read("export", ["runs/x", "runs/y"]).name == "lpo-eve-y"
 
 
 def test_a_config_is_the_trees_and_told_of_the_slice():
@@ -86,5 +99,7 @@ def test_a_config_is_the_trees_and_told_of_the_slice():
     assert found.argv("@tree") == ["lpo", "teacher", f"@tree/{asked[0]}", "mesh.fsdp=16", "mesh.topology=v5e:4x4", "-o", "data/teacher"]
     assert found.config.mesh.topology == "v5e:4x4" and found.output == "data/teacher"
     assert found.on("v5e:4x4") is found
+    behind = job.read("teacher", [asked[0], "-o", "data/teacher", "mesh.fsdp=16"]).on("v5e:4x4")
+    assert behind.config == found.config and behind.argv()[-2:] == ["mesh.fsdp=16", "mesh.topology=v5e:4x4"]
     judged = job.read("eval", ["--benchmark", "own", "--completions", "https://x/v1", "--model", "gpt", "-o", "evals/x"])
     assert judged.inputs() == {}  # an endpoint, and the name that its model has there

@@ -95,6 +95,11 @@ def test_two_real_processes_train_one_model(fakes, tmp_path, seed_shards, logs):
     ]
 
 
+def test_a_dry_run_that_finds_something_wrong_says_so(fakes):
+    done = fakes.run("local", "--dry-run", CONFIG, "data.path=runs/none", "mesh.tensor=8")
+    assert done.returncode == 2 and "data.path=runs/none: no such shard set" in done.stderr and "+ env" not in done.stdout
+
+
 def test_a_dry_run_runs_nothing(fakes):
     done = fakes.run("local", "--dry-run", *GIVEN)
     assert done.stdout.count("+ env JAX_COORDINATOR_ADDRESS=127.0.0.1:") == 2

@@ -16,7 +16,7 @@ from launch import job
 from tests.helpers.launch import CONFIG, FITS, TOPOLOGY
 from tests.helpers.paths import REPO
 
-NAME = "lpo-eve-test-sky"
+NAME = "lpo-eve-test-sky-873d4d"
 RUN = "run_dir=runs/test_sky"
 LOADER = """\
 import json, sys, sky
@@ -81,9 +81,9 @@ def test_an_evaluation(fakes):
     try:
         done = fakes.run("sky", "--tpu=v5e:2x4", "eval", *words)
         assert done.returncode == 0, done.stderr
-        task = yaml.safe_load((REPO / "runs/sky/lpo-eve-evals-test-sky/task.yaml").read_text())
+        task = yaml.safe_load((REPO / "runs/sky/lpo-eve-evals-test-sky-46e3bd/task.yaml").read_text())
     finally:
-        shutil.rmtree(REPO / "runs/sky/lpo-eve-evals-test-sky", ignore_errors=True)
+        shutil.rmtree(REPO / "runs/sky/lpo-eve-evals-test-sky-46e3bd", ignore_errors=True)
     assert task["run"] == "exec bash launch/worker.sh exec lpo-eval run " + " ".join(words)
     assert task["setup"] == "bash launch/worker.sh setup bkt judges"
     assert fakes.lines("storage cp") == ["gcloud storage cp evaluation/examples/own.jsonl gs://bkt/evaluation/examples/own.jsonl"]

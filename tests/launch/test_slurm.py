@@ -140,10 +140,12 @@ def test_sbatch_says_why(slurm):
 
 
 def test_a_dry_run_runs_nothing(slurm):
-    done = slurm.run("slurm", "--dry-run", CONFIG)
+    done = slurm.run("slurm", "--dry-run", CONFIG, DATA)
     assert done.returncode == 0, done.stderr
     assert "+ sbatch --parsable" in done.stdout
     assert slurm.calls == []
+    done = slurm.run("slurm", "--dry-run", CONFIG, "data.path=runs/none")
+    assert done.returncode == 2 and "data.path=runs/none: no such shard set" in done.stderr and "sbatch" not in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import slices
-from launch.common import LaunchError, name_of
+from launch.common import LaunchError
 from launch.slices import Slice
 from lpo_jax.config import load
 from tests.helpers.launch import CONFIG, ELSEWHERE, FITS, MANIFEST, NOT_FOUND, STEPS, TOPOLOGY, node, queued, told, up
@@ -223,14 +223,6 @@ def test_another_run_that_began_meanwhile_is_left_alone(cloud):
     assert cloud.lines("tpu-vm delete|follow") == []
 
 
-def test_a_jobs_name_follows_its_run_dir(monkeypatch):
-    monkeypatch.setenv("LOGNAME", "eve")
-    names = {"runs/tiny_cpu": "tiny-cpu", "runs/beta5": "beta5", "gs://bkt/runs/a/beta5/": "a-beta5", "elsewhere/beta5": "elsewhere-beta5"}
-    assert {run_dir: name_of(run_dir) for run_dir in names} == {run_dir: f"lpo-eve-{name}" for run_dir, name in names.items()}
-    one, other = (name_of(f"runs/{'long_' * 10}{index}") for index in range(2))
-    assert one != other and all(re.fullmatch(r"lpo-eve-long[a-z-]*-[0-9a-f]{6}", name) and len(name) <= 40 for name in (one, other))
-
-
 def test_down_finds_the_name_as_up_does(fakes):
     fakes.answer("describe", NOT_FOUND, code=1)
     assert fakes.run("tpu", "--down", CONFIG, "run_dir=runs/beta5").returncode == 0
@@ -286,7 +278,7 @@ def test_the_token_is_copied_and_never_shown(cloud):
     assert stat.S_IMODE(copied.stat().st_mode) == 0o600
     assert "hf_sesame" not in done.stdout + done.stderr + "".join(cloud.lines())
     (line,) = cloud.lines("hf-token")
-    assert line.split()[6].startswith("lpo-eve-tiny-cpu:.lpo-hf-token")
+    assert line.split()[6].startswith("lpo-eve-tiny-cpu-5d8060:.lpo-hf-token")
     assert not Path(shlex.split(line)[5]).exists()
 
 
@@ -317,7 +309,7 @@ def test_down_deletes_the_request_and_the_node(fakes):
     fakes.answer("tpu-vm describe", node("PREEMPTED"))
     assert fakes.run("tpu", "--down", CONFIG).returncode == 0
     assert fakes.order(["resources delete", "tpu-vm delete"]) == ["resources delete", "tpu-vm delete"]
-    assert all(" lpo-eve-tiny-cpu " in line for line in fakes.lines("delete"))
+    assert all(" lpo-eve-tiny-cpu-5d8060 " in line for line in fakes.lines("delete"))
 
 
 def test_on_a_tpu_host_it_just_trains(fakes):

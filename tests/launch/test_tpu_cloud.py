@@ -15,7 +15,7 @@ from tests.helpers.gcloud import Cloud
 from tests.helpers.launch import CONFIG, MANIFEST, Fakes
 from tests.helpers.paths import REPO
 
-NAME = "lpo-eve-tiny-cpu"
+NAME = "lpo-eve-tiny-cpu-5d8060"
 NOTICED = "may still exist and cost money. Delete it: make train-tpu-down JOB="
 GIT = f"""#!/bin/sh
 for word; do case $word in --output=*) PATH=/usr/bin:/bin exec tar -czf "${{word#--output=}}" -C {REPO} launch/worker.sh {CONFIG};; esac; done
@@ -160,8 +160,8 @@ def test_a_server_is_reached_through_the_tunnel_and_outlives_it(laptop):
     run.interrupt()
     done = run.end()
     assert done.returncode == 130
-    assert "Ctrl-C closed the tunnel and stopped nothing: lpo-eve-serve-none" in done.stdout and "is paid for" in done.stdout
-    assert "make serve-tpu-down JOB=lpo-eve-serve-none" in done.stdout
+    assert "Ctrl-C closed the tunnel and stopped nothing: lpo-eve-serve-runs-none-6a9e9d" in done.stdout and "is paid for" in done.stdout
+    assert "make serve-tpu-down JOB=lpo-eve-serve-runs-none-6a9e9d" in done.stdout
     assert status(here, "sesame") is None and status(there, "sesame") == 200 and laptop.calls("delete") == []
     run = laptop.start("tpu", *words, env=env)
     run.until("is at work: following it")
@@ -169,7 +169,7 @@ def test_a_server_is_reached_through_the_tunnel_and_outlives_it(laptop):
         time.sleep(0.05)
     assert status(here, "sesame") == 200
     assert "sesame" not in done.stdout + done.stderr + run.out + (laptop.cloud.home / "calls").read_text()
-    laptop.cloud.wipe("lpo-eve-serve-none")  # its processes end
+    laptop.cloud.wipe("lpo-eve-serve-runs-none-6a9e9d")  # its processes end
     with laptop.cloud.state() as state:
         state["nodes"].clear()
     run.until("preempted: ")  # and it is served again
@@ -221,6 +221,19 @@ def test_ctrl_c_stops_and_deletes_nothing(laptop, delete):
     hold.unlink()
     assert laptop.train("--spot").end().returncode == 0
     assert laptop.finished() and laptop.starts()[0] == "from step 0"
+
+
+@pytest.mark.parametrize("delete", ["never", "success", "always"])
+def test_ctrl_c_while_a_tpu_is_made(laptop, delete):
+    run = laptop.train(f"--delete={delete}")
+    run.until("tpu-vm create")
+    while not laptop.cloud.nodes():
+        time.sleep(0.01)
+    run.interrupt()
+    done = run.end()
+    assert done.returncode == 130 and f"delete it     make train-tpu-down JOB={NAME}\n" in done.stdout
+    assert laptop.calls("delete") == [] and list(laptop.cloud.nodes()) == [NAME]
+    assert laptop.down().returncode == 0 and laptop.cloud.nodes() == {}
 
 
 def test_a_full_quota(laptop):

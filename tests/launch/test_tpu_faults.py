@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.launch import NOT_FOUND, STEPS, node, queued, up
+from tests.helpers.launch import ELSEWHERE, NOT_FOUND, STEPS, node, queued, told, up
 
 
 def found(cloud, *answers):
@@ -24,8 +24,8 @@ def test_spot_waits_in_the_queue(cloud):
     done = up(cloud, "--spot")
     assert done.returncode == 0, done.stderr
     (create,) = cloud.lines("create ")
-    assert "queued-resources create lpo-eve-tiny-cpu" in create
-    assert {"--spot", "--node-id=lpo-eve-tiny-cpu", "--runtime-version=v2-alpha-tpuv5-lite", "--valid-until-duration=360m"} <= set(
+    assert "queued-resources create lpo-eve-tiny-cpu-5d8060" in create
+    assert {"--spot", "--node-id=lpo-eve-tiny-cpu-5d8060", "--runtime-version=v2-alpha-tpuv5-lite", "--valid-until-duration=360m"} <= set(
         create.split()
     )
     shown = [line.split()[2] for line in done.stdout.splitlines() if line.endswith(" min")]
@@ -102,6 +102,16 @@ def test_restarts_are_bounded(cloud):
     assert done.returncode == 2
     assert "preempted 3 times" in done.stderr
     assert len(cloud.lines("worker.sh start")) == 3
+
+
+def test_what_another_terminal_has_started_again_is_only_followed(cloud):
+    """Its start stopped this one's, which told that it has saved: to start once more would stop the other in turn."""
+    cloud.answer("worker.sh state", "worker.sh: none\n", times=1, first=True)  # before the start
+    cloud.answers.insert(1, {"pattern": "worker.sh state", "out": told(ELSEWHERE), "code": 0, "times": -1})
+    cloud.answer("worker.sh follow", "worker.sh: over 75\n", times=1, first=True)
+    done = up(cloud, ELSEWHERE)
+    assert done.returncode == 0, done.stderr
+    assert len(cloud.lines("worker.sh start")) == 1 and len(cloud.lines("follow")) == 2
 
 
 def test_a_lost_connection_is_taken_up_again(cloud):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,21 @@ def test_a_start_ends_what_still_runs(worker, fakes):
     assert (fakes.home / "lpo-state/pid").read_text() != first
     assert not Path("/proc", first.strip()).exists()
     assert "worker.sh: over 3" in worker("follow")
+
+
+def test_of_two_starts_at_once_one_is_left(worker, fakes):
+    """Both are the same job's; the second stops the first, and none goes on beside it."""
+    worker("setup", "bkt")
+    (fakes.home / "forever").touch()
+    with ThreadPoolExecutor(3) as pool:
+        said = list(pool.map(lambda _: worker("start", "lpo-job.json", "lpo", "train", str(fakes.home)), range(3)))
+    assert all(text.endswith("worker.sh: started\n") for text in said)
+    running = subprocess.run(["pgrep", "-f", f"lpo train {fakes.home}$"], capture_output=True, text=True).stdout.split()
+    groups = {os.getpgid(int(pid)) for pid in running}
+    kept = int((fakes.home / "lpo-state/pid").read_text())
+    for group in groups - {kept}:
+        os.killpg(group, signal.SIGKILL)
+    assert groups == {kept}
 
 
 def test_what_is_installed_later_leaves_a_running_tree_alone(worker, fakes):

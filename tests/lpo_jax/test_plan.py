@@ -210,17 +210,20 @@ def test_compiler_warnings_are_caught():
 
 
 def test_stderr_is_written_out_after_an_error(capfd):
-    def write(text, error=False):
+    def write(text, error=None):
         with captured_stderr() as printed:
             os.write(2, text.encode())
             if error:
-                raise RuntimeError
+                raise error
         return printed.getvalue()
 
     assert write("hidden") == "hidden" and capfd.readouterr().err == ""
     with pytest.raises(RuntimeError):
-        write("shown", error=True)
+        write("shown", error=RuntimeError)
     assert capfd.readouterr().err == "shown"
+    with pytest.raises(ConfigError):
+        write("hidden, for this error says it all", error=ConfigError)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_parameter_that_is_not_cut_is_named():

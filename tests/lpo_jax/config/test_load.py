@@ -178,7 +178,7 @@ def test_a_stage_may_be_called_objective(tmp_path):
     [
         ("=3", "override '=3': write key.sub=value"),
         ("stages..lr=3", "override 'stages..lr=3': write key.sub=value"),
-        ("stages.stf.optim.lr=3", "2 settings are wrong:\n  override stages.stf.optim.lr=3: missing key stages.stf.objective\n  "),
+        ("stages.stf.optim.lr=3", "override stages.stf.optim.lr=3: unknown stage stages.stf: did you mean 'sft'?"),
         ("model.lora.rank=3", "override model.lora.rank=3: missing key model.lora.alpha"),
         ("mesh={data: 1, data: 2}", "override mesh: '{data: 1, data: 2}' isn't valid YAML: data stands here a second time"),
         ("mesh={dta: 1}", "override mesh={dta: 1}: unknown key mesh.dta: did you mean 'data'?"),
@@ -227,3 +227,15 @@ def test_files_of_old_list_every_objectives_options(tmp_path):
 def test_from_dict_names_where_it_stands():
     with pytest.raises(ConfigError, match="^runs/x/config.json: unknown key sead: did you mean 'seed'"):
         config.from_dict(RunConfig, {"sead": 1}, "runs/x/config.json")
+
+
+def test_a_misspelt_stage_is_said_once(tmp_path):
+    """And not all that a stage of that name lacks."""
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, GOOD, "stages.stf.objective.score_prompt=true", "stages.stf.optim.lr=1")
+    hint = "unknown stage stages.stf: did you mean 'sft'? (a new one lacks objective, batch_rows)"
+    assert str(error.value) == f"override stages.stf.objective.score_prompt=true: {hint}"
+    with pytest.raises(ConfigError, match="2 settings are wrong:\n.*missing key stages.lpo.objective\n.*missing key stages.lpo.batch_rows"):
+        load(tmp_path, GOOD, "stages.lpo.optim.lr=1")  # like none that is there
+    with pytest.raises(ConfigError, match="c.yaml:5: missing key stages.sft.optim"):
+        load(tmp_path, GOOD.replace("    optim: {lr: 1e-5}\n", ""))

@@ -100,10 +100,25 @@ def test_codellama_34b_and_tinyllama_fit_a_v5e_of_16(told):
         (["configs/codellama_7b.yaml", "--tensor", "8"], "--tensor: for --serve SLICE alone"),
         (["configs/codellama_7b.yaml", "--serve", "v5e:4x4", "--model", BIG, "--search"], "CONFIG, --search: not with --serve"),
         (["--serve", "v5e:4x4"], "give it with --model"),
-        (["--serve", "v9:4x4", "--model", BIG], "the generation is one of v4, v5e"),
-        (["--serve", "v5e:4x4", "--model", "missing.json"], "missing.json"),
+        (["--serve", "v9:4x4", "--model", BIG], "--serve 'v9:4x4': write JAX's name of a slice, like v5e:4x4"),
+        (["--serve", "v5litepod-8", "--model", BIG], "--serve 'v5litepod-8': write JAX's name of a slice, like v5e:4x4"),
+        (
+            ["--serve", "v5e:4x4", "--model", "missing.json"],
+            "--model missing.json: missing.json doesn't exist; give a copy of its config.json",
+        ),
+        (
+            ["--serve", "v5e:4x4", "--model", BIG, "--security", "tests"],
+            "--security tests: tests/config.json doesn't exist; give a copy of",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(arguments, said, told):
     code, _, err, _ = told(*arguments)
-    assert code == 2 and said in err
+    assert code == 2 and said in err and len(err.splitlines()) == 1
+
+
+@needs_libtpu
+def test_the_compilers_own_words_about_a_slice_are_said_once(capfd):
+    assert cli.main(["plan", "--serve", "v5e:3x4", "--model", SMALL]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("lpo: error: --serve 'v5e:3x4': ") and "is not divisible" in line

@@ -1,0 +1,171 @@
+"""The one check before anything is paid for: what a command would refuse there is refused here, by its own words."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from foundation.errors import UserError
+from launch import job, preflight
+from launch.common import Checks, LaunchError, Shell
+from lpo_jax.cli import program
+from tests.helpers.launch import CONFIG
+from tests.helpers.paths import REPO
+
+TINY = str(REPO / CONFIG)
+KD = str(REPO / "configs/cosec_plus/qwen2_5_coder_kd.yaml")
+OWN = str(REPO / "evaluation/examples/own.jsonl")
+EVAL = ["--benchmark", "own", "--data", OWN, "--completions", "runs/x", "-o", "evals/x"]
+GENERATE = ["p.jsonl", "-o", "o.jsonl", "--model", "runs/x"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A checkout with prompts and a model in it."""
+    (tmp_path / "runs/x").mkdir(parents=True)
+    (tmp_path / "p.jsonl").write_text('{"id": 1, "prompt": "def f("}\n')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def wrong(command, *words, devices=8, bucket="bkt"):
+    """What a dry run finds wrong."""
+    checks = Checks(dry_run=True)
+    preflight.check_job(Shell(dry_run=True), checks, job.read(command, words), devices, bucket)
+    return checks.wrong
+
+
+def test_what_is_fine_is_fine(here):
+    assert wrong("eval", *EVAL, "--tensor", "4", "--rows", "32") == []
+    assert wrong("generate", *GENERATE, "--fsdp", "4") == []
+    assert wrong("serve", "--model", "runs/x", "--security", "runs/x", "--security-adapter", "runs/x") == []
+    assert wrong("export", "runs/x", "runs/out") == wrong("export", "runs/x", "--push", "me/x") == []
+    assert wrong("train", TINY, "mesh.tensor=8", "run_dir=gs://bkt/runs/x") == []
+
+
+@pytest.mark.parametrize("run_dir", [".", "./", "runs", "runs/", "/", "..", "runs/..", "gs://bkt", "gs://bkt/", "gs://bkt/runs/"])
+def test_a_run_has_a_directory_of_its_own(here, run_dir):
+    (problem,) = [line for line in wrong("train", TINY, "mesh.tensor=8", f"run_dir={run_dir}") if line.startswith("run_dir=")]
+    assert problem.startswith(f"run_dir={run_dir} holds other things than one run: give a ") and "runs/NAME" in problem
+    if "://" not in run_dir:
+        (problem,) = [line for line in wrong("eval", *EVAL[:-1], run_dir) if line.startswith("-o=")]
+        assert "holds other things than one run: give a directory of its own, e.g. runs/NAME" in problem
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("eval", [*EVAL, "--tensor", "3"], "doesn't fit 8 devices"),
+        ("eval", [*EVAL, "--copies", "16"], "doesn't fit 8 devices"),
+        ("eval", [*EVAL, "--rows", "12"], "rows is 12: it must be a positive multiple of data * fsdp * expert = 8"),
+        ("generate", [*GENERATE, "--fsdp", "8", "--rows", "4"], "rows is 4: it must be a positive multiple"),
+        ("serve", ["--model", "runs/x", "--data", "2", "--tensor", "2"], "doesn't fit 8 devices"),
+        ("eval", ["--benchmark", "securityevall", *EVAL[2:]], "there is no benchmark 'securityevall': did you mean 'securityeval'?"),
+        ("eval", ["--benchmark", "securityevall", "--data", "none.jsonl", *EVAL[4:]], "did you mean 'securityeval'?"),
+        ("eval", ["--benchmark", "humaneval", *EVAL[4:]], "humaneval needs its data"),
+        ("eval", [*EVAL, "--judges", "bandit", "semgrap"], "there is no judge 'semgrap'; choose from"),
+        ("eval", [*EVAL, "--security-adapter", "runs/x"], "--security-adapter are for co-decoding: give --security as well"),
+        ("eval", [*EVAL, "--adapter", "a=runs/x"], "one model is judged at a time"),
+        ("eval", [*EVAL[:4], "--completions", "canonical", "-n", "2", "-o", "e"], "canonical has one sample a task"),
+        ("eval", [*EVAL[:4], "--completions", "p.jsonl", "-o", "e"], 'p.jsonl:1: write {"task_id"'),
+        ("eval", [*EVAL[:4], "--completions", "https://x/v1", "-o", "e"], "an endpoint needs --model"),
+        ("generate", [*GENERATE, "--security-adapter", "runs/x"], "--security-adapter are for co-decoding: give --security as well"),
+        ("generate", [*GENERATE, "--html", "o.html"], "--html shows which of two models"),
+        ("serve", ["--model", "runs/x", "--security-adapter", "runs/x"], "give --security as well"),
+        ("serve", ["--model", "runs/x", "--adapter", "x=runs/x"], "the model itself is called so"),
+        ("export", ["runs/x"], "say where to"),
+        ("export", ["runs/x", "out", "--private"], "--private is about a repository"),
+        ("teacher", [TINY, "mesh.tensor=8", "-o", "t"], "name with --stage one of objective kd among sft, lpo"),
+        ("teacher", [KD, "--stage", "kdd", "-o", "t"], "name with --stage one of objective kd among kd"),
+        ("generate", ["p.jsonl", "-o", "./p.jsonl", *GENERATE[3:]], "-o=p.jsonl is what prompts names: give another -o"),
+        ("generate", ["p.jsonl", "-o", "runs/x/", *GENERATE[3:]], "runs/x/ is a directory; name a file"),
+        ("export", ["runs/x", "runs/x"], "-o=runs/x is what run_dir names"),
+        ("eval", [*EVAL[:-1], "runs/x"], "-o=runs/x is what --completions names"),
+        ("train", [TINY, "mesh.tensor=8", "run_dir=runs/x", "data.path=runs/x"], "run_dir=runs/x is what data.path names: give another run_dir"),
+    ],
+)  # fmt: skip
+def test_what_the_command_would_refuse_is_refused(here, command, words, said):
+    try:
+        found = wrong(command, *words)
+    except UserError as error:  # of the command's own parser
+        found = [str(error)]
+    assert any(said in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("# Prompts\n\nSome words.\n", "p.jsonl:1: not valid JSON"),
+        ('{"id": 1, "prompt": "x"}\nx\n', "p.jsonl:2: not valid JSON"),
+        ('{"id": 1, "text": "x"}\n', "p.jsonl:1: write "),
+        ('{"id": 1, "prompt": "x"}\n{"id": 1, "prompt": "y"}\n', "p.jsonl:2: id 1 stands at p.jsonl:1 already"),
+        ("", "p.jsonl: no prompt"),
+    ],
+)
+def test_prompts_are_rows(here, text, said):
+    (here / "p.jsonl").write_text(text)
+    (problem,) = wrong("generate", *GENERATE)
+    assert said in problem
+    if "JSON" in said:
+        assert problem.endswith('write {"id": ..., "prompt": TEXT} or {"id": ..., "instruction": TEXT}')
+
+
+def test_an_adapter_that_no_prompt_can_ask_for(here):
+    (problem,) = wrong("generate", *GENERATE, "--adapter", "one=runs/x")
+    assert "no row names an adapter" in problem
+
+
+def test_what_is_neither_here_nor_anywhere_is_wrong_in_a_dry_run_too(here):
+    """In a bucket it may be, and is a note; on this very disk it isn't."""
+    words = {"train": [TINY, "data.path=data/none"], "generate": ["none.jsonl", *GENERATE[1:]]}
+    for command, given in words.items():
+        assert wrong(command, *given, devices=1) == []
+        (problem,) = wrong(command, *given, devices=1, bucket=None)
+        assert "no such" in problem
+
+
+class Asked(Shell):
+    """What was run; of the bucket it knows one run's config.json."""
+
+    def __init__(self, code=0):
+        super().__init__()
+        self.ran, self.code = [], code
+
+    def run(self, command, *, stdin=None):
+        self.ran.append(list(command))
+        if self.code:
+            raise LaunchError("failed")
+
+    def ask(self, command, **options):
+        found = command[-1] == "gs://bkt/runs/y/config.json"
+        return super().ask(["echo", '{"there": 1}'] if found else ["false"])
+
+
+def test_a_server_is_planned_as_it_is_asked_for(here, monkeypatch):
+    asked = ["--model", "runs/x", "--security", "me/small", "--tensor", "8", "--rows", "4", "--max-len-tokens", "8192", "--port", "8001"]
+    shell = Asked()
+    preflight.plan(shell, job.read("serve", asked), "v5e:2x4", "bkt")
+    (command,) = shell.ran
+    assert program().parse(command[1:]).rows == 4  # and `lpo plan` takes it
+    assert command[:3] == ["lpo", "plan", "--serve=v5e:2x4"]
+    assert sorted(command[3:]) == ["--max-len-tokens=8192", "--model=runs/x", "--rows=4", "--security=me/small", "--tensor=8"]
+
+
+def test_the_shape_of_a_model_in_the_bucket_is_brought_for_its_plan(here):
+    shell = Asked()
+    shell.run = lambda command: shell.ran.append(
+        (list(command), json.loads(Path(command[-1].partition("=")[2], "config.json").read_text()))
+    )
+    preflight.plan(shell, job.read("serve", ["--model", "runs/y"]), "v5e:2x4", "bkt")
+    ((command, found),) = shell.ran
+    assert command[:3] == ["lpo", "plan", "--serve=v5e:2x4"] and found == {"there": 1}
+
+
+def test_a_server_that_does_not_fit_is_refused_and_what_no_plan_knows_is_said(here, capsys):
+    with pytest.raises(LaunchError, match="refuses runs/x, see above. SKIP_PLAN=1 starts it all the same"):
+        preflight.plan(Asked(code=1), job.read("serve", ["--model", "runs/x"]), "v5e:2x4", "bkt")
+    for words in (["--quantize", "int8"], ["--security", "a/b", "--preset", "crosec"]):
+        shell = Asked()
+        preflight.plan(shell, job.read("serve", ["--model", "runs/x", *words]), "v5e:2x4", "bkt")
+        assert shell.ran == [] and "whether this fits isn't known" in capsys.readouterr().out
+    preflight.plan(Asked(code=1), job.read("eval", EVAL), "v5e:2x4", "bkt")  # isn't planned

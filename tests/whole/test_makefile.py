@@ -1,0 +1,56 @@
+"""The Makefile's settings: each target takes what it reads, and refuses by name whatever else is given to it."""
+
+import os
+import re
+import subprocess
+
+import pytest
+
+from tests.helpers.launch import make_targets
+from tests.helpers.paths import REPO
+
+SETTINGS = [
+    *("ARGS", "BENCHMARKS", "CO", "CONFIG", "DELETE", "DEMO", "DETACH", "DRY_RUN", "GPUS", "JOB", "JUDGES", "MINUTES", "MODEL", "NODES"),
+    *("PAIRS", "PORT", "QUEUED", "RESTARTS", "RUN", "SIZE", "SKIP_PLAN", "SPOT", "TPU", "WAIT_MIN", "XPK"),
+]
+TARGETS = [
+    *(f"{job}-{where}" for job in ("train", "eval", "serve", "teacher") for where in ("tpu", "gke", "sky", "slurm")),
+    *("train", "train-local-multihost", "reproduce", "distill-demo", "codecode-demo", "plan", "docs", "test", "test-slow", "test-heavy"),
+    *("lint", "clean", "help"),
+]
+TARGETS.remove("serve-sky")
+
+
+def make(*words, **settings):
+    """What `make` would run; `settings` come by the environment, which is never refused and, with -e, read as the command line is."""
+    env = {key: value for key, value in os.environ.items() if "MAKE" not in key and key != "MFLAGS"}  # `make test` runs this
+    return subprocess.run(["make", "-n", *words], cwd=REPO, env=env | settings, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_takes_what_it_reads(target):
+    plain = make("-e", target).stdout
+    reads = {name for name in SETTINGS if make("-e", target, **{name: "1"}).stdout != plain}
+    refused = make(target, *(f"{name}=1" for name in SETTINGS))
+    named = re.search(rf"make {target} would ignore ([A-Z_ ]+), which it doesn't read: leave it out", refused.stderr)
+    assert refused.returncode == 2 and refused.stdout == "" and named
+    assert set(SETTINGS) - set(named[1].split()) == reads
+    assert make(target, *(f"{name}=1" for name in reads)).returncode == 0
+
+
+def test_what_is_deleted_is_asked_for_as_it_was_started():
+    given = ["TPU=v5e:4x4", "SPOT=1", "DELETE=1", "QUEUED=1", "CONFIG=configs/lpo_hf.yaml", "ARGS=run_dir=runs/x"]
+    command = make("train-tpu-down", *given).stdout.splitlines()[-1]
+    assert command.split()[-3:] == ["train", "configs/lpo_hf.yaml", "run_dir=runs/x"] and "--down" in command
+    assert "would ignore NODES" in make("train-tpu-down", "NODES=2").stderr
+
+
+def test_a_misspelt_setting_is_refused_and_one_that_any_of_several_targets_reads_is_not():
+    assert "make train-tpu would ignore SPTO" in make("train-tpu", "SPTO=1").stderr
+    assert make("lint", "test", "ARGS=-x").returncode == 0
+
+
+def test_no_target_is_left_out():
+    """Those that are alike but for the job's name, and their -down, are."""
+    others = {name for name in make_targets() if re.fullmatch("[a-z-]+", name)} - set(TARGETS)
+    assert all(re.fullmatch("(train|eval|serve|generate|teacher|export)-(tpu|gke|sky|slurm)(-down)?", name) for name in others), others
