@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     for name in filter(None, (args.push, args.base)):
         check_id(name)
-    return distributed.together(partial(_export, args))
+    return distributed.together(partial(_export, args), args)
 
 
 def _export(args: argparse.Namespace) -> int:

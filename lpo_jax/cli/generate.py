@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         system=args.system,
         sampling=SamplingConfig(temperature, args.top_k, args.top_p, args.max_new_tokens, tuple(args.stop)),
     )
-    return distributed.together(partial(_generate, args, asked))
+    return distributed.together(partial(_generate, args, asked), args)
 
 
 def _generate(args: argparse.Namespace, asked: "Job") -> int:

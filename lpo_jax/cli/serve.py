@@ -93,7 +93,7 @@ def api_key() -> str | None:
 def run(args: argparse.Namespace) -> int:
     from lpo_jax.train import distributed
 
-    return distributed.together(partial(_serve, args))
+    return distributed.together(partial(_serve, args), args)
 
 
 def _serve(args: argparse.Namespace) -> int:
