@@ -30,8 +30,8 @@ SHORT = ["--max-new-tokens", "12", "--temperature", "1", "--seed", "3"]
 def made(seed_shards, tmp_path_factory):
     """A Hugging Face directory, one of the same tokenizer and one of another, a LoRA run, prompts and tasks."""
     out, shards = tmp_path_factory.mktemp("made"), seed_shards["trimmed"]
-    for name, seed in (("model", 3), ("security", 4)):
-        hf.write_params(out / name, MODEL, jax.tree.map(lambda x: 4 * x, jax.jit(MODEL.init)(jax.random.key(seed))))
+    for name, scale in (("model", 4), ("security", 2.5)):  # near enough that some proposals are taken, and some aren't
+        hf.write_params(out / name, MODEL, jax.tree.map(lambda x, scale=scale: scale * x, jax.jit(MODEL.init)(jax.random.key(3))))
         for file in (shards / "tokenizer").iterdir():
             shutil.copy(file, out / name)
     other = sentencepiece()
@@ -106,6 +106,8 @@ def same(count, made, tmp_path, monkeypatch):
     files = ({file.name for file in (tmp_path / name).rglob("*")} for name in ("one", "several"))
     assert next(files) == next(files)
     assert answers == theirs and all(once == again and len(set(once)) == 3 for once, again in answers)
+    traces = [json.loads(line)["trace"] for line in (tmp_path / "one/two.jsonl").read_text().splitlines()]
+    assert {token["accepted"] for trace in traces for token in trace} == {False, True}
     for text in texts[1:]:  # process 0 speaks for all
         assert "wrote" not in text and "own:" not in text and "ready" not in text
 
