@@ -97,7 +97,7 @@ def _lay_out(shape: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
 
 def row_cuts(mesh: Mapping[str, int]) -> int:
     """Into how many parts the rows of a batch are cut, on a mesh of so many devices along each axis."""
-    return math.prod(mesh[axis] for axis in RULES["batch"] or ())
+    return _ways(RULES["batch"], mesh)
 
 
 def topology_size(name: str) -> int:
@@ -117,7 +117,7 @@ def spec(axes: Axes, shape: Sequence[int], mesh_shape: dict[str, int]) -> Partit
     parts: list[str | tuple[str, ...] | None] = []
     for name, size in zip(axes, shape, strict=True):
         rule = RULES[name] if name is not None else None
-        ways = math.prod(mesh_shape[axis] for axis in ((rule,) if isinstance(rule, str) else rule or ()))
+        ways = _ways(rule, mesh_shape)
         if size % ways:
             log.warning("dimension %r of size %d is not divisible by %s=%d: replicated", name, size, rule, ways)
         parts.append(rule if ways > 1 and size % ways == 0 else None)
@@ -127,6 +127,16 @@ def spec(axes: Axes, shape: Sequence[int], mesh_shape: dict[str, int]) -> Partit
 def named(mesh: Mesh, axes: Axes, shape: Sequence[int]) -> NamedSharding:
     """`spec` as a sharding on `mesh`."""
     return NamedSharding(mesh, spec(axes, shape, dict(mesh.shape)))
+
+
+def cuts(name: str) -> int:
+    """Inside jit, into how many parts a dimension of this name is cut; outside of any mesh 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else _ways(RULES[name], mesh.shape)
+
+
+def _ways(rule: str | tuple[str, ...] | None, mesh: Mapping[str, int]) -> int:
+    return math.prod(mesh[axis] for axis in ((rule,) if isinstance(rule, str) else rule or ()))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
