@@ -69,11 +69,16 @@ def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
     shape = [config.data, config.fsdp, config.expert, config.tensor]
     if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
         raise ConfigError(f"mesh {shape}: every axis is positive, and at most one is -1 (all that are left)")
-    if -1 in shape:
-        shape[shape.index(-1)] = devices // abs(math.prod(shape))
-    if math.prod(shape) != devices:
-        raise ConfigError(f"{_told(shape)} doesn't fit {devices} devices")
-    return dict(zip(MESH_AXES, shape, strict=True))
+    filled = [devices // abs(math.prod(shape)) if size == -1 else size for size in shape]
+    if math.prod(filled) != devices:
+        fits = ", ".join(str(n) for n in range(2, devices + 1) if devices % n == 0)
+        rule = (
+            f"its other axes must multiply to {'one of 1, ' * (devices > 1) + (fits or '1')}"
+            if -1 in shape
+            else f"its axes must multiply to {devices}"
+        )
+        raise ConfigError(f"{_told(shape)} doesn't fit {devices} device{'s' * (devices != 1)}: {rule}")
+    return dict(zip(MESH_AXES, filled, strict=True))
 
 
 def _told(shape: Sequence[int]) -> str:

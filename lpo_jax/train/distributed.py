@@ -42,7 +42,7 @@ def together(command: Callable[[], int], args: Namespace, config: RunConfig | No
     if jax.process_count() == 1:
         return command()
     if jax.process_index() > 0:
-        logging.getLogger().setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)
     if not saves:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX only notes it
     with _known_to_the_others():
