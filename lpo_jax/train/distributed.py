@@ -99,7 +99,7 @@ def initialize() -> None:
         except RuntimeError as error:
             if "must be called before" not in str(error):  # in a notebook that has computed something this process goes alone
                 raise
-    if not jax.distributed.is_initialized() or peers.count() == 1:
+    if not jax.distributed.is_initialized():
         return
     peers.watch()
     with _known_to_the_others():

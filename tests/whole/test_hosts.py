@@ -14,6 +14,7 @@ from lpo_jax import cli
 from lpo_jax.config import ModelConfig
 from lpo_jax.model import hf
 from lpo_jax.model.decoder import Model
+from lpo_jax.train import peers
 from lpo_jax.train.stop import EXIT_CODE
 from tests.helpers.multihost import finish, start
 from tests.helpers.training import tiny_args
@@ -125,7 +126,8 @@ def test_four_hosts_write_and_answer_what_one_does(made, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.heavy)])
 def test_a_host_that_is_gone_ends_the_job_by_its_name(made, tmp_path, killed):
-    """And the same command goes on."""
+    """And the same command goes on. Here looks are eight times as frequent as they are."""
+    assert peers._LOOK_S * (peers._SILENT + 2) < 60
     for name in ("straight", "killed"):
         asked = ["lpo", "generate", str(made / "prompts.jsonl"), "-o", str(tmp_path / f"{name}.jsonl"), "--model", str(made / "model")]
         (tmp_path / f"{name}.json").write_text(json.dumps([[*asked, "--samples", "8", "--rows", "8", *SHORT]]))
