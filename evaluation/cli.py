@@ -123,7 +123,7 @@ def _run(args: argparse.Namespace) -> int:
         return _judge(args)
     from lpo_jax.train import distributed
 
-    return distributed.together(partial(_judge_together, args))
+    return distributed.together(partial(_judge_together, args), args)
 
 
 def _judge_together(args: argparse.Namespace) -> int:

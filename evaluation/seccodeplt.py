@@ -4,7 +4,6 @@ As published, an answer stands behind its row's `setup`. Other than there, "capa
 answer can't reach them, and have `Limits.time_s` each rather than one second together.
 """
 
-import importlib.metadata
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from data_pipeline import pairs
 from evaluation.tasks import Task, sentence_task
+from foundation.commands import version_of
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +39,10 @@ def read(path: Path, content: bytes) -> Iterator[Task]:
         )
         yield replace(task, instruction=pair.instruction)
         for package in row.get("install_requires") or ():
-            if not _installed(package):
+            if version_of(package) is None:
                 missing.setdefault(package, []).append(pair.id)
     if drops.rows:
         raise ValueError(": ".join(drops.rows[0]))
     if missing:
         ids = list(dict.fromkeys(task for tasks in missing.values() for task in tasks))
         log.warning("%d tasks, %s first, need packages that aren't installed: %s", len(ids), ids[0], ", ".join(sorted(missing)))
-
-
-def _installed(package: str) -> bool:
-    try:
-        importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -78,10 +78,18 @@ class _Tell(argparse.Action):
         parser.exit()
 
 
-def _version(parser: argparse.ArgumentParser, _: Any) -> str:
-    from importlib.metadata import version  # it stands in pyproject.toml alone
+def version_of(package: str) -> str | None:
+    """Of an installed package; None: it isn't installed. Ours stands in pyproject.toml alone."""
+    from importlib import metadata
 
-    return f"{parser.prog} {version('lpo-jax')}"
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _version(parser: argparse.ArgumentParser, _: Any) -> str:
+    return f"{parser.prog} {version_of('lpo-jax') or 'from a clone'}"
 
 
 def _completion(parser: argparse.ArgumentParser, shell: str) -> str:

@@ -182,13 +182,13 @@ def differing(
     return [key for key in sorted(mine.keys() | theirs.keys()) if key not in free and mine.get(key) != theirs.get(key)]
 
 
-def differences(theirs: Any, ours: Any) -> list[str]:
+def differences(theirs: Any, ours: Any, there: str = "there", here: str = "here") -> list[str]:
     """Settings that differ, "key: VALUE there, VALUE here"."""
-    there, here = flat(theirs), flat(ours)
+    a, b = flat(theirs), flat(ours)
     return [
-        f"{key}: {there.get(key, 'unset')} there, {here.get(key, 'unset')} here"
-        for key in {**there, **here}
-        if there.get(key, "unset") != here.get(key, "unset")
+        f"{key}: {a.get(key, 'unset')} {there}, {b.get(key, 'unset')} {here}"
+        for key in {**a, **b}
+        if a.get(key, "unset") != b.get(key, "unset")
     ]
 
 

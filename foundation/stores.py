@@ -78,7 +78,7 @@ def directory_of(name: str | Path, patterns: list[str]) -> Path | None:
     except Exception as error:  # of the hub's own kinds, of its HTTP library's, of the disk's
         said = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{name}: no such directory here, and the hub doesn't give it ({type(error).__name__}: {said}); correct the name, log in "
+            f"{name}: no such directory in {Path.cwd()}, and the hub doesn't give it ({type(error).__name__}: {said}); correct the name, log in "
             "(`hf auth login`), or give a directory"
         ) from None
 

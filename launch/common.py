@@ -21,7 +21,7 @@ from foundation.errors import UserError
 
 T = TypeVar("T")
 REPO = Path(__file__).resolve().parent.parent
-PREEMPTED = 75  # lpo train was told to stop, has saved, and goes on when started again (EX_TEMPFAIL)
+PREEMPTED = 75  # it was told to stop, and goes on when started again (EX_TEMPFAIL): lpo train, which has saved, and lpo serve
 NEVER_SENT = [":(exclude,glob)**/.env*", ":(exclude,glob)**/*.pem", ":(exclude,glob)**/*.key", ":(exclude,glob)**/id_rsa*"]
 LONGEST_NAME = 40  # of what is created: the cloud appends to it
 MARKED = re.compile(r"-[0-9a-f]{6}$")  # a name that ends in a hash

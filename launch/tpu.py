@@ -66,8 +66,6 @@ class Run:
     def __init__(self, tpu: Tpu, bucket: str, job: Job):
         self.tpu, self.shell, self.args, self.bucket, self.job = tpu, tpu.shell, tpu.args, bucket, job
         self.silent = SILENT.format(down=down_command(self.args))
-        # What lpo itself says is wrong stays wrong. A server that has ended well was stopped, or its machine is being taken.
-        self.final = {2} if job.command == "serve" else {0, 2}
 
     def to_the_end(self) -> int:
         """Run, or follow what runs, and after each preemption run again, a training from its checkpoint. Returns the command's exit code.
@@ -91,10 +89,10 @@ class Run:
                             self._start(node)
                 code = self._follow()
                 self.tpu.may_train = False
-                if code in self.final or (code != PREEMPTED and self._still_there()):
+                if code in (0, 2) or (code != PREEMPTED and self._still_there()):
                     return code
-                gone = f"the job ended with {code} on a TPU that is gone"
-                reason = "it has saved its state and stopped" if code == PREEMPTED else gone
+                stopped = "it was told to stop" if self.job.command == "serve" else "it has saved its state and stopped"
+                reason = stopped if code == PREEMPTED else f"the job ended with {code} on a TPU that is gone"
             except PreemptedError as error:
                 self.tpu.may_train = False
                 reason = str(error)

@@ -69,11 +69,16 @@ def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
     shape = [config.data, config.fsdp, config.expert, config.tensor]
     if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
         raise ConfigError(f"mesh {shape}: every axis is positive, and at most one is -1 (all that are left)")
-    if -1 in shape:
-        shape[shape.index(-1)] = devices // abs(math.prod(shape))
-    if math.prod(shape) != devices:
-        raise ConfigError(f"{_told(shape)} doesn't fit {devices} devices")
-    return dict(zip(MESH_AXES, shape, strict=True))
+    filled = [devices // abs(math.prod(shape)) if size == -1 else size for size in shape]
+    if math.prod(filled) != devices:
+        fits = ", ".join(str(n) for n in range(2, devices + 1) if devices % n == 0)
+        rule = (
+            f"its other axes must multiply to {'one of 1, ' * (devices > 1) + (fits or '1')}"
+            if -1 in shape
+            else f"its axes must multiply to {devices}"
+        )
+        raise ConfigError(f"{_told(shape)} doesn't fit {devices} device{'s' * (devices != 1)}: {rule}")
+    return dict(zip(MESH_AXES, filled, strict=True))
 
 
 def _told(shape: Sequence[int]) -> str:
@@ -97,7 +102,7 @@ def _lay_out(shape: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
 
 def row_cuts(mesh: Mapping[str, int]) -> int:
     """Into how many parts the rows of a batch are cut, on a mesh of so many devices along each axis."""
-    return math.prod(mesh[axis] for axis in RULES["batch"] or ())
+    return _ways(RULES["batch"], mesh)
 
 
 def topology_size(name: str) -> int:
@@ -117,7 +122,7 @@ def spec(axes: Axes, shape: Sequence[int], mesh_shape: dict[str, int]) -> Partit
     parts: list[str | tuple[str, ...] | None] = []
     for name, size in zip(axes, shape, strict=True):
         rule = RULES[name] if name is not None else None
-        ways = math.prod(mesh_shape[axis] for axis in ((rule,) if isinstance(rule, str) else rule or ()))
+        ways = _ways(rule, mesh_shape)
         if size % ways:
             log.warning("dimension %r of size %d is not divisible by %s=%d: replicated", name, size, rule, ways)
         parts.append(rule if ways > 1 and size % ways == 0 else None)
@@ -127,6 +132,16 @@ def spec(axes: Axes, shape: Sequence[int], mesh_shape: dict[str, int]) -> Partit
 def named(mesh: Mesh, axes: Axes, shape: Sequence[int]) -> NamedSharding:
     """`spec` as a sharding on `mesh`."""
     return NamedSharding(mesh, spec(axes, shape, dict(mesh.shape)))
+
+
+def cuts(name: str) -> int:
+    """Inside jit, into how many parts a dimension of this name is cut; outside of any mesh 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else _ways(RULES[name], mesh.shape)
+
+
+def _ways(rule: str | tuple[str, ...] | None, mesh: Mapping[str, int]) -> int:
+    return math.prod(mesh[axis] for axis in ((rule,) if isinstance(rule, str) else rule or ()))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -22,6 +22,8 @@ def program() -> Program:
 
 def main(argv: list[str] | None = None) -> int:
     devices.leave_absent_tpus_alone()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")  # of libraries what they warn of
+    for ours in ("data_pipeline", "foundation", "judges", "lpo_jax"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax: what it logs it also raises
     return program().run(argv)

@@ -19,8 +19,9 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from typing import TYPE_CHECKING
+
+from foundation.commands import version_of
 
 if TYPE_CHECKING:
     from lpo_jax.plan.device import Finding
@@ -54,13 +55,13 @@ def _lines() -> Iterator[str]:
     from judges import sandbox
 
     devices = jax.devices()
-    yield _line("lpo-jax", f"{_version('lpo-jax') or 'from a clone'}, Python {platform.python_version()}, {platform.platform()}")
+    yield _line("lpo-jax", f"{version_of('lpo-jax') or 'from a clone'}, Python {platform.python_version()}, {platform.platform()}")
     memory = (devices[0].memory_stats() or {}).get("bytes_limit") if devices[0].platform != "cpu" else None
     room = f", {memory / 2**30:.1f} GiB each" if memory else ""
     yield _line("devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}){room}")
-    yield _line("libraries", ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES))
+    yield _line("libraries", ", ".join(f"{name} {version_of(name)}" for name in LIBRARIES))
     for name, remedy in EXTRAS.items():
-        found = _version(name)
+        found = version_of(name)
         yield _line(name, found or f"missing; {remedy}")
     works = sandbox.backends()
     yield _line("sandbox", ", ".join(works) or f"missing; {sandbox.REMEDY}")
@@ -71,13 +72,6 @@ def _lines() -> Iterator[str]:
 
 def _line(name: str, text: str) -> str:
     return f"{name:20} {text}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _check_device() -> int:

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     from lpo_jax.train import distributed
 
-    return distributed.together(partial(_export, args))
+    return distributed.together(partial(_export, args), args)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -68,7 +68,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from lpo_jax.train import distributed
 
-    return distributed.together(partial(_generate, args, asked(args)))
+    return distributed.together(partial(_generate, args, asked(args)), args)
 
 
 def asked(args: argparse.Namespace) -> "Job":

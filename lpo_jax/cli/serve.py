@@ -17,8 +17,8 @@ is kept in $XDG_CACHE_HOME/lpo-jax or ~/.cache/lpo-jax.
 On several hosts start the same command on each, as for `lpo train`. The mesh lies over all of them; the first answers, and the others decode along.
 When one of them is gone the server ends, and says which.
 
-At the start everything is compiled that requests can need. SIGTERM or Ctrl-C lets what is at work finish, for --grace seconds. The exit code is 1
-if decoding has failed.
+At the start everything is compiled that requests can need. SIGTERM or Ctrl-C lets what is at work finish, for --grace seconds. The exit code is 0
+after Ctrl-C; 75 after SIGTERM, as of `lpo train`: a job whose machine was taken isn't done, and is to be started again; and 1 if decoding has failed.
 
 With the environment variable LPO_API_KEY set, clients must show that key. The default --host, 127.0.0.1, is reached from this machine alone (by
 all its users). Any other lets in whoever reaches the port: set LPO_API_KEY, and put a proxy that speaks TLS in front.
@@ -109,7 +109,7 @@ def asked(args: argparse.Namespace) -> "tuple[str, Models]":
 def run(args: argparse.Namespace) -> int:
     from lpo_jax.train import distributed
 
-    return distributed.together(partial(_serve, args))
+    return distributed.together(partial(_serve, args), args)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -123,6 +123,7 @@ def _serve(args: argparse.Namespace) -> int:
     from lpo_jax.serve.driver import Driver
     from lpo_jax.serve.protocol import Served
     from lpo_jax.train.distributed import first
+    from lpo_jax.train.peers import Line
 
     key = api_key()
     if args.max_waiting < 0 or args.grace < 0:
@@ -147,14 +148,15 @@ def _serve(args: argparse.Namespace) -> int:
     ends = dict.fromkeys(end for each in (how, *others) for end in template.ends(each.template, found.tokenizer))
     sampling = SamplingConfig(stop_tokens=tuple(ends))
     sampler = open_sampler(found, sampling, longest, alignments=cache_directory(), segment_steps=serve.SEGMENT_STEPS)
-    driver = Driver(sampler, args.max_waiting)
+    driver, ending = Driver(sampler, args.max_waiting), None if jax.process_count() == 1 else Line()
     log.info("compiling, for prompts and completions of up to %d tokens together", longest)
     driver.warm_up()
     if bound is None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # which may come to all: process 0 says when it is over
         driver.follow()
-        return 0
+        assert ending is not None
+        return ending.hear()
     rule, tok = found.models.rule, found.tokenizer
     named = ("model", "security", "security_adapter", "security_tokenizer", "block", "data", "fsdp", "tensor", "expert")
     settings = {k: getattr(args, k) for k in named}
@@ -179,6 +181,8 @@ def _serve(args: argparse.Namespace) -> int:
     if key is None and args.host not in ("127.0.0.1", "localhost", "::1"):
         log.warning("whoever reaches %s can use the model: LPO_API_KEY is not set", serve.address(bound))
     code = serve.run(bound, driver, served, key, args.grace)
-    if driver.failed and jax.process_count() > 1:
-        raise DecodingError("decoding has failed; what went wrong stands above")  # the other processes would wait
+    if ending is not None:
+        if driver.failed:
+            raise DecodingError("decoding has failed; what went wrong stands above")  # the other processes would wait
+        ending.say(code)
     return code

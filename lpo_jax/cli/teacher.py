@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     config = load(args.config, args.overrides)
     from lpo_jax.train import distributed
 
-    return distributed.together(partial(_compute, args, config))
+    return distributed.together(partial(_compute, args, config), args, config)
 
 
 def stage_of(args: argparse.Namespace, config: "RunConfig") -> str:

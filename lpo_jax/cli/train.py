@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     config = load(args.config, args.overrides)
     from lpo_jax.train import distributed
 
-    return distributed.together(partial(_train, config), saves=True)
+    return distributed.together(partial(_train, config), args, config, saves=True)
 
 
 def _train(config: "RunConfig") -> int:

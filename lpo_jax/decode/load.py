@@ -25,7 +25,7 @@ from lpo_jax.model.adapters import joined, joined_axes, untied
 from lpo_jax.model.decoder import Model, Params
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.state import base_shardings, param_shardings, shardings
-from lpo_jax.train.weights import float_base, merge_adapter, open_run, restore_params, tokenizer_directory
+from lpo_jax.train.weights import check_here, float_base, merge_adapter, open_run, restore_params, tokenizer_directory
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,10 @@ def open_sampler(
 def _tokenizer_of(path: str) -> str:
     """Where the tokenizer of `load_model`'s model is."""
     run = open_run(path)
-    return path if run is None else run.data.tokenizer or str(tokenizer_directory(run))
+    if run is None:
+        return path
+    check_here(path, run)
+    return run.data.tokenizer or str(tokenizer_directory(run))
 
 
 def _check_agree(models: Models, ours: Tokenizer) -> None:

@@ -135,6 +135,13 @@ def matrix_dims(model: Model) -> dict[str, tuple[int, ...]]:
     return {path: shapes[path] for path in model.inputs()}
 
 
+def narrower(model: Model, config: LoraConfig) -> dict[str, int]:
+    """The smaller side of each adapted matrix where that is below the rank: more columns than it has can't change it more."""
+    dims, inputs = matrix_dims(model), model.inputs()
+    sides = {path: min(map(math.prod, split_dims(path, dims[path], inputs[path])[1:])) for path in _targets(model, config)}
+    return {path: side for path, side in sides.items() if side < config.rank}
+
+
 def untied(model: Model, adapters: Params) -> Model:
     """What `lpo_jax.model.lora.merge` makes of a model: where a tied head has an adapter, one whose head is a matrix of its own.
 

@@ -298,6 +298,7 @@ class Model:
         """A cache of so many pages of so many tokens each."""
         c = self.config
         shape = (c.n_layers, pages, c.n_kv_heads, slots, page_dim(c.head_dim))
+        # Zeros, not memory as it lies: a slot that no token may see still takes part in a sum, with weight 0, and 0 times what isn't a number isn't 0.
         return KVPages(jnp.zeros(shape, self.compute_dtype), jnp.zeros(shape, self.compute_dtype))  # two buffers, each to be donated
 
     def head(self, params: Params) -> tuple[jax.Array, jax.Array | None]:

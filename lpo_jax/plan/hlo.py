@@ -1,6 +1,6 @@
 """Bytes that a compiled program moves in memory and between chips, counted from its HLO text.
 
-The body of a loop counts times its trips; the compiler's own `cost_analysis` counts it once.
+The body of a loop counts times its trips; the compiler's own `cost_analysis` counts it once. The branches of a conditional aren't counted.
 """
 
 import math
@@ -35,7 +35,7 @@ _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
 _ARRAY = re.compile(r"(pred|[a-z]\w*?)\[([\d,]*)\](?:\{([^}]*)\})?")
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
-_BODIES = {"while": "body", "call": "to_apply", "async-start": "calls", "conditional": "_computations?"}
+_BODIES = {"while": "body", "call": "to_apply", "async-start": "calls"}  # not conditional's: which branch runs isn't in the program
 _BUFFERS = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast|AsyncCollective\w+)"')
 _FREE = {  # these move nothing themselves
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all", "opt-barrier", "iota",

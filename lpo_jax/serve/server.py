@@ -25,6 +25,7 @@ from foundation.files import Json
 from lpo_jax.config import ConfigError
 from lpo_jax.serve.driver import Driver, Ticket
 from lpo_jax.serve.protocol import Answer, Refusal, Served, read
+from lpo_jax.train.stop import EXIT_CODE
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -167,6 +168,8 @@ class Server(uvicorn.Server):
             )
         )
         self._driver, self._served, self._grace_s = driver, served, grace_s
+        self.told = 0
+        """The signal that has ended it first."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -186,6 +189,7 @@ class Server(uvicorn.Server):
         if self.should_exit:
             self._loop.call_soon_threadsafe(self._give_up)
         else:
+            self.told = sig
             super().handle_exit(sig, frame)
 
     def _give_up(self) -> None:
@@ -193,15 +197,20 @@ class Server(uvicorn.Server):
 
 
 def run(bound: socket.socket, driver: Driver, served: Served, key: str | None, grace_s: float) -> int:
-    """Serve until SIGTERM or Ctrl-C; returns the process' exit code, 1 if decoding has failed."""
+    """Serve until SIGTERM or Ctrl-C; returns the process' exit code.
+
+    After SIGTERM it is that of a training which was told to stop, so that whoever has started the job starts it again: its machine may have been
+    taken. After Ctrl-C it is 0, and 1 if decoding has failed.
+    """
     # uvicorn repeats the signal that has ended it, when it has ended: then it is answered.
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    server = Server(driver, served, key, grace_s)
     try:
-        Server(driver, served, key, grace_s).run(sockets=[bound])
+        server.run(sockets=[bound])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return int(driver.failed)
+    return 1 if driver.failed else EXIT_CODE if server.told == signal.SIGTERM else 0
 
 
 # --- In.

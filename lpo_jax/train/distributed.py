@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,37 +17,57 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from foundation.commands import version_of
 from foundation.errors import UserError, masked
-from lpo_jax.config import ConfigError
+from foundation.files import Json
+from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.train import peers
 from lpo_jax.train.stop import CheckpointError, TrainingError
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
-def together(command: Callable[[], int], saves: bool = False) -> int:
+def together(command: Callable[[], int], args: Namespace, config: RunConfig | None = None, saves: bool = False) -> int:
     """Run a command in every process of a job, or in this one alone; returns its exit code.
 
-    Where there are several, process 0 speaks for all. When one can't go on, all end, and each says which one it was, and why.
+    Where there are several, process 0 speaks for all. When one can't go on, all end, and each says which one it was, and why. So do they when they
+    weren't asked for the same.
 
     Args:
+      args: what the command was asked for.
+      config: what its CONFIG and settings came to.
       saves: the command itself sees to SIGTERM. Another is ended by it.
     """
     initialize()
     if jax.process_count() == 1:
         return command()
     if jax.process_index() > 0:
-        logging.getLogger().setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)
     if not saves:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX only notes it
-    peers.watch()
-    try:
+    with _known_to_the_others():
+        peers.meet(_asked(args, config))
         return command()
+
+
+@contextmanager
+def _known_to_the_others() -> Iterator[None]:
+    """What raises in this process alone ends it at once, and all others."""
+    try:
+        yield
     except BaseException as error:
         if peers.all_fail():
             raise
         why = masked(str(error)) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
         peers.leave(why, error)
+
+
+def _asked(args: Namespace, config: RunConfig | None) -> Json:
+    """What a process computes follows from this and from what it reads."""
+    command = {"command": f"{args.run.__module__}.{args.run.__qualname__}"}
+    given = {key: value for key, value in vars(args).items() if key not in ("run", "config", "overrides")}
+    versions = {"version": {package: version_of(package) for package in ("lpo-jax", "jax", "jaxlib")}}
+    return json.loads(json.dumps(command | versions | given | ({} if config is None else to_dict(config)), default=str))
 
 
 def first() -> bool:
@@ -59,6 +80,7 @@ def initialize() -> None:
 
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it all. Where they aren't set JAX looks
     around: a TPU pod (its metadata server, or GKE's variables), `srun`, Open MPI. Alone, nothing is started. CPUs talk through gloo.
+    For five minutes processes wait for those that are late; from then on they watch one another.
 
     Raises:
       ConfigError: something is missing, or isn't a number.
@@ -77,9 +99,13 @@ def initialize() -> None:
         except RuntimeError as error:
             if "must be called before" not in str(error):  # in a notebook that has computed something this process goes alone
                 raise
-    if jax.distributed.is_initialized() and jax.default_backend() == "cpu":
-        # CPU programs that come out of the cache start their collectives in another order than fresh ones, and gloo aborts (jax 0.10.2).
-        jax.config.update("jax_enable_compilation_cache", False)
+    if not jax.distributed.is_initialized():
+        return
+    peers.watch()
+    with _known_to_the_others():
+        if jax.default_backend() == "cpu":
+            # CPU programs that come out of the cache start their collectives in another order than fresh ones, and gloo aborts (jax 0.10.2).
+            jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _explicit(given: dict[str, str]) -> tuple[str, int, int]:

@@ -74,6 +74,10 @@ def check(config: RunConfig, devices: int, sets: Mapping[str, Manifest], model: 
         found.errors.append(str(error))
     found.errors += _data_problems(config, sets, model)
     found.warnings += _intervals(config, sets)
+    try:
+        found.warnings += _ranks(config, model)
+    except ConfigError as error:
+        found.errors.append(str(error))
     return found
 
 
@@ -188,6 +192,20 @@ def _said(check: Callable[[], None], where: str = "") -> Iterator[str]:
         check()
     except ConfigError as error:
         yield f"{where}{error}"
+
+
+def _ranks(config: RunConfig, model: ModelConfig | None) -> Iterator[str]:
+    if config.model.lora is None or model is None:
+        return
+    from lpo_jax.model.adapters import narrower  # here: it takes its time
+    from lpo_jax.model.decoder import Model
+
+    if found := narrower(Model(model), config.model.lora):
+        listed = ", ".join(f"{path} ({side})" for path, side in found.items())
+        yield (
+            f"model.lora.rank is {config.model.lora.rank}, more than the smaller side of {listed}: what is above it is paid for and changes nothing; "
+            "lower it, or leave these out of model.lora.targets"
+        )
 
 
 def _intervals(config: RunConfig, sets: Mapping[str, Manifest]) -> Iterator[str]:

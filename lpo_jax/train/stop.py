@@ -12,7 +12,7 @@ from foundation.errors import UserError
 
 log = logging.getLogger(__name__)
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again. A job that was told to stop, a training or a server, ends with it
 
 
 class TrainingError(UserError):

@@ -1,5 +1,6 @@
 """A run's model, its tokenizer, and its weights: new, read from a directory, or from the run's own checkpoints."""
 
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from foundation.files import read_object, sampled_sha256
-from foundation.stores import weights_at
+from foundation.stores import HUB_ID, weights_at
 from lpo_jax.config import ConfigError, MeshConfig, RunConfig, from_dict
 from lpo_jax.model import adapters, hf, lora, peft
 from lpo_jax.model.decoder import Model, Params
@@ -21,10 +22,44 @@ from lpo_jax.train.state import TrainState, abstract, abstract_state, base_shard
 
 
 def open_run(path: str | Path) -> RunConfig | None:
-    """The config of the run whose directory `path` is; None: it isn't one."""
+    """The config of the run whose directory `path` is; None: it isn't one. Of its paths those that a model is read from are as they are from here."""
     file = epath.Path(path) / "config.json"
     raw = read_object(file)
-    return from_dict(RunConfig, raw, str(file)) if "stages" in raw else None
+    return _from_here(from_dict(RunConfig, raw, str(file)), path) if "stages" in raw else None
+
+
+def _from_here(config: RunConfig, path: str | Path) -> RunConfig:
+    """Relative paths count from where the run was trained: where its directory is now tells that, if it still has its name."""
+    own, place = Path(config.run_dir), Path(path).absolute()
+    if "://" in str(path) or own.is_absolute() or place.parts[-len(own.parts) :] != own.parts:
+        return config
+    home, model, data = place.parents[len(own.parts) - 1], config.model, config.data
+
+    def here(value: str) -> str:
+        there = home / value
+        return os.path.relpath(there) if there.exists() and not Path(value).exists() else value
+
+    model = replace(model, path=model.path and here(model.path), adapter=model.adapter and here(model.adapter))
+    return replace(config, model=model, data=replace(data, path=here(data.path), tokenizer=data.tokenizer and here(data.tokenizer)))
+
+
+def check_here(path: str | Path, config: RunConfig) -> None:
+    """Refuse a run of which something that its model is read from isn't there.
+
+    Raises:
+      ConfigError: what that is, and where it was looked for. Of what may be a hub id the hub says so.
+    """
+    model, data = config.model, config.data
+    shards = {"data.path": f"{data.path}/tokenizer"} if model.path is None and data.tokenizer is None else {}
+    for key, value in {"model.path": model.path, "model.adapter": model.adapter, "data.tokenizer": data.tokenizer, **shards}.items():
+        if value is not None and "://" not in value and not HUB_ID.fullmatch(value) and not Path(value).exists():
+            whole = Path(value).is_absolute()
+            where = (
+                "there any more: put it there"
+                if whole
+                else f"in {Path.cwd()}: call this where the run was trained, from where its paths count"
+            )
+            raise ConfigError(f"{path} needs {value} (its {key}), which isn't {where}")
 
 
 def tokenizer_directory(config: RunConfig) -> Path:
@@ -108,6 +143,7 @@ def restore_run(
       ConfigError: the run has no checkpoint yet.
       TrainingError: none can be read.
     """
+    check_here(path, config)
     mesh, model = mesh or make_mesh(MeshConfig(data=1, fsdp=-1)), hf.open_model(config.model)
     shapes = abstract(trainable_shapes(model), trainable_shardings(model, mesh))
     found = checkpoint.restore_params(epath.Path(path), shapes, config.best_metric if best else None)

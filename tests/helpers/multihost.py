@@ -1,4 +1,4 @@
-"""Several processes on this machine, and what each of them runs: `python -m tests.helpers.multihost rows|slow|commands ARG...`."""
+"""Several processes on this machine, and what each of them runs: `python -m tests.helpers.multihost rows|slow|commands|lost ARG...`."""
 
 import json
 import logging
@@ -95,16 +95,25 @@ def slow(*args):
 
 
 def commands(file, pause_s="0"):
-    """Commands of a JSON file, [program, argument ...] each, one after another; each segment of decoding takes so much longer."""
+    """Commands of a JSON file, [program, argument ...] each, one after another; each segment of decoding takes so much longer. {} in the file's name:
+    the process's number."""
     advance = Session.advance
     Session.advance = lambda self: (time.sleep(float(pause_s)), advance(self))[1]
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)  # as in `lpo`, which Orbax's import comes behind
     peers._LOOK_S = 0.25  # whoever is gone is missed after 5 seconds
-    for program, *args in json.loads(open(file).read()):
+    for program, *args in json.loads(open(file.format(os.environ["JAX_PROCESS_ID"])).read()):
         if code := {"lpo": cli.main, "lpo-eval": eval_cli.main}[program](args):
             return code
     return 0
 
 
+def lost(*args):
+    """`lpo`, where process 1 dies as soon as JAX has connected it."""
+    peers._LOOK_S = 0.25
+    if os.environ["JAX_PROCESS_ID"] == "1":
+        peers.watch = lambda: os._exit(9)
+    return cli.main(list(args))
+
+
 if __name__ == "__main__":
-    sys.exit({"rows": rows, "slow": slow, "commands": commands}[sys.argv[1]](*sys.argv[2:]))
+    sys.exit({"rows": rows, "slow": slow, "commands": commands, "lost": lost}[sys.argv[1]](*sys.argv[2:]))

@@ -95,6 +95,27 @@ def test_another_dtype_is_what_rounding_gives(run, tmp_path):
         np.testing.assert_array_equal(half[name], exact.astype(np.float16))
 
 
+def test_relative_paths_count_from_where_the_run_was_trained(run, base, seed_shards, tmp_path, monkeypatch, capsys):
+    """And are found from elsewhere, as long as the run's directory lies where it was."""
+    home, (directory, lora) = tmp_path / "home", run
+    shutil.copytree(base, home / "models/deep/base")
+    shutil.copytree(seed_shards["trimmed"] / "tokenizer", home / "tok")
+    shutil.move(directory, home / "runs/mine")
+    raw = json.loads((home / "runs/mine/config.json").read_text())
+    raw["run_dir"], raw["model"]["path"], raw["data"]["tokenizer"] = "runs/mine", "models/deep/base", "tok"
+    (home / "runs/mine/config.json").write_text(json.dumps(raw))
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    assert cli.main(["export", "../runs/mine", "out"]) == 0
+    if lora:
+        assert json.loads((home / "elsewhere/out/adapter_config.json").read_text())["base_model_name_or_path"] == "../models/deep/base"
+    shutil.move(home / "runs/mine", home / "elsewhere/moved")
+    capsys.readouterr()
+    assert cli.main(["export", "moved", "again"]) == 2
+    where = f"in {home}/elsewhere: call this where the run was trained, from where its paths count"
+    assert f"lpo: error: moved needs models/deep/base (its model.path), which isn't {where}\n" in capsys.readouterr().err
+
+
 def test_only_its_own_files_go_to_the_hub(run, tmp_path, capsys, monkeypatch):
     sent = {}
 

@@ -3,7 +3,9 @@
 `warp` says which distribution is drawn from, `draw` draws from it without computing it. With 151,936 tokens each pass over all logits costs
 milliseconds. So a row is seen as blocks of 128 tokens: what takes many passes or much noise is done with their sums, or within a few of them.
 
-Dims: R rows, V vocabulary, B blocks of 128 tokens; the last one is filled up with logits of -inf.
+Where a mesh cuts the vocabulary, a device keeps its part of the blocks, and sends no more than a number for each, and those blocks that are looked at.
+
+Dims: R rows, V vocabulary, B blocks of 128 tokens; the last ones are filled up with logits of -inf.
 """
 
 from collections.abc import Callable
@@ -12,6 +14,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from lpo_jax.sharding import constrain, cuts
 
 Turn = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 """How often a row has been drawn, the logit that it was left at, whether it is to be drawn again, what must be above it, and its token."""
@@ -50,11 +54,11 @@ def warp(logits: jax.Array, by: Warp) -> jax.Array:
     What ties with the last kept is kept too, so the result doesn't depend on an order among equals; at temperature 0 the first of equals stays.
     """
     R, V = logits.shape
-    x = _blocks(logits)
+    x, B = _blocks(logits), _count(V)
     greedy, temperature, top_k, top_p = _settings(by, x)
-    low, top = _top_k_edge(x, top_k), _top(x)
+    low, top = _top_k_edge(x, B, top_k), _top(x)
     weigh = lambda some: jnp.exp((jnp.where(some >= low, some, -jnp.inf) - top) / temperature)  # noqa: E731
-    edge = lambda: jnp.maximum(low, _edge(x, weigh, top_p * weigh(x).sum((1, 2), keepdims=True)))  # noqa: E731
+    edge = lambda: jnp.maximum(low, _edge(x, B, weigh, top_p * _sum(weigh(x), B)))  # noqa: E731
     low = jax.lax.cond(jnp.isfinite(top_p).any(), edge, lambda: low)
     z = jnp.where(x >= low, x / temperature, -jnp.inf).reshape(R, -1)[:, :V]
     return jnp.where(greedy[:, None] & (jnp.arange(V) != _best(x)[:, None]), -jnp.inf, z)
@@ -68,7 +72,7 @@ def draw(logits: jax.Array, site: Site, stream: int = 0) -> jax.Array:
 
     Streams are independent draws at one position (co-decoding: draft, fallback).
     """
-    x = _blocks(logits)
+    x, B = _blocks(logits), _count(logits.shape[1])
     greedy, temperature, top_k, top_p = _settings(site.warp, x)
     keys, top = _keys(site, stream), _top(x)
 
@@ -78,18 +82,18 @@ def draw(logits: jax.Array, site: Site, stream: int = 0) -> jax.Array:
     def once(turn: Turn) -> Turn:
         i, low, open_, limit, token = turn
         left = lambda some: jnp.where((some > low) | ((some == low) & (i == 0)), some, -jnp.inf)  # noqa: E731
-        masses = jnp.exp((left(x) - top) / temperature).sum(-1)
+        masses = _sums(jnp.exp((left(x) - top) / temperature), B)
         mass = masses.sum(-1)
         limit = jnp.where(i == 0, top_p[:, 0, 0] * mass, limit)
         open_ &= (i == 0) | (mass >= limit)  # not a number: it ends here
         now = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        block = jnp.argmax(jnp.log(masses) + _gumbel(now, jnp.zeros_like(token), masses.shape[1]), axis=-1)
+        block = jnp.argmax(jnp.log(masses) + _gumbel(now, jnp.zeros_like(token), B), axis=-1)
         inside = left(_block(x, block))
         at = jnp.argmax(inside / temperature + _gumbel(now, block + 1, x.shape[2])[:, None], axis=-1)
         low = jnp.where(open_[:, None, None], jnp.take_along_axis(inside, at[..., None], axis=-1), low)
         return i + 1, low, open_ & jnp.isfinite(limit), limit, jnp.where(open_, block * BLOCK + at[:, 0], token)
 
-    start = (jnp.zeros((), jnp.int32), _top_k_edge(x, top_k), ~greedy, jnp.zeros_like(top[:, 0, 0]), _best(x))
+    start = (jnp.zeros((), jnp.int32), _top_k_edge(x, B, top_k), ~greedy, jnp.zeros_like(top[:, 0, 0]), _best(x))
     return jax.lax.while_loop(again, once, start)[-1].astype(jnp.int32)
 
 
@@ -104,10 +108,26 @@ def logp_of(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def _blocks(logits: jax.Array) -> jax.Array:
-    """[R, V] -> [R, B, 128]; a vocabulary of fewer is one block as it is."""
+    """[R, V] -> [R, B or more, 128], as many for each device; a vocabulary of fewer is one block as it is."""
     R, V = logits.shape
     size = min(BLOCK, V)
-    return jnp.pad(logits, ((0, 0), (0, -V % size)), constant_values=-jnp.inf).reshape(R, -1, size)
+    x = jnp.pad(logits, ((0, 0), (0, -V % (size * cuts("vocab")))), constant_values=-jnp.inf)
+    return constrain(constrain(x, "batch", "vocab").reshape(R, -1, size), "batch", "vocab", None)
+
+
+def _count(vocab: int) -> int:
+    """B: the blocks that hold tokens."""
+    return -(-vocab // BLOCK)
+
+
+def _sums(weights: jax.Array, count: int) -> jax.Array:
+    """Each block's sum, [R, B], on all devices that share a row: what is summed of these is summed in one order, whatever the mesh."""
+    return constrain(weights.sum(-1), "batch", None)[:, :count]
+
+
+def _sum(weights: jax.Array, count: int) -> jax.Array:
+    """Each row's, [R, 1, 1]."""
+    return _sums(weights, count).sum(-1)[:, None, None]
 
 
 def _settings(by: Warp, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -150,12 +170,12 @@ def _gumbel(keys: jax.Array, which: jax.Array, count: int) -> jax.Array:
     return jax.vmap(lambda key, i: jax.random.gumbel(jax.random.fold_in(key, i), (count,), jnp.float32, mode="high"))(keys, which)
 
 
-def _top_k_edge(x: jax.Array, top_k: jax.Array) -> jax.Array:
+def _top_k_edge(x: jax.Array, count: int, top_k: jax.Array) -> jax.Array:
     """The smallest logit of each row's `top_k`, [R, 1, 1]; -inf where that is all."""
-    return jax.lax.cond(jnp.isfinite(top_k).any(), lambda: _edge(x, jnp.ones_like, top_k), lambda: jnp.full_like(top_k, -jnp.inf))
+    return jax.lax.cond(jnp.isfinite(top_k).any(), lambda: _edge(x, count, jnp.ones_like, top_k), lambda: jnp.full_like(top_k, -jnp.inf))
 
 
-def _edge(x: jax.Array, weigh: Callable[[jax.Array], jax.Array], limit: jax.Array) -> jax.Array:
+def _edge(x: jax.Array, count: int, weigh: Callable[[jax.Array], jax.Array], limit: jax.Array) -> jax.Array:
     """The smallest logit of each row for which the weights of all larger ones sum to less than the row's `limit`; -inf if all do. [R, 1, 1]."""
 
     def search(some: jax.Array) -> jax.Array:
@@ -164,13 +184,13 @@ def _edge(x: jax.Array, weigh: Callable[[jax.Array], jax.Array], limit: jax.Arra
 
         def narrow(i: jax.Array, low: jax.Array) -> jax.Array:
             bit = jnp.ones_like(low) << (bits - 1 - i).astype(low.dtype)
-            above = jnp.where(some > _unordered(low | (bit - 1), x.dtype), weights, 0).sum((1, 2), keepdims=True)
+            above = _sum(jnp.where(some > _unordered(low | (bit - 1), x.dtype), weights, 0), count)
             return jnp.where(above < limit, low, low | bit)
 
         found = _unordered(jax.lax.fori_loop(0, bits, narrow, jnp.zeros(limit.shape, f"uint{bits}")), x.dtype)
         return jnp.where(jnp.isnan(found), -jnp.inf, found)
 
-    if x.shape[1] <= NEAR:
+    if count <= NEAR:
         return search(x)
     largest, which = jax.lax.top_k(x.max(-1), NEAR + 1)
     found = search(jnp.take_along_axis(x, which[:, :NEAR, None], axis=1))

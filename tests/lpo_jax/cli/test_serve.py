@@ -19,6 +19,7 @@ from lpo_jax.decode import load
 from lpo_jax.decode.prompts import asking
 from lpo_jax.model import hf
 from lpo_jax.sharding import make_mesh
+from lpo_jax.train.stop import EXIT_CODE
 from tests.helpers.sampling import tokenizer, torch_model
 from tests.helpers.vocabularies import byte_level, loaded, sentencepiece, shape
 
@@ -46,9 +47,9 @@ def mixed(directory):
     return ["--model", str(directory), "--security", str(directory.with_name("other")), "--preset", "crosec", "--weight", "0.4"]
 
 
-@pytest.mark.parametrize("models", [alone, mixed])
-def test_the_command_serves_what_lpo_generate_writes(models, tmp_path, monkeypatch, caplog):
-    """And SIGTERM ends it with 0."""
+@pytest.mark.parametrize(("models", "told", "code"), [(alone, signal.SIGTERM, EXIT_CODE), (mixed, signal.SIGINT, 0)])
+def test_the_command_serves_what_lpo_generate_writes(models, told, code, tmp_path, monkeypatch, caplog):
+    """And SIGTERM ends it as it ends a training, Ctrl-C as what was wanted."""
     flags = models(tmp_path / "llama")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(load, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
@@ -64,18 +65,18 @@ def test_the_command_serves_what_lpo_generate_writes(models, tmp_path, monkeypat
             port = next(m for m in caplog.messages if "ready:" in m).split("/v1")[0].rpartition(":")[2]
             found.append(instruct(port, jobs.request_seed(0, "p")))
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), told)
 
     thread = threading.Thread(target=client)
-    guard = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("SIGTERM came before the server was ready"))
+    guard = signal.signal(told, lambda *_: pytest.fail("the signal came before the server was ready"))
     common = [*flags, "--rows", "1", "--max-len-tokens", "60"]
     try:
         thread.start()
-        assert cli.main(["serve", "--port", "0", *common]) == 0
+        assert cli.main(["serve", "--port", "0", *common]) == code
     finally:
         ended.set()
         thread.join()
-        signal.signal(signal.SIGTERM, guard)
+        signal.signal(told, guard)
     assert "sesame" not in caplog.text and "in the template plain" in caplog.text
     (tmp_path / "p.jsonl").write_text('{"id": "p", "instruction": "w1 w2"}\n')
     assert cli.main(["generate", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "out.jsonl"), *common, "--max-new-tokens", "12"]) == 0

@@ -79,8 +79,8 @@ def test_alone_nothing_is_started(monkeypatch):
     assert cli.main(["train", "nowhere.yaml"]) == 2
 
 
-@pytest.mark.slow
-def test_two_processes_compute_and_read_a_kept_reference(seed_shards, tmp_path):
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.heavy)])
+def test_several_processes_compute_and_read_a_kept_reference(seed_shards, tmp_path, count):
     """Each writes what it lacks. What both read and train is what one process does, bit for bit."""
     dpo = "{{objective: {{name: dpo, beta: 0.5, tokens: changed, reference: {}}}, optim: {{lr: 1.0e-2}}, batch_rows: 8, steps: 4}}"
 
@@ -88,8 +88,8 @@ def test_two_processes_compute_and_read_a_kept_reference(seed_shards, tmp_path):
         wanted = [a for a in tiny_args(seed_shards["trimmed"], tmp_path / name) if not a.startswith("stages.")]
         return [*wanted, f"stages={{dpo: {dpo.format(tmp_path / f'{name}_kept')}}}", "mesh.data=4", "mesh.fsdp=2", "eval_every_steps=0"]
 
-    for count, name in ((1, "one"), (2, "two")):
-        finish(start(count, "lpo_jax.cli", *args(name)), [0] * count)
-    assert read_log(tmp_path / "two") == read_log(tmp_path / "one")
-    one, two = (sorted((tmp_path / f"{name}_kept").glob("rows-*")) for name in ("one", "two"))
-    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in two] != []
+    for name, processes in (("one", 1), ("several", count)):
+        finish(start(processes, "lpo_jax.cli", *args(name)), [0] * processes)
+    assert read_log(tmp_path / "several") == read_log(tmp_path / "one")
+    one, several = (sorted((tmp_path / f"{name}_kept").glob("rows-*")) for name in ("one", "several"))
+    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in several] != []

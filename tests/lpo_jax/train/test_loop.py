@@ -81,8 +81,12 @@ def test_accumulation_equals_one_big_batch(seed_shards, objective):
 def test_what_does_not_divide_is_replicated_and_said(caplog):
     assert spec(("kv_heads", "embed"), (1, 6), {"data": 1, "fsdp": 2, "tensor": 4}) == jax.sharding.PartitionSpec(None, "fsdp")
     assert "'kv_heads' of size 1 is not divisible by tensor=4: replicated" in caplog.text
-    with pytest.raises(ConfigError, match="doesn't fit 8 devices"):
+    with pytest.raises(ConfigError, match="mesh data=3 fsdp=1 expert=1 tensor=1 doesn't fit 8 devices: its axes must multiply to 8"):
         make_mesh(MeshConfig(3, 1, 1))
+    with pytest.raises(ConfigError, match="tensor=3 doesn't fit 8 devices: its other axes must multiply to one of 1, 2, 4, 8$"):
+        make_mesh(MeshConfig(-1, 1, 3))
+    with pytest.raises(ConfigError, match="tensor=3 doesn't fit 1 device: its other axes must multiply to 1$"):
+        make_mesh(MeshConfig(-1, 1, 3), jax.devices()[:1])
     with pytest.raises(ConfigError, match="at most one is -1"):
         make_mesh(MeshConfig(-1, -1, 1))
 

@@ -79,6 +79,17 @@ def test_a_trace_of_steps_that_never_come_is_told():
     assert late not in told[0] and late in told[1]
 
 
+def test_a_rank_above_a_matrix_is_told():
+    shape = dataclasses.replace(RUN.model.new, n_kv_heads=1)
+    told = {}
+    for rank in (shape.head_dim, shape.head_dim + 1):
+        config = run(f"model.lora={{rank: {rank}, alpha: 4, targets: 'blocks.(q|k)'}}", "model.new.n_kv_heads=1")
+        told[rank] = [line for line in preflight.check(config, 1, {}, shape).warnings if line.startswith("model.lora.rank")]
+    assert told[shape.head_dim] == []
+    (line,) = told[shape.head_dim + 1]
+    assert f"is {shape.head_dim + 1}, more than the smaller side of blocks.k ({shape.head_dim}): " in line
+
+
 def test_the_shipped_default_has_nothing_to_be_told():
     assert preflight.check(RUN, 1, {RUN.data.path: with_rows(92)}, RUN.model.new) == preflight.Findings()
 

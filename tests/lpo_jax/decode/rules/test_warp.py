@@ -1,5 +1,7 @@
 """What is drawn: the filters against transformers and a full sort, draws against the filtered distribution, and what a draw depends on."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lpo_jax.config import MeshConfig
-from lpo_jax.decode.rules.warp import Site, Warp, draw, logp_of, warp
+from lpo_jax.decode.rules.warp import BLOCK, NEAR, Site, Warp, draw, logp_of, warp
+from lpo_jax.plan import hlo
 from lpo_jax.sharding import make_mesh, named
 from tests.helpers.sampling import VOCAB, processors
 
@@ -237,6 +240,18 @@ def test_eight_devices_draw_what_one_does(mesh, vocab):
         tokens, filtered = jax.jit(draw)(cut, site), jax.jit(warp)(cut, by)
     np.testing.assert_array_equal(tokens, drawn(logits, site))
     np.testing.assert_array_equal(np.isfinite(filtered), np.isfinite(warped(logits, by)))
+
+
+def test_a_vocabulary_that_is_cut_stays_where_it_is():
+    """Two devices whose halves end within a block send each other a number for each block, and the blocks that are looked at, not their logits."""
+    rows, on = 4, make_mesh(MeshConfig(1, 1, 2), jax.devices()[:2])
+    logits = jax.ShapeDtypeStruct((rows, 151_936), jnp.float32, sharding=named(on, ("batch", "vocab"), (rows, 151_936)))
+    with jax.set_mesh(on):
+        text = jax.jit(draw).lower(logits, sites(rows, mixed(rows, 1)[1])).compile().as_text()
+    sent = hlo.traffic(text, 2).sent
+    assert 0 < sum(sent.values()) < 4 * logits.size / 100, sent
+    collectives = re.findall(r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text)
+    assert len(collectives) > 5 and max(hlo.array_bytes(each, anywhere=True) for each in collectives) <= 4 * rows * NEAR * BLOCK
 
 
 def test_float64_tells_apart_what_float32_cannot():
