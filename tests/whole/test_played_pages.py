@@ -47,6 +47,9 @@ def place(tmp_path, seed_shards):
     return tmp_path
 
 
+QUIETERS = ("TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES")  # which tests set, and readers don't
+THEIRS = re.compile(r"^[IWEF]\d{4} |^\d{4}-\d\d-\d\d|Warning\b|WARNING|TensorFlow|oneDNN|libtpu|\babsl\b", re.MULTILINE)
+"""What libraries greet with."""
 BEFORE = {"docs/evaluation.md": "lpo-eval run --benchmark securityeval --data dataset.jsonl --completions MODEL -o evals/base"}
 """What a page's reader has done."""
 
@@ -56,12 +59,13 @@ BEFORE = {"docs/evaluation.md": "lpo-eval run --benchmark securityeval --data da
     [
         pytest.param(["README.md"], marks=pytest.mark.slow),
         pytest.param(["docs/index.md"], marks=pytest.mark.heavy),
+        pytest.param(["docs/tutorial.md"], marks=pytest.mark.heavy),
         pytest.param(["docs/training.md", "docs/evaluation.md"], marks=pytest.mark.heavy),
     ],
     ids=" ".join,
 )
 def test_pages_are_played(pages, place):
-    env = os.environ | {
+    env = {name: value for name, value in os.environ.items() if name not in QUIETERS} | {
         "PYTHONPATH": str(REPO),
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
@@ -78,5 +82,6 @@ def test_pages_are_played(pages, place):
             given = [sys.executable, "-m", MODULES[program], *words, *shorter]
             done = subprocess.run(given, cwd=place, env=env, capture_output=True, text=True)
             assert done.returncode == 0, f"{page}: {line}\n{done.stdout}{done.stderr}"
+            assert not THEIRS.search(done.stdout + done.stderr), f"{line}\n{done.stderr}"
             played.add(words[0])
     assert {"build", "train"} <= played
