@@ -109,6 +109,7 @@ def build(
         rows, balanced = _pack(planted, options, theirs)
         every = [row for split in rows.values() for row, _ in split]
         thinks = any(pair.reasoning for pair, _ in planted)
+        print("writing the shards", flush=True)  # TensorFlow is loaded for it, which takes seconds
         manifest = Manifest(
             format_version=shards.FORMAT_VERSION,
             tokenizer_sha256=tok.sha256,

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data_pipeline import records
 from evaluation.tasks import Task
+from foundation.console import ticking
 from foundation.errors import UserError, masked
 from foundation.files import Json, read_journal
 
@@ -156,7 +157,9 @@ def from_endpoint(
 
         with (
             journal.open("a", encoding="utf-8") as out,
-            tqdm(total=len(done) + len(missing), initial=len(done), desc=f"ask {model}", unit=" samples", dynamic_ncols=True) as bar,
+            ticking(
+                tqdm(total=len(done) + len(missing), initial=len(done), desc=f"ask {model}", unit=" samples", dynamic_ncols=True)
+            ) as bar,
         ):
             try:
                 asyncio.run(ask())

@@ -23,6 +23,7 @@ from evaluation.cyberseceval import completed
 from evaluation.extract import extract
 from evaluation.measures import Estimate, by_cwe, by_task, estimate, headline, measures
 from evaluation.tasks import Task
+from foundation.console import ticking
 from foundation.files import Json, claim, foreign, hold_directory, read_journal, read_json, write_json, write_text
 from judges import TOOLS, calibrate, judge
 from judges.sandbox import Case, Limits, Test, run_many
@@ -73,7 +74,10 @@ def _run(benchmark: Benchmark, completions: Completions, options: Options, out: 
     total = len(tasks) * completions.samples
     first = next(todo, None)  # only now: a source may show a bar of its own while it draws
     own_cache = tempfile.TemporaryDirectory(prefix="findings-")  # equal programs of one run are judged once
-    with own_cache, tqdm(total=total, initial=len(done), desc=f"judge {benchmark.name}", unit=" samples", dynamic_ncols=True) as bar:
+    with (
+        own_cache,
+        ticking(tqdm(total=total, initial=len(done), desc=f"judge {benchmark.name}", unit=" samples", dynamic_ncols=True)) as bar,
+    ):
         cache = options.cache or Path(own_cache.name)
         rest = itertools.chain([first] if first else [], todo)
         while chunk := list(itertools.islice(rest, _CHUNK if options.tools else _CHUNK_TESTS)):

@@ -7,10 +7,39 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
 from foundation.errors import UserError
+
+BEAT_S = 1.0
+"""So often the time that has passed is shown anew."""
+
+
+@contextmanager
+def ticking(bar: "tqdm[Any]") -> Iterator["tqdm[Any]"]:
+    """A bar whose clock goes on while nothing is done, so that a long step isn't taken for a stop. A log file has lines only where something was done.
+
+    The bar is closed at the end.
+    """
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(BEAT_S) and not bar.disable:  # as it is once it has been closed
+            bar.refresh()
+
+    clock = threading.Thread(target=tick, daemon=True)
+    alive = not bar.disable and bar.fp.isatty()
+    if alive:
+        clock.start()
+    try:
+        yield bar
+    finally:
+        stop.set()
+        if alive:
+            clock.join()  # first: it would draw a closed bar once more
+        bar.close()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from data_pipeline import template as templates
 from data_pipeline.tokenizer import Tokenizer
+from foundation.console import ticking
 from foundation.files import Json, differing, hold, read_journal, write_json
 from lpo_jax.config import ConfigError
 from lpo_jax.decode import prompts as asked
@@ -115,7 +116,7 @@ def _write(job: Job, found: Found, work: _Work, completions: Iterator[Completion
     tokens, start, total = 0, time.perf_counter(), work.done + len(work.requests)
     with (
         open(job.out, "a", encoding="utf-8") as out,
-        tqdm(total=total, initial=work.done, desc="generate", unit=" samples", dynamic_ncols=True) as bar,
+        ticking(tqdm(total=total, initial=work.done, desc="generate", unit=" samples", dynamic_ncols=True)) as bar,
     ):
         for completion in completions:
             prompt = work.prompts[completion.id]

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipeline.row import answer_tokens
+from foundation.console import ticking
 from foundation.files import Json, read_json, write_text
 from lpo_jax.batch import TreeBatch
 from lpo_jax.config import RunConfig
@@ -35,7 +36,7 @@ def evaluate(
     """Held-out metrics, and the first `draw` pairs with their tokens' log-probabilities, for the report."""
     total: Terms | None = None
     drawn: list[Json] = []
-    batches = tqdm(
+    bar = tqdm(
         data.heldout(config.eval_rows, my_rows(mesh, config.eval_rows)),
         "held-out",
         -(-data.rows("heldout") // config.eval_rows),
@@ -44,13 +45,14 @@ def evaluate(
         leave=False,
         disable=jax.process_index() > 0,
     )
-    for index, rows in enumerate(batches):
-        batch = to_devices(rows, mesh, config.eval_rows)
-        terms, logps = on_host(eval_step(params, frozen, batch))
-        total = add(total, terms)
-        if len(drawn) < draw:
-            whole: TreeBatch = multihost_utils.process_allgather(batch, tiled=True)
-            drawn += _draw(whole, logps, data, index * config.eval_rows, decode)
+    with ticking(bar) as batches:
+        for index, rows in enumerate(batches):
+            batch = to_devices(rows, mesh, config.eval_rows)
+            terms, logps = on_host(eval_step(params, frozen, batch))
+            total = add(total, terms)
+            if len(drawn) < draw:
+                whole: TreeBatch = multihost_utils.process_allgather(batch, tiled=True)
+                drawn += _draw(whole, logps, data, index * config.eval_rows, decode)
     if total is None:
         log.warning("the shard set has no held-out split: nothing is evaluated")
         return {}, []

@@ -8,6 +8,7 @@ import jax
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from foundation.console import ticking
 from foundation.files import write_json
 from lpo_jax.config import ConfigError, RunConfig, to_dict
 from lpo_jax.model import attention, hf
@@ -107,9 +108,10 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
             if start < stage.length:
                 known = frozen | stage.load_beside(directory, params if state is None else None, frozen)
             state, train_step = stage.first_state(params) if state is None else state, stage.step()
-            bar = tqdm(
+            steps = tqdm(
                 stage.batches(start), name, stage.length, initial=start, unit="step", dynamic_ncols=True, disable=jax.process_index() > 0
             )
+            bar = writers.enter_context(ticking(steps))
             step_log = StepLog(stage, directory, metrics, bar)
             for step, batch in enumerate(bar, start + 1):
                 profile.begin(stage.before + step)

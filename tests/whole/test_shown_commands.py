@@ -2,12 +2,14 @@
 start a run somewhere passes the check that comes before paying."""
 
 import importlib
+import json
 import re
-import shlex
 import subprocess
+import tomllib
 
 import huggingface_hub
 import pytest
+from packaging.requirements import Requirement
 
 from data_pipeline import cli as lpo_data
 from evaluation import cli as lpo_eval
@@ -21,11 +23,10 @@ from lpo_jax.train import preflight
 from reproduce import __main__ as reproduce
 from tests.helpers.launch import make_targets
 from tests.helpers.paths import REPO
+from tests.helpers.shown import ANY, blocks, commands_of, spans, words_of
 
 PROGRAMS = {"lpo": lpo, "lpo-data": lpo_data, "lpo-eval": lpo_eval}
 LAUNCHERS = ("tpu", "gke", "slurm", "sky", "local")
-COMMAND = re.compile(r"(lpo|lpo-data|lpo-eval|make|python -m)( \S.*)?")
-ANY = "configs/pods/codellama_7b_v5e_4x4.yaml"  # where a reader puts a config of their own
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "launch/README.md", "docs/**/*.md", "CHANGELOG.md")
 
 
@@ -35,6 +36,7 @@ ASKED = {  # what a command refuses before it looks for a model
     ("lpo", "export"): export.check,
     ("lpo-eval", "run"): lpo_eval.asked,
 }
+EXTRAS = set(tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 PARSERS = {name: module.program().commands for name, module in (PROGRAMS | {"python -m reproduce": reproduce}).items()}
 
 
@@ -43,9 +45,11 @@ def shown():
     places = []
     for file in sorted(path for pattern in DOCUMENTS for path in REPO.glob(pattern)):
         text = file.read_text(encoding="utf-8")
-        fence = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-        spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", fence.sub("", text))]
-        places.append((file.relative_to(REPO), "\n".join([*fence.findall(text), *spans])))
+        places.append((file.relative_to(REPO), "\n".join([*blocks(text), *spans(text)])))
+    for file in sorted(REPO.glob("notebooks/*.ipynb")):
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        places.append((file.relative_to(REPO), "\n".join([*blocks(text), *spans(text)])))
     for file in sorted(REPO.glob("configs/**/*.yaml")):
         comments = [line.partition("#")[2].strip() for line in file.read_text(encoding="utf-8").splitlines()]
         places.append((file.relative_to(REPO), "\n".join(comments)))
@@ -56,16 +60,8 @@ def shown():
         places.append((f"launch/{name}.py", importlib.import_module(f"launch.{name}").EXAMPLES))
     found = {}
     for where, text in places:
-        loop = None  # of the shell: a name, and its first value
-        for line in re.sub(r"\\\n\s*", "", text).splitlines():
-            if begun := re.match(r"for (\w+) in (\S+).*; do$", line):
-                loop = begun.groups()
-            elif line == "done":
-                loop = None
-            line = line if loop is None else line.replace(f"${loop[0]}", loop[1])
-            line = re.sub(r"\s{2,}[(#].*", "", line.strip())  # a remark behind it
-            if COMMAND.fullmatch(line):
-                found.setdefault(line, f"{where}: {line}")
+        for line in commands_of(text):
+            found.setdefault(line, f"{where}: {line}")
     return list(found.items())
 
 
@@ -73,17 +69,19 @@ SHOWN = shown()
 TARGETS = make_targets()
 
 
-def words_of(line):
-    """A command's words: what only a shell would read, and dots that stand for more, left out."""
-    line = re.split(r" [|>] ", line)[0].replace("CONFIG=...", f"CONFIG={ANY}").replace("JOB=...", "JOB=mine").replace('"..."', '""')
-    line = re.sub(r"\[(--[\w-]+ ?\S*)\]", r"\1", line)
-    return [word for word in shlex.split(line, comments=True) if word != "..."]
-
-
 def test_commands_are_found_everywhere():
     """Else the others here would prove nothing."""
     where = " ".join(place for _, place in SHOWN)
-    for part in ("README.md", "launch/README.md", "docs/", "configs/pods/", "lpo train --help", "lpo-data build --help", "launch/gke.py"):
+    for part in (
+        "README.md",
+        "launch/README.md",
+        "docs/",
+        "notebooks/",
+        "configs/pods/",
+        "lpo train --help",
+        "lpo-data build --help",
+        "launch/gke.py",
+    ):
         assert part in where
     assert len(SHOWN) > 150
 
@@ -167,3 +165,13 @@ def test_a_module(line):
     assert importlib.util.find_spec(module) is not None
     if module == "reproduce" and words:
         PARSERS["python -m reproduce"][words[0]].parse_args([word.replace("SIZE", "small") for word in words[1:]])
+
+
+@pytest.mark.parametrize("line", [pytest.param(line, id=place) for line, place in SHOWN if line.startswith("pip install")])
+def test_a_pip_install(line):
+    """Its extras are the package's."""
+    for word in words_of(line)[2:]:
+        if not word.startswith("-") and word != ".":
+            requirement = Requirement(re.sub(r"^\.\[", "lpo-jax[", word))
+            assert requirement.extras <= EXTRAS
+            assert requirement.name in {"lpo-jax", "tensorboard", "tensorflow", "xprof"}

@@ -20,7 +20,9 @@ from lpo_jax.decode.prompts import asking
 from lpo_jax.model import hf
 from lpo_jax.sharding import make_mesh
 from lpo_jax.train.stop import EXIT_CODE
+from tests.helpers.paths import REPO
 from tests.helpers.sampling import tokenizer, torch_model
+from tests.helpers.shown import blocks
 from tests.helpers.vocabularies import byte_level, loaded, sentencepiece, shape
 
 
@@ -29,6 +31,21 @@ def instruct(port, seed):
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="sesame", max_retries=0)
     asked = {"model": "llama", "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 12, "seed": seed}
     return client.chat.completions.create(**asked, temperature=0.4, top_p=0.95).choices[0].message.content
+
+
+def as_documented(port):
+    """What docs/serving.md has a client print: its text, how it ended, and how many tokens both have."""
+    (code,) = blocks((REPO / "docs" / "serving.md").read_text(encoding="utf-8"), ("python",))
+    here = {
+        "127.0.0.1:8000": f"127.0.0.1:{port}", '"none"': '"sesame"', "tiny_cpu": "llama", "max_tokens=60": "max_tokens=12",
+        "Write a Flask route that shows a user's profile from SQLite.": "w1 w2",
+    }  # fmt: skip
+    for shown, mine in here.items():
+        assert shown in code
+        code = code.replace(shown, mine)
+    printed = []
+    exec(code, {"print": lambda *given: printed.append(given)})
+    return printed
 
 
 def alone(directory):
@@ -64,6 +81,7 @@ def test_the_command_serves_what_lpo_generate_writes(models, told, code, tmp_pat
                 time.sleep(0.02)
             port = next(m for m in caplog.messages if "ready:" in m).split("/v1")[0].rpartition(":")[2]
             found.append(instruct(port, jobs.request_seed(0, "p")))
+            found.extend(as_documented(port))
         finally:
             os.kill(os.getpid(), told)
 
@@ -80,7 +98,8 @@ def test_the_command_serves_what_lpo_generate_writes(models, told, code, tmp_pat
     assert "sesame" not in caplog.text and "in the template plain" in caplog.text
     (tmp_path / "p.jsonl").write_text('{"id": "p", "instruction": "w1 w2"}\n')
     assert cli.main(["generate", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "out.jsonl"), *common, "--max-new-tokens", "12"]) == 0
-    assert found == [json.loads((tmp_path / "out.jsonl").read_text())["text"]] and found[0]
+    assert found[0] == json.loads((tmp_path / "out.jsonl").read_text())["text"] and found[0]
+    assert len(found) == 2 and found[1][1] in ("length", "stop") and found[1][2] > 0
     assert len(list(tmp_path.glob("cache/lpo-jax/alignment-*"))) == (models is mixed)
 
 
