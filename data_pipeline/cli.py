@@ -384,7 +384,6 @@ def _show(args: argparse.Namespace) -> int:
         dropped = Path(args.directory) / "dropped.tsv"
         print(visible(read_text(dropped, "build the set again with `lpo-data build`")), end="")
         return 0
-    print(f"reading {args.directory}", file=sys.stderr)  # TensorFlow is loaded for it, which takes seconds
     from data_pipeline.show import render_pairs
 
     colour = args.color == "always" or (args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)

@@ -1,6 +1,7 @@
 """`lpo-data show`: pairs of a shard set, decoded, with their changed tokens in colour."""
 
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def render_pairs(directory: str | Path, split: str, count: int, colour: bool) ->
     tok = tokenizer.load(Path(directory) / "tokenizer")
     if tok.sha256 != manifest.tokenizer_sha256:
         raise DataError(f"{directory}/manifest.json: the tokenizer beside it is another; build the set with `lpo-data build` again")
+    print(f"reading {directory}", file=sys.stderr)  # TensorFlow is loaded for it, which takes seconds
     rows = (parse(records.read(row)) for row in range(len(records)))
     pairs = ((ids[pair], row, pair) for row, ids in rows for pair in range(len(ids)))
     for pair_id, row, pair in itertools.islice(pairs, count):
