@@ -1,16 +1,25 @@
-"""The figures of docs/concepts.md and docs/architecture.md, drawn from the shipped pairs, their recorded verdicts, and the packages' own imports.
+"""The figures of docs/: drawn from the shipped pairs, their recorded verdicts, the packages' own imports, and what a run said of a held-out pair.
 
     python -m website.figures
 
-writes docs/figures/*.svg anew; the same tree gives the same bytes. Tokens are those of the tokenizer that `make train` trains.
+writes docs/figures/*.svg anew; the same tree gives the same bytes. Tokens are those of the tokenizer that `make train` trains, but in the
+tutorial's figure, whose numbers
+
+    python -m website.figures RUN PAIR
+
+takes from a finished run's files first, into docs/figures/tutorial.json.
 """
 
 import ast
 import itertools
+import json
+import math
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +28,8 @@ import numpy as np
 
 from data_pipeline import pairs, template, tokenizer, trees
 from data_pipeline.encode import MaskOptions, encode
-from data_pipeline.row import REJECTED, TRUNK, RowShape, pad
-from foundation.files import read_journal, write_text
+from data_pipeline.row import CHOSEN, REJECTED, TRUNK, RowShape, pad
+from foundation.files import read_journal, read_json, write_text
 from judges.findings import same_family
 from lpo_jax.batch import TreeBatch
 from lpo_jax.objectives import OBJECTIVES, Objective
@@ -42,7 +51,7 @@ def figures() -> dict[str, str]:
     encoded = {pair.id: encode(pair, tok, alpaca, MaskOptions()) for pair in rows}
     shown = encoded[SHOWN]
     found = {"pair": _pair(shown, tok), "tokens": _tokens(list(encoded.values())), "objectives": _objectives(shown, tok)}
-    return {f"{name}.svg": svg for name, svg in (found | {"judges": _judges(), "packages": _packages()}).items()}
+    return {f"{name}.svg": svg for name, svg in (found | {"judges": _judges(), "packages": _packages(), "tutorial": _tutorial()}).items()}
 
 
 def _svg(width: int, height: int, label: str, parts: Iterable[str]) -> str:
@@ -58,21 +67,34 @@ def _text(x: float, y: float, text: str, fill: str = INK, more: str = "") -> str
     return f'<text x="{x:.0f}" y="{y:.0f}" fill="{fill}" {more} xml:space="preserve">{escape(text)}</text>'
 
 
-def _spelled(tok: tokenizer.Tokenizer, token: int) -> str:
-    return (
-        "<eos>" if token == tok.eos_id else tok.backend.decode([int(token)], skip_special_tokens=False).replace("\n", "↵").replace(" ", "·")
-    )
+def _spelled(tok: tokenizer.Tokenizer, ids: Iterable[int]) -> list[str]:
+    return ["<eos>" if token == tok.eos_id else _visible(tok.backend.decode([int(token)], skip_special_tokens=False)) for token in ids]
 
 
-def _row(tok: tokenizer.Tokenizer, ids: Iterable[int], colours: Sequence[tuple[str, str]], x: float, y: float) -> tuple[list[str], float]:
+def _visible(text: str) -> str:
+    return text.replace("\n", "↵").replace(" ", "·")
+
+
+def _row(texts: Iterable[str], colours: Sequence[tuple[str, str]], x: float, y: float) -> tuple[list[str], float]:
     """Boxes of tokens from x on, and where they end."""
     parts = []
-    for token, (fill, ink) in zip(ids, colours, strict=True):
-        spelled = _spelled(tok, token)
-        width = 7.6 * len(spelled) + 9
-        parts += [_box(x, y, width, 26, fill), _text(x + 4.5, y + 18, spelled, ink, f'{MONO} font-size="12"')]
-        x += width + 2
+    for text, (fill, ink) in zip(texts, colours, strict=True):
+        parts += [_box(x, y, _wide(text), 26, fill), _text(x + 4.5, y + 18, text, ink, f'{MONO} font-size="12"')]
+        x += _wide(text) + 2
     return parts, x
+
+
+def _wide(text: str) -> float:
+    return 7.6 * len(text) + 9
+
+
+def _bars(texts: Iterable[str], bars: Iterable[tuple[float, str]], x: float, y: float) -> tuple[list[str], float]:
+    """Bars (height, colour) on a line at y, each as wide as its token's box above, and where they end."""
+    parts, start = [], x
+    for text, (tall, fill) in zip(texts, bars, strict=True):
+        parts += [_box(x, y - tall, _wide(text), tall, fill, 1)] if tall >= 0.5 else []
+        x += _wide(text) + 2
+    return [*parts, f'<line x1="{start:.0f}" x2="{x:.0f}" y1="{y}" y2="{y}" stroke="{GREY}"/>'], x
 
 
 def _pair(pair: trees.Encoded, tok: tokenizer.Tokenizer) -> str:
@@ -82,7 +104,7 @@ def _pair(pair: trees.Encoded, tok: tokenizer.Tokenizer) -> str:
     trunk, behind = pair.chosen[split - 9 : split], 5
     chosen = slice(split, int(np.flatnonzero(pair.m_plus)[-1]) + 1 + behind)
     rejected = slice(split, stop + behind)
-    parts, end = _row(tok, trunk, [(GREY, INK)] * len(trunk), 56, 96)
+    parts, end = _row(_spelled(tok, trunk), [(GREY, INK)] * len(trunk), 56, 96)
     parts += [_text(28, 114, "…", PALE), _text(28, 84, f"trunk: {split} tokens, computed once", PALE)]
     rows = (
         (32, chosen, pair.chosen, pair.m_plus, SECURE, SECURE_PALE, f"chosen branch: all {len(pair.chosen) - split} tokens; m+ dark"),
@@ -92,7 +114,7 @@ def _pair(pair: trees.Encoded, tok: tokenizer.Tokenizer) -> str:
     for y, part, ids, mask, dark, pale, label in rows:
         cut = stop if ids is pair.rejected else len(ids)
         colours = [((dark, "#fff") if mask[at] else (pale, INK)) if at < cut else (BACK, "#a9b0b5") for at in range(part.start, part.stop)]
-        boxes, last = _row(tok, ids[part], colours, end + 44, y)
+        boxes, last = _row(_spelled(tok, ids[part]), colours, end + 44, y)
         widest = max(widest, last)
         parts += [*boxes, _text(end + 44, y - 8 if y < 90 else y + 44, label, PALE), _text(last + 6, y + 18, "…", PALE)]
         parts.append(
@@ -157,20 +179,15 @@ def _objectives(pair: trees.Encoded, tok: tokenizer.Tokenizer) -> str:
     at = [*range(split - 4, split + int(pair.m_plus.sum()) + 4)]
     first = int(np.flatnonzero(tree.side == REJECTED)[0])
     at += range(first, first + int(np.flatnonzero(tree.changed[first:])[-1]) + 5)
-    parts, width, y = [], 0.0, 58
-    parts += [_text(112, 24, "trunk and chosen branch", PALE), *_row(tok, tree.target[at], _kinds(tree, at), 112, 32)[0]]
+    texts, width, y = _spelled(tok, tree.target[at]), 0.0, 58
+    parts = [_text(112, 24, "trunk and chosen branch", PALE), *_row(texts, _kinds(tree.side[at], tree.changed[at]), 112, 32)[0]]
     for name, options in OPTIONS.items():
         pull = _pull(OBJECTIVES[name], options, batch)
-        most, x = float(jnp.abs(pull).max()), 112.0
+        most = float(jnp.abs(pull).max())
         y += 30
-        parts.append(_text(20, y, name))
-        for n in at:
-            wide = 7.6 * len(_spelled(tok, tree.target[n])) + 9
-            tall = 22 * abs(float(pull[n])) / most
-            parts += [_box(x, y + 4 - tall, wide, tall, SECURE if pull[n] > 0 else VULNERABLE, 1)] if tall >= 0.5 else []
-            x += wide + 2
-        parts.append(f'<line x1="112" x2="{x:.0f}" y1="{y + 4}" y2="{y + 4}" stroke="{GREY}"/>')
-        width = max(width, x)
+        bars, end = _bars(texts, [(22 * abs(float(pull[n])) / most, SECURE if pull[n] > 0 else VULNERABLE) for n in at], 112, y + 4)
+        parts += [_text(20, y, name), *bars]
+        width = max(width, end)
     parts.append(
         _text(
             112,
@@ -193,9 +210,40 @@ def _pull(record: Objective, options: dict[str, Any], batch: TreeBatch) -> jax.A
     return -jax.grad(loss)(jnp.full(batch.source.shape, -1.0))[0]
 
 
-def _kinds(tree: trees.Tree, at: Sequence[int]) -> list[tuple[str, str]]:
+def _kinds(sides: Iterable[int], changed: Iterable[bool]) -> list[tuple[str, str]]:
     dark, pale = {1: SECURE, -1: VULNERABLE}, {0: GREY, 1: SECURE_PALE, -1: VULNERABLE_PALE}
-    return [(dark[int(tree.side[n])], "#fff") if tree.changed[n] else (pale[int(tree.side[n])], INK) for n in at]
+    return [(dark[int(side)], "#fff") if new else (pale[int(side)], INK) for side, new in zip(sides, changed, strict=True)]
+
+
+def _tutorial() -> str:
+    """How likely a model holds the changed tokens of a held-out pair, before it is trained and after each stage."""
+    found = read_json(ROOT / "docs" / "figures" / "tutorial.json")
+    tokens = [(_visible(text), side, new) for text, side, new in found["tokens"]]
+    parts, width, y = [], 0.0, 24
+    for side, label, dark in ((CHOSEN, "chosen branch", SECURE), (REJECTED, "rejected branch", VULNERABLE)):
+        own = [n for n, token in enumerate(tokens) if token[1] == side]
+        changed = [n for n in own if tokens[n][2]]
+        at = [n for n in own if changed[0] - 2 <= n <= changed[-1] + 2]
+        texts = [tokens[n][0] for n in at]
+        parts += [_text(112, y, label, PALE), *_row(texts, _kinds([side] * len(at), [tokens[n][2] for n in at]), 112, y + 8)[0]]
+        y += 40
+        for name, logps in found["logps"].items():
+            y += 32
+            bars, end = _bars(texts, [(26 * math.exp(logps[n]) if n in changed else 0, dark) for n in at], 112, y)
+            parts += [_text(20, y - 4, name), *bars]
+            width = max(width, end)
+        y += 36
+    told = "height: a changed token's probability"
+    return _svg(max(int(width) + 24, 420), y + 8, f"The held-out pair {found['pair']} before and after training", [*parts, _text(112, y - 8, told, PALE, 'font-size="12"')])  # fmt: skip
+
+
+def take(run: str, pair: str) -> None:
+    """Keep what a finished run's evaluations say of one of the held-out pairs that its report draws."""
+    stages = ("init", "sft", "lpo")
+    drawn = {name: next(each for each in read_json(Path(run) / "eval" / f"{name}.json")["pairs"] if each["id"] == pair) for name in stages}
+    logps = {name: [None if token[3] is None else round(token[3], 4) for token in each["tokens"]] for name, each in drawn.items()}
+    kept = {"pair": pair, "tokens": [token[:3] for token in drawn["init"]["tokens"]], "logps": logps}
+    write_text(ROOT / "docs" / "figures" / "tutorial.json", json.dumps(kept, ensure_ascii=False) + "\n")
 
 
 def _judges() -> str:
@@ -269,6 +317,8 @@ def _imported(source: str) -> set[str]:
 
 
 def main() -> int:
+    if len(sys.argv) == 3:
+        take(*sys.argv[1:])
     for name, svg in figures().items():
         write_text(ROOT / "docs" / "figures" / name, svg)
         print(f"docs/figures/{name}")
