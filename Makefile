@@ -75,7 +75,7 @@ train: $(RUN)_data/manifest.json ## the main job on the embedded default: build,
 JOBS := train eval serve generate teacher export
 SKY_JOBS := $(filter-out serve,$(JOBS))
 JOB_ARGS = $* $(if $(filter train teacher,$*),$(CONFIG)) $(ARGS)
-PLANNED := $(if $(call on,SKIP_PLAN,1),.venv/installed,.venv/installed-tpu)
+PLANNED := $(if $(call on,SKIP_PLAN,1)$(call on,DRY_RUN,1),.venv/installed,.venv/installed-tpu)  # a dry run plans nothing
 
 .PHONY: $(foreach job,$(JOBS),$(job)-tpu $(job)-tpu-down $(job)-gke $(job)-gke-down $(job)-slurm) $(SKY_JOBS:%=%-sky)
 
@@ -102,7 +102,7 @@ $(JOBS:%=%-gke-down): %-gke-down: .venv/installed
 
 #: train-slurm: ## and eval-slurm, serve-slurm, ...: the same on SLURM, from a login node: NODES=2 GPUS=8 CONFIG=... ARGS="key=value ..."
 $(JOBS:%=%-slurm): %-slurm: .venv/installed
-	$(if $(GPUS),$(BIN)/pip install --quiet --editable '.[cuda]')
+	$(if $(GPUS),$(if $(call on,DRY_RUN,1),,$(BIN)/pip install --quiet --editable '.[cuda]'))
 	$(LAUNCH).slurm $(call with,NODES,--nodes) $(call with,GPUS,--gpus) $(call with,JOB,--name) $(call with,RESTARTS,--restarts) $(TUNNEL) \
 		$(call on,DETACH,--detach) $(call on,DRY_RUN,--dry-run) $(JOB_ARGS)
 

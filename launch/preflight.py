@@ -4,6 +4,7 @@ import os
 import posixpath
 import re
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from foundation.errors import UserError
 from foundation.stores import HUB_ID
 from launch.common import NEEDS_LOGIN, Checks, LaunchError, Shell, last_line, say
-from launch.job import Job, url_of
+from launch.job import NO_PATHS, Job, url_of
 from lpo_jax.cli import export, generate, program, serve, teacher
 from lpo_jax.cli.models import CROSEC
 from lpo_jax.config import RunConfig
@@ -71,7 +72,7 @@ def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str 
                 checks.notes += note
                 named = "data.tokenizer" if job.config and job.config.data.tokenizer else "model.path"
                 fetch |= not problem and not note and key == named
-        for check in (_check_output, _check_flags, _check_prompts, _check_server):
+        for check in (_check_output, _check_flags, _check_prompts, _check_models, _check_server):
             checks.collect(partial(check, job, devices))
         if job.config is None:
             return
@@ -126,7 +127,7 @@ def _check_output(job: Job, _: int) -> None:
     """What is written takes the place of nothing that is read, and has a place of its own."""
     if job.output is None:
         return
-    key = "run_dir" if job.command == "train" else "-o"
+    key = {"train": "run_dir", "export": "out"}.get(job.command, "-o")
     problem = preflight.place_problem(key, job.output) if job.command != "train" else ""  # that of a config is looked at with it
     for name, value in job.inputs().items():
         if posixpath.normpath(value) == posixpath.normpath(job.output) and not name.endswith(".reference"):
@@ -137,6 +138,9 @@ def _check_output(job: Job, _: int) -> None:
 
 def _check_flags(job: Job, devices: int) -> None:
     """What the command itself refuses before it looks for a model, by its own words; and whether its rows and mesh are the devices'."""
+    template = getattr(job.given, "template", None)
+    if template is not None and template not in NO_PATHS and not Path(template).suffix and not Path(template).exists():
+        raise LaunchError(f"--template={template}: no such file, and none of ours (alpaca, chat, plain)")
     if job.command == "teacher":
         assert job.config is not None
         teacher.stage_of(job.given, job.config)
@@ -168,6 +172,22 @@ def _check_prompts(job: Job, _: int) -> None:
 
         for _row in prompts.rows(job.given.prompts, generate.asked(job.given).models.adapters or ()):
             pass
+
+
+def _check_models(job: Job, _: int) -> None:
+    """Their tokenizers, and the prompts' lengths; where all that is read lies here."""
+    models = models_of(job)
+    if models is None or not all(Path(path).exists() for path in job.inputs().values()):
+        return
+    if not all((Path(path) / "config.json").is_file() for path in (models.model, models.security) if path is not None):
+        return
+    from lpo_jax.decode import job as decoding  # here: it takes its time
+    from lpo_jax.decode import load
+
+    if job.command == "generate":
+        decoding.check(generate.asked(job.given))
+    else:
+        load.find(replace(models, dtype="float32"))  # any: no device is asked which
 
 
 def _check_server(job: Job, _: int) -> None:

@@ -85,11 +85,35 @@ def run(job: Job) -> int:
         return len(requests)
 
 
+def check(job: Job) -> None:
+    """Refuse what can be refused without weights and devices.
+
+    Raises:
+      ConfigError: a model or a prompt can't be used.
+    """
+    found = find(replace(job.models, dtype="float32"))
+    _read(job, found, _asking(job, found), _asking_adapters(job, found))
+
+
 def _work(job: Job, found: Found) -> _Work:
     """Read a job's prompts, and what is done of it already."""
     how, others = _asking(job, found), _asking_adapters(job, found)
     for each in (how, *others.values()):
         each.warn()
+    prompts = _read(job, found, how, others)
+    done = _open_journal(job, found.dtype, prompts)
+    missing = [
+        Request(p.id, p.ids, request_seed(job.seed, p.id), k, adapter=p.adapter)
+        for p in prompts
+        for k in range(job.samples)
+        if (p.id, k) not in done
+    ]
+    ends = dict.fromkeys(end for each in (how, *others.values()) for end in templates.ends(each.template, found.tokenizer))
+    return _Work({prompt.id: prompt for prompt in prompts}, len(done), missing, list(ends))
+
+
+def _read(job: Job, found: Found, how: Asking, others: dict[str, Asking]) -> list[Prompt]:
+    """A job's prompts, if all of them fit."""
     prompts = asked.read(job.prompts, found.tokenizer, how, others)
     new, limit = job.sampling.max_new_tokens, found.max_len_tokens
     for prompt in prompts:
@@ -100,15 +124,7 @@ def _work(job: Job, found: Found) -> _Work:
                 + ("what the model was made for: " if limit != job.models.max_len_tokens else "--max-len-tokens: raise that, ")
                 + "shorten the prompt or lower --max-new-tokens"
             )
-    done = _open_journal(job, found.dtype, prompts)
-    missing = [
-        Request(p.id, p.ids, request_seed(job.seed, p.id), k, adapter=p.adapter)
-        for p in prompts
-        for k in range(job.samples)
-        if (p.id, k) not in done
-    ]
-    ends = dict.fromkeys(end for each in (how, *others.values()) for end in templates.ends(each.template, found.tokenizer))
-    return _Work({prompt.id: prompt for prompt in prompts}, len(done), missing, list(ends))
+    return prompts
 
 
 def _write(job: Job, found: Found, work: _Work, completions: Iterator[Completion]) -> None:

@@ -111,7 +111,7 @@ def topology_devices(name: str, key: str = "mesh.topology") -> list[jax.Device]:
       ConfigError: libtpu isn't installed, or it knows no such topology.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError("a plan needs the TPU compiler, which runs on any CPU machine: pip install 'lpo-jax[tpu]', or libtpu==0.0.52")
+        raise ConfigError("a plan needs the TPU compiler, which runs on any CPU machine: pip install 'lpo-jax[tpu]'")
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies

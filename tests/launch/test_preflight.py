@@ -11,6 +11,7 @@ from launch.common import Checks, LaunchError, Shell
 from lpo_jax.cli import program
 from tests.helpers.launch import CONFIG
 from tests.helpers.paths import REPO
+from tests.helpers.sampling import save_model
 
 TINY = str(REPO / CONFIG)
 KD = str(REPO / "configs/cosec_plus/qwen2_5_coder_kd.yaml")
@@ -79,7 +80,7 @@ def test_a_run_has_a_directory_of_its_own(here, run_dir):
         ("teacher", [KD, "--stage", "kdd", "-o", "t"], "name with --stage one of objective kd among kd"),
         ("generate", ["p.jsonl", "-o", "./p.jsonl", *GENERATE[3:]], "-o=p.jsonl is what prompts names: give another -o"),
         ("generate", ["p.jsonl", "-o", "runs/x/", *GENERATE[3:]], "runs/x/ is a directory; name a file"),
-        ("export", ["runs/x", "runs/x"], "-o=runs/x is what run_dir names"),
+        ("export", ["runs/x", "runs/x"], "out=runs/x is what run_dir names"),
         ("eval", [*EVAL[:-1], "runs/x"], "-o=runs/x is what --completions names"),
         ("train", [TINY, "mesh.tensor=8", "run_dir=runs/x", "data.path=runs/x"], "run_dir=runs/x is what data.path names: give another run_dir"),
     ],
@@ -169,3 +170,16 @@ def test_a_server_that_does_not_fit_is_refused_and_what_no_plan_knows_is_said(he
         preflight.plan(shell, job.read("serve", ["--model", "runs/x", *words]), "v5e:2x4", "bkt")
         assert shell.ran == [] and "whether this fits isn't known" in capsys.readouterr().out
     preflight.plan(Asked(code=1), job.read("eval", EVAL), "v5e:2x4", "bkt")  # isn't planned
+
+
+def test_a_model_and_prompts_that_are_here_are_looked_at(here):
+    save_model(here / "runs/x")
+    (here / "p.jsonl").write_text('{"id": 1, "prompt": "w1 w2 w3"}\n')
+    assert wrong("generate", *GENERATE, "--max-new-tokens", "8") == []
+    (problem,) = wrong("generate", *GENERATE, "--max-new-tokens", "100000")
+    assert "p.jsonl:1: prompt 1 has 3 tokens; with 100000 new ones it exceeds" in problem and "what the model was made for" in problem
+
+
+def test_a_template_is_a_name_or_a_file(here):
+    (problem,) = wrong("generate", *GENERATE, "--template", "alpacca")
+    assert problem == "--template=alpacca: no such file, and none of ours (alpaca, chat, plain)"
