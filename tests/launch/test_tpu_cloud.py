@@ -227,7 +227,9 @@ def test_ctrl_c_stops_and_deletes_nothing(laptop, delete):
 def test_ctrl_c_while_a_tpu_is_made(laptop, delete):
     run = laptop.train(f"--delete={delete}")
     run.until("tpu-vm create")
+    end = time.monotonic() + 60
     while not laptop.cloud.nodes():
+        assert time.monotonic() < end, run.out
         time.sleep(0.01)
     run.interrupt()
     done = run.end()
