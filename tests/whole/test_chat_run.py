@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from evaluation.benchmarks import load
+from lpo_jax.train.stop import EXIT_CODE
 from tests.helpers import real_models
 from tests.helpers.paths import REPO, SEED_PAIRS
 
@@ -133,7 +134,7 @@ def test_serve(exported, instructions, expected):
     finally:
         process.terminate()
         said = process.communicate()[0]
-    assert process.returncode == 0, said
+    assert process.returncode == EXIT_CODE, said
 
 
 def test_eval(exported, instructions, expected, tmp_path):
