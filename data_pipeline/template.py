@@ -83,6 +83,11 @@ class Text:
         return self.before_code + code + self.after_code
 
 
+def ours() -> list[str]:
+    """The names of the templates that are shipped."""
+    return sorted(path.stem for path in SHIPPED.glob("*.j2"))
+
+
 def load(name: str | None, tokenizer: Tokenizer | None, system: str = "") -> tuple[Template, str]:
     """A template by its name or file, and why it is this one. Without a name: chat if the tokenizer has a template for it, else alpaca.
 
@@ -96,8 +101,7 @@ def load(name: str | None, tokenizer: Tokenizer | None, system: str = "") -> tup
     shipped = SHIPPED / f"{name}.j2"
     file = shipped if shipped.is_file() else Path(name)
     if not file.is_file():
-        known = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.j2")))
-        raise DataError(f"template {name}: no such file, and none of ours ({known})")
+        raise DataError(f"template {name}: no such file, and none of ours ({', '.join(ours())})")
     template = checked(Template(name if file == shipped else records.shown(file), read_text(file)), tokenizer, f"template {name}")
     if tokenizer is not None and tokenizer.chat is not None and prompt(template, "instruction", tokenizer).whole:
         template = replace(template, chat=tokenizer.chat)

@@ -5,7 +5,6 @@ Benchmarks that come as code are asked for by instruction with that code in it; 
 """
 
 import csv
-import difflib
 import gzip
 import hashlib
 import io
@@ -21,6 +20,7 @@ from data_pipeline.formats import RowError, text_of
 from evaluation import cweval, cyberseceval, own, seccodeplt
 from evaluation.extract import body_indent, open_name
 from evaluation.tasks import BenchmarkError, Task, code_task, cwe_of, rows, sentence_task
+from foundation.commands import meant
 from foundation.files import sha256, shipped
 from judges.prepare import parse
 
@@ -53,9 +53,7 @@ def source_of(name: str) -> Source:
       BenchmarkError: there is none of this name.
     """
     if name not in BENCHMARKS:
-        near = difflib.get_close_matches(name, BENCHMARKS, n=1)
-        meant = f": did you mean {near[0]!r}?" if near else ""
-        raise BenchmarkError(f"there is no benchmark {name!r}{meant or '; choose from ' + ', '.join(BENCHMARKS)}")
+        raise BenchmarkError(f"there is no benchmark {name!r}{meant(name, BENCHMARKS) or '; choose from ' + ', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
 
 

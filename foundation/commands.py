@@ -112,17 +112,18 @@ class _Parser(argparse.ArgumentParser):
             finally:
                 self._inside = False
         if unknown and not self._inside:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0].partition('=')[0], self._option_string_actions)}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant(unknown[0].partition('=')[0], self._option_string_actions)}")
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
         """What is wrong, without the usage of twenty arguments in front."""
         if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            message += _meant(choice[1], re.findall(r"[^', ]+", choice[2]))
+            message += meant(choice[1], re.findall(r"[^', ]+", choice[2]))
         raise UserError(f"{message}; `{self.prog} --help` explains")
 
 
-def _meant(given: str, valid: Iterable[str]) -> str:
+def meant(given: str, valid: Iterable[str]) -> str:
+    """ ": did you mean 'X'?", if something valid is near; else nothing."""
     near = difflib.get_close_matches(given, valid, n=1)
     return f": did you mean {near[0]!r}?" if near else ""
 

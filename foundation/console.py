@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from foundation.errors import UserError
 
-BEAT_S = 1.0
+BEAT_S = 0.5
 """So often the time that has passed is shown anew."""
 
 
@@ -50,24 +50,13 @@ def captured_stderr(doing: str | None = None) -> Iterator[io.StringIO]:
     Where stderr is a terminal, `doing` stands on it meanwhile, with the time that has passed.
     """
     sys.stderr.flush()
-    saved, stop, text = os.dup(2), threading.Event(), io.StringIO()
+    saved, text = os.dup(2), io.StringIO()
     with tempfile.TemporaryFile() as caught, os.fdopen(saved, "w") as real:
-
-        def show() -> None:
-            with tqdm(desc=doing, bar_format="{desc}: {elapsed}", file=real, disable=None, leave=False) as bar:
-                while not stop.wait(0.5):
-                    bar.refresh()
-
         os.dup2(caught.fileno(), 2)
-        clock = threading.Thread(target=show, daemon=True)
-        if doing is not None:
-            clock.start()
         try:
-            yield text
+            with ticking(tqdm(desc=doing, bar_format="{desc}: {elapsed}", file=real, disable=None if doing else True, leave=False)):
+                yield text
         finally:
-            stop.set()
-            if doing is not None:
-                clock.join()
             sys.stderr.flush()
             os.dup2(saved, 2)
             caught.seek(0)

@@ -4,11 +4,11 @@ import os
 import posixpath
 import re
 import tempfile
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline.template import ours
 from foundation.errors import UserError
 from foundation.stores import HUB_ID
 from launch.common import NEEDS_LOGIN, Checks, LaunchError, Shell, last_line, say
@@ -72,8 +72,11 @@ def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str 
                 checks.notes += note
                 named = "data.tokenizer" if job.config and job.config.data.tokenizer else "model.path"
                 fetch |= not problem and not note and key == named
-        for check in (_check_output, _check_flags, _check_prompts, _check_models, _check_server):
-            checks.collect(partial(check, job, devices))
+        for check in (_check_output, _check_flags, _check_server):
+            checks.collect(partial(check, job))
+        if (models := checks.collect(partial(models_of, job))) is not None:
+            checks.collect(partial(_check_mesh, models, devices))
+            checks.collect(partial(_check_reading, job, models))
         if job.config is None:
             return
         if bucket and ask and job.command == "train":
@@ -123,7 +126,7 @@ def _on_a_hub(key: str, value: str) -> bool:
     return key.endswith(MAY_BE_ON_THE_HUB) and HUB_ID.fullmatch(value) is not None
 
 
-def _check_output(job: Job, _: int) -> None:
+def _check_output(job: Job) -> None:
     """What is written takes the place of nothing that is read, and has a place of its own."""
     if job.output is None:
         return
@@ -136,26 +139,24 @@ def _check_output(job: Job, _: int) -> None:
         raise LaunchError(problem)
 
 
-def _check_flags(job: Job, devices: int) -> None:
-    """What the command itself refuses before it looks for a model, by its own words; and whether its rows and mesh are the devices'."""
+def _check_flags(job: Job) -> None:
+    """What a command without decoding refuses before it looks for a model, by its own words; and what a template can't be."""
     template = getattr(job.given, "template", None)
     if template is not None and template not in NO_PATHS and not Path(template).suffix and not Path(template).exists():
-        raise LaunchError(f"--template={template}: no such file, and none of ours (alpaca, chat, plain)")
+        raise LaunchError(f"--template={template}: no such file, and none of ours ({', '.join(ours())})")
     if job.command == "teacher":
         assert job.config is not None
         teacher.stage_of(job.given, job.config)
     elif job.command == "export":
         export.check(job.given)
-    elif (models := models_of(job)) is not None:
-        mesh = mesh_shape(models.mesh, devices)
-        if models.rows is not None:
-            from lpo_jax.decode.request import check_rows  # here: it takes its time
-
-            check_rows(models.rows, row_cuts(mesh))
 
 
 def models_of(job: Job) -> "Models | None":
-    """What decodes, as the command reads it from its flags; None: nothing does."""
+    """What decodes, as the command reads it from its flags; None: nothing does.
+
+    Raises:
+      UserError: the command itself refuses its flags.
+    """
     if job.command == "eval":
         from evaluation import cli  # here: it takes its time
 
@@ -165,32 +166,31 @@ def models_of(job: Job) -> "Models | None":
     return generate.asked(job.given).models if job.command == "generate" else None
 
 
-def _check_prompts(job: Job, _: int) -> None:
-    """Their rows, where they are here."""
-    if job.command == "generate" and Path(job.given.prompts).is_file():
-        from lpo_jax.decode import prompts  # here: it takes its time
+def _check_mesh(models: "Models", devices: int) -> None:
+    mesh = mesh_shape(models.mesh, devices)
+    if models.rows is not None:
+        from lpo_jax.decode.request import check_rows  # here: it takes its time
 
-        for _row in prompts.rows(job.given.prompts, generate.asked(job.given).models.adapters or ()):
+        check_rows(models.rows, row_cuts(mesh))
+
+
+def _check_reading(job: Job, models: "Models") -> None:
+    """Where all that is read lies here, tokenizers, prompts and their lengths; else the prompts' rows, if these are here."""
+    from lpo_jax.decode import job as decoding  # here: it takes its time
+    from lpo_jax.decode import load, prompts
+
+    here = all(Path(path).exists() for path in job.inputs().values())
+    if here and all((Path(path) / "config.json").is_file() for path in (models.model, models.security) if path is not None):
+        if job.command == "generate":
+            decoding.check(generate.asked(job.given))
+        else:
+            load.find(models)
+    elif job.command == "generate" and Path(job.given.prompts).is_file():
+        for _ in prompts.rows(job.given.prompts, models.adapters or ()):
             pass
 
 
-def _check_models(job: Job, _: int) -> None:
-    """Their tokenizers, and the prompts' lengths; where all that is read lies here."""
-    models = models_of(job)
-    if models is None or not all(Path(path).exists() for path in job.inputs().values()):
-        return
-    if not all((Path(path) / "config.json").is_file() for path in (models.model, models.security) if path is not None):
-        return
-    from lpo_jax.decode import job as decoding  # here: it takes its time
-    from lpo_jax.decode import load
-
-    if job.command == "generate":
-        decoding.check(generate.asked(job.given))
-    else:
-        load.find(replace(models, dtype="float32"))  # any: no device is asked which
-
-
-def _check_server(job: Job, _: int) -> None:
+def _check_server(job: Job) -> None:
     """It is reached by a tunnel alone, and by whoever knows its key."""
     if job.command != "serve":
         return

@@ -91,7 +91,7 @@ def check(job: Job) -> None:
     Raises:
       ConfigError: a model or a prompt can't be used.
     """
-    found = find(replace(job.models, dtype="float32"))
+    found = find(job.models)
     _read(job, found, _asking(job, found), _asking_adapters(job, found))
 
 

@@ -63,7 +63,11 @@ class Found:
     tokenizer: Tokenizer
     security_tokenizer: Tokenizer | None  # for CroSec
     max_len_tokens: int  # of a prompt and its completion
-    dtype: str
+
+    @property
+    def dtype(self) -> str:
+        """As asked for; else what suits the devices."""
+        return self.models.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
 def find(models: Models) -> Found:
@@ -85,8 +89,7 @@ def find(models: Models) -> Found:
         _check_agree(models, found)
     limits = [_check_tokenizer(reader, found).max_positions for reader in readers]
     limits += [] if models.max_len_tokens is None else [models.max_len_tokens]
-    dtype = models.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    return Found(models, path, found, its, min(limits), dtype)
+    return Found(models, path, found, its, min(limits))
 
 
 def open_sampler(

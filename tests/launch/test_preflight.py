@@ -183,3 +183,8 @@ def test_a_model_and_prompts_that_are_here_are_looked_at(here):
 def test_a_template_is_a_name_or_a_file(here):
     (problem,) = wrong("generate", *GENERATE, "--template", "alpacca")
     assert problem == "--template=alpacca: no such file, and none of ours (alpaca, chat, plain)"
+
+
+def test_what_is_wrong_is_told_once(here):
+    (problem,) = wrong("generate", *GENERATE, "--html", "a.html")
+    assert "--html" in problem
