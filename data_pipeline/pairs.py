@@ -1,7 +1,6 @@
 """The `Pair` record, and how rows become pairs: read, converted and checked by one schema; nothing is lost without being counted."""
 
 import ast
-import difflib
 import logging
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ import pydantic
 
 from data_pipeline import formats, records
 from data_pipeline.formats import RowError, messages_of, text_of
-from foundation.errors import DataError
+from foundation.errors import DataError, nearest
 from foundation.files import Json, write_lines
 from judges.prepare import parse
 
@@ -231,7 +230,7 @@ def _no_format(row: Json) -> str:
 def _nearest(column: str) -> str | None:
     """The name of a column that something reads, if this looks like a slip of it."""
     names = frozenset[str]().union(*(form.columns | form.more for form in formats.FORMATS))
-    return next(iter(difflib.get_close_matches(column, names, 1, 0.75)), None) if column not in names else None
+    return nearest(column, names, 0.75) if column not in names else None
 
 
 def _dump(code: str) -> str | None:

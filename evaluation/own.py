@@ -20,7 +20,6 @@ it, they run in its process; `judges/sandbox.py` says what that leaves open.
 
 import ast
 import builtins
-import difflib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from data_pipeline import records
 from data_pipeline.formats import RowError, text_of
 from evaluation.cweval import with_pytest
 from evaluation.tasks import BenchmarkError, Task, code_task, cwe_of, sentence_task
+from foundation.errors import nearest
 from foundation.files import Json
 
 KEYS = ("prompt", "instruction", "tests", "security_tests", "setup", "cwe", "id", "solution", "insecure")
@@ -57,8 +57,8 @@ def form(tasks: list[Task]) -> str:
 
 def _task(row: Json, number: str) -> Task:
     for key in row.keys() - set(KEYS):
-        if near := difflib.get_close_matches(key, KEYS, 1, 0.75):
-            raise RowError(f"{key}: no such key; is {near[0]} meant?")
+        if near := nearest(key, KEYS, 0.75):
+            raise RowError(f"{key}: no such key; is {near} meant?")
     given = {key: text_of(str(row[key]) if key == "id" and isinstance(row[key], int) else row.get(key), key) for key in KEYS if key in row}
     given = {key: text for key, text in given.items() if text.strip()}
     if "prompt" in given:

@@ -1,17 +1,17 @@
 """Programs made of commands, as `lpo train` and `lpo-data build` are: how each is added, and how its errors are told."""
 
 import argparse
-import difflib
 import inspect
 import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from foundation.errors import UserError, run_command
+from foundation.errors import UserError, nearest, run_command
 
 _HOME = re.compile(r"^((?:[\w.-]+=)?)~/")
 """Shells expand `--model ~/x`, but neither `--model=~/x` nor `run_dir=~/x`."""
@@ -99,11 +99,22 @@ def _completion(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    """As argparse's, but options are written in full: an abbreviation would mean another option one day."""
+
     _inside = False
+
+    def __init__(self, *args: Any, **about: Any):
+        super().__init__(*args, **about | {"allow_abbrev": False})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, but a command's own parser takes options and other arguments in any order, as `CONFIG -o OUT key=value`, and refuses what it
-        doesn't know: it knows what may have been meant."""
+        doesn't know: it knows what may have been meant. That is said first: with `--modle X` the --model is missing, too."""
+        if args and self._subparsers is None and not self._inside:
+            options = [
+                word.partition("=")[0] for word in takewhile(lambda word: word != "--", args) if word.startswith("--") and " " not in word
+            ]
+            if strange := next((name for name in options if name not in self._option_string_actions), None):
+                self.error(f"unrecognized arguments: {strange}{meant(strange, self._option_string_actions)}")
         found, unknown = super().parse_known_args(args, namespace)
         if unknown and not self._inside and self._subparsers is None:
             self._inside = True  # what follows calls this method again
@@ -112,7 +123,7 @@ class _Parser(argparse.ArgumentParser):
             finally:
                 self._inside = False
         if unknown and not self._inside:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant(unknown[0].partition('=')[0], self._option_string_actions)}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -124,8 +135,8 @@ class _Parser(argparse.ArgumentParser):
 
 def meant(given: str, valid: Iterable[str]) -> str:
     """ ": did you mean 'X'?", if something valid is near; else nothing."""
-    near = difflib.get_close_matches(given, valid, n=1)
-    return f": did you mean {near[0]!r}?" if near else ""
+    near = nearest(given, valid)
+    return f": did you mean {near!r}?" if near else ""
 
 
 def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:

@@ -1,10 +1,11 @@
 """Errors that a user can act on, and the one place that tells them."""
 
+import difflib
 import errno
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -17,6 +18,15 @@ class ConfigError(UserError, ValueError):
 
 class DataError(UserError, ValueError):
     """Input data that can't be read."""
+
+
+def nearest(given: str, valid: Iterable[str], alike: float = 0.6) -> str | None:
+    """The valid name of which `given` may be a slip, or the only one that it begins; dashes in front don't count. `alike`: how near, of 1."""
+    names = {name.lstrip("-"): name for name in valid}
+    bare = given.lstrip("-")
+    begun = [name for name in names if bare and name.startswith(bare)]
+    near = begun if len(begun) == 1 else difflib.get_close_matches(bare, names, n=1, cutoff=alike)
+    return names[near[0]] if near else None
 
 
 _FULL = errno.ENOSPC, errno.EDQUOT

@@ -166,7 +166,8 @@ def differing(
     upgrade: Callable[[Json], Mapping[str, Any]] = lambda facts: facts,
     remedy: str = "copy it again, or name another place",
 ) -> list[str]:
-    """In which facts the job that a directory belongs to differs from this one; [] where it is the same, or the directory nobody's.
+    """In which facts the job that a directory belongs to differs from this one, those of a mapping as "fact.key"; [] where it is the same, or the
+    directory nobody's.
 
     Args:
       file: where the directory's job stands.
@@ -179,7 +180,15 @@ def differing(
         return []
     theirs = read_object(file, remedy)
     mine, theirs = json.loads(json.dumps(facts)), json.loads(json.dumps(upgrade(theirs)))
-    return [key for key in sorted(mine.keys() | theirs.keys()) if key not in free and mine.get(key) != theirs.get(key)]
+    keys = [key for key in sorted(mine.keys() | theirs.keys()) if key not in free and mine.get(key) != theirs.get(key)]
+    return [name for key in keys for name in _unlike(key, mine.get(key), theirs.get(key))]
+
+
+def _unlike(key: str, mine: Any, theirs: Any) -> list[str]:
+    """Where two unlike values of a key differ."""
+    if not (isinstance(mine, dict) and isinstance(theirs, dict)):
+        return [key]
+    return [f"{key}.{name}" for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
 
 
 def differences(theirs: Any, ours: Any, there: str = "there", here: str = "here") -> list[str]:

@@ -67,6 +67,8 @@ def directory_of(name: str | Path, patterns: list[str]) -> Path | None:
     here = Path(name).expanduser()
     if here.is_dir():
         return here
+    if here.exists():
+        raise DataError(f"{name} is a file; give the directory that it is in")
     if (place := place_of(str(name))) and (found := directory_at(place)):
         return found
     if not HUB_ID.fullmatch(str(name)):

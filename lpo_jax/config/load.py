@@ -1,7 +1,6 @@
 """Reading a config: YAML and ``key.sub=value`` overrides become a `RunConfig`, or an error that names the key, its file and line."""
 
 import dataclasses
-import difflib
 import itertools
 import json
 import re
@@ -16,7 +15,7 @@ import pydantic
 import yaml
 from yaml.composer import ComposerError
 
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, nearest
 from foundation.files import shipped
 from lpo_jax.config.optim import OPTIMIZERS, Optim
 from lpo_jax.config.schema import EITHER, ONCE_EVERYWHERE, Objective, RunConfig
@@ -220,8 +219,8 @@ def _unlike(errors: Sequence[Mapping[str, Any]], places: Mapping[Keys, str]) -> 
     found = dict[tuple[int | str, ...], str]()
     for keys, place in stages.items():
         lacks = [".".join(map(str, e["loc"][2:])) for e in errors if e["type"] in _ABSENT and e["loc"][:2] == keys]
-        if lacks and keys[1] not in there and (near := difflib.get_close_matches(keys[1], there, n=1, cutoff=0.5)):
-            found[keys] = f"{place}: unknown stage stages.{keys[1]}: did you mean {near[0]!r}? (a new one lacks {', '.join(lacks)})"
+        if lacks and keys[1] not in there and (near := nearest(keys[1], there, 0.5)):
+            found[keys] = f"{place}: unknown stage stages.{keys[1]}: did you mean {near!r}? (a new one lacks {', '.join(lacks)})"
     return found
 
 
@@ -282,7 +281,7 @@ def _message(keys: Keys, owner: Any, error: Mapping[str, Any]) -> str:
 
 
 def _unknown(what: str, where: str, given: str, valid: list[str]) -> str:
-    near = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
+    near = nearest(given, valid, 0.5)
     listed = f"valid {what}s: {', '.join(sorted(valid))}"
-    hint = f"did you mean {near[0]!r}?{f' {listed}' if len(valid) < 6 else ''}" if near else listed
+    hint = f"did you mean {near!r}?{f' {listed}' if len(valid) < 6 else ''}" if near else listed
     return f"unknown {what} {where}: {hint}"

@@ -13,6 +13,7 @@ from data_pipeline import tokenizer as tokenizers
 from data_pipeline.shards import Manifest
 from data_pipeline.tokenizer import Tokenizer
 from foundation.files import read_object
+from foundation.stores import HUB_ID
 from lpo_jax.config import ConfigError, LoraConfig, MeshConfig, ModelConfig
 from lpo_jax.decode.cross_sampler import CrossSampler
 from lpo_jax.decode.request import LoadedModel, SamplingConfig, check_vocab
@@ -77,6 +78,7 @@ def find(models: Models) -> Found:
       ConfigError: a model isn't there, or a tokenizer isn't the model's.
       DataError: there is no such tokenizer.
     """
+    _check_here(models)
     path = models.tokenizer or _tokenizer_of(models.model)
     found, its = tokenizers.load(path), None
     readers = [models.model]  # of the first tokenizer's tokens
@@ -90,6 +92,21 @@ def find(models: Models) -> Found:
     limits = [_check_tokenizer(reader, found).max_positions for reader in readers]
     limits += [] if models.max_len_tokens is None else [models.max_len_tokens]
     return Found(models, path, found, its, min(limits))
+
+
+def _check_here(models: Models) -> None:
+    """Refuse what can't be a model's or an adapter's name; whether the hub or a bucket has it is found out later."""
+    adapters = {"adapter": models.adapter, "security model's adapter": models.security_adapter}
+    adapters |= {f"adapter {name}": directory for name, directory in (models.adapters or {}).items()}
+    for what, path in {"model": models.model, "security model": models.security, **adapters}.items():
+        if path is None or Path(path).is_dir():
+            continue
+        if Path(path).exists():
+            raise ConfigError(f"the {what} {path} is a file; give the directory that it is in")
+        if what in adapters:
+            raise ConfigError(f"the {what} {path}: there is no such directory in {Path.cwd()}")
+        if "://" not in path and not HUB_ID.fullmatch(path):
+            raise ConfigError(f"the {what} {path} is neither a directory in {Path.cwd()}, nor a hub id (OWNER/NAME), nor a bucket's folder")
 
 
 def open_sampler(

@@ -171,7 +171,11 @@ def rows(path: str, adapters: Iterable[str] = ()) -> Iterator[Row]:
         given = row.get("id")
         try:
             text, name = text_of(row[key], key), text_of(where.rpartition(":")[2] if given is None else str(given), "id")
-            adapter = str(row["adapter"]) if adapters and row.get("adapter") else None
+            adapter = str(row["adapter"]) if row.get("adapter") else None
+            if adapter is not None and not adapters:
+                raise RowError(
+                    f"adapter {adapter[:80]!r}: there are none to choose from: give it, --adapter NAME=DIR, or take this out of the row"
+                )
             if adapter is not None and adapter not in adapters:
                 raise RowError(f"adapter {adapter[:80]!r} isn't one of those given: {', '.join(adapters)}")
         except RowError as error:
@@ -179,7 +183,7 @@ def rows(path: str, adapters: Iterable[str] = ()) -> Iterator[Row]:
         if name in seen:
             raise ConfigError(f"{where}: id {name} stands at {seen[name]} already")
         seen[name], named = where, named or adapter is not None
-        known = {"id", key, *(["adapter"] if adapters else [])}
+        known = {"id", key, "adapter"}
         yield Row(where, name, key, text, adapter, tuple(column for column in row.keys() - known if row[column] not in (None, "", [], {})))
     if not seen:
         raise ConfigError(f"{path}: no prompt")

@@ -44,12 +44,17 @@ def test_a_program_knows_its_version(capsys):
 
 def test_what_may_have_been_meant_is_said(capsys):
     program = Program("lpo-test", "A test.")
-    program.command("go", "go", "Go.", lambda args: 0).add_argument("--temperature", choices=("hot", "cold"))
+    go = program.command("go", "go", "Go.", lambda args: 0)
+    go.add_argument("--temperature", choices=("hot", "cold"))
+    go.add_argument("--host", required=True)
     for words, said in (
         (["goo"], "did you mean 'go'?; `lpo-test --help`"),
         (["go", "--temprature=hot"], "did you mean '--temperature'?; `lpo-test go --help`"),
-        (["go", "--temperature", "colt"], "did you mean 'cold'?; `lpo-test go --help`"),
-        (["go", "fast"], "unrecognized arguments: fast; `lpo-test go --help`"),
+        (["go", "--host", "a", "--temperature", "colt"], "did you mean 'cold'?; `lpo-test go --help`"),
+        (["go", "--host", "a", "fast"], "unrecognized arguments: fast; `lpo-test go --help`"),
+        (["go", "--stop"], "unrecognized arguments: --stop; `lpo-test go --help`"),
+        (["go", "--temp", "hot"], "unrecognized arguments: --temp: did you mean '--temperature'?; `lpo-test go --help`"),
+        (["go", "--hots", "a"], "unrecognized arguments: --hots: did you mean '--host'?; `lpo-test go --help`"),
     ):
         assert program.run(words) == 2
         assert said in capsys.readouterr().err

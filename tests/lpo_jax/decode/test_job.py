@@ -83,7 +83,7 @@ def test_what_cannot_go_on_says_why(model, tmp_path, capsys):
     prompts, out = write(tmp_path / "prompts.jsonl", PROMPTS[:1]), tmp_path / "out.jsonl"
     assert generate(model, prompts, out) == 0
     for change, message in (
-        (("--temperature", "0.9"), "was begun with another sampling"),
+        (("--temperature", "0.9"), "was begun with another sampling.temperature (see"),
         (("--seed", "1", "--no-think"), "was begun with another seed, think"),
         (("--quantize", "int8"), "was begun with another quantize"),
     ):
@@ -95,7 +95,7 @@ def test_what_cannot_go_on_says_why(model, tmp_path, capsys):
     (file,) = trained.glob("*.safetensors")
     numpy.save_file({name: x + np.float32(0.01) for name, x in numpy.load_file(file).items()}, file)
     assert generate(trained, prompts, again) == 2
-    assert "was begun with another weights" in capsys.readouterr().err
+    assert f"was begun with another weights.{trained} (see" in capsys.readouterr().err
     write(prompts, [PROMPTS[0] | {"prompt": "w9"}])
     assert generate(model, prompts, out) == 2
     assert "out.jsonl:1: prompt p0 was another text then" in capsys.readouterr().err

@@ -62,6 +62,20 @@ def test_two_models_of_other_tokens_do_not_decode_together(models, tmp_path, cap
     assert "tokenizer has 0 tokens that" in caplog.text and "which has 2 others" in caplog.text
 
 
+def test_a_name_that_can_be_no_models_is_told_by_what_it_was_given_for(models):
+    target = str(models / "target")
+    file = f"{target}/config.json"
+    for wrong, said in (
+        (Models("nonsense"), "the model nonsense is neither a directory in"),
+        (Models(file), "the model .*config.json is a file; give the directory that it is in"),
+        (Models(target, security="nonsense"), "the security model nonsense is neither"),
+        (Models(target, adapter="a/b"), "the adapter a/b: there is no such directory in"),
+        (Models(target, adapters={"new": file}), "the adapter new .*config.json is a file"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            find(wrong)
+
+
 def test_a_server_longer_than_its_models_is_refused(models, monkeypatch, capsys):
     monkeypatch.delenv("LPO_API_KEY", raising=False)
     pair = ["--model", str(models / "target"), "--security", str(models / "short")]

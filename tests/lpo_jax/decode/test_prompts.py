@@ -90,3 +90,10 @@ def test_rows_of_prompts_lose_nothing_unnamed(tok, tmp_path, caplog):
     file.write_text('{"prompt": "w1", "id": "\\ud800"}')
     with pytest.raises(ConfigError, match=r"p\.jsonl:1: id: half a surrogate"):
         read(str(file), tok, asked)
+
+
+def test_a_row_that_names_an_adapter_needs_some(tok, tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "w1"}\n{"prompt": "w2", "adapter": "new"}\n')
+    with pytest.raises(ConfigError, match=r"p\.jsonl:2: adapter 'new': there are none to choose from: give it, --adapter NAME=DIR"):
+        read(str(file), tok, Asking(template.alpaca(), False))
