@@ -25,7 +25,7 @@ READS.sky := $(ON_CLOUD)
 READS.slurm := JOB DRY_RUN NODES GPUS RESTARTS DETACH
 READS.train := RUN CONFIG ARGS
 READS.train-local-multihost := RUN CONFIG ARGS DRY_RUN
-READS.reproduce := SIZE MODEL PAIRS BENCHMARKS MINUTES ARGS
+READS.reproduce := SIZE MODEL LARGE PAIRS BENCHMARKS MINUTES ARGS
 READS.distill-demo := DEMO JUDGES CONFIG ARGS
 READS.codecode-demo := CO CONFIG ARGS
 $(foreach target,plan test test-slow test-heavy,$(eval READS.$(target) := ARGS))
@@ -122,11 +122,11 @@ REHEARSAL = $(if $(filter configs/tiny_cpu.yaml,$(CONFIG)),run_dir=$(RUN)_multih
 train-local-multihost: $(RUN)_data/manifest.json ## the main job in two processes of four fake devices, as two hosts would
 	$(LAUNCH).local $(call on,DRY_RUN,--dry-run) train $(CONFIG) $(REHEARSAL) $(ARGS)
 
-# MODEL: a Hugging Face directory or a hub id; PAIRS: SecCodePLT+'s rows; BENCHMARKS: a directory of other benchmarks' files. smoke needs none of them.
+# MODEL: a Hugging Face directory or a hub id; PAIRS: SecCodePLT+'s rows; BENCHMARKS: a directory of other benchmarks' files; LARGE: a larger model, to be steered. smoke needs none of them.
 SIZE ?= smoke
 
 reproduce: .venv/installed $(if $(filter smoke,$(SIZE)),,.venv/installed-judges) ## the papers' claims, re-run (docs/reproduce.md): SIZE=smoke, or small MODEL=DIR PAIRS=FILE BENCHMARKS=DIR MINUTES=120; it goes on where it was stopped
-	$(BIN)/python -m reproduce run $(SIZE) $(call with,MODEL,--model) $(call with,PAIRS,--pairs) $(call with,BENCHMARKS,--benchmarks) $(call with,MINUTES,--minutes) $(ARGS)
+	$(BIN)/python -m reproduce run $(SIZE) $(call with,MODEL,--model) $(call with,PAIRS,--pairs) $(call with,BENCHMARKS,--benchmarks) $(call with,LARGE,--large) $(call with,MINUTES,--minutes) $(ARGS)
 
 JUDGES ?= bandit semgrep
 DEMO := runs/distill_demo

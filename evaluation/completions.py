@@ -39,12 +39,14 @@ class Sampling:
 
 
 class Answer(NamedTuple):
-    """A completion of a task; `finish`: why it ended, as OpenAI's `finish_reason` says ("length": cut off at its longest), "" where nobody knows."""
+    """A completion of a task; `finish`: why it ended, as OpenAI's `finish_reason` says ("length": cut off at its longest), "" where nobody knows;
+    `taken`: under co-decoding how many of its tokens the security model has proposed, and how many it has."""
 
     task_id: str
     sample: int
     text: str
     finish: str = ""
+    taken: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def from_file(path: Path, tasks: Sequence[Task], samples: int | None) -> Complet
             problem = "its completion is no text" if key not in rows else f"sample {key[1]} of {task_id} stands above already"
             raise EvaluationError(f"{path}:{number}: {problem}")
         count[task_id] += 1
-        rows[key] = Answer(*key, text, finish if isinstance(finish, str) else "")
+        rows[key] = Answer(*key, text, finish if isinstance(finish, str) else "", _taken(row))
     if not rows:
         raise EvaluationError(f"{path}: it holds no completion; write a line for each task")
     unknown = sorted(count.keys() - wanted)
@@ -228,7 +230,12 @@ def from_model(models: "Models", tasks: Sequence[Task], form: str, samples: int,
 
 def _kept(journal: Path) -> Iterator[Answer]:
     rows = read_journal(journal, {"id": str, "sample": int, "text": str})
-    return (Answer(row["id"], row["sample"], row["text"], row.get("finish", "")) for row in rows)
+    return (Answer(row["id"], row["sample"], row["text"], row.get("finish", ""), _taken(row)) for row in rows)
+
+
+def _taken(row: Json) -> tuple[int, int] | None:
+    taken, tokens = row.get("taken"), row.get("tokens")
+    return (taken, tokens) if isinstance(taken, int) and isinstance(tokens, int) else None
 
 
 def _host(url: str) -> str:

@@ -130,14 +130,13 @@ def _begin(benchmark: Benchmark, completions: Completions, options: Options, out
     if not file.is_file() and foreign(out):
         raise EvaluationError(f"{out} holds other things than a run: give another -o")
 
-    def flat(facts: Json) -> Json:
-        return facts | (facts.get("sampling") or {})
+    def value(facts: Json, name: str) -> str:
+        top, _, key = name.partition(".")
+        return json.dumps(facts[top].get(key) if key else facts.get(top))
 
     def refuse(names: list[str]) -> EvaluationError:
-        before, now = flat(read_json(file)), flat(settings)
-        names = [name for name in names if name != "sampling"]
-        names += [name for name in before | now if name not in settings and before.get(name) != now.get(name)]
-        was = ", ".join(f"{name} {json.dumps(before.get(name))} (now {json.dumps(now.get(name))})" for name in names)
+        before = read_json(file)
+        was = ", ".join(f"{n.removeprefix('sampling.')} {value(before, n)} (now {value(settings, n)})" for n in names)
         return EvaluationError(f"{out} was begun with another {was}: repeat it, or give another -o")
 
     claim(file, settings, refuse, free=["name"])
@@ -169,6 +168,8 @@ def _judge(chunk: Sequence[tuple[Task, Answer]], options: Options, cache: Path, 
             "functional": None,
             "security": None,
         }
+        if answer.taken is not None:
+            record["taken"] = answer.taken  # tokens by the security model, and all
         audit(record)
         if reached := reaches(program.code):
             record["reaches"] = reached  # for what it might misuse, see `evaluation.audit`

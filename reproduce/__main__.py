@@ -43,6 +43,7 @@ def program() -> Program:
             metavar="DIR",
             help="where the other benchmarks' files lie, as configs/reproduce/SIZE.yaml names them; pieces without theirs wait",
         )
+        parser.add_argument("--large", metavar="MODEL", help="a larger model of the same tokenizer, which the small one steers; without it these pieces wait (smoke: the small one itself)")  # fmt: skip
         _results(parser)
     for parser in (running, writing):
         parser.add_argument("--model", metavar="MODEL", help="a Hugging Face directory or a hub id (smoke: trains one)")
@@ -79,7 +80,7 @@ def _list(args: argparse.Namespace) -> int:
     """
     campaign, results = load(args.size), Results(_root(args), args.size)
     page = report.Page(campaign, results, {})
-    place, following = Place(results, Path(), benchmarks=args.benchmarks), True
+    place, following = Place(results, Path(), benchmarks=args.benchmarks, large=args.large or ("its own" if campaign.new else None)), True
     for piece in page.pieces:
         record, why = results.record(piece.name), missing(piece, place)
         if page.done(piece.name):
@@ -127,7 +128,7 @@ def _configs(args: argparse.Namespace) -> int:
       python -m reproduce configs full --model Qwen/Qwen2.5-Coder-7B-Instruct
     """
     campaign, work = load(args.size), args.work or Path("runs/reproduce") / args.size
-    place = Place(Results(_root(args), args.size), work, args.model or "MODEL")
+    place = Place(Results(_root(args), args.size), work, args.model or "MODEL", large=args.large or "LARGE")
     for piece in report.Page(campaign, place.results, {}).pieces:
         if piece.config is not None:
             print(f"{write_config(piece, place)}: {piece.about}{f'; it {missing(piece, place)}' if piece.waits else ''}")
@@ -142,7 +143,8 @@ def _place(campaign: Campaign, args: argparse.Namespace, work: Path) -> Place:
         raise ReproduceError(f"{args.size} trains a model of its own: leave --model out")
     if pairs is None:
         raise ReproduceError(f"{args.size} needs --pairs (make: PAIRS=...): a file of SecCodePLT+'s rows")
-    return Place(Results(_root(args), args.size), work, args.model or str(work / "model"), pairs, args.benchmarks)
+    model = args.model or str(work / "model")
+    return Place(Results(_root(args), args.size), work, model, pairs, args.benchmarks, args.large or (model if campaign.new else None))
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -43,6 +43,10 @@ class System(Settings):
     """flags of `lpo-eval`"""
     like: str | None = None
     """a system whose chosen settings it shares; else it has tuning runs of its own"""
+    model: Literal["model", "large"] = "model"
+    """who writes; only the first is trained"""
+    security: str | None = None
+    """the system, trained here, that proposes the tokens of one that isn't (co-decoding)"""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class Campaign(Settings):
     benchmarks: dict[str, Benchmark]
     phases: dict[str, Phase]
     tune: dict[str, tuple[Json, ...]] = field(default_factory=dict)
-    """system -> what its tuning runs change of the stage"""
+    """system -> what its tuning runs change of the stage; of one without a stage `asked`, flags of `lpo-eval`"""
     piece_minutes: Annotated[float, Field(gt=0)] = 40
     minutes: dict[str, float] = field(default_factory=dict)
     """what a piece is expected to take, by its system (of a training), its kind or its benchmark, until one of its kind has been done"""
@@ -131,7 +135,7 @@ class Campaign(Settings):
 
 @dataclass(frozen=True)
 class Piece:
-    """{model}, {pairs}, {work} and {benchmarks} in commands and config stand for places."""
+    """{model}, {large}, {pairs}, {work} and {benchmarks} in commands and config stand for places."""
 
     name: str
     kind: Literal["model", "shards", "train", "evaluate"]
@@ -150,6 +154,10 @@ class Piece:
     benchmark: str = ""
     variant: int = 0
     key: str = ""
+
+    @property
+    def reads_large(self) -> bool:
+        return "{large}" in json.dumps([self.commands, self.config])
 
 
 def load(size: str, configs: Path = CONFIGS) -> Campaign:
@@ -178,12 +186,15 @@ def load(size: str, configs: Path = CONFIGS) -> Campaign:
 
 def _check(campaign: Campaign, file: Path) -> None:
     systems = campaign.systems
-    named = [(f"systems.{name}", other) for name, s in systems.items() for other in (s.after, s.like) if other]
+    named = [(f"systems.{name}", other) for name, s in systems.items() for other in (s.after, s.like, s.security) if other]
     named += [(f"phases.{name}", other) for name, phase in campaign.phases.items() for other in phase.systems]
     named += [("tune", name) for name in campaign.tune] + [("comparisons", name) for two in campaign.comparisons for name in two]
     for where, name in named:
         if name not in systems:
             raise ConfigError(f"{file}: {where}: there is no system {name!r}; choose from {', '.join(systems)}")
+    for name, system in systems.items():
+        if system.security and (system.stage is not None or systems[system.security].stage is None):
+            raise ConfigError(f"{file}: systems.{name}.security: {system.security} must be trained, and {name} not")
     for phase in campaign.phases.values():
         for name in phase.benchmarks:
             if name not in campaign.benchmarks:
@@ -205,7 +216,8 @@ def expand(campaign: Campaign, results: Results) -> list[Piece]:
     facts = results.facts()
     for piece in _pieces(campaign, results, found):
         if piece.name not in found:
-            made = [facts, piece.kind, piece.commands, piece.config, [found[name].key for name in piece.needs]]
+            about = facts | results.facts("larger") if piece.reads_large else facts
+            made = [about, piece.kind, piece.commands, piece.config, [found[name].key for name in piece.needs]]
             found[piece.name] = replace(piece, key=hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16])
     return list(found.values())
 
@@ -261,8 +273,7 @@ def _of_system(
     system, marked = campaign.systems[name], "" if seed == 1 else f"-seed{seed}"
     benchmarks = list(phase.benchmarks)
     if system.stage is None:
-        for benchmark in benchmarks:
-            yield _evaluation(campaign, name, benchmark, f"{benchmark}-{name}", "{model}", needs)
+        yield from _of_untrained(campaign, name, benchmarks, results, found, needs)
         return
     tuning = list(campaign.tune.get(_tuned(campaign, name), ({},)))
     every = range(1, len(tuning) + 1) if seed == 1 and system.like is None else ()
@@ -284,6 +295,30 @@ def _of_system(
             campaign, name, benchmark, f"{benchmark}-{name}{marked}", f"{{work}}/runs/{run}", (f"train-{run}",) if best else ()
         )
         yield replace(piece, waits=waits or train.waits, seed=seed, variant=best or 0)
+
+
+def _of_untrained(
+    campaign: Campaign, name: str, benchmarks: list[str], results: Results, found: Mapping[str, Piece], needs: tuple[str, ...]
+) -> Iterator[Piece]:
+    """A model as it comes, or two that decode together: the second one's adapter proposes."""
+    system, waits, flags = campaign.systems[name], "", tuple[str, ...]()
+    if system.security is not None:
+        proposer = chosen(campaign, system.security, results, found)
+        waits = "" if proposer else f"the choice among {_tuned(campaign, system.security)}'s tuning runs"
+        run = f"{system.security}.{proposer or 1}"
+        flags = "--security", "{model}", "--security-adapter", f"{{work}}/adapters/{run}"
+        needs = (*needs, f"train-{run}") if proposer else needs
+    tuning = campaign.tune.get(_tuned(campaign, name), ({},))
+    asked = [(*flags, *tuned.get("asked", ())) for tuned in tuning]
+    writer, tuned = f"{{{system.model}}}", len(tuning) > 1 and system.like is None
+    for n in range(1, len(tuning) + 1) if tuned else ():
+        piece = _evaluation(campaign, name, "dev", f"dev-{name}.{n}", writer, needs, asked[n - 1])
+        yield replace(piece, waits=waits, variant=n)
+    best = chosen(campaign, name, results, found)
+    waits = waits or ("" if best else f"the choice among {_tuned(campaign, name)}'s tuning runs")
+    for benchmark in benchmarks:
+        if benchmark != "dev" or not tuned:
+            yield replace(_evaluation(campaign, name, benchmark, f"{benchmark}-{name}", writer, needs, asked[(best or 1) - 1]), waits=waits)
 
 
 def _training(campaign: Campaign, name: str, variant: int, seed: int, tuned: Json, results: Results, found: Mapping[str, Piece]) -> Piece:
@@ -312,8 +347,10 @@ def _training(campaign: Campaign, name: str, variant: int, seed: int, tuned: Jso
     return Piece(f"train-{run}", "train", system.about, commands, outputs, tuple(needs), config, name, seed, waits=waits, variant=variant)
 
 
-def _evaluation(campaign: Campaign, name: str, benchmark: str, piece: str, completions: str, needs: tuple[str, ...]) -> Piece:
-    what, asked = campaign.benchmarks[benchmark], campaign.systems[name].asked
+def _evaluation(
+    campaign: Campaign, name: str, benchmark: str, piece: str, completions: str, needs: tuple[str, ...], more: tuple[str, ...] = ()
+) -> Piece:
+    what, asked = campaign.benchmarks[benchmark], (*campaign.systems[name].asked, *more)
     command = ("lpo-eval", "run", "--benchmark", what.name, "--data", what.data, "--completions", completions, *what.flags, *asked)
     command = (*command, "-o", f"{{work}}/evals/{piece}")
     return Piece(piece, "evaluate", f"{name} on {benchmark}", (command,), (command[-1],), needs, system=name, benchmark=benchmark)

@@ -58,12 +58,16 @@ def decide(claim: Claim, find: Find, groups: dict[str, str]) -> tuple[str, str]:
             f"{' and '.join(n for n, run in zip(claim.systems, runs, strict=True) if run is None)} on {claim.benchmark}: not run yet",
         )
     *before, after = [run for run in runs if run is not None]
+    fewer = ""
     if not before:
         found = values(after, [claim.measure], groups)[claim.measure]
         said = claim.measure
     else:
         row = differences(before[0], after, [claim.measure], groups).get(claim.measure)
         found, said = row.difference if row else None, f"{claim.measure}, {claim.systems[1]} minus {claim.systems[0]}"
+        was, is_ = (values(run, [claim.measure], groups).get(claim.measure) for run in (before[0], after))
+        if claim.want == "below" and was and is_ and was.value:
+            fewer = f"; {100 * is_.value:.1f} of {100 * was.value:.1f}, {100 * (1 - is_.value / was.value):.0f} % fewer"
     if found is None:
         return "open", f"{claim.benchmark} has no {claim.measure}"
     holds = {"above": found.low > 0, "below": found.high < 0, "at least": found.value >= claim.bound}[claim.want]
@@ -71,5 +75,5 @@ def decide(claim: Claim, find: Find, groups: dict[str, str]) -> tuple[str, str]:
     numbers = f"{100 * found.value:{sign}.1f} [{100 * found.low:{sign}.1f}, {100 * found.high:{sign}.1f}]"
     return (
         "confirmed" if holds else "not confirmed",
-        f"{said} on {claim.benchmark}: {numbers}{f', asked {100 * claim.bound:{sign}.1f}' if claim.want == 'at least' else ''}",
+        f"{said} on {claim.benchmark}: {numbers}{f', asked {100 * claim.bound:{sign}.1f}' if claim.want == 'at least' else fewer}",
     )

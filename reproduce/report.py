@@ -225,7 +225,7 @@ def _quiet(record: Json) -> float:
 
 def _kind(piece: Piece) -> tuple[str, str]:
     if piece.kind == "evaluate":
-        return piece.benchmark, ""
+        return piece.benchmark + "-large" * piece.reads_large, ""
     return piece.kind, piece.system
 
 
@@ -235,7 +235,13 @@ def _text(e: Estimate | None, sign: str = "") -> str:
 
 def _flat(value: Json, above: str = "") -> str:
     pairs = (
-        _flat(x, f"{above}{k}.") if isinstance(x, dict) else f"{above}{k} {x:g}" if isinstance(x, float) else f"{above}{k} {x}"
+        _flat(x, f"{above}{k}.")
+        if isinstance(x, dict)
+        else " ".join(x)
+        if isinstance(x, list)
+        else f"{above}{k} {x:g}"
+        if isinstance(x, float)
+        else f"{above}{k} {x}"
         for k, x in value.items()
     )
     return ", ".join(pairs)
@@ -252,7 +258,7 @@ def write(root: Path, configs: Path = CONFIGS) -> list[Path]:
     found = pages(root, configs)
     split = read_object(root / "split.json")
     contents = {
-        "sizes": [{"name": p.campaign.size, "facts": p.results.facts(), "tables": p.tables(), "curves": p.curves(), "left": p.left(), "done": sum(p.done(x.name) for x in p.pieces), "pieces": len(p.pieces)} for p in found],
+        "sizes": [{"name": p.campaign.size, "facts": p.results.facts() | p.results.facts("larger"), "tables": p.tables(), "curves": p.curves(), "left": p.left(), "done": sum(p.done(x.name) for x in p.pieces), "pieces": len(p.pieces)} for p in found],
         "parts": {part: len(split[part]) for part in PARTS if split} | ({"groups": len(set(split["groups"].values()))} if split else {}),
         "near": split.get("near"),
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """What pieces have found, as it is kept in the tree: docs/results/SIZE/PIECE/, from which the page is made by anybody.
 
   subject.json           which model and which pairs a size is about
+  larger.json            which model the small one steers
   PIECE/piece.json       its key, what it took, and on what
   PIECE/samples.jsonl.gz, run.json     of an evaluation: `lpo-eval run`'s, without the benchmark's own texts, and without how long a test took
   PIECE/training.json.gz of a training: its curve, and of each development pair the sums of log-probabilities before and after
@@ -39,9 +40,9 @@ class Results:
     def directory(self) -> Path:
         return self.root / self.size
 
-    def facts(self) -> Json:
-        """What the size is about; {}: nothing has run yet."""
-        return read_object(self.directory / "subject.json")
+    def facts(self, what: str = "subject") -> Json:
+        """What the size is about, or which model the "larger" one is; {}: nothing has run yet that reads it."""
+        return read_object(self.directory / f"{what}.json")
 
     def record(self, name: str) -> Json:
         """A piece's piece.json; {}: it hasn't been done."""

@@ -43,6 +43,7 @@ class Place:
     model: str | None = None
     pairs: str | None = None
     benchmarks: Path | None = None
+    large: str | None = None
 
     def filled(self, value: Any) -> Any:
         """A text, or texts in a list or mapping, with the places in it."""
@@ -51,7 +52,7 @@ class Place:
         if isinstance(value, list | tuple):
             return [self.filled(each) for each in value]
         if isinstance(value, str):
-            for name in ("model", "work", "benchmarks"):
+            for name in ("model", "large", "work", "benchmarks"):
                 value = value.replace(f"{{{name}}}", str(getattr(self, name)))
         return value
 
@@ -60,6 +61,8 @@ def missing(piece: Piece, place: Place) -> str:
     """Why a piece can't be done here yet; "": it can."""
     if piece.waits:
         return f"waits for {piece.waits}"
+    if piece.reads_large and place.large is None:
+        return "needs a larger model of the same tokenizer (--large)"
     if "{benchmarks}" in json.dumps(piece.commands):
         file = next(word for word in piece.commands[0] if "{benchmarks}" in word)
         if place.benchmarks is None or not Path(place.filled(file)).exists():
@@ -79,16 +82,23 @@ def begin(campaign: Campaign, place: Place) -> list[Piece]:
     if campaign.new is not None:
         facts |= {"model": "its own"}
     else:
-        from lpo_jax.train.weights import identity
-
         assert place.model is not None
-        facts |= {"model": Path(place.model).name, "weights": identity(place.model)}
+        facts |= {"model": Path(place.model).name, "weights": _identity(place.model)}
 
     def refuse(names: list[str]) -> UserError:
         return ReproduceError(f"{place.results.directory} is about another {' and '.join(names)}: give that, or other --results")
 
     claim(place.results.directory / "subject.json", facts, refuse)
+    if place.large is not None:
+        larger = {"larger": "its own"} if campaign.new else {"larger": Path(place.large).name, "larger_weights": _identity(place.large)}
+        claim(place.results.directory / "larger.json", larger, refuse)
     return expand(campaign, place.results)
+
+
+def _identity(model: str) -> str:
+    from lpo_jax.train.weights import identity  # here: it brings JAX
+
+    return identity(model)
 
 
 def run(campaign: Campaign, place: Place, only: Sequence[str] = (), minutes: float | None = None) -> tuple[int, int]:

@@ -143,6 +143,7 @@ def _write(job: Job, found: Found, work: _Work, completions: Iterator[Completion
                 "text": completion.text,
                 "finish": completion.finish,
                 "tokens": len(completion.tokens),
+                **({"taken": int(sum(completion.facts["accepted"]))} if "accepted" in completion.facts else {}),
                 "logprob": round(sum(completion.logprobs), 4),
                 "prompt_sha256": prompt.sha256,
             }

@@ -1,6 +1,7 @@
 """Sources of completions: what `lpo generate` has written, an adapter on its base; and what is said of how a model is asked."""
 
 import json
+from dataclasses import replace
 
 import peft
 import pytest
@@ -11,6 +12,7 @@ from evaluation import cli
 from evaluation.completions import EvaluationError, Sampling, from_file, from_model
 from evaluation.tasks import Task
 from foundation.errors import ConfigError
+from lpo_jax.decode import PRESETS
 from lpo_jax.decode.load import Models
 from tests.helpers.marks import needs_sandbox
 from tests.helpers.sampling import save_model, tokenizer
@@ -64,6 +66,16 @@ def test_an_adapter_is_asked_on_its_base(base, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))
     with pytest.raises(ConfigError, match="adapter_config.json: base_model_name_or_path names no model"):
         from_model(Models(str(tmp_path / "adapter")), [ADD], "completion", 1, how)
+
+
+def test_how_many_tokens_the_security_model_wrote(base, tmp_path):
+    """A model that steers itself has all it proposes taken; what `lpo generate` wrote says so, too."""
+    how, pair = Sampling(temperature=0, max_new_tokens=6), Models(str(base), security=str(base), rule=PRESETS["aligned"], rows=8)
+    (answer,) = from_model(pair, [ADD], "completion", 1, how).read(tmp_path)
+    assert answer.taken == (6, 6) and tuple(from_file(tmp_path / "completions.jsonl", [ADD], None).read(tmp_path)) == (answer,)
+    (tmp_path / "alone").mkdir()
+    (alone,) = from_model(replace(pair, security=None, rule=None), [ADD], "completion", 1, how).read(tmp_path / "alone")
+    assert alone == answer._replace(taken=None)
 
 
 def test_how_a_model_is_asked_and_why(base):

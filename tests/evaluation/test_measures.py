@@ -149,3 +149,11 @@ def test_the_codeql_share_is_estimated_where_every_sample_has_a_chance():
     moved = difference(measure, tasks, by_task([s | {"codeql": 0.0} for s in samples]))
     assert moved.value == pytest.approx(-found.value) and moved.high - moved.low > 2 * 1.96 * measure.error
     assert "codeql" not in {m.key for m in measures([*samples, sample("e")], True)}
+
+
+def test_the_share_taken_counts_tokens():
+    """Not samples; and a run of one model has none."""
+    steered = [sample("a") | {"taken": (1, 10), "finish": ""}, sample("b") | {"taken": (90, 90), "finish": ""}]
+    (measure,) = (m for m in measures(steered, judged=False) if m.key == "taken")
+    assert estimate(measure, by_task(steered)).value == 0.91
+    assert "taken" not in {m.key for m in measures([sample("a")], judged=False)}

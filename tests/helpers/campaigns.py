@@ -14,7 +14,8 @@ ROWS = REPO / "reproduce" / "smoke.jsonl"
 
 
 def place(scratch: Path) -> Place:
-    return Place(Results(scratch / "results", "smoke"), scratch / "work", str(scratch / "work" / "model"), str(ROWS))
+    model = str(scratch / "work" / "model")
+    return Place(Results(scratch / "results", "smoke"), scratch / "work", model, str(ROWS), large=model)
 
 
 def smoke(scratch: Path):

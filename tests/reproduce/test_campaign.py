@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from foundation.errors import ConfigError
+from foundation.files import write_json
 from lpo_jax.config import RunConfig, from_dict
-from reproduce.campaign import CONFIGS, SIZES, expand, load, merged
+from reproduce.campaign import CONFIGS, SIZES, _check, expand, load, merged
 from reproduce.results import Results
-from reproduce.run import Place
+from reproduce.run import Place, missing
 from tests.helpers.campaigns import finish, smoke
 from tests.helpers.marks import needs_sandbox
 
@@ -39,6 +40,27 @@ def test_the_order_and_the_fairness(size, tmp_path):
     assert list(dict.fromkeys(systems))[:5] == ["base", "sft", "lpo", "simpo", "dpo"]
     rivals = [name for name, system in campaign.systems.items() if system.after == "sft" and system.like is None]
     assert len(rivals) > 4 and {len(campaign.tune[name]) for name in rivals} == {len(campaign.tune["lpo"])}
+
+
+def test_the_larger_model_is_steered_by_what_was_trained(tmp_path):
+    """As many runs as there are thresholds; only what reads the larger model depends on which that is."""
+    campaign, results = load("small"), Results(tmp_path, "small")
+    before = {piece.name: piece for piece in expand(campaign, results)}
+    command = before["dev-steered_by_lpo.2"].commands[0]
+    assert {"{large}", "{model}", "{work}/adapters/lpo.1", "--threshold", "0.3"} <= set(command) and "0.1" not in command
+    assert "lpo's tuning runs" in before["dev-steered_by_lpo.2"].waits
+    assert not before["test-larger"].waits and before["test-steered_by_security"].needs == ("train-security.1",)
+    assert "needs a larger model" in missing(before["test-larger"], Place(results, tmp_path))
+    write_json(results.directory / "larger.json", {"larger": "another"})
+    after = {piece.name: piece for piece in expand(campaign, results)}
+    changed = {name for name in before if before[name].key != after[name].key}
+    assert {name for name in before if before[name].reads_large} <= changed
+    assert changed - {name for name in before if before[name].reads_large} == {
+        "train-kd_security.1",
+        "test-kd_security",
+    }  # they stand behind kd
+    with pytest.raises(ConfigError, match=r"systems\.larger\.security: base must be trained"):
+        _check(replace(campaign, systems=campaign.systems | {"larger": replace(campaign.systems["larger"], security="base")}), tmp_path)
 
 
 def test_a_changed_declaration_opens_a_piece_and_what_stands_behind_it(tmp_path):
@@ -77,7 +99,9 @@ def test_damage_is_named(text, said, tmp_path):
     (tmp_path / "systems.yaml").write_text((CONFIGS / "systems.yaml").read_text())
     lines = (CONFIGS / "smoke.yaml").read_text()
     key = text.partition(":")[0]
-    kept = "\n".join(line for line in lines.split("\n") if not line.startswith((f"{key}:", "  core:") if key == "phases" else f"{key}:"))
+    kept = "\n".join(
+        line for line in lines.split("\n") if not line.startswith((f"{key}:", "  core:", "  codecoding:") if key == "phases" else f"{key}:")
+    )
     (tmp_path / "smoke.yaml").write_text(f"{kept}\n{text}\n")
     with pytest.raises(ConfigError, match=said.replace("[", r"\[")):
         load("smoke", tmp_path)

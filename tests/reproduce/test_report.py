@@ -80,7 +80,7 @@ def test_the_programs_commands(root, capsys):
     assert program.main(["list", "smoke", "--results", str(root)]) == 0
     out = capsys.readouterr().out
     assert re.search(r"core +train-sft.1 +done +1.5 min on 2 cores", out) and len(re.findall(r" next +about", out)) == 1
-    assert "7 of 19 pieces are done" in out
+    assert "7 of 20 pieces are done" in out
     for words, said in (
         (["run", "small"], "small needs --model"),
         (["run", "smoke", "--model", "x"], "trains a model of its own"),
