@@ -104,13 +104,16 @@ class Page:
         rows = []
         for system in self._systems():
             cells = [self._cell(system, b, k) for b in ("dev", "test") for k in JOINT if b == "test" or k == "func-sec@1"]
-            cells += [self._cell(system, "test5", "func-sec@5"), self._cell(system, "humaneval", "pass@1")]
+            cells += [
+                self._cell(system, b, k)
+                for b, k in (("test5", "func-sec@5"), ("humaneval", "pass@1"), ("mbxp", "pass@1"), ("test", "taken"))
+            ]
             rows += [[system, *cells]] if {*cells} != {"–"} else []
-        note = "Joint: secure and functional on the same sample, by the rows' own tests. Greedy, but for @5. The test part is scored once for each final system; brackets hold 95 % intervals, drawn over groups of alike tasks."
-        return Table("Function and security", note, ["system", "dev joint", "test joint", "test functional", "test secure", "test joint@5", "HumanEval"], rows)  # fmt: skip
+        note = "Joint: secure and functional on the same sample, by the rows' own tests. Greedy, but for @5. Taken: tokens that the steering model proposed. The test part is scored once for each final system; brackets hold 95 % intervals, drawn over groups of alike tasks."
+        return Table("Function and security", note, ["system", "dev joint", "test joint", "test functional", "test secure", "test joint@5", "HumanEval", "MBXP", "taken"], rows)  # fmt: skip
 
     def _papers(self) -> Table:
-        names = [name for name in self.campaign.benchmarks if name not in ("dev", "test", "test5", "humaneval")]
+        names = [name for name in self.campaign.benchmarks if name not in ("dev", "test", "test5", "humaneval", "mbxp")]
         rows = [[s, *(self._cell(s, b, k) for b in names for k in ("insecure", "secure"))] for s in self._systems() if any(f"{b}-{s}" in self.by_name for b in names)]  # fmt: skip
         head = ["system", *(f"{b}, {word}" for b in names for word in ("insecure", "secure and alive"))]
         return Table("The papers' own benchmarks", "Analyzers alone judge these. The LPO paper reports 19 to 40 % fewer insecure programs.", head, rows if names else [])  # fmt: skip
