@@ -57,11 +57,8 @@ def open_teacher(config: RunConfig, stage: str, manifest: Manifest | None) -> Te
         if manifest is not None:
             _check(computed, path, manifest, objective)
         return Teacher(computed["vocab_size"], computed["top_k"])
-    try:
-        shape = hf.planned_config(ModelSource(path=path))
-    except ConfigError as error:  # about a model: said of the teacher
-        told = str(error).partition("; set model.shape")[0]
-        raise ConfigError(told.replace("model.path", f"stages.{stage}.objective.kl.teacher")) from None
+    remedy = "give a Hugging Face directory, a hub id, or what `lpo teacher` has written"
+    shape = hf.planned_config(ModelSource(path=path), f"stages.{stage}.objective.kl.teacher", remedy)
     vocab = min(shape.vocab_size, hf.planned_config(config.model).vocab_size) if manifest is None else manifest.vocab_size
     if shape.vocab_size < vocab:
         raise ConfigError(

@@ -107,7 +107,7 @@ def test_a_command_of_ours(line, tmp_path, monkeypatch):
     if known := ASKED.get((program, words[0])):
         known(args)
     if getattr(args, "serve", None):  # `lpo plan --serve`: the models' shapes are there
-        assert all(shape_of(name).vocab_size for name in (args.model, args.security) if str(name).endswith(".json"))
+        assert all(shape_of("--model", name).vocab_size for name in (args.model, args.security) if str(name).endswith(".json"))
     elif (
         words[0] in ("train", "plan", "config", "teacher") and "name: focal" not in line
     ):  # made in tests/whole/test_adding_an_objective.py
