@@ -4,6 +4,7 @@ import os
 import posixpath
 import re
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,7 +77,7 @@ def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str 
             checks.collect(partial(check, job))
         if (models := checks.collect(partial(models_of, job))) is not None:
             checks.collect(partial(_check_mesh, models, devices))
-            checks.collect(partial(_check_reading, job, models))
+            checks.collect(partial(_check_reading, shell, job, models, bucket, ask, Path(folder)))
         if job.config is None:
             return
         if bucket and ask and job.command == "train":
@@ -110,15 +111,16 @@ def _serving(shell: Shell, job: Job, topology: str, bucket: str, copies: Path) -
     """What `lpo plan` is asked of a server. `copies`: where config.json of a model in the bucket is brought, which says its shape."""
     flags = program().commands["plan"].get_default("of_decoding")
     asked = {name: getattr(job.given, name) for name, default in flags.items() if getattr(job.given, name) != default}
-    for name in ("model", "security"):
-        copy = copies / name / "config.json"
-        if (
-            name in asked
-            and not Path(asked[name]).exists()
-            and _fetched(shell, f"{url_of(asked[name], bucket).rstrip('/')}/config.json", copy)
-        ):
-            asked[name] = str(copy.parent)
+    asked |= {name: _shape_here(shell, asked[name], bucket, copies) for name in ("model", "security") if name in asked}
     return [f"--serve={topology}", *(f"--{name.replace('_', '-')}={value}" for name, value in asked.items())]
+
+
+def _shape_here(shell: Shell, model: str, bucket: str | None, copies: Path) -> str:
+    """The model's name here, or if the bucket has it a directory with a copy of its config.json, which says its shape."""
+    copy = copies / model.strip("/").replace("/", "-") / "config.json"
+    if bucket and not Path(model).exists() and _fetched(shell, f"{url_of(model, bucket).rstrip('/')}/config.json", copy):
+        return str(copy.parent)
+    return model
 
 
 def _on_a_hub(key: str, value: str) -> bool:
@@ -174,8 +176,8 @@ def _check_mesh(models: "Models", devices: int) -> None:
         check_rows(models.rows, row_cuts(mesh))
 
 
-def _check_reading(job: Job, models: "Models") -> None:
-    """Where all that is read lies here, tokenizers, prompts and their lengths; else the prompts' rows, if these are here."""
+def _check_reading(shell: Shell, job: Job, models: "Models", bucket: str | None, ask: bool, copies: Path) -> None:
+    """Where all that is read lies here, tokenizers, prompts and their lengths; else lengths by the models' shapes, and the prompts' rows, if these are here."""
     from lpo_jax.decode import job as decoding  # here: it takes its time
     from lpo_jax.decode import load, prompts
 
@@ -185,7 +187,14 @@ def _check_reading(job: Job, models: "Models") -> None:
             decoding.check(generate.asked(job.given))
         else:
             load.find(models)
-    elif job.command == "generate" and Path(job.given.prompts).is_file():
+        return
+    shapes = {}
+    for name in load.readers(models) if models.max_len_tokens else ():
+        with suppress(UserError):  # what can't be looked at from here isn't known, and said where it is looked for
+            if ask or Path(name).exists():
+                shapes[name] = load.shape_of(_shape_here(shell, name, bucket, copies))
+    load.check_longest(models, shapes)
+    if job.command == "generate" and Path(job.given.prompts).is_file():
         for _ in prompts.rows(job.given.prompts, models.adapters or ()):
             pass
 

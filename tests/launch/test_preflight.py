@@ -126,11 +126,11 @@ def test_what_is_neither_here_nor_anywhere_is_wrong_in_a_dry_run_too(here):
 
 
 class Asked(Shell):
-    """What was run; of the bucket it knows one run's config.json."""
+    """What was run; of the bucket it knows one run's config.json, and what a test puts `there`."""
 
     def __init__(self, code=0):
         super().__init__()
-        self.ran, self.code = [], code
+        self.ran, self.code, self.there = [], code, {"gs://bkt/runs/y/config.json": '{"there": 1}'}
 
     def run(self, command, *, stdin=None):
         self.ran.append(list(command))
@@ -138,8 +138,8 @@ class Asked(Shell):
             raise LaunchError("failed")
 
     def ask(self, command, **options):
-        found = command[-1] == "gs://bkt/runs/y/config.json"
-        return super().ask(["echo", '{"there": 1}'] if found else ["false"])
+        found = self.there.get(command[-1])
+        return super().ask(["echo", found] if found else ["false"])
 
 
 def test_a_server_is_planned_as_it_is_asked_for(here, monkeypatch):
@@ -178,6 +178,30 @@ def test_a_model_and_prompts_that_are_here_are_looked_at(here):
     assert wrong("generate", *GENERATE, "--max-new-tokens", "8") == []
     (problem,) = wrong("generate", *GENERATE, "--max-new-tokens", "100000")
     assert "p.jsonl:1: prompt 1 has 3 tokens; with 100000 new ones it exceeds" in problem and "what the model was made for" in problem
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("serve", ["--model", "runs/x"]),
+        ("generate", GENERATE),
+        ("eval", EVAL),
+        ("eval", ["--benchmark", "humaneval", "--data", "elsewhere.jsonl", *EVAL[4:]]),
+    ],
+)
+def test_no_text_is_longer_than_its_model_was_made_for_whether_a_plan_looks_or_not(here, command, words):
+    save_model(here / "runs/x")
+    (problem,) = wrong(command, *words, "--max-len-tokens", "100000")
+    assert problem.startswith("--max-len-tokens 100000: runs/x was made for ")
+
+
+def test_a_model_in_the_bucket_is_asked_for_its_length_too(here):
+    save_model(here / "there")
+    shell, checks = Asked(), Checks(dry_run=False)
+    shell.there["gs://bkt/runs/z/config.json"] = (here / "there/config.json").read_text()
+    asked = job.read("serve", ["--model", "runs/z", "--max-len-tokens", "100000"])
+    preflight.check_job(shell, checks, asked, 8, "bkt")
+    assert any(line.startswith("--max-len-tokens 100000: runs/z was made for ") for line in checks.wrong)
 
 
 def test_a_template_is_a_name_or_a_file(here):
