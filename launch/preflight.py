@@ -75,6 +75,8 @@ def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str 
                 fetch |= not problem and not note and key == named
         for check in (_check_output, _check_flags, _check_server):
             checks.collect(partial(check, job))
+        if job.command == "export" and Path(place := _shape_here(shell, job.given.run_dir, bucket, Path(folder))).is_dir():
+            checks.collect(partial(_check_run, job.given.run_dir, place, job.given.merge))
         if (models := checks.collect(partial(models_of, job))) is not None:
             checks.collect(partial(_check_mesh, models, devices))
             checks.collect(partial(_check_reading, shell, job, models, bucket, ask, Path(folder)))
@@ -116,9 +118,9 @@ def _serving(shell: Shell, job: Job, topology: str, bucket: str, copies: Path) -
 
 
 def _shape_here(shell: Shell, model: str, bucket: str | None, copies: Path) -> str:
-    """The model's name here, or if the bucket has it a directory with a copy of its config.json, which says its shape."""
+    """The model's or run's name here, or if the bucket alone has it a directory with a copy of its config.json, which says its shape."""
     copy = copies / model.strip("/").replace("/", "-") / "config.json"
-    if bucket and not Path(model).exists() and _fetched(shell, f"{url_of(model, bucket).rstrip('/')}/config.json", copy):
+    if bucket and not (Path(model) / "config.json").is_file() and _fetched(shell, f"{url_of(model, bucket).rstrip('/')}/config.json", copy):
         return str(copy.parent)
     return model
 
@@ -151,6 +153,16 @@ def _check_flags(job: Job) -> None:
         teacher.stage_of(job.given, job.config)
     elif job.command == "export":
         export.check(job.given)
+
+
+def _check_run(name: str, place: str, merge: bool) -> None:
+    """What `lpo export` would refuse of a run. `place`: where its config.json is here."""
+    from lpo_jax.export import run_of  # here: it takes its time
+
+    try:
+        run_of(place, merge)
+    except UserError as error:
+        raise LaunchError(str(error).replace(place, name)) from None
 
 
 def models_of(job: Job) -> "Models | None":

@@ -9,6 +9,7 @@ from foundation.errors import UserError
 from launch import job, preflight
 from launch.common import Checks, LaunchError, Shell
 from lpo_jax.cli import program
+from lpo_jax.config import load, to_dict
 from tests.helpers.launch import CONFIG
 from tests.helpers.paths import REPO
 from tests.helpers.sampling import save_model
@@ -22,8 +23,10 @@ GENERATE = ["p.jsonl", "-o", "o.jsonl", "--model", "runs/x"]
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A checkout with prompts and a model in it."""
+    """A checkout with prompts, the place of a model, and a run in it."""
     (tmp_path / "runs/x").mkdir(parents=True)
+    (tmp_path / "runs/run").mkdir()
+    (tmp_path / "runs/run/config.json").write_text(json.dumps(to_dict(load(TINY))))
     (tmp_path / "p.jsonl").write_text('{"id": 1, "prompt": "def f("}\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -40,7 +43,7 @@ def test_what_is_fine_is_fine(here):
     assert wrong("eval", *EVAL, "--tensor", "4", "--rows", "32") == []
     assert wrong("generate", *GENERATE, "--fsdp", "4") == []
     assert wrong("serve", "--model", "runs/x", "--security", "runs/x", "--security-adapter", "runs/x") == []
-    assert wrong("export", "runs/x", "runs/out") == wrong("export", "runs/x", "--push", "me/x") == []
+    assert wrong("export", "runs/run", "runs/out") == wrong("export", "runs/run", "--push", "me/x") == []
     assert wrong("train", TINY, "mesh.tensor=8", "run_dir=gs://bkt/runs/x") == []
 
 
@@ -80,6 +83,8 @@ def test_a_run_has_a_directory_of_its_own(here, run_dir):
         ("teacher", [KD, "--stage", "kdd", "-o", "t"], "name with --stage one of objective kd among kd"),
         ("generate", ["p.jsonl", "-o", "./p.jsonl", *GENERATE[3:]], "-o=p.jsonl is what prompts names: give another -o"),
         ("generate", ["p.jsonl", "-o", "runs/x/", *GENERATE[3:]], "runs/x/ is a directory; name a file"),
+        ("export", ["runs/x", "out"], "runs/x: no run's config.json; give the run_dir of a trained config"),
+        ("export", ["runs/run", "out", "--merge"], "runs/run: --merge is for LoRA runs"),
         ("export", ["runs/x", "runs/x"], "out=runs/x is what run_dir names"),
         ("eval", [*EVAL[:-1], "runs/x"], "-o=runs/x is what --completions names"),
         ("train", [TINY, "mesh.tensor=8", "run_dir=runs/x", "data.path=runs/x"], "run_dir=runs/x is what data.path names: give another run_dir"),
@@ -202,6 +207,15 @@ def test_a_model_in_the_bucket_is_asked_for_its_length_too(here):
     asked = job.read("serve", ["--model", "runs/z", "--max-len-tokens", "100000"])
     preflight.check_job(shell, checks, asked, 8, "bkt")
     assert any(line.startswith("--max-len-tokens 100000: runs/z was made for ") for line in checks.wrong)
+
+
+def test_a_run_in_the_bucket_is_looked_at_before_it_is_exported(here):
+    shell, checks = Asked(), Checks(dry_run=False)
+    shell.there["gs://bkt/runs/z/config.json"] = (here / "runs/run/config.json").read_text()
+    for name, said in (("runs/y", ["runs/y: no run's config.json; give the run_dir of a trained config"]), ("runs/z", [])):
+        checks.wrong.clear()
+        preflight.check_job(shell, checks, job.read("export", [name, "out"]), 8, "bkt")
+        assert [line for line in checks.wrong if ": no such " not in line and "run_dir=" not in line] == said
 
 
 def test_a_template_is_a_name_or_a_file(here):
