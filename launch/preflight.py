@@ -4,11 +4,13 @@ import os
 import posixpath
 import re
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline.shards import Manifest
 from data_pipeline.template import ours
 from foundation.errors import UserError
 from foundation.stores import HUB_ID
@@ -77,6 +79,8 @@ def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str 
             checks.collect(partial(check, job))
         if job.command == "export" and Path(place := _shape_here(shell, job.given.run_dir, bucket, Path(folder))).is_dir():
             checks.collect(partial(_check_run, job.given.run_dir, place, job.given.merge))
+        if job.command == "teacher":
+            checks.collect(partial(_check_teacher, job, elsewhere))
         if (models := checks.collect(partial(models_of, job))) is not None:
             checks.collect(partial(_check_mesh, models, devices))
             checks.collect(partial(_check_reading, shell, job, models, bucket, ask, Path(folder)))
@@ -148,10 +152,7 @@ def _check_flags(job: Job) -> None:
     template = getattr(job.given, "template", None)
     if template is not None and template not in NO_PATHS and not Path(template).suffix and not Path(template).exists():
         raise LaunchError(f"--template={template}: no such file, and none of ours ({', '.join(ours())})")
-    if job.command == "teacher":
-        assert job.config is not None
-        teacher.stage_of(job.given, job.config)
-    elif job.command == "export":
+    if job.command == "export":
         export.check(job.given)
 
 
@@ -163,6 +164,21 @@ def _check_run(name: str, place: str, merge: bool) -> None:
         run_of(place, merge)
     except UserError as error:
         raise LaunchError(str(error).replace(place, name)) from None
+
+
+def _check_teacher(job: Job, elsewhere: Mapping[str, Path]) -> None:
+    """Whether it is clear which teacher is meant, and, where the manifest of its stage's shards is known, whether it goes with these."""
+    assert job.config is not None
+    stage = teacher.stage_of(job.given, job.config)
+    path = next(iter(job.config.shard_sets(stage).values())).path
+    if not (elsewhere.get(path, Path(path)) / "manifest.json").is_file():
+        return
+    from lpo_jax.train import teacher as computing  # here: it takes its time
+
+    manifest, objective = Manifest.load(elsewhere.get(path, Path(path))), computing.taught(job.config, stage)
+    computing.check_top_k(job.given.top_k, manifest)
+    if objective is not None and Path(computing.path_of(objective)).is_dir():
+        computing.open_teacher(job.config, stage, manifest)
 
 
 def models_of(job: Job) -> "Models | None":

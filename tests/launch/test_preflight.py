@@ -10,7 +10,7 @@ from launch import job, preflight
 from launch.common import Checks, LaunchError, Shell
 from lpo_jax.cli import program
 from lpo_jax.config import load, to_dict
-from tests.helpers.launch import CONFIG
+from tests.helpers.launch import CONFIG, MANIFEST
 from tests.helpers.paths import REPO
 from tests.helpers.sampling import save_model
 
@@ -216,6 +216,19 @@ def test_a_run_in_the_bucket_is_looked_at_before_it_is_exported(here):
         checks.wrong.clear()
         preflight.check_job(shell, checks, job.read("export", [name, "out"]), 8, "bkt")
         assert [line for line in checks.wrong if ": no such " not in line and "run_dir=" not in line] == said
+
+
+def test_a_teacher_goes_with_the_shards_of_its_stage(here):
+    (here / "data").mkdir()
+    (here / "data/manifest.json").write_text(json.dumps(MANIFEST))
+    objective = {"name": "kd", "kl": {"direction": "forward", "weight": 1, "teacher": "small"}}
+    stage = {"objective": objective, "batch_rows": 8, "steps": 1, "optim": {"lr": 1e-2}}
+    settings = ["data.path=data", "mesh.tensor=8", f"stages={json.dumps({'kd': stage})}"]
+    asked = [TINY, *settings, "best_metric=unchanged_nll", "model.new.vocab_size=1024", "-o", "top"]
+    assert "--top-k must lie between 1 and the tokenizer's 1024 entries, not 1025" in wrong("teacher", *asked, "--top-k", "1025")
+    save_model(here / "small")
+    (problem,) = wrong("teacher", *asked)
+    assert "small knows " in problem and "tokens, the shards' tokenizer has 1024" in problem
 
 
 def test_a_template_is_a_name_or_a_file(here):
