@@ -14,10 +14,18 @@ examples:
 
 import argparse
 
+from foundation.commands import new_directory
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("hub_id", metavar="HUB_ID", help="OWNER/NAME")
-    parser.add_argument("place", nargs="?", metavar="DIR", help="gs://BUCKET/FOLDER, or a directory (default: HUB_ID below LPO_MODELS)")
+    parser.add_argument(
+        "place", nargs="?", type=_place, metavar="DIR", help="gs://BUCKET/FOLDER, or a directory (default: HUB_ID below LPO_MODELS)"
+    )
+
+
+def _place(text: str) -> str:
+    return text if ":/" in text else str(new_directory(text))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,5 +38,5 @@ def run(args: argparse.Namespace) -> int:
     place = args.place or place_of(args.hub_id)
     if place is None:
         raise ConfigError(f"where to? lpo fetch {args.hub_id} gs://BUCKET/models/{args.hub_id}, or set LPO_MODELS")
-    print(f"{'fetched into' if hf.fetch(args.hub_id, place.rstrip('/')) else 'is already in'} {place}")
+    print(f"{'fetched into' if hf.fetch(args.hub_id, place) else 'is already in'} {place}")
     return 0
