@@ -207,8 +207,14 @@ def name_of(place: str) -> str:
     return f"{name[: LONGEST_NAME - 7].strip('-')}-{mark}"
 
 
-def upload(shell: Shell, paths: Iterable[str], bucket: str) -> None:
-    """Bring the bucket what of a job's inputs lies here: shards, models, prompts. A hub id stays for `lpo fetch`. A run that is there already stays as it is."""
+def upload(shell: Shell, paths: Iterable[str], bucket: str, folders: Iterable[str] = ()) -> None:
+    """Bring the bucket what of a job's inputs lies here: shards, models, prompts. A hub id stays for `lpo fetch`. A run that is there already stays as it is.
+
+    Args:
+      folders: made there; in a bucket a folder is what something lies in.
+    """
+    for folder in folders:
+        shell.run(["gcloud", "storage", "cp", "-", f"gs://{bucket}/{folder}/.lpo"], stdin="")
     for value in dict.fromkeys(paths):
         if Path(value).is_dir():
             mark = f"gs://{bucket}/{value}/config.json"

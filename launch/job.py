@@ -78,6 +78,11 @@ class Job:
             return self.output or f"export/{self.given.push or self.given.run_dir}"
         return self.output or f"serve/{self.given.name or self.given.model}"
 
+    def folders(self) -> list[str]:
+        """Those of the files that it writes, which no command makes."""
+        files = [getattr(self.given, key) for key in ("out", "html")] if self.command == "generate" else []
+        return sorted({str(file.parent) for file in files if file is not None} - {"."})
+
     def inputs(self) -> dict[str, str]:
         """The paths that it reads, by key or flag: a config's shard sets first."""
         found = {} if self.config is None else inputs(self.config)
@@ -154,7 +159,7 @@ def read(command: str, words: Sequence[str]) -> Job:
         from evaluation.cli import program  # here: it takes its time
     else:
         from lpo_jax.cli import program
-    given = program().parse([*COMMANDS[command].program[1:], *words])
+    given = program().parse([*COMMANDS[command].program[1:], *words], elsewhere=True)
     if not hasattr(given, "overrides"):
         return Job(command, tuple(words), given, None)
     words = [os.path.relpath(word) if word == given.config else word for word in words]

@@ -75,7 +75,7 @@ def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str 
                 checks.notes += note
                 named = "data.tokenizer" if job.config and job.config.data.tokenizer else "model.path"
                 fetch |= not problem and not note and key == named
-        for check in (_check_output, _check_flags, _check_server):
+        for check in (partial(_check_output, bucket=bucket), _check_flags, _check_server):
             checks.collect(partial(check, job))
         if job.command == "export" and Path(place := _shape_here(shell, job.given.run_dir, bucket, Path(folder))).is_dir():
             checks.collect(partial(_check_run, job.given.run_dir, place, job.given.merge))
@@ -134,8 +134,8 @@ def _on_a_hub(key: str, value: str) -> bool:
     return key.endswith(MAY_BE_ON_THE_HUB) and HUB_ID.fullmatch(value) is not None
 
 
-def _check_output(job: Job) -> None:
-    """What is written takes the place of nothing that is read, and has a place of its own."""
+def _check_output(job: Job, bucket: str | None) -> None:
+    """What is written takes the place of nothing that is read, and has a place of its own: in a bucket it is made, here it is there."""
     if job.output is None:
         return
     key = {"train": "run_dir", "export": "out"}.get(job.command, "-o")
@@ -143,6 +143,8 @@ def _check_output(job: Job) -> None:
     for name, value in job.inputs().items():
         if posixpath.normpath(value) == posixpath.normpath(job.output) and not name.endswith(".reference"):
             problem = f"{key}={job.output} is what {name} names: give another {key}"
+    if not bucket and (missing := [folder for folder in job.folders() if not Path(folder).is_dir()]):
+        problem = f"{key}={job.output}: there is no directory {missing[0]}; make it, or name another"
     if problem:
         raise LaunchError(problem)
 

@@ -130,6 +130,12 @@ def test_what_is_neither_here_nor_anywhere_is_wrong_in_a_dry_run_too(here):
         assert "no such" in problem
 
 
+def test_the_directory_of_a_file_is_made_in_a_bucket_and_is_here(here):
+    words = ["p.jsonl", "-o", "new/o.jsonl", "--model", "runs/x"]
+    assert wrong("generate", *words) == []
+    assert wrong("generate", *words, devices=1, bucket=None) == ["-o=new/o.jsonl: there is no directory new; make it, or name another"]
+
+
 class Asked(Shell):
     """What was run; of the bucket it knows one run's config.json, and what a test puts `there`."""
 

@@ -94,7 +94,7 @@ def test_a_command_of_ours(line, tmp_path, monkeypatch):
     parser = PARSERS[program][words[0]]
     monkeypatch.chdir(tmp_path)
     try:
-        args = parser.parse_args(words[1:])
+        args = PROGRAMS[program].program().parse(words, elsewhere=True)
     except SystemExit:  # --help
         return
     except UserError as error:  # part of a command: what there is of it is known
