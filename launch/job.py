@@ -90,7 +90,7 @@ class Job:
             value = getattr(self.given, key, None)
             for index, one in enumerate(value if isinstance(value, list) else [value] if value else []):
                 path = re.sub(r"^[A-Za-z0-9][\w.-]*=", "", str(one)) if key == "adapter" else str(one)
-                if path in NO_PATHS or path.startswith(("http://", "https://")):
+                if path in NO_PATHS or path.startswith(("http://", "https://", "hf://")):  # read where it runs
                     continue
                 name = key if key in ("prompts", "run_dir") else f"--{key.replace('_', '-')}"
                 found[f"{name} {index}" if index else name] = path

@@ -213,7 +213,7 @@ def _check_reading(shell: Shell, job: Job, models: "Models", bucket: str | None,
 
     here = all(Path(path).exists() for path in job.inputs().values())
     if here and all((Path(path) / "config.json").is_file() for path in (models.model, models.security) if path is not None):
-        if job.command == "generate":
+        if job.command == "generate" and Path(job.given.prompts).exists():
             decoding.check(generate.asked(job.given))
         else:
             load.find(models)

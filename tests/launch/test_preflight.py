@@ -116,6 +116,16 @@ def test_prompts_are_rows(here, text, said):
         assert problem.endswith('write {"id": ..., "prompt": TEXT} or {"id": ..., "instruction": TEXT}')
 
 
+def test_prompts_of_the_hub_are_read_where_the_job_runs(here, monkeypatch):
+    monkeypatch.setattr("data_pipeline.records.read", None)
+    words = ["hf://owner/name:test?instruction=question", *GENERATE[1:]]
+    asked = job.read("generate", words)
+    job.check_paths(asked)
+    assert wrong("generate", *words) == [] and asked.argv()[2] == words[0] and "prompts" not in asked.inputs()
+    save_model(here / "runs/x")
+    assert wrong("generate", *words) == []
+
+
 def test_an_adapter_that_no_prompt_can_ask_for(here):
     (problem,) = wrong("generate", *GENERATE, "--adapter", "one=runs/x")
     assert "no row names an adapter" in problem
