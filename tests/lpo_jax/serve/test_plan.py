@@ -124,8 +124,11 @@ def test_flags_that_do_not_go_together_are_refused(arguments, said, told):
     assert code == 2 and said in err and len(err.splitlines()) == 1
 
 
-@needs_libtpu
-def test_the_compilers_own_words_about_a_slice_are_said_once(capfd):
-    assert cli.main(["plan", "--serve", "v5e:3x4", "--model", SMALL]) == 2
+@pytest.mark.parametrize(
+    "name", ["v5e:3x4", "v5e:9x9", "v5e:4x4x4", "v5e:0x0", "v5e:", "v5p:2x2", pytest.param("v5p:3x3x3", marks=needs_libtpu)]
+)
+def test_of_a_slice_that_there_is_not_those_are_named_that_there_are(name, capfd):
+    assert cli.main(["plan", "--serve", name, "--model", SMALL]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("lpo: error: --serve 'v5e:3x4': ") and "is not divisible" in line
+    some = "v5p:2x2x1, v5p:2x2x2" if name.startswith("v5p") else "v5e:1x1, v5e:2x2, v5e:2x4"
+    assert line.startswith(f"lpo: error: --serve {name!r}: there is no such slice; there are {some}, ")
