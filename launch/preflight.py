@@ -3,6 +3,7 @@
 import os
 import posixpath
 import re
+import shlex
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -250,7 +251,7 @@ def check_key(checks: Checks) -> None:
 def check_tracked(shell: Shell, checks: Checks, config: str) -> None:
     """What travels is git's."""
     if shell.ask(["git", "ls-files", "--error-unmatch", "--", config], harmless=True).returncode:
-        checks.wrong.append(f"git doesn't track {config}, so it would not be sent: git add {config}")
+        checks.wrong.append(f"git doesn't track {config}, so it would not be sent: git add {shlex.quote(config)}")
 
 
 def check_cloud(shell: Shell, checks: Checks, bucket: str, project: str, config: RunConfig | None, zone: str) -> None:
