@@ -188,6 +188,10 @@ class Checks:
             say(text)
 
 
+def say_deleted(shell: Shell, name: str) -> None:
+    say(f"without DRY_RUN=1 what there is of {name} would be deleted" if shell.dry_run else f"nothing is left of {name}")
+
+
 def name_of(place: str) -> str:
     """A name for the cloud's resources: lpo, the user, and what is written: runs/beta5 is lpo-eve-beta5. No two places share one, nor do two users: a name
     that doesn't say all of both ends in a hash of them."""

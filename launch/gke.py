@@ -266,6 +266,7 @@ def down(args: argparse.Namespace) -> int:
     checks.finish()
     jobs.connect()
     jobs.delete()
+    common.say_deleted(jobs.shell, args.name)
     return 0
 
 

@@ -318,7 +318,7 @@ def down(args: argparse.Namespace) -> int:
     tpu = Tpu(shell, args, project, zone, None)
     tpu.touched = True
     tpu.delete()
-    say(f"nothing is left of {tpu.name}")
+    common.say_deleted(shell, tpu.name)
     return 0
 
 
