@@ -95,7 +95,7 @@ class Job:
                 name = key if key in ("prompts", "run_dir") else f"--{key.replace('_', '-')}"
                 found[f"{name} {index}" if index else name] = path
                 if run := run_in(path):  # here, and so what it stands on may be here too
-                    found |= {f"{path}: {setting}": value for setting, value in stands_on(run).items()}
+                    found |= {f"{path}: {setting}": value for setting, value in run.stands_on().items()}
         return found
 
     def facts(self) -> Json:
@@ -196,14 +196,6 @@ def run_in(path: str) -> RunConfig | None:
     file = Path(path) / "config.json"
     raw = read_object(file) if Path(path).is_dir() else {}
     return from_dict(RunConfig, raw, str(file)) if "stages" in raw else None
-
-
-def stands_on(run: RunConfig) -> dict[str, str]:
-    """What a finished run is still read with: the weights beneath its adapters, and its tokenizer."""
-    found = {f"{part}.{key}": to_dict(run)[part].get(key) for part, key in SETTINGS[:3]}
-    if run.model.path is None and run.data.tokenizer is None:
-        found["data.tokenizer"] = f"{run.data.path}/tokenizer"
-    return {key: value for key, value in found.items() if value is not None}
 
 
 def url_of(path: str, bucket: str) -> str:
