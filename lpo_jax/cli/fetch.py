@@ -3,6 +3,7 @@
 Copy a model's config, tokenizer and *.safetensors from the hub to a bucket's folder, or to a disk that all hosts see: file by file, in memory, and
 checked by the hub's own hashes. A file that says that all is there is written last; where it stands nothing is done, and what an interrupted
 command has copied isn't copied again. From the bucket each host then reads its own rows of each tensor, by range; nothing of them is ever on its disk.
+A bucket takes Google Cloud's credentials: `gcloud auth application-default login`, GOOGLE_APPLICATION_CREDENTIALS, or a machine of Google's.
 
 DIR is any model.path, --model or --completions: gs://BUCKET/models/NAME. Where LPO_MODELS names a folder, as on machines that `make train-tpu` and its like
 have started (gs://BUCKET/models), hub ids are looked for there, and fetched by whoever first asks for one.
