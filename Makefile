@@ -2,14 +2,19 @@
 PYTHON ?= python3
 CONFIG ?= configs/tiny_cpu.yaml
 RUN ?= runs/tiny_cpu
+DEMO := runs/distill_demo
+CO := runs/codecode_demo
 ARGS ?=
 BIN := .venv/bin
 LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH:$(CURDIR)/.venv/sky/bin" $(BIN)/python -m launch
+# A word for the shell, whatever it holds.
+word_of = '$(subst ','\'',$(1))'
+CONFIG_WORD = $(call word_of,$(CONFIG))
 # Settings of the launchers, all explained by `python -m launch.tpu --help`; $(call on,SPOT,--spot) is the option unless SPOT is empty or 0.
 YES := 1 yes true on Yes True
 NO := 0 no false off No False
 on = $(if $(filter-out $(NO),$($(1))),$(2))
-with = $(if $($(1)),$(2)=$($(1)))
+with = $(if $($(1)),$(call word_of,$(2)=$($(1))))
 CLOUD = $(call with,TPU,--tpu) $(call with,JOB,--name) $(call on,SPOT,--spot) \
 	$(if $(filter train serve,$*),$(call on,SKIP_PLAN,--skip-plan)) \
 	$(call on,DRY_RUN,--dry-run)
@@ -34,6 +39,8 @@ reads = $(or $(READS.$1),$(call reads_job,$(word 1,$(subst -, ,$1)),$(word 2,$(s
 READ := $(sort $(foreach goal,$(MAKECMDGOALS),$(call reads,$(goal))))
 IGNORED := $(filter-out $(READ) PYTHON BIN LAUNCH SHELL MAKEFLAGS,$(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name))))
 $(if $(IGNORED),$(error make $(or $(MAKECMDGOALS),help) would ignore $(IGNORED), which it doesn't read: leave it out. It reads $(or $(READ),no settings)))
+# These name what is made and deleted, in which make and the shell take a blank for the end.
+$(foreach name,RUN CO DEMO,$(if $(filter-out 1,$(words $($(name)))),$(error $(name)='$($(name))': give a path of one word, without blanks)))
 
 .DEFAULT_GOAL := help
 .PHONY: help train train-local-multihost reproduce distill-demo codecode-demo plan docs test test-slow test-heavy lint clean
@@ -64,7 +71,7 @@ $(RUN)_data/manifest.json: .venv/installed data_pipeline/seed/pairs.jsonl
 	$(BIN)/lpo-data build data_pipeline/seed/pairs.jsonl --train-tokenizer 1024 --row-tokens 1024 --heldout 0.2 --out $(RUN)_data --force
 
 train: $(RUN)_data/manifest.json ## the main job on the embedded default: build, SFT, LPO, report (CPU, minutes)
-	$(BIN)/lpo train $(CONFIG) $(ARGS)
+	$(BIN)/lpo train $(CONFIG_WORD) $(ARGS)
 
 # The TPU's own library, and its compiler, which `lpo plan` runs anywhere.
 .venv/installed-tpu: .venv/installed
@@ -74,7 +81,7 @@ train: $(RUN)_data/manifest.json ## the main job on the embedded default: build,
 # What can run elsewhere, and where: make WHAT-WHERE, e.g. `make eval-tpu`. A config is given as CONFIG, all else as ARGS.
 JOBS := train eval serve generate teacher export
 SKY_JOBS := $(filter-out serve,$(JOBS))
-JOB_ARGS = $* $(if $(filter train teacher,$*),$(CONFIG)) $(ARGS)
+JOB_ARGS = $* $(if $(filter train teacher,$*),$(CONFIG_WORD)) $(ARGS)
 PLANNED := $(if $(call on,SKIP_PLAN,1)$(call on,DRY_RUN,1),.venv/installed,.venv/installed-tpu)  # a dry run plans nothing
 
 .PHONY: $(foreach job,$(JOBS),$(job)-tpu $(job)-tpu-down $(job)-gke $(job)-gke-down $(job)-slurm) $(SKY_JOBS:%=%-sky)
@@ -120,7 +127,7 @@ $(SKY_JOBS:%=%-sky): %-sky: .venv/installed .venv/installed-sky
 REHEARSAL = $(if $(filter configs/tiny_cpu.yaml,$(CONFIG)),run_dir=$(RUN)_multihost stages.sft.batch_rows=8 stages.lpo.batch_rows=8 eval_rows=8)
 
 train-local-multihost: $(RUN)_data/manifest.json ## the main job in two processes of four fake devices, as two hosts would
-	$(LAUNCH).local $(call on,DRY_RUN,--dry-run) train $(CONFIG) $(REHEARSAL) $(ARGS)
+	$(LAUNCH).local $(call on,DRY_RUN,--dry-run) train $(CONFIG_WORD) $(REHEARSAL) $(ARGS)
 
 # MODEL: a Hugging Face directory or a hub id; PAIRS: SecCodePLT+'s rows; BENCHMARKS: a directory of other benchmarks' files; LARGE: a larger model, to be steered. smoke needs none of them.
 SIZE ?= smoke
@@ -129,7 +136,6 @@ reproduce: .venv/installed $(if $(filter smoke,$(SIZE)),,.venv/installed-judges)
 	$(BIN)/python -m reproduce run $(SIZE) $(call with,MODEL,--model) $(call with,PAIRS,--pairs) $(call with,BENCHMARKS,--benchmarks) $(call with,LARGE,--large) $(call with,MINUTES,--minutes) $(ARGS)
 
 JUDGES ?= bandit semgrep
-DEMO := runs/distill_demo
 
 distill-demo: .venv/installed .venv/installed-judges ## distil, build and train offline: a local server, failing now and then, answers from the shipped pairs
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -139,9 +145,8 @@ distill-demo: .venv/installed .venv/installed-judges ## distil, build and train 
 		--base-url http://127.0.0.1:$$(cat $(DEMO)/port)/v1; \
 	$(BIN)/lpo-data stats $(DEMO)/job --html $(DEMO)/stats.html; \
 	$(BIN)/lpo-data build $(DEMO)/job/data/train.jsonl --train-tokenizer 1024 --row-tokens 1024 --heldout 0.1 --out $(DEMO)/shards; \
-	$(BIN)/lpo train $(CONFIG) run_dir=$(DEMO)/run data.path=$(DEMO)/shards stages.sft.epochs=null stages.sft.steps=20 stages.lpo.epochs=null stages.lpo.steps=10 eval_every_steps=0 checkpoint_every_steps=5 $(ARGS)
+	$(BIN)/lpo train $(CONFIG_WORD) run_dir=$(DEMO)/run data.path=$(DEMO)/shards stages.sft.epochs=null stages.sft.steps=20 stages.lpo.epochs=null stages.lpo.steps=10 eval_every_steps=0 checkpoint_every_steps=5 $(ARGS)
 
-CO := runs/codecode_demo
 CO_RUN = eval_every_steps=0 checkpoint_every_steps=1000 $(ARGS)
 CO_STAGE = optim: {lr: $(1), warmup_ratio: 0.1, final_lr_ratio: 0.1, b2: 0.95}, batch_rows: 4, epochs: $(2)
 CO_SFT = stages={sft: {objective: {name: sft}, $(call CO_STAGE,5e-3,16)}}
@@ -154,12 +159,12 @@ codecode-demo: .venv/installed ## CoSec+ from end to end on tiny models: a targe
 	$(BIN)/python -m demos.codecode prepare $(CO)
 	$(BIN)/lpo-data build $(CO)/code.jsonl --train-tokenizer 1024 --row-tokens 512 --out $(CO)/code
 	$(BIN)/lpo-data build $(CO)/pairs.jsonl --tokenizer $(CO)/code/tokenizer --row-tokens 512 --heldout 0.2 --balance-cwe 4 --out $(CO)/pairs
-	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/target data.path=$(CO)/code model.new.d_model=128 model.new.n_heads=4 model.new.n_kv_heads=4 \
+	$(BIN)/lpo train $(CONFIG_WORD) run_dir=$(CO)/target data.path=$(CO)/code model.new.d_model=128 model.new.n_heads=4 model.new.n_kv_heads=4 \
 		model.new.d_mlp=256 '$(CO_SFT)' best_metric=unchanged_nll $(CO_RUN)
 	$(BIN)/lpo export $(CO)/target $(CO)/teacher
-	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/base data.path=$(CO)/code '$(CO_KD)' best_metric=unchanged_nll $(CO_RUN)
+	$(BIN)/lpo train $(CONFIG_WORD) run_dir=$(CO)/base data.path=$(CO)/code '$(CO_KD)' best_metric=unchanged_nll $(CO_RUN)
 	$(BIN)/lpo export $(CO)/base $(CO)/student
-	$(BIN)/lpo train $(CONFIG) run_dir=$(CO)/security data.path=$(CO)/pairs model.new=null model.path=$(CO)/student model.lora.rank=8 \
+	$(BIN)/lpo train $(CONFIG_WORD) run_dir=$(CO)/security data.path=$(CO)/pairs model.new=null model.path=$(CO)/student model.lora.rank=8 \
 		model.lora.alpha=16 '$(CO_SECURITY)' $(CO_RUN)
 	$(CO_GENERATE) -o $(CO)/target.jsonl --model $(CO)/target
 	$(CO_GENERATE) -o $(CO)/security.jsonl --model $(CO)/security

@@ -18,6 +18,7 @@ from data_pipeline.pairs import Pair
 from data_pipeline.row import RowShape, pad
 from data_pipeline.template import Text, alpaca, render
 from data_pipeline.trees import Encoded, Tree
+from foundation.commands import new_file
 from foundation.files import Json
 from lpo_jax.batch import TreeBatch
 from lpo_jax.config import ModelConfig
@@ -31,14 +32,14 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", nargs="+", default=[SEED_PAIRS], help="files of pairs as `lpo-data build` reads them (default: the shipped ones)"
     )
     parser.add_argument("--tokenizer", help="tokenizer.json, its directory or a hub id (default: trained on the shipped pairs)")
-    parser.add_argument("--json", metavar="OUT", help="write the numbers here")
+    parser.add_argument("--json", type=new_file, metavar="OUT", help="write the numbers here")
 
 
 def add_numbers(parser: argparse.ArgumentParser, *numbers: tuple[str, int, str]) -> None:
     """Arguments that are whole numbers: (name, default, meaning); and the one of the output."""
     for name, default, what in numbers:
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default: {default})")
-    parser.add_argument("--json", metavar="OUT", help="write the numbers here")
+    parser.add_argument("--json", type=new_file, metavar="OUT", help="write the numbers here")
 
 
 def llama(vocab: int, d_model: int, layers: int, max_positions: int) -> ModelConfig:
@@ -165,7 +166,7 @@ def table(seconds: dict[str, list[float]], base: str, work: dict[str, float], un
     return rows
 
 
-def write_json(file: str | None, result: Json) -> None:
+def write_json(file: Path | None, result: Json) -> None:
     """Write a benchmark's result with what it ran on."""
     if file is None:
         return
@@ -173,4 +174,4 @@ def write_json(file: str | None, result: Json) -> None:
 
     device = jax.devices()[0]
     about = {"machine": platform.processor() or platform.machine(), "device": device.device_kind, "jax": jax.__version__}
-    Path(file).write_text(json.dumps(result | {"about": about}, indent=2) + "\n")
+    file.write_text(json.dumps(result | {"about": about}, indent=2, default=str) + "\n")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.pairs import Drops, Pair, read
+from foundation.commands import new_file
 from foundation.files import Json, write_json
 from judges import Verdict, available, judge
 from judges.findings import Finding, normal, same_family
@@ -32,14 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--insecure", metavar="FILE", help="SecurityEval's JSONL (ID, Insecure_code)")
     parser.add_argument("--speed", type=int, metavar="N", help="time N programs of these files, without a cache and with")
     parser.add_argument("--cache", type=Path, help="keep verdicts in this directory")
-    parser.add_argument("--json", metavar="OUT", help="write the numbers here")
+    parser.add_argument("--json", type=new_file, metavar="OUT", help="write the numbers here")
     args = parser.parse_args(argv)
     if args.speed:
         result: Json = {"speed": measure_speed(args.pairs, args.speed)}
         for name, row in result["speed"].items():
             print(f"{name:12}{row['programs']:6} programs{row['wall_s']:8.1f} s, of processors{row['cpu_s']:8.1f} s")
         if args.json:
-            write_json(Path(args.json), result)
+            write_json(args.json, result)
         return 0
     result = {
         "pairs": measure_pairs(args.pairs, args.cache),
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     show(result)
     if args.json:
-        write_json(Path(args.json), result)
+        write_json(args.json, result)
     return 0
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +16,9 @@ from foundation.errors import UserError, nearest, run_command
 
 _HOME = re.compile(r"^((?:[\w.-]+=)?)~/")
 """Shells expand `--model ~/x`, but neither `--model=~/x` nor `run_dir=~/x`."""
+
+_ELSEWHERE = ContextVar("_ELSEWHERE", default=False)
+"""Whether what is parsed will run where other directories are."""
 
 
 class Program:
@@ -47,14 +51,21 @@ class Program:
         """Each command's parser, by name."""
         return dict(self._commands.choices)
 
-    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+    def parse(self, argv: Sequence[str] | None, elsewhere: bool = False) -> argparse.Namespace:
         """What the arguments say; `run` among it is what runs the command.
+
+        Args:
+          elsewhere: it will run where other directories are than here.
 
         Raises:
           UserError: they are wrong.
         """
         words = sys.argv[1:] if argv is None else argv
-        return self._parser.parse_args([_HOME.sub(lambda found: f"{found[1]}{Path.home()}/", word) for word in words])
+        before = _ELSEWHERE.set(elsewhere)
+        try:
+            return self._parser.parse_args([_HOME.sub(lambda found: f"{found[1]}{Path.home()}/", word) for word in words])
+        finally:
+            _ELSEWHERE.reset(before)
 
     def run(self, argv: Sequence[str] | None) -> int:
         """The exit code; what a user can mend is told on stderr."""
@@ -171,11 +182,16 @@ def number(least: float = 0.0, most: float = math.inf, above: bool = False) -> C
 
 
 def new_file(text: str) -> Path:
-    """A type of arguments: a file to write, or to write anew. Devices and pipes can't be: a file would take their place."""
-    path = Path(text).expanduser()
+    """A type of arguments: a file to write, or to write anew, in a directory that is there. Devices and pipes can't be: a file would take their place."""
+    path = _named(text)
+    if path.is_dir() or text.endswith("/"):
+        raise argparse.ArgumentTypeError(f"{text} is a directory; name a file")
     if path.exists() and not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text} is {'a directory' if path.is_dir() else 'a device or a pipe'}; name a file")
-    return _writable(path, path.parent)
+        raise argparse.ArgumentTypeError(f"{text} is a device or a pipe; name a file")
+    found = _writable(path, path.parent)
+    if not path.parent.exists() and not _ELSEWHERE.get():  # whoever mistypes it would look for the file elsewhere
+        raise argparse.ArgumentTypeError(f"{text}: there is no directory {path.parent}; make it, or name another")
+    return found
 
 
 def new_page(text: str) -> Path:
@@ -190,11 +206,17 @@ def new_page(text: str) -> Path:
 
 
 def new_directory(text: str) -> Path:
-    """A type of arguments: a directory to write to, which may be there."""
-    path = Path(text).expanduser()
+    """A type of arguments: a directory to write to, which may be there; else it is made, and those above it."""
+    path = _named(text)
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a file; name a directory")
     return _writable(path, path)
+
+
+def _named(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name: say where to")
+    return Path(text).expanduser()
 
 
 def _writable(path: Path, directory: Path) -> Path:

@@ -45,7 +45,7 @@ def ticking(bar: "tqdm[Any]") -> Iterator["tqdm[Any]"]:
 @contextmanager
 def captured_stderr(doing: str | None = None) -> Iterator[io.StringIO]:
     """Catch what is written to file descriptor 2, by C++ too; the text is there at the end. After an error it is written out after all, but for one of
-    ours, which says itself what is wrong.
+    ours, which says itself what is wrong, and after Ctrl-C.
 
     Where stderr is a terminal, `doing` stands on it meanwhile, with the time that has passed.
     """
@@ -62,5 +62,5 @@ def captured_stderr(doing: str | None = None) -> Iterator[io.StringIO]:
             caught.seek(0)
             text.write(caught.read().decode(errors="replace"))
             error = sys.exc_info()[1]
-            if error is not None and not isinstance(error, UserError):
+            if isinstance(error, Exception) and not isinstance(error, UserError):
                 real.write(text.getvalue())

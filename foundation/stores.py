@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -221,8 +222,7 @@ def fetch(
     Raises:
       DataError: the hub doesn't give it, a file arrives damaged, or the place can't be written, or holds something else.
     """
-    if ":/" in place and not place.startswith(("gs://", "file://")):
-        raise DataError(f"{place}: models are kept in gs://BUCKET/FOLDER or in a directory")
+    check_place(place)
     if there := mark(place):
         if there.get("hub_id") != hub_id:
             raise DataError(f"{place} holds {there.get('hub_id')}: give {hub_id} a place of its own")
@@ -246,6 +246,39 @@ def fetch(
         _put(place, name, _from_hub(hub_id, str(info.sha), name, int(files[name].size or 0), files[name].lfs))
         _put(place, f"{HAD}/{name}", str(info.sha).encode())
     return {"hub_id": hub_id, "commit": info.sha, "files": {name: one.size for name, one in files.items()}}
+
+
+def check_place(place: str) -> None:
+    """Refuse what no model can be kept in, before anybody is asked over a network.
+
+    Raises:
+      DataError: a bucket without a folder or without credentials, a file, or no place at all; with the remedy.
+    """
+    if ":/" not in place:
+        if Path(place).exists() and not Path(place).is_dir():
+            raise DataError(f"{place} is a file: name a directory")
+        return
+    if not re.fullmatch(r"file://.+|gs://[^/]+/+[^/].*", place):
+        raise DataError(f"{place}: models are kept in a folder of a bucket, as gs://BUCKET/models/OWNER/NAME, or in a directory")
+    if place.startswith("gs://") and not _may_have_credentials():
+        raise DataError(
+            f"{place}: this machine has no credentials for Google Cloud: gcloud auth application-default login, or set "
+            "GOOGLE_APPLICATION_CREDENTIALS to the file of a service account's key"
+        )
+
+
+def _may_have_credentials() -> bool:
+    """Whether tensorstore has a place to look at for them; without one it asks again and again for minutes."""
+    if any(os.environ.get(name) for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_AUTH_TOKEN_FOR_TESTING", "GCE_METADATA_ROOT")):
+        return True
+    settings = Path(os.environ.get("CLOUDSDK_CONFIG") or Path.home() / ".config/gcloud")
+    if (settings / "application_default_credentials.json").is_file():
+        return True
+    try:  # a machine of Google's has those of its service account
+        socket.getaddrinfo("metadata.google.internal", 80)
+    except OSError:
+        return False
+    return True
 
 
 def finish(place: str, found: Json) -> None:
@@ -306,7 +339,7 @@ def _store(place: str) -> Any:
 
     url = place if "://" in place else f"file://{Path(place).absolute()}"
     try:
-        return tensorstore.KvStore.open(f"{url}/").result()
+        return tensorstore.KvStore.open(f"{url.rstrip('/')}/").result()
     except (ValueError, OSError, RuntimeError) as error:
         raise DataError(f"{place}: {' '.join(str(error).split())[:300]}") from None
 

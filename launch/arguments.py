@@ -62,6 +62,8 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
     # A program beside this Python, as in a virtual environment that isn't activated, is found after those on the PATH.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
     os.chdir(REPO)
+    if args.dry_run:
+        say("a dry run: what stands behind + is shown, and not run; what is said of it is what would be said if all went well")
     if not args.name:
         try:
             asked = job.read(args.command, args.words)

@@ -188,6 +188,10 @@ class Checks:
             say(text)
 
 
+def say_deleted(shell: Shell, name: str) -> None:
+    say(f"without DRY_RUN=1 what there is of {name} would be deleted" if shell.dry_run else f"nothing is left of {name}")
+
+
 def name_of(place: str) -> str:
     """A name for the cloud's resources: lpo, the user, and what is written: runs/beta5 is lpo-eve-beta5. No two places share one, nor do two users: a name
     that doesn't say all of both ends in a hash of them."""
@@ -207,8 +211,14 @@ def name_of(place: str) -> str:
     return f"{name[: LONGEST_NAME - 7].strip('-')}-{mark}"
 
 
-def upload(shell: Shell, paths: Iterable[str], bucket: str) -> None:
-    """Bring the bucket what of a job's inputs lies here: shards, models, prompts. A hub id stays for `lpo fetch`. A run that is there already stays as it is."""
+def upload(shell: Shell, paths: Iterable[str], bucket: str, folders: Iterable[str] = ()) -> None:
+    """Bring the bucket what of a job's inputs lies here: shards, models, prompts. A hub id stays for `lpo fetch`. A run that is there already stays as it is.
+
+    Args:
+      folders: made there; in a bucket a folder is what something lies in.
+    """
+    for folder in folders:
+        shell.run(["gcloud", "storage", "cp", "-", f"gs://{bucket}/{folder}/.lpo"], stdin="")
     for value in dict.fromkeys(paths):
         if Path(value).is_dir():
             mark = f"gs://{bucket}/{value}/config.json"

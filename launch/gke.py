@@ -235,7 +235,7 @@ def up(args: argparse.Namespace) -> int:
         if not args.skip_plan:
             preflight.plan(shell, job, wanted.name, bucket)
         image = build(shell, common.snapshot(shell), image) if built else image
-        common.upload(shell, job.inputs().values(), bucket)
+        common.upload(shell, job.inputs().values(), bucket, job.folders())
         if jobs.state() and not args.dry_run:  # a set that is over; its name is taken
             jobs.delete()
         try:
@@ -266,6 +266,7 @@ def down(args: argparse.Namespace) -> int:
     checks.finish()
     jobs.connect()
     jobs.delete()
+    common.say_deleted(jobs.shell, args.name)
     return 0
 
 

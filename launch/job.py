@@ -78,6 +78,11 @@ class Job:
             return self.output or f"export/{self.given.push or self.given.run_dir}"
         return self.output or f"serve/{self.given.name or self.given.model}"
 
+    def folders(self) -> list[str]:
+        """Those of the files that it writes, which no command makes."""
+        files = [getattr(self.given, key) for key in ("out", "html")] if self.command == "generate" else []
+        return sorted({str(file.parent) for file in files if file is not None} - {"."})
+
     def inputs(self) -> dict[str, str]:
         """The paths that it reads, by key or flag: a config's shard sets first."""
         found = {} if self.config is None else inputs(self.config)
@@ -85,12 +90,12 @@ class Job:
             value = getattr(self.given, key, None)
             for index, one in enumerate(value if isinstance(value, list) else [value] if value else []):
                 path = re.sub(r"^[A-Za-z0-9][\w.-]*=", "", str(one)) if key == "adapter" else str(one)
-                if path in NO_PATHS or path.startswith(("http://", "https://")):
+                if path in NO_PATHS or path.startswith(("http://", "https://", "hf://")):  # read where it runs
                     continue
                 name = key if key in ("prompts", "run_dir") else f"--{key.replace('_', '-')}"
                 found[f"{name} {index}" if index else name] = path
                 if run := run_in(path):  # here, and so what it stands on may be here too
-                    found |= {f"{path}: {setting}": value for setting, value in stands_on(run).items()}
+                    found |= {f"{path}: {setting}": value for setting, value in run.stands_on().items()}
         return found
 
     def facts(self) -> Json:
@@ -154,7 +159,7 @@ def read(command: str, words: Sequence[str]) -> Job:
         from evaluation.cli import program  # here: it takes its time
     else:
         from lpo_jax.cli import program
-    given = program().parse([*COMMANDS[command].program[1:], *words])
+    given = program().parse([*COMMANDS[command].program[1:], *words], elsewhere=True)
     if not hasattr(given, "overrides"):
         return Job(command, tuple(words), given, None)
     words = [os.path.relpath(word) if word == given.config else word for word in words]
@@ -191,14 +196,6 @@ def run_in(path: str) -> RunConfig | None:
     file = Path(path) / "config.json"
     raw = read_object(file) if Path(path).is_dir() else {}
     return from_dict(RunConfig, raw, str(file)) if "stages" in raw else None
-
-
-def stands_on(run: RunConfig) -> dict[str, str]:
-    """What a finished run is still read with: the weights beneath its adapters, and its tokenizer."""
-    found = {f"{part}.{key}": to_dict(run)[part].get(key) for part, key in SETTINGS[:3]}
-    if run.model.path is None and run.data.tokenizer is None:
-        found["data.tokenizer"] = f"{run.data.path}/tokenizer"
-    return {key: value for key, value in found.items() if value is not None}
 
 
 def url_of(path: str, bucket: str) -> str:

@@ -3,11 +3,15 @@
 import os
 import posixpath
 import re
+import shlex
 import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline.shards import Manifest
 from data_pipeline.template import ours
 from foundation.errors import UserError
 from foundation.stores import HUB_ID
@@ -72,11 +76,15 @@ def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str 
                 checks.notes += note
                 named = "data.tokenizer" if job.config and job.config.data.tokenizer else "model.path"
                 fetch |= not problem and not note and key == named
-        for check in (_check_output, _check_flags, _check_server):
+        for check in (partial(_check_output, bucket=bucket), _check_flags, _check_server):
             checks.collect(partial(check, job))
+        if job.command == "export" and Path(place := _shape_here(shell, job.given.run_dir, bucket, Path(folder))).is_dir():
+            checks.collect(partial(_check_run, job.given.run_dir, place, job.given.merge))
+        if job.command == "teacher":
+            checks.collect(partial(_check_teacher, job, elsewhere))
         if (models := checks.collect(partial(models_of, job))) is not None:
             checks.collect(partial(_check_mesh, models, devices))
-            checks.collect(partial(_check_reading, job, models))
+            checks.collect(partial(_check_reading, shell, job, models, bucket, ask, Path(folder)))
         if job.config is None:
             return
         if bucket and ask and job.command == "train":
@@ -110,15 +118,16 @@ def _serving(shell: Shell, job: Job, topology: str, bucket: str, copies: Path) -
     """What `lpo plan` is asked of a server. `copies`: where config.json of a model in the bucket is brought, which says its shape."""
     flags = program().commands["plan"].get_default("of_decoding")
     asked = {name: getattr(job.given, name) for name, default in flags.items() if getattr(job.given, name) != default}
-    for name in ("model", "security"):
-        copy = copies / name / "config.json"
-        if (
-            name in asked
-            and not Path(asked[name]).exists()
-            and _fetched(shell, f"{url_of(asked[name], bucket).rstrip('/')}/config.json", copy)
-        ):
-            asked[name] = str(copy.parent)
+    asked |= {name: _shape_here(shell, asked[name], bucket, copies) for name in ("model", "security") if name in asked}
     return [f"--serve={topology}", *(f"--{name.replace('_', '-')}={value}" for name, value in asked.items())]
+
+
+def _shape_here(shell: Shell, model: str, bucket: str | None, copies: Path) -> str:
+    """The model's or run's name here, or if the bucket alone has it a directory with a copy of its config.json, which says its shape."""
+    copy = copies / model.strip("/").replace("/", "-") / "config.json"
+    if bucket and not (Path(model) / "config.json").is_file() and _fetched(shell, f"{url_of(model, bucket).rstrip('/')}/config.json", copy):
+        return str(copy.parent)
+    return model
 
 
 def _on_a_hub(key: str, value: str) -> bool:
@@ -126,8 +135,8 @@ def _on_a_hub(key: str, value: str) -> bool:
     return key.endswith(MAY_BE_ON_THE_HUB) and HUB_ID.fullmatch(value) is not None
 
 
-def _check_output(job: Job) -> None:
-    """What is written takes the place of nothing that is read, and has a place of its own."""
+def _check_output(job: Job, bucket: str | None) -> None:
+    """What is written takes the place of nothing that is read, and has a place of its own: in a bucket it is made, here it is there."""
     if job.output is None:
         return
     key = {"train": "run_dir", "export": "out"}.get(job.command, "-o")
@@ -135,6 +144,8 @@ def _check_output(job: Job) -> None:
     for name, value in job.inputs().items():
         if posixpath.normpath(value) == posixpath.normpath(job.output) and not name.endswith(".reference"):
             problem = f"{key}={job.output} is what {name} names: give another {key}"
+    if not bucket and (missing := [folder for folder in job.folders() if not Path(folder).is_dir()]):
+        problem = f"{key}={job.output}: there is no directory {missing[0]}; make it, or name another"
     if problem:
         raise LaunchError(problem)
 
@@ -144,11 +155,33 @@ def _check_flags(job: Job) -> None:
     template = getattr(job.given, "template", None)
     if template is not None and template not in NO_PATHS and not Path(template).suffix and not Path(template).exists():
         raise LaunchError(f"--template={template}: no such file, and none of ours ({', '.join(ours())})")
-    if job.command == "teacher":
-        assert job.config is not None
-        teacher.stage_of(job.given, job.config)
-    elif job.command == "export":
+    if job.command == "export":
         export.check(job.given)
+
+
+def _check_run(name: str, place: str, merge: bool) -> None:
+    """What `lpo export` would refuse of a run. `place`: where its config.json is here."""
+    from lpo_jax.export import run_of  # here: it takes its time
+
+    try:
+        run_of(place, merge)
+    except UserError as error:
+        raise LaunchError(str(error).replace(place, name)) from None
+
+
+def _check_teacher(job: Job, elsewhere: Mapping[str, Path]) -> None:
+    """Whether it is clear which teacher is meant, and, where the manifest of its stage's shards is known, whether it goes with these."""
+    assert job.config is not None
+    stage = teacher.stage_of(job.given, job.config)
+    path = next(iter(job.config.shard_sets(stage).values())).path
+    if not (elsewhere.get(path, Path(path)) / "manifest.json").is_file():
+        return
+    from lpo_jax.train import teacher as computing  # here: it takes its time
+
+    manifest, objective = Manifest.load(elsewhere.get(path, Path(path))), computing.taught(job.config, stage)
+    computing.check_top_k(job.given.top_k, manifest)
+    if objective is not None and Path(computing.path_of(objective)).is_dir():
+        computing.open_teacher(job.config, stage, manifest)
 
 
 def models_of(job: Job) -> "Models | None":
@@ -174,18 +207,25 @@ def _check_mesh(models: "Models", devices: int) -> None:
         check_rows(models.rows, row_cuts(mesh))
 
 
-def _check_reading(job: Job, models: "Models") -> None:
-    """Where all that is read lies here, tokenizers, prompts and their lengths; else the prompts' rows, if these are here."""
+def _check_reading(shell: Shell, job: Job, models: "Models", bucket: str | None, ask: bool, copies: Path) -> None:
+    """Where all that is read lies here, tokenizers, prompts and their lengths; else lengths by the models' shapes, and the prompts' rows, if these are here."""
     from lpo_jax.decode import job as decoding  # here: it takes its time
     from lpo_jax.decode import load, prompts
 
     here = all(Path(path).exists() for path in job.inputs().values())
     if here and all((Path(path) / "config.json").is_file() for path in (models.model, models.security) if path is not None):
-        if job.command == "generate":
+        if job.command == "generate" and Path(job.given.prompts).exists():
             decoding.check(generate.asked(job.given))
         else:
             load.find(models)
-    elif job.command == "generate" and Path(job.given.prompts).is_file():
+        return
+    shapes = {}
+    for name in load.readers(models) if models.max_len_tokens else ():
+        with suppress(UserError):  # what can't be looked at from here isn't known, and said where it is looked for
+            if ask or Path(name).exists():
+                shapes[name] = load.shape_of(_shape_here(shell, name, bucket, copies))
+    load.check_longest(models, shapes)
+    if job.command == "generate" and Path(job.given.prompts).is_file():
         for _ in prompts.rows(job.given.prompts, models.adapters or ()):
             pass
 
@@ -211,7 +251,7 @@ def check_key(checks: Checks) -> None:
 def check_tracked(shell: Shell, checks: Checks, config: str) -> None:
     """What travels is git's."""
     if shell.ask(["git", "ls-files", "--error-unmatch", "--", config], harmless=True).returncode:
-        checks.wrong.append(f"git doesn't track {config}, so it would not be sent: git add {config}")
+        checks.wrong.append(f"git doesn't track {config}, so it would not be sent: git add {shlex.quote(config)}")
 
 
 def check_cloud(shell: Shell, checks: Checks, bucket: str, project: str, config: RunConfig | None, zone: str) -> None:

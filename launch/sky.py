@@ -95,7 +95,7 @@ def up(args: argparse.Namespace) -> int:
         return 0
     if not args.skip_plan:
         preflight.plan(shell, job, wanted.name, bucket)
-    common.upload(shell, job.inputs().values(), bucket)
+    common.upload(shell, job.inputs().values(), bucket, job.folders())
     text = yaml.safe_dump(task(wanted, job, args.name, args.spot, bucket, zone, tree), sort_keys=False, width=1000)
     if args.dry_run:
         print(text, end="")

@@ -2,7 +2,6 @@
 
 import glob
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,7 @@ from pathlib import Path
 from launch import job
 from launch.common import LaunchError
 from launch.job import Job
-from lpo_jax.plan.chips import chips_in, hosts_of
-
-FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-CUBIC = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
+from lpo_jax.plan.chips import CHIPS, chips_in, has_shape, hosts_of
 
 
 @dataclass(frozen=True)
@@ -22,17 +18,16 @@ class Generation:
 
     gcloud: str  # accelerator types are this, a dash and a count
     counted: int  # what one chip counts for in an accelerator type: v4, v5p and tpu7x count cores
-    shapes: tuple[str, ...]  # the topology that an accelerator type stands for, one a size
     runtime: str | None  # software version of its TPU VMs; None: there are none, GKE alone has it
     gke: str  # node label cloud.google.com/gke-tpu-accelerator
 
 
 GENERATIONS = {
-    "v4": Generation("v4", 2, CUBIC, "tpu-ubuntu2204-base", "tpu-v4-podslice"),
-    "v5e": Generation("v5litepod", 1, FLAT, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice"),
-    "v5p": Generation("v5p", 2, CUBIC, "v2-alpha-tpuv5", "tpu-v5p-slice"),
-    "v6e": Generation("v6e", 1, FLAT, "v2-alpha-tpuv6e", "tpu-v6e-slice"),
-    "tpu7x": Generation("tpu7x", 2, CUBIC, None, "tpu7x"),
+    "v4": Generation("v4", 2, "tpu-ubuntu2204-base", "tpu-v4-podslice"),
+    "v5e": Generation("v5litepod", 1, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice"),
+    "v5p": Generation("v5p", 2, "v2-alpha-tpuv5", "tpu-v5p-slice"),
+    "v6e": Generation("v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice"),
+    "tpu7x": Generation("tpu7x", 2, None, "tpu7x"),
 }
 
 
@@ -53,6 +48,11 @@ class Slice:
         return GENERATIONS[self.generation]
 
     @property
+    def shapes(self) -> tuple[str, ...]:
+        """The topologies that its generation's accelerator types stand for, one a size."""
+        return CHIPS[self.generation].shapes
+
+    @property
     def chips(self) -> int:
         return chips_in(self.name)
 
@@ -68,13 +68,13 @@ class Slice:
         Raises:
           LaunchError: the topology isn't the one that the type of this size stands for.
         """
-        if self.topology not in self.facts.shapes:
-            raise LaunchError(f"{self.name} has no accelerator type of its own; those of {self.generation}: {', '.join(self.facts.shapes)}")
+        if self.topology not in self.shapes:
+            raise LaunchError(f"{self.name} has no accelerator type of its own; those of {self.generation}: {', '.join(self.shapes)}")
         return f"{self.facts.gcloud}-{self.chips * self.facts.counted}"
 
     def gcloud_flags(self) -> list[str]:
         """How `gcloud compute tpus ... create` is asked for it."""
-        if self.topology in self.facts.shapes:
+        if self.topology in self.shapes:
             return [f"--accelerator-type={self.accelerator_type}"]
         return [f"--type={self.facts.gcloud}", f"--topology={self.topology}"]
 
@@ -86,14 +86,14 @@ def parse(text: str) -> Slice:
       LaunchError: there is no such slice; the message lists those there are.
     """
     generation, _, topology = text.partition(":")
-    if facts := GENERATIONS.get(generation):
-        if topology in facts.shapes or (facts.shapes is CUBIC and re.fullmatch(r"([1-9]\d*x){2}[1-9]\d*", topology)):
+    if generation in GENERATIONS:
+        if has_shape(generation, topology):
             return Slice(generation, topology)
-        raise LaunchError(f"TPU={text}: {generation} has the topologies {', '.join(facts.shapes)}")
+        raise LaunchError(f"TPU={text}: {generation} has the topologies {', '.join(CHIPS[generation].shapes)}")
     kind = text.rpartition("-")[0]
     for generation, facts in GENERATIONS.items():
         if kind == facts.gcloud:
-            sizes = {(found := Slice(generation, topology)).accelerator_type: found for topology in facts.shapes}
+            sizes = {(found := Slice(generation, topology)).accelerator_type: found for topology in CHIPS[generation].shapes}
             if text in sizes:
                 return sizes[text]
             raise LaunchError(f"TPU={text}: {kind} comes as {', '.join(sizes)}")

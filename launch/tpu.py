@@ -108,7 +108,7 @@ class Run:
             assert self.tpu.wanted is not None
             preflight.plan(self.shell, self.job, self.tpu.wanted.name, self.bucket)
         self._snapshot = common.snapshot(self.shell)
-        common.upload(self.shell, self.job.inputs().values(), self.bucket)
+        common.upload(self.shell, self.job.inputs().values(), self.bucket, self.job.folders())
 
     def _under_way(self, node: Node) -> bool:
         """Whether this very job is running there.
@@ -318,7 +318,7 @@ def down(args: argparse.Namespace) -> int:
     tpu = Tpu(shell, args, project, zone, None)
     tpu.touched = True
     tpu.delete()
-    say(f"nothing is left of {tpu.name}")
+    common.say_deleted(shell, tpu.name)
     return 0
 
 

@@ -120,7 +120,7 @@ class Tpu:
 
     def check_zone(self) -> str | None:
         """What is wrong with the zone, if it has no such TPUs."""
-        if self.wanted is None or self.wanted.facts.runtime is None or self.wanted.topology not in self.wanted.facts.shapes:
+        if self.wanted is None or self.wanted.facts.runtime is None or self.wanted.topology not in self.wanted.shapes:
             return None
         kind = self.wanted.accelerator_type
         found = self.shell.ask(self._gcloud("tpu-vm accelerator-types", "describe", name=[kind]))

@@ -96,11 +96,7 @@ def export(
       DataError: another process is writing to `out`, or it can't be made or written.
     """
     source, out, how = epath.Path(run_dir), Path(out), _How(merge, best, dtype, base, license, data_license, address)
-    config = open_run(run_dir)
-    if config is None:
-        raise ConfigError(f"{run_dir}: no run's config.json; give the run_dir of a trained config")
-    if merge and config.model.lora is None:
-        raise ConfigError(f"{run_dir}: --merge is for LoRA runs; this one trained the weights themselves")
+    config = run_of(run_dir, merge)
     if config.model.path is not None and Path(config.model.path).expanduser().resolve() == out.resolve():
         raise ConfigError(f"{out}: the model that the run began with; give another directory to export to")
     with ExitStack() as held:
@@ -109,6 +105,20 @@ def export(
                 held.enter_context(hold_directory(out))
                 _earlier(out)
         return _export(source, config, out, how)
+
+
+def run_of(run_dir: str | Path, merge: bool) -> RunConfig:
+    """The config of a run that can be exported so; nothing else of it is read.
+
+    Raises:
+      ConfigError: the directory holds no run, or there is nothing to merge.
+    """
+    config = open_run(run_dir)
+    if config is None:
+        raise ConfigError(f"{run_dir}: no run's config.json; give the run_dir of a trained config")
+    if merge and config.model.lora is None:
+        raise ConfigError(f"{run_dir}: --merge is for LoRA runs; this one trained the weights themselves")
+    return config
 
 
 def _earlier(out: Path) -> list[Path]:

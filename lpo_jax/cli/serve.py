@@ -133,8 +133,6 @@ def _serve(args: argparse.Namespace) -> int:
     longest = found.max_len_tokens
     if args.max_len_tokens is None:
         longest = min(longest, SERVED_LEN_TOKENS)
-    elif args.max_len_tokens > longest:
-        raise ConfigError(f"--max-len-tokens {args.max_len_tokens}: the models were made for {longest} tokens")
     if longest < 2:
         raise ConfigError(f"--max-len-tokens {longest}: a prompt and its completion have 2 tokens at least")
     bound = serve.bind(args.host, args.port) if first() else None

@@ -312,3 +312,11 @@ class RunConfig(Settings):
             for key, one in self.shard_sets(stage).items():
                 keys.setdefault(one.path, key)
         return {key: path for path, key in keys.items()}
+
+    def stands_on(self) -> dict[str, str]:
+        """The paths that a finished run is still read with, by key: the weights beneath its adapters, and its tokenizer."""
+        model, data = self.model, self.data
+        found = {"model.path": model.path, "model.adapter": model.adapter, "data.tokenizer": data.tokenizer}
+        if model.path is None and data.tokenizer is None:
+            found["data.path"] = f"{data.path}/tokenizer"
+        return {key: path for key, path in found.items() if path is not None}

@@ -14,7 +14,7 @@ from data_pipeline.shards import Manifest
 from data_pipeline.tokenizer import Tokenizer
 from foundation.files import read_object
 from foundation.stores import HUB_ID
-from lpo_jax.config import ConfigError, LoraConfig, MeshConfig, ModelConfig
+from lpo_jax.config import ConfigError, LoraConfig, MeshConfig, ModelConfig, ModelSource
 from lpo_jax.decode.cross_sampler import CrossSampler
 from lpo_jax.decode.request import LoadedModel, SamplingConfig, check_vocab
 from lpo_jax.decode.rules import vocab_map
@@ -81,17 +81,42 @@ def find(models: Models) -> Found:
     _check_here(models)
     path = models.tokenizer or _tokenizer_of(models.model)
     found, its = tokenizers.load(path), None
-    readers = [models.model]  # of the first tokenizer's tokens
+    if models.max_len_tokens is not None:  # a hub's model needn't be fetched for that
+        check_longest(models, {reader: shape_of(reader) for reader in readers(models)})
     if isinstance(models.rule, CroSec):
         assert models.security is not None
         its = tokenizers.load(models.security_tokenizer or _tokenizer_of(models.security))
         _check_tokenizer(models.security, its)
     elif models.security is not None:
-        readers.append(models.security)
         _check_agree(models, found)
-    limits = [_check_tokenizer(reader, found).max_positions for reader in readers]
-    limits += [] if models.max_len_tokens is None else [models.max_len_tokens]
-    return Found(models, path, found, its, min(limits))
+    limits = [_check_tokenizer(reader, found).max_positions for reader in readers(models)]
+    return Found(models, path, found, its, models.max_len_tokens or min(limits))
+
+
+def readers(models: Models) -> list[str]:
+    """Those that read the first tokenizer's tokens."""
+    return [models.model] if models.security is None or isinstance(models.rule, CroSec) else [models.model, models.security]
+
+
+def shape_of(path: str) -> ModelConfig:
+    """The shape of `load_model`'s model, of which no more than config.json is read.
+
+    Raises:
+      UserError: it can't be.
+    """
+    run = open_run(path)
+    return hf.planned_config(ModelSource(path=path) if run is None else run.model)
+
+
+def check_longest(models: Models, shapes: Mapping[str, ModelConfig]) -> None:
+    """Refuse texts that are longer than a model was made for, of those whose shape is known.
+
+    Raises:
+      ConfigError: naming flag and model.
+    """
+    for name, shape in shapes.items():
+        if models.max_len_tokens is not None and models.max_len_tokens > shape.max_positions:
+            raise ConfigError(f"--max-len-tokens {models.max_len_tokens}: {name} was made for {shape.limit}: give no more")
 
 
 def _check_here(models: Models) -> None:

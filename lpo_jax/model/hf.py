@@ -71,12 +71,15 @@ def read_config(directory: str | Path) -> ModelConfig:
     Raises:
       ConfigError: no config.json, a family we don't have, or an option we don't compute; named.
     """
-    return _parsed(Path(directory) / "config.json", "model.path", "; give a directory with config.json and *.safetensors")
+    return _parsed(Path(directory) / "config.json", "model.path", _WITH_WEIGHTS)
+
+
+_WITH_WEIGHTS = "give a directory with config.json and *.safetensors"
 
 
 def _parsed(file: Path, setting: str, remedy: str) -> ModelConfig:
     if not file.is_file():
-        raise ConfigError(f"{setting}: {file} doesn't exist{remedy}")
+        raise ConfigError(f"{setting}: {file} doesn't exist; {remedy}")
     raw = read_json(file)
     try:
         return config_from_hf(raw)
@@ -104,8 +107,11 @@ def model_config(source: ModelSource) -> ModelConfig:
     return found
 
 
-def planned_config(source: ModelSource) -> ModelConfig:
+def planned_config(source: ModelSource, key: str | None = None, remedy: str | None = None) -> ModelConfig:
     """The model's config without its weights: model.new, else the config.json that is model.shape, else the one in model.path.
+
+    Args:
+      key: what names the model, and `remedy` what mends it, where no config's model.path and model.shape do.
 
     Raises:
       ConfigError: none of them can be read here.
@@ -113,18 +119,20 @@ def planned_config(source: ModelSource) -> ModelConfig:
     if source.new is not None:
         return source.new
     if source.shape is not None:
-        return _parsed(shipped(source.shape), "model.shape", " here; correct it, or set null to go by model.path alone")
+        return _parsed(shipped(source.shape), key or "model.shape", remedy or "correct it, or set null to go by model.path alone")
     assert source.path is not None
-    if Path(source.path).is_dir():
-        return read_config(source.path)
-    if (place := place_of(source.path)) and (found := stores.directory_at(place)):
-        return read_config(found)
+    setting, directory = key or "model.path", Path(source.path)
+    if not directory.is_dir() and (place := place_of(source.path)):
+        directory = stores.directory_at(place) or directory
+    if directory.is_dir():
+        return _parsed(directory / "config.json", setting, remedy or _WITH_WEIGHTS)
     from huggingface_hub import hf_hub_download
 
     try:
         return config_from_hf(json.loads(Path(hf_hub_download(source.path, "config.json")).read_text()))
     except (OSError, ValueError) as error:  # what the hub raises when it isn't there or has no such model
-        raise ConfigError(f"model.path: no config.json of {source.path} ({error}); set model.shape to a copy of it") from None
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{setting}: no config.json of {source.path} ({said}); {remedy or 'set model.shape to a copy of it'}") from None
 
 
 def open_model(source: ModelSource, planned: bool = False) -> Model:

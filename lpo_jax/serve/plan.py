@@ -10,7 +10,7 @@ import dataclasses
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -34,6 +34,9 @@ from lpo_jax.plan.memory import bytes_of, in_words
 from lpo_jax.sharding import make_mesh, row_cuts
 from lpo_jax.train.state import abstract_params
 from lpo_jax.train.weights import open_run
+
+PADDING = 0.02
+"""By this share two vocabularies may differ that one tokenizer has: their tables are padded to suit the chips of those who trained them."""
 
 SHARE = 0.9
 """Of a chip's memory: what weights and pages may take of it where a mesh is advised, and leave room for what is computed."""
@@ -132,7 +135,8 @@ def make(models: Models, topology: str, longest: int) -> ServePlan:
     begin, chip, dtype = time.perf_counter(), chip_in(topology, "--serve"), models.dtype or "bfloat16"
     flags = {"--model": models.model, **({"--security": models.security} if models.security else {})}
     names = list(flags.values())
-    each = [Model(_shape_of(flag, name), dtype, dtype) for flag, name in flags.items()]
+    each = [Model(shape_of(flag, name), dtype, dtype) for flag, name in flags.items()]
+    vocabs = _vocabularies(flags, each)
     mesh = make_mesh(dataclasses.replace(models.mesh, topology=topology), topology_devices(topology, "--serve"))
     limit = min(model.config.max_positions for model in each)
     longest = min(longest, limit) if models.max_len_tokens is None else models.max_len_tokens
@@ -142,7 +146,6 @@ def make(models: Models, topology: str, longest: int) -> ServePlan:
         check_model(LoadedModel(model, {}, mesh), name, 1, rows, longest, f"--max-len-tokens is {longest}")
     slots = page_slots(PAGE, longest)
     pages = pages_of(each, rows, parts, slots, longest, models.cache_gib)
-    vocabs = [model.config.vocab_size for model in each]
     temporaries, program, sent, verdict = None, 0, 0, ""
     with captured_stderr(f"compile for {topology}") as printed:
         engine = Engine(each, mesh, rule, min(vocabs), (0,), rows, longest, pages, slots)
@@ -185,8 +188,11 @@ def make(models: Models, topology: str, longest: int) -> ServePlan:
     )
 
 
-def shape_of(name: str) -> ModelConfig:
+def shape_of(flag: str, name: str) -> ModelConfig:
     """The shape of a model, without its weights: of a config.json, a run's config, a run_dir, a Hugging Face directory or hub id.
+
+    Args:
+      flag: which names it, for errors.
 
     Raises:
       ConfigError: it is none of these, or can't be read.
@@ -198,17 +204,24 @@ def shape_of(name: str) -> ModelConfig:
     else:
         run = open_run(name)
         source = ModelSource(path=name) if run is None else run.model
-    return hf.planned_config(source)
+    remedy = "give a copy of its config.json, a run's config, a run_dir, a Hugging Face directory or a hub id"
+    return hf.planned_config(source, f"{flag} {name}", remedy)
 
 
-def _shape_of(flag: str, name: str) -> ModelConfig:
-    """`shape_of`, whose errors are about keys of a config; there is none here."""
-    try:
-        return shape_of(name)
-    except ConfigError as error:
-        told = re.split(r"; set model\.shape|(?: here)?; correct it, or set null|; give a directory", str(error))[0]
-        remedy = "give a copy of its config.json, a run's config, a run_dir, a Hugging Face directory or a hub id"
-        raise ConfigError(f"{flag} {name}: {re.sub(r'^model[.](path|shape): ', '', told)}; {remedy}") from None
+def _vocabularies(flags: Mapping[str, str], each: Sequence[Model]) -> list[int]:
+    """Their sizes.
+
+    Raises:
+      ConfigError: they can't be one tokenizer's, and such models aren't decoded token by token together.
+    """
+    sizes = [model.config.vocab_size for model in each]
+    if min(sizes) < (1 - PADDING) * max(sizes):
+        told = ", ".join(f"{flag} {name} has {size:,}" for (flag, name), size in zip(flags.items(), sizes, strict=True))
+        raise ConfigError(
+            f"no tokenizer has both vocabularies ({told} entries): give models of one tokenizer; `lpo serve --preset crosec` is for such "
+            "that share none, and isn't planned"
+        )
+    return sizes
 
 
 def _compile(engine: Engine, params: Sequence[Params], block: int) -> tuple[int, int, int]:

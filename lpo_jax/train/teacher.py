@@ -57,11 +57,8 @@ def open_teacher(config: RunConfig, stage: str, manifest: Manifest | None) -> Te
         if manifest is not None:
             _check(computed, path, manifest, objective)
         return Teacher(computed["vocab_size"], computed["top_k"])
-    try:
-        shape = hf.planned_config(ModelSource(path=path))
-    except ConfigError as error:  # about a model: said of the teacher
-        told = str(error).partition("; set model.shape")[0]
-        raise ConfigError(told.replace("model.path", f"stages.{stage}.objective.kl.teacher")) from None
+    remedy = "give a Hugging Face directory, a hub id, or what `lpo teacher` has written"
+    shape = hf.planned_config(ModelSource(path=path), f"stages.{stage}.objective.kl.teacher", remedy)
     vocab = min(shape.vocab_size, hf.planned_config(config.model).vocab_size) if manifest is None else manifest.vocab_size
     if shape.vocab_size < vocab:
         raise ConfigError(
@@ -101,8 +98,7 @@ def write(config: RunConfig, stage: str, data: "Feed", out: str | Path, k: int) 
     if objective is None or teacher is None or teacher.model is None:
         raise ConfigError(f"stages.{stage}: nothing to compute; give a stage of objective kd whose kl.teacher is a model")
     model, vocab = teacher.model, teacher.vocab_size
-    if not 0 < k <= vocab:
-        raise ConfigError(f"--top-k must lie between 1 and the tokenizer's {vocab} entries, not {k}")
+    check_top_k(k, data.manifest)
     mesh, total = make_mesh(config.mesh), data.rows("train")
     check_rows(config, mesh.shape)
     job = {
@@ -144,6 +140,12 @@ def write(config: RunConfig, stage: str, data: "Feed", out: str | Path, k: int) 
             return data.in_order("train", config.eval_rows, my_rows(mesh, config.eval_rows), start)
 
         per_token.write(out, total, batches, compute, per_token.key_of(job), "teacher", (_FACTS, job))
+
+
+def check_top_k(k: int, manifest: Manifest) -> None:
+    """Refuse to keep more tokens of each place than the shards' tokenizer has."""
+    if not 0 < k <= manifest.vocab_size:
+        raise ConfigError(f"--top-k must lie between 1 and the tokenizer's {manifest.vocab_size} entries, not {k}")
 
 
 def facts(path: str | Path) -> Json | None:

@@ -49,10 +49,8 @@ def check_here(path: str | Path, config: RunConfig) -> None:
     Raises:
       ConfigError: what that is, and where it was looked for. Of what may be a hub id the hub says so.
     """
-    model, data = config.model, config.data
-    shards = {"data.path": f"{data.path}/tokenizer"} if model.path is None and data.tokenizer is None else {}
-    for key, value in {"model.path": model.path, "model.adapter": model.adapter, "data.tokenizer": data.tokenizer, **shards}.items():
-        if value is not None and "://" not in value and not HUB_ID.fullmatch(value) and not Path(value).exists():
+    for key, value in config.stands_on().items():
+        if "://" not in value and not HUB_ID.fullmatch(value) and not Path(value).exists():
             whole = Path(value).is_absolute()
             where = (
                 "there any more: put it there"

@@ -104,7 +104,14 @@ def test_what_is_written_takes_no_place_of_anything_else(tmp_path):
     for place, said in ((tmp_path, "a directory"), (tmp_path / "pipe", "a device or a pipe"), ("/dev/null", "a device or a pipe")):
         with pytest.raises(argparse.ArgumentTypeError, match=f"{place} is {said}; name a file"):
             new_file(str(place))
-    for kind in (new_file, new_directory):
+    with pytest.raises(argparse.ArgumentTypeError, match="new/ is a directory; name a file"):
+        new_file(f"{tmp_path}/new/")
+    with pytest.raises(argparse.ArgumentTypeError, match=f"no/new.html: there is no directory {tmp_path}/no; make it, or name another"):
+        new_page(f"{tmp_path}/no/new.html")
+    assert new_directory(f"{tmp_path}/no/new/") == tmp_path / "no/new" and not (tmp_path / "no").exists()
+    for kind in (new_file, new_page, new_directory):
+        with pytest.raises(argparse.ArgumentTypeError, match="'' is no name: say where to"):
+            kind("")
         with pytest.raises(argparse.ArgumentTypeError, match="isn't UTF-8; choose another name"):
             kind(os.fsdecode(b"a\xff"))
     page, pairs, empty = tmp_path / "page.html", tmp_path / "pairs.jsonl", tmp_path / "empty.html"

@@ -1,12 +1,14 @@
 """Bars whose clock goes on, and bars that end."""
 
 import io
+import os
 import threading
 
 import pytest
 from tqdm import tqdm
 
 from foundation import console
+from foundation.errors import UserError
 
 
 class Screen(io.StringIO):
@@ -51,3 +53,14 @@ def test_an_error_closes_it():
     with pytest.raises(KeyError), console.ticking(tqdm(total=2, file=Screen(terminal=True))) as bar:
         raise KeyError
     assert bar.disable
+
+
+@pytest.mark.parametrize(("error", "shown"), [(KeyError, "noise\n"), (UserError, ""), (KeyboardInterrupt, "")])
+def test_what_libraries_say_is_shown_where_it_may_explain_an_error(error, shown, capfd):
+    def fail():
+        os.write(2, b"noise\n")
+        raise error
+
+    with pytest.raises(error), console.captured_stderr():
+        fail()
+    assert capfd.readouterr().err == shown

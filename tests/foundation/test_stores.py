@@ -99,7 +99,7 @@ def test_a_place_that_holds_something_else_is_left_alone(web, tmp_path):
         fetch(tmp_path / "own")
     assert [file.read_text() for file in (tmp_path / "own").iterdir()] == ["mine"]
     for place in ("gs:/bucket/x", "s3://bucket/x", "http://127.0.0.1:1/x"):
-        with pytest.raises(DataError, match="models are kept in gs://BUCKET/FOLDER or in a directory"):
+        with pytest.raises(DataError, match="models are kept in a folder of a bucket, as gs://BUCKET/"):
             stores.fetch(HUB_ID, place)
 
 

@@ -216,7 +216,10 @@ def test_a_dry_run_shows_everything_and_runs_nothing(cluster):
 
 
 def test_down(fakes):
-    assert fakes.run("gke", "--down", "--name=mine").returncode == 0
+    shown = fakes.run("gke", "--down", "--name=mine", "--dry-run")
+    assert "what there is of mine would be deleted" in shown.stdout and not fakes.calls
+    done = fakes.run("gke", "--down", "--name=mine")
+    assert done.returncode == 0 and "nothing is left of mine" in done.stdout
     assert fakes.order(["get-credentials", "delete jobset/mine"]) == ["get-credentials", "delete jobset/mine"]
 
 

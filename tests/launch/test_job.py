@@ -13,15 +13,16 @@ from tests.helpers.paths import REPO
 
 def test_a_run_that_the_bucket_has_is_taken_from_there(cloud, tmp_path):
     """An older copy of it may lie here."""
-    words = ["--tpu=v5e:4x4", "generate", "data_pipeline/seed/pairs.jsonl", "-o", "runs/out.jsonl", "--model", "runs/test_upload"]
+    words = ["--tpu=v5e:4x4", "generate", "data_pipeline/seed/pairs.jsonl", "-o", "new/out.jsonl", "--model", "runs/test_upload"]
     run = REPO / "runs/test_upload"
     (run / "checkpoints").mkdir(parents=True)
     config = load(REPO / CONFIG, ["run_dir=runs/test_upload", "data.path=tests"])
     (run / "config.json").write_text(json.dumps(to_dict(config)))
+    cloud.answer("storage ls gs://bkt/tests/tokenizer", "gs://...", first=True)
     try:
         assert cloud.run("tpu", *words).returncode == 0
         sent = [f"gcloud storage rsync --recursive {name} gs://bkt/{name}" for name in ("runs/test_upload",)]
-        assert cloud.lines("rsync") == sent
+        assert cloud.lines("rsync") == sent and cloud.lines("new/.lpo") == ["gcloud storage cp - gs://bkt/new/.lpo"]
         cloud.answer("storage ls gs://bkt/runs/test_upload/config.json", "gs://...", first=True)
         done = cloud.run("tpu", *words)
         assert done.returncode == 0 and len(cloud.lines("rsync")) == 1, done.stderr

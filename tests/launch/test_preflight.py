@@ -9,7 +9,8 @@ from foundation.errors import UserError
 from launch import job, preflight
 from launch.common import Checks, LaunchError, Shell
 from lpo_jax.cli import program
-from tests.helpers.launch import CONFIG
+from lpo_jax.config import load, to_dict
+from tests.helpers.launch import CONFIG, MANIFEST
 from tests.helpers.paths import REPO
 from tests.helpers.sampling import save_model
 
@@ -22,8 +23,10 @@ GENERATE = ["p.jsonl", "-o", "o.jsonl", "--model", "runs/x"]
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A checkout with prompts and a model in it."""
+    """A checkout with prompts, the place of a model, and a run in it."""
     (tmp_path / "runs/x").mkdir(parents=True)
+    (tmp_path / "runs/run").mkdir()
+    (tmp_path / "runs/run/config.json").write_text(json.dumps(to_dict(load(TINY))))
     (tmp_path / "p.jsonl").write_text('{"id": 1, "prompt": "def f("}\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -40,7 +43,7 @@ def test_what_is_fine_is_fine(here):
     assert wrong("eval", *EVAL, "--tensor", "4", "--rows", "32") == []
     assert wrong("generate", *GENERATE, "--fsdp", "4") == []
     assert wrong("serve", "--model", "runs/x", "--security", "runs/x", "--security-adapter", "runs/x") == []
-    assert wrong("export", "runs/x", "runs/out") == wrong("export", "runs/x", "--push", "me/x") == []
+    assert wrong("export", "runs/run", "runs/out") == wrong("export", "runs/run", "--push", "me/x") == []
     assert wrong("train", TINY, "mesh.tensor=8", "run_dir=gs://bkt/runs/x") == []
 
 
@@ -80,6 +83,8 @@ def test_a_run_has_a_directory_of_its_own(here, run_dir):
         ("teacher", [KD, "--stage", "kdd", "-o", "t"], "name with --stage one of objective kd among kd"),
         ("generate", ["p.jsonl", "-o", "./p.jsonl", *GENERATE[3:]], "-o=p.jsonl is what prompts names: give another -o"),
         ("generate", ["p.jsonl", "-o", "runs/x/", *GENERATE[3:]], "runs/x/ is a directory; name a file"),
+        ("export", ["runs/x", "out"], "runs/x: no run's config.json; give the run_dir of a trained config"),
+        ("export", ["runs/run", "out", "--merge"], "runs/run: --merge is for LoRA runs"),
         ("export", ["runs/x", "runs/x"], "out=runs/x is what run_dir names"),
         ("eval", [*EVAL[:-1], "runs/x"], "-o=runs/x is what --completions names"),
         ("train", [TINY, "mesh.tensor=8", "run_dir=runs/x", "data.path=runs/x"], "run_dir=runs/x is what data.path names: give another run_dir"),
@@ -111,6 +116,16 @@ def test_prompts_are_rows(here, text, said):
         assert problem.endswith('write {"id": ..., "prompt": TEXT} or {"id": ..., "instruction": TEXT}')
 
 
+def test_prompts_of_the_hub_are_read_where_the_job_runs(here, monkeypatch):
+    monkeypatch.setattr("data_pipeline.records.read", None)
+    words = ["hf://owner/name:test?instruction=question", *GENERATE[1:]]
+    asked = job.read("generate", words)
+    job.check_paths(asked)
+    assert wrong("generate", *words) == [] and asked.argv()[2] == words[0] and "prompts" not in asked.inputs()
+    save_model(here / "runs/x")
+    assert wrong("generate", *words) == []
+
+
 def test_an_adapter_that_no_prompt_can_ask_for(here):
     (problem,) = wrong("generate", *GENERATE, "--adapter", "one=runs/x")
     assert "no row names an adapter" in problem
@@ -125,12 +140,18 @@ def test_what_is_neither_here_nor_anywhere_is_wrong_in_a_dry_run_too(here):
         assert "no such" in problem
 
 
+def test_the_directory_of_a_file_is_made_in_a_bucket_and_is_here(here):
+    words = ["p.jsonl", "-o", "new/o.jsonl", "--model", "runs/x"]
+    assert wrong("generate", *words) == []
+    assert wrong("generate", *words, devices=1, bucket=None) == ["-o=new/o.jsonl: there is no directory new; make it, or name another"]
+
+
 class Asked(Shell):
-    """What was run; of the bucket it knows one run's config.json."""
+    """What was run; of the bucket it knows one run's config.json, and what a test puts `there`."""
 
     def __init__(self, code=0):
         super().__init__()
-        self.ran, self.code = [], code
+        self.ran, self.code, self.there = [], code, {"gs://bkt/runs/y/config.json": '{"there": 1}'}
 
     def run(self, command, *, stdin=None):
         self.ran.append(list(command))
@@ -138,8 +159,8 @@ class Asked(Shell):
             raise LaunchError("failed")
 
     def ask(self, command, **options):
-        found = command[-1] == "gs://bkt/runs/y/config.json"
-        return super().ask(["echo", '{"there": 1}'] if found else ["false"])
+        found = self.there.get(command[-1])
+        return super().ask(["echo", found] if found else ["false"])
 
 
 def test_a_server_is_planned_as_it_is_asked_for(here, monkeypatch):
@@ -178,6 +199,52 @@ def test_a_model_and_prompts_that_are_here_are_looked_at(here):
     assert wrong("generate", *GENERATE, "--max-new-tokens", "8") == []
     (problem,) = wrong("generate", *GENERATE, "--max-new-tokens", "100000")
     assert "p.jsonl:1: prompt 1 has 3 tokens; with 100000 new ones it exceeds" in problem and "what the model was made for" in problem
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("serve", ["--model", "runs/x"]),
+        ("generate", GENERATE),
+        ("eval", EVAL),
+        ("eval", ["--benchmark", "humaneval", "--data", "elsewhere.jsonl", *EVAL[4:]]),
+    ],
+)
+def test_no_text_is_longer_than_its_model_was_made_for_whether_a_plan_looks_or_not(here, command, words):
+    save_model(here / "runs/x")
+    (problem,) = wrong(command, *words, "--max-len-tokens", "100000")
+    assert problem.startswith("--max-len-tokens 100000: runs/x was made for ")
+
+
+def test_a_model_in_the_bucket_is_asked_for_its_length_too(here):
+    save_model(here / "there")
+    shell, checks = Asked(), Checks(dry_run=False)
+    shell.there["gs://bkt/runs/z/config.json"] = (here / "there/config.json").read_text()
+    asked = job.read("serve", ["--model", "runs/z", "--max-len-tokens", "100000"])
+    preflight.check_job(shell, checks, asked, 8, "bkt")
+    assert any(line.startswith("--max-len-tokens 100000: runs/z was made for ") for line in checks.wrong)
+
+
+def test_a_run_in_the_bucket_is_looked_at_before_it_is_exported(here):
+    shell, checks = Asked(), Checks(dry_run=False)
+    shell.there["gs://bkt/runs/z/config.json"] = (here / "runs/run/config.json").read_text()
+    for name, said in (("runs/y", ["runs/y: no run's config.json; give the run_dir of a trained config"]), ("runs/z", [])):
+        checks.wrong.clear()
+        preflight.check_job(shell, checks, job.read("export", [name, "out"]), 8, "bkt")
+        assert [line for line in checks.wrong if ": no such " not in line and "run_dir=" not in line] == said
+
+
+def test_a_teacher_goes_with_the_shards_of_its_stage(here):
+    (here / "data").mkdir()
+    (here / "data/manifest.json").write_text(json.dumps(MANIFEST))
+    objective = {"name": "kd", "kl": {"direction": "forward", "weight": 1, "teacher": "small"}}
+    stage = {"objective": objective, "batch_rows": 8, "steps": 1, "optim": {"lr": 1e-2}}
+    settings = ["data.path=data", "mesh.tensor=8", f"stages={json.dumps({'kd': stage})}"]
+    asked = [TINY, *settings, "best_metric=unchanged_nll", "model.new.vocab_size=1024", "-o", "top"]
+    assert "--top-k must lie between 1 and the tokenizer's 1024 entries, not 1025" in wrong("teacher", *asked, "--top-k", "1025")
+    save_model(here / "small")
+    (problem,) = wrong("teacher", *asked)
+    assert "small knows " in problem and "tokens, the shards' tokenizer has 1024" in problem
 
 
 def test_a_template_is_a_name_or_a_file(here):

@@ -304,6 +304,14 @@ def test_a_dry_run_shows_everything_and_runs_nothing(cloud, missing):
     assert "hf_sesame" not in done.stdout
 
 
+@pytest.mark.parametrize(("words", "said"), [([], "nothing is left of mine"), (["--dry-run"], "what there is of mine would be deleted")])
+def test_down_says_what_was_done_or_would_be(fakes, words, said):
+    fakes.answer("describe", NOT_FOUND, code=1)
+    done = fakes.run("tpu", "--down", "--name=mine", *words)
+    assert done.returncode == 0 and said in done.stdout and ("a dry run" in done.stdout) == ("nothing is left" not in done.stdout)
+    assert bool(fakes.calls) != bool(words)
+
+
 def test_down_deletes_the_request_and_the_node(fakes):
     fakes.answer("resources describe", queued("SUSPENDED"))
     fakes.answer("tpu-vm describe", node("PREEMPTED"))

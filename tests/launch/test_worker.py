@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -209,8 +210,8 @@ def test_make_passes_settings_on():
     shown = subprocess.run(["make", "-n", "train-tpu", *words], cwd=REPO, env=env, capture_output=True, text=True, check=True).stdout
     command = shown.splitlines()[-1]
     assert ".venv/bin/python -m launch.tpu " in command
-    assert command.endswith(" train configs/lpo_hf.yaml 'a={b: c}' d=e")
-    assert {"--tpu=v5p:2x2x4", "--spot", "--delete=always", "--name=mine"} <= set(command.split())
+    assert shlex.split(command)[-4:] == ["train", "configs/lpo_hf.yaml", "a={b: c}", "d=e"]
+    assert {"--tpu=v5p:2x2x4", "--spot", "--delete=always", "--name=mine"} <= set(shlex.split(command))
     assert "--queued" not in command
     for given, passed in (("never", "--delete=never"), ("1", "--delete=success"), ("False", None), ("maybe", "--delete=maybe")):
         shown = subprocess.run(["make", "-n", "eval-tpu", f"DELETE={given}"], cwd=REPO, env=env, capture_output=True, text=True).stdout

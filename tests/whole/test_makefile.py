@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 
 import pytest
@@ -41,13 +42,24 @@ def test_a_target_takes_what_it_reads(target):
 def test_what_is_deleted_is_asked_for_as_it_was_started():
     given = ["TPU=v5e:4x4", "SPOT=1", "DELETE=1", "QUEUED=1", "CONFIG=configs/lpo_hf.yaml", "ARGS=run_dir=runs/x"]
     command = make("train-tpu-down", *given).stdout.splitlines()[-1]
-    assert command.split()[-3:] == ["train", "configs/lpo_hf.yaml", "run_dir=runs/x"] and "--down" in command
+    assert shlex.split(command)[-3:] == ["train", "configs/lpo_hf.yaml", "run_dir=runs/x"] and "--down" in command
     assert "would ignore NODES" in make("train-tpu-down", "NODES=2").stderr
 
 
 def test_a_misspelt_setting_is_refused_and_one_that_any_of_several_targets_reads_is_not():
     assert "make train-tpu would ignore SPTO" in make("train-tpu", "SPTO=1").stderr
     assert make("lint", "test", "ARGS=-x").returncode == 0
+
+
+def test_a_path_with_a_blank_is_one_word_or_refused():
+    name = "my configs/it's.yaml"
+    for target in ("train", "train-local-multihost", "train-tpu", "teacher-gke", "train-slurm", "train-tpu-down"):
+        command = make(target, f"CONFIG={name}", "ARGS=run_dir=runs/x").stdout.replace("\\\n", " ").splitlines()[-1]
+        assert name in shlex.split(command), command
+    assert "--tpu=v5e:4x4 x" in shlex.split(make("eval-tpu", "TPU=v5e:4x4 x").stdout.replace("\\\n", " ").splitlines()[-1])
+    for setting, target in (("RUN", "train"), ("CO", "codecode-demo"), ("DEMO", "distill-demo")):
+        refused = make(target, f"{setting}=my runs")
+        assert refused.returncode == 2 and f"{setting}='my runs': give a path of one word" in refused.stderr
 
 
 def test_no_target_is_left_out():

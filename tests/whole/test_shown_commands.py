@@ -94,7 +94,7 @@ def test_a_command_of_ours(line, tmp_path, monkeypatch):
     parser = PARSERS[program][words[0]]
     monkeypatch.chdir(tmp_path)
     try:
-        args = parser.parse_args(words[1:])
+        args = PROGRAMS[program].program().parse(words, elsewhere=True)
     except SystemExit:  # --help
         return
     except UserError as error:  # part of a command: what there is of it is known
@@ -107,7 +107,7 @@ def test_a_command_of_ours(line, tmp_path, monkeypatch):
     if known := ASKED.get((program, words[0])):
         known(args)
     if getattr(args, "serve", None):  # `lpo plan --serve`: the models' shapes are there
-        assert all(shape_of(name).vocab_size for name in (args.model, args.security) if str(name).endswith(".json"))
+        assert all(shape_of("--model", name).vocab_size for name in (args.model, args.security) if str(name).endswith(".json"))
     elif (
         words[0] in ("train", "plan", "config", "teacher") and "name: focal" not in line
     ):  # made in tests/whole/test_adding_an_objective.py

@@ -30,8 +30,10 @@ def test_what_is_found_without_weights(models):
     for file in models.rglob("*.safetensors"):
         file.rename(file.with_suffix(".away"))
     target, short, other = (str(models / name) for name in ("target", "short", "other"))
-    for asked, longest in ((None, 64), (30, 30), (100, 64)):
+    for asked, longest in ((None, 64), (30, 30), (64, 64)):
         assert find(Models(target, max_len_tokens=asked)).max_len_tokens == longest
+    with pytest.raises(ConfigError, match=f"--max-len-tokens 50: {short} was made for 40 tokens"):
+        find(Models(target, security=short, max_len_tokens=50))
     pair = find(Models(target, security=short))
     assert (pair.max_len_tokens, pair.security_tokenizer, pair.dtype, pair.tokenizer_path) == (40, None, "float32", target)
     mixed = find(Models(target, security=other, rule=CroSec(), dtype="bfloat16"))
@@ -80,7 +82,7 @@ def test_a_server_longer_than_its_models_is_refused(models, monkeypatch, capsys)
     monkeypatch.delenv("LPO_API_KEY", raising=False)
     pair = ["--model", str(models / "target"), "--security", str(models / "short")]
     assert cli.main(["serve", *pair, "--max-len-tokens", "41"]) == 2
-    assert "--max-len-tokens 41: the models were made for 40 tokens" in capsys.readouterr().err
+    assert f"--max-len-tokens 41: {models / 'short'} was made for 40 tokens" in capsys.readouterr().err
 
 
 def test_a_line_separator_within_a_text_is_no_new_line(models, tmp_path, capsys):

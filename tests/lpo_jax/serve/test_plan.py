@@ -66,22 +66,29 @@ def tiny(tmp_path, name, **changed):
     return str(tmp_path / name)
 
 
+def test_a_pair_without_a_common_tokenizer_is_refused_before_anything_is_compiled(told, tmp_path):
+    """Such as is only padded otherwise (Qwen2.5: 151,936 and 152,064) isn't, see below."""
+    big, small = tiny(tmp_path, "big.json", vocab_size=151936), tiny(tmp_path, "small.json", vocab_size=32000)
+    code, _, err, _ = told("--serve", "v5e:2x2", "--model", big, "--security", small)
+    assert code == 2 and f"--model {big} has 151,936, --security {small} has 32,000 entries" in err and "--preset crosec" in err
+
+
 @needs_libtpu
 @pytest.mark.slow
 def test_the_real_programs_of_a_pair_are_compiled_and_counted(told, tmp_path):
-    big, small = tiny(tmp_path, "big.json"), tiny(tmp_path, "small.json", num_hidden_layers=1, vocab_size=500)
+    big, small = tiny(tmp_path, "big.json"), tiny(tmp_path, "small.json", num_hidden_layers=1, vocab_size=504)
     code, out, _, facts = told("--serve", "v5e:2x2", "--model", big, "--security", small, "--tensor", "2", "--rows", "8", "--block", "2")
     assert code == 0, out
     layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128  # q, o, k, v, and the MLP
     assert facts["weights"] == [
         (2 * 512 * 64 + 2 * layer) // 2 * 2 + 5 * 64 * 2,
-        (2 * 500 * 64 + layer) // 2 * 2 + 3 * 64 * 2,
+        (2 * 504 * 64 + layer) // 2 * 2 + 3 * 64 * 2,
     ]  # norms are whole
-    assert facts["read"] == [facts["weights"][0] - 512 * 64, facts["weights"][1] - 500 * 64]
+    assert facts["read"] == [facts["weights"][0] - 512 * 64, facts["weights"][1] - 504 * 64]
     assert facts["pages"] == 8 * 3 and facts["slots"] == 128  # two for the text, one for a copy
     assert facts["temporaries"] > 0 and facts["sent"] > 0
     assert "rows: 8, 4 in each of 2 parts; texts of up to 256 tokens" in out
-    assert "note: vocabularies of 512 and 500 entries" in out
+    assert "note: vocabularies of 512 and 504 entries" in out
     assert "a block of 2 proposals takes at least" in out
 
 
@@ -117,8 +124,11 @@ def test_flags_that_do_not_go_together_are_refused(arguments, said, told):
     assert code == 2 and said in err and len(err.splitlines()) == 1
 
 
-@needs_libtpu
-def test_the_compilers_own_words_about_a_slice_are_said_once(capfd):
-    assert cli.main(["plan", "--serve", "v5e:3x4", "--model", SMALL]) == 2
+@pytest.mark.parametrize(
+    "name", ["v5e:3x4", "v5e:9x9", "v5e:4x4x4", "v5e:0x0", "v5e:", "v5p:2x2", pytest.param("v5p:3x3x3", marks=needs_libtpu)]
+)
+def test_of_a_slice_that_there_is_not_those_are_named_that_there_are(name, capfd):
+    assert cli.main(["plan", "--serve", name, "--model", SMALL]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("lpo: error: --serve 'v5e:3x4': ") and "is not divisible" in line
+    some = "v5p:2x2x1, v5p:2x2x2" if name.startswith("v5p") else "v5e:1x1, v5e:2x2, v5e:2x4"
+    assert line.startswith(f"lpo: error: --serve {name!r}: there is no such slice; there are {some}, ")
