@@ -34,7 +34,6 @@ PLAYED = {  # pages that one reader goes through, and how long it takes
     ("docs/data.md", "docs/tracking.md"): pytest.mark.heavy,
 }
 OWN = "lpo-eval run --benchmark own --data evaluation/examples/own.jsonl --judges none --completions"
-TRAIN = "lpo train configs/tiny_cpu.yaml data.path=data/tiny"
 BEFORE = {  # what a page's reader has done
     "docs/audit.md": [f"{OWN} insecure -o evals/base", f"{OWN} canonical -o evals/lpo"],
     "docs/evaluation.md": ["lpo-eval run --benchmark securityeval --data dataset.jsonl --completions MODEL -o evals/base"],
@@ -82,6 +81,7 @@ ELSEWHERE = {  # lines, and the test that runs such, or dry-runs what would be p
     r"lpo plan": "tests/whole/test_planned_run.py::test_a_real_run_takes_the_steps_tokens_and_bytes_that_were_planned",
     r"lpo-data pivots": "tests/whole/test_pivots_served.py::test_the_token_is_found_through_our_own_sampler",
     r"lpo (config|train) .*name: focal": "tests/whole/test_adding_an_objective.py::test_it_trains",
+    r"lpo train .*track=": "tests/lpo_jax/train/test_track.py::test_a_run_that_is_killed_is_tracked_as_one",
     r"lpo fetch": "tests/lpo_jax/cli/test_fetch.py::test_it_says_what_it_has_done_and_its_libraries_say_nothing",
     r"lpo-data check": "tests/data_pipeline/test_check.py::test_command_names_the_pair_and_fails",
     r"lpo-data distill": "tests/whole/test_distill_to_training.py::test_distill_build_train",
@@ -218,8 +218,6 @@ def play(line, place):
         "HF_HUB_CACHE": str(place / "hub"),
         "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
         "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices_of(line)}",
-        "WANDB_MODE": "offline",
-        "TRACKIO_DIR": str(place / "trackio"),
     }
     done = subprocess.run(["bash", "-c", line], cwd=place, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
