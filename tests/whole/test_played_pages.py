@@ -38,10 +38,6 @@ BEFORE = {  # what a page's reader has done
     "docs/audit.md": [f"{OWN} insecure -o evals/base", f"{OWN} canonical -o evals/lpo"],
     "docs/evaluation.md": ["lpo-eval run --benchmark securityeval --data dataset.jsonl --completions MODEL -o evals/base"],
     "docs/devices.md": ["lpo-data build pairs.jsonl --tokenizer MODEL --row-tokens 512 --out data/mine"],
-    "docs/data.md": [
-        "lpo-data build pairs.jsonl --tokenizer MODEL --out data/mine",
-        "lpo train configs/lpo_hf.yaml model.path=MODEL data.path=data/mine run_dir=runs/sft",
-    ],
     "docs/tracking.md": [
         "lpo-data build pairs.jsonl --tokenizer MODEL --out runs/tiny_cpu_data",
         "lpo train configs/tiny_cpu.yaml run_dir=runs/beta_1 stages.lpo.objective.beta=1",
@@ -188,8 +184,9 @@ def place(tmp_path, seed_shards, monkeypatch):
         "d_mlp": 32,
     }
     mixture |= {"max_positions": 1024, "experts": 4, "experts_per_token": 2, "d_expert": 16}
-    stages = {"lpo": {"objective": {"name": "lpo"}, "optim": {"lr": 1e-3}}}
-    (tmp_path / "CONFIG").write_text(json.dumps({"data": {"path": "data/mine"}, "model": {"new": mixture}, "stages": stages}))
+    stage = {"objective": {"name": "lpo", "beta": 2.0, "gamma": 1.0, "alpha": 1.0}, "optim": {"lr": 1e-3}, "batch_rows": 1, "epochs": 1}
+    config = {"run_dir": "runs/mine", "data": {"path": "data/mine"}, "model": {"new": mixture}, "stages": {"lpo": stage}}
+    (tmp_path / "CONFIG").write_text(json.dumps(config))
     (tmp_path / "sven").mkdir()
     for name, kept in {
         "pairs.jsonl": rows,
