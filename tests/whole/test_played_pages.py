@@ -49,7 +49,6 @@ NAMED = [  # what lines of text only name, made small by hand
     "lpo --version",
     "lpo --completion bash",
     "lpo config configs/tiny_cpu.yaml",
-    "lpo doctor",
     "lpo teacher configs/cosec_plus/qwen2_5_coder_kd.yaml eval_rows=1 -o data/taught",
     "lpo-data rules --cwe CWE-89",
     "lpo-data stats pairs.jsonl --html stats.html",
@@ -57,7 +56,7 @@ NAMED = [  # what lines of text only name, made small by hand
     "python -m benchmarks.attention --repeats 1 --row-tokens 512 --rows 1 --heads 2 --kv-heads 2",
     f"python -m benchmarks.codecode {FEW} --new 8 --width 128 --expert-width 64 --expert-layers 1 --vocab 512",
     f"python -m benchmarks.crosec MODEL MODEL {FEW} --widths 64 64 --rows 1 --new 4",
-    "python -m benchmarks.decode --repeats 1 --rows 2 --prompt 16 --preamble 32 --new 4 --text 8 --long 64",
+    "python -m benchmarks.decode --repeats 1 --rows 2 --prompt 16 --preamble 32 --new 4 --text 8 --long 1024",
     "python -m benchmarks.input --row-tokens 1024 --batch-rows 1 --d-model 64 --layers 1 --steps 2",
     "python -m benchmarks.judges pairs.jsonl",
     f"python -m benchmarks.lora {FEW} --pairs 2 --max-tokens 512 --d-model 64 --rank 2",
@@ -78,6 +77,7 @@ ELSEWHERE = {  # lines, and the test that runs such, or dry-runs what would be p
     r"lpo-data pivots": "tests/whole/test_pivots_served.py::test_the_token_is_found_through_our_own_sampler",
     r"lpo (config|train) .*name: focal": "tests/whole/test_adding_an_objective.py::test_it_trains",
     r"lpo train .*track=": "tests/lpo_jax/train/test_track.py::test_a_run_that_is_killed_is_tracked_as_one",
+    r"lpo doctor": "tests/lpo_jax/cli/test_doctor.py::test_it_says_what_is_here_and_how_to_get_what_is_not",
     r"lpo fetch": "tests/lpo_jax/cli/test_fetch.py::test_it_says_what_it_has_done_and_its_libraries_say_nothing",
     r"lpo-data check": "tests/data_pipeline/test_check.py::test_command_names_the_pair_and_fails",
     r"lpo-data distill": "tests/whole/test_distill_to_training.py::test_distill_build_train",
@@ -103,7 +103,7 @@ UNPLAYED = {  # lines, and why not
 HUB = ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-Coder-1.5B", "Qwen/Qwen2.5-Coder-14B")
 THEIRS = re.compile(r"^[IWEF]\d{4} |^\d{4}-\d\d-\d\d|Warning\b|WARNING|TensorFlow|oneDNN|libtpu|\babsl\b", re.MULTILINE)
 """What libraries greet with."""
-QUIETERS = ("TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES")  # which tests set, and readers don't
+NOT_THEIRS = ("TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES", "LPO_REAL_MODELS")  # which tests set, and readers don't
 
 
 def shown(page):
@@ -167,7 +167,7 @@ def place(tmp_path, seed_shards, monkeypatch):
         (kept / "refs" / "main").write_text("0" * 40)
         (kept / "snapshots" / ("0" * 40)).symlink_to(model)
     rows = [json.loads(line) for line in (seed_shards["trimmed"].parent / "pairs.jsonl").read_text().splitlines()][:40]
-    spans = [row | {f"{side}_spans": [[0, len(row[side])]] for side in ("chosen", "rejected")} for row in rows]
+    marked = [row | {f"{side}_spans": [[0, len(row[side])]] for side in ("chosen", "rejected")} for row in rows]
     plain = [{"instruction": row["instruction"], "response": row["chosen"]} for row in rows]
     fixes = [
         {"func_src_before": row["rejected"], "func_src_after": row["chosen"], "file_name": "a.py", "vul_type": row["cwe"]} for row in rows
@@ -190,7 +190,7 @@ def place(tmp_path, seed_shards, monkeypatch):
     (tmp_path / "sven").mkdir()
     for name, kept in {
         "pairs.jsonl": rows,
-        "pivots.jsonl": spans,
+        "pivots.jsonl": marked,
         "evol.jsonl": plain,
         "sven/train.jsonl": fixes,
         "tasks.jsonl": [{"id": "a", "instruction": "Add two numbers."}],
@@ -209,7 +209,7 @@ def place(tmp_path, seed_shards, monkeypatch):
 
 def play(line, place):
     """Let a shell do a line. It ends well, and says nothing that isn't ours."""
-    env = {name: value for name, value in os.environ.items() if name not in QUIETERS} | {
+    env = {name: value for name, value in os.environ.items() if name not in NOT_THEIRS} | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(REPO),
         "HF_HUB_CACHE": str(place / "hub"),
