@@ -323,9 +323,9 @@ def _pivots(args: argparse.Namespace) -> int:
 
     examples:
       lpo serve --model runs/sft --port 8000
-      lpo-data pivots pairs.jsonl --tokenizer runs/sft --model sft --base-url http://localhost:8000/v1 -o pivots.jsonl --dry-run
-      lpo-data pivots pairs.jsonl --tokenizer runs/sft --model sft --base-url http://localhost:8000/v1 -o pivots.jsonl --tests checks/
-      lpo-data build pivots.jsonl --tokenizer runs/sft --masks spans --hole 0 --out data/pivots
+      lpo-data pivots pairs.jsonl --tokenizer MODEL --model sft --base-url http://localhost:8000/v1 -o pivots.jsonl --dry-run
+      lpo-data pivots pairs.jsonl --tokenizer MODEL --model sft --base-url http://localhost:8000/v1 -o pivots.jsonl --tests checks/
+      lpo-data build pivots.jsonl --tokenizer MODEL --masks spans --hole 0 --out data/pivots
     """
     from data_pipeline.pivots import run as pivots
     from data_pipeline.pivots.estimates import Asking, Search

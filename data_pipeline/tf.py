@@ -1,11 +1,13 @@
 """TensorFlow, which is imported from here only: without its greetings, and without the GPUs, which are JAX's."""
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from types import ModuleType
 
 
 @contextlib.contextmanager
@@ -33,4 +35,13 @@ with _muted():
 
     tf.config.set_visible_devices([], "GPU")
 
-__all__ = ["tf"]
+
+@functools.cache
+def text() -> ModuleType:
+    """TensorFlow's operations on texts."""
+    with _muted():
+        import tensorflow_text
+    return tensorflow_text
+
+
+__all__ = ["text", "tf"]

@@ -13,6 +13,7 @@ from evaluation.benchmarks import BENCHMARKS, load, source_of
 from evaluation.completions import Completions, EvaluationError, Sampling, from_benchmark, from_endpoint, from_file, from_model
 from evaluation.tasks import Task
 from foundation.commands import Program, new_directory, new_file, new_page, number, whole
+from foundation.console import waiting
 from foundation.files import shipped, write_json
 from judges import TOOLS
 from judges.findings import NOISE
@@ -121,8 +122,8 @@ def _run(args: argparse.Namespace) -> int:
     """
     if not _ours(args.completions):
         return _judge(args)
-    from lpo_jax.train import distributed
-
+    with waiting("loading JAX"):
+        from lpo_jax.train import distributed
     return distributed.together(partial(_judge_together, args), args)
 
 

@@ -6,8 +6,8 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -42,19 +42,22 @@ def ticking(bar: "tqdm[Any]") -> Iterator["tqdm[Any]"]:
         bar.close()
 
 
+def waiting(doing: str | None, file: TextIO | None = None) -> AbstractContextManager["tqdm[Any]"]:
+    """Where `file` (default: stderr) is a terminal, `doing` stands on it meanwhile, with the time that has passed. For what says nothing itself."""
+    return ticking(tqdm(desc=doing, bar_format="{desc}: {elapsed}", file=file, disable=None if doing else True, leave=False))
+
+
 @contextmanager
 def captured_stderr(doing: str | None = None) -> Iterator[io.StringIO]:
     """Catch what is written to file descriptor 2, by C++ too; the text is there at the end. After an error it is written out after all, but for one of
-    ours, which says itself what is wrong, and after Ctrl-C.
-
-    Where stderr is a terminal, `doing` stands on it meanwhile, with the time that has passed.
+    ours, which says itself what is wrong, and after Ctrl-C. `doing` is what is `waiting` meanwhile.
     """
     sys.stderr.flush()
     saved, text = os.dup(2), io.StringIO()
     with tempfile.TemporaryFile() as caught, os.fdopen(saved, "w") as real:
         os.dup2(caught.fileno(), 2)
         try:
-            with ticking(tqdm(desc=doing, bar_format="{desc}: {elapsed}", file=real, disable=None if doing else True, leave=False)):
+            with waiting(doing, real):
                 yield text
         finally:
             sys.stderr.flush()

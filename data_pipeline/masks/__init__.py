@@ -55,9 +55,7 @@ def spans(offsets: tuple[np.ndarray, np.ndarray], changes: tuple[Sequence[Span],
       offsets: for (rejected, chosen), the tokens' half-open character ranges, [n, 2].
       changes: for (rejected, chosen), the changed character ranges, in the same coordinates; an empty one marks nothing.
     """
-    import tensorflow_text as tf_text
-
-    import data_pipeline.tf  # noqa: F401  (it imports TensorFlow quietly)
+    from data_pipeline.tf import text
 
     masks = []
     for tokens, changed in zip(offsets, changes, strict=True):
@@ -65,7 +63,7 @@ def spans(offsets: tuple[np.ndarray, np.ndarray], changes: tuple[Sequence[Span],
         mask = np.zeros(len(tokens), bool)
         if len(tokens) and len(ranges):
             places = *tokens.astype(np.int64).T, *ranges.T
-            mask = tf_text.span_overlaps(*places, partial_overlap=True, contains=True, contained_by=True).numpy().any(axis=1)
+            mask = text().span_overlaps(*places, partial_overlap=True, contains=True, contained_by=True).numpy().any(axis=1)
         masks.append(fill_holes(mask, hole))
     return masks[0], masks[1]
 

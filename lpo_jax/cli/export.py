@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from foundation.commands import new_directory
+from foundation.console import waiting
 from foundation.errors import ConfigError
 
 
@@ -50,8 +51,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check(args)
-    from lpo_jax.train import distributed
-
+    with waiting("loading JAX"):
+        from lpo_jax.train import distributed
     return distributed.together(partial(_export, args), args)
 
 

@@ -29,6 +29,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from foundation.commands import new_file, new_page, number, whole
+from foundation.console import waiting
 from lpo_jax.cli.models import add_asking, add_models, models_of
 
 if TYPE_CHECKING:
@@ -66,9 +67,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lpo_jax.train import distributed
+    with waiting("loading JAX"):
+        from lpo_jax.train import distributed
 
-    return distributed.together(partial(_generate, args, asked(args)), args)
+        job = asked(args)
+    return distributed.together(partial(_generate, args, job), args)
 
 
 def asked(args: argparse.Namespace) -> "Job":

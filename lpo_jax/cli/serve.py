@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundation.commands import number, whole
+from foundation.console import waiting
 from foundation.errors import ConfigError
 from foundation.files import cache_directory
 from lpo_jax.cli.models import add_asking, add_models, models_of
@@ -107,8 +108,8 @@ def asked(args: argparse.Namespace) -> "tuple[str, Models]":
 
 
 def run(args: argparse.Namespace) -> int:
-    from lpo_jax.train import distributed
-
+    with waiting("loading JAX"):
+        from lpo_jax.train import distributed
     return distributed.together(partial(_serve, args), args)
 
 

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from foundation.commands import new_directory, whole
+from foundation.console import waiting
 from lpo_jax.cli.train import add_config
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from lpo_jax.config import load
 
     config = load(args.config, args.overrides)
-    from lpo_jax.train import distributed
-
+    with waiting("loading JAX"):
+        from lpo_jax.train import distributed
     return distributed.together(partial(_compute, args, config), args, config)
 
 

@@ -20,6 +20,8 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
+from foundation.console import waiting
+
 if TYPE_CHECKING:
     from lpo_jax.config import RunConfig
 
@@ -38,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from lpo_jax.config import load
 
     config = load(args.config, args.overrides)
-    from lpo_jax.train import distributed
-
+    with waiting("loading JAX"):
+        from lpo_jax.train import distributed
     return distributed.together(partial(_train, config), args, config, saves=True)
 
 

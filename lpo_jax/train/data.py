@@ -34,6 +34,7 @@ def open_data(config: RunConfig) -> tuple["Feed", dict[str, "Feed"], Decode]:
       DataError: there are no shards, or they are damaged.
       ConfigError: they were built with another tokenizer than the model's, or a teacher's ids mean other tokens.
     """
+    log.info("reading %s", " and ".join(config.shard_paths().values()))  # TensorFlow takes seconds to load
     from data_pipeline.feed import Feed
 
     feed = Feed(config.data.path, seed=config.seed)

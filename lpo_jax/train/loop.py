@@ -48,7 +48,6 @@ def train(config: RunConfig) -> dict[str, dict[str, float]]:
     # --- Check everything that can be known before the first step.
     with all_or_none():
         track.check(config)
-        log.info("reading %s", " and ".join(config.shard_paths().values()))
         data, feeds, decode = open_data(config)
         mesh, model = make_mesh(config.mesh), hf.open_model(config.model)
         check_fit(config, data, feeds, model, mesh)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from data_pipeline.row import PackedRows
 from data_pipeline.shards import Manifest
 from foundation import files
+from foundation.console import ticking
 from foundation.files import Json
 from lpo_jax.config import ConfigError
 from lpo_jax.tensors import save_file
@@ -79,7 +80,7 @@ def write(
         files.write_json(directory / facts[0], facts[1])
     sizes = [min(BLOCK_ROWS, rows - start) for start in wanted]
     quiet = not first()
-    with tqdm(total=rows, initial=rows - sum(sizes), desc=title, unit=" rows", dynamic_ncols=True, disable=quiet) as bar:
+    with ticking(tqdm(total=rows, initial=rows - sum(sizes), desc=title, unit=" rows", dynamic_ncols=True, disable=quiet)) as bar:
         for start, size in zip(wanted, sizes, strict=True):
             block = _block(compute, batches(start), size)
             if writes:

@@ -9,6 +9,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from foundation.console import waiting
 from foundation.files import read_object, sampled_sha256
 from foundation.stores import HUB_ID, weights_at
 from lpo_jax.config import ConfigError, MeshConfig, RunConfig, from_dict
@@ -144,7 +145,8 @@ def restore_run(
     check_here(path, config)
     mesh, model = mesh or make_mesh(MeshConfig(data=1, fsdp=-1)), hf.open_model(config.model)
     shapes = abstract(trainable_shapes(model), trainable_shardings(model, mesh))
-    found = checkpoint.restore_params(epath.Path(path), shapes, config.best_metric if best else None)
+    with waiting(f"read {path}"):
+        found = checkpoint.restore_params(epath.Path(path), shapes, config.best_metric if best else None)
     if found is None:
         raise ConfigError(f"{path}: no checkpoint; run `lpo train` first")
     progress, params = found

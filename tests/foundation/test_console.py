@@ -55,6 +55,16 @@ def test_an_error_closes_it():
     assert bar.disable
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_waited_for_stands_on_a_terminal_alone_and_goes_away(monkeypatch, terminal):
+    monkeypatch.setattr(console, "BEAT_S", 0.001)
+    screen = Screen(terminal)
+    with console.waiting("waiting for JAX", screen):
+        assert not terminal or screen.often.wait(60)
+    said = screen.getvalue()
+    assert ("waiting for JAX: 00:00" in said) == terminal and not said.rpartition("\r")[0].rpartition("\r")[2].strip()
+
+
 @pytest.mark.parametrize(("error", "shown"), [(KeyError, "noise\n"), (UserError, ""), (KeyboardInterrupt, "")])
 def test_what_libraries_say_is_shown_where_it_may_explain_an_error(error, shown, capfd):
     def fail():

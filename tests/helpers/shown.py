@@ -18,18 +18,22 @@ def spans(text):
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
 
 
-def commands_of(text):
-    """The commands among a text's lines, in their order. Continued lines are joined; of a shell's loop the first round is taken."""
+def lines_of(text):
+    """A text's lines, in their order, but for remarks. Continued lines are joined; of a shell's loop the first round is taken."""
     loop = None  # a name, and its first value
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        line = re.sub(r"(^|\s+)# .*|\s{2,}[(#].*", "", line.strip().removeprefix("$ "))
         if begun := re.match(r"for (\w+) in (\S+).*; do$", line):
             loop = begun.groups()
         elif line == "done":
             loop = None
-        line = line if loop is None else line.replace(f"${loop[0]}", loop[1])
-        line = re.sub(r"\s{2,}[(#].*", "", line.strip().removeprefix("$ "))  # a remark behind it
-        if COMMAND.fullmatch(line):
-            yield line
+        elif line:
+            yield line if loop is None else line.replace(f"${loop[0]}", loop[1])
+
+
+def commands_of(text):
+    """The commands among a text's lines, in their order."""
+    return [line for line in lines_of(text) if COMMAND.fullmatch(line)]
 
 
 def words_of(line):

@@ -23,6 +23,7 @@ from lpo_jax.model.decoder import Model
 from lpo_jax.objectives import OBJECTIVES
 from lpo_jax.train.step import objective_terms, output
 from tests.helpers.paths import REPO
+from tests.helpers.shown import blocks, commands_of, words_of
 
 PAGE = (REPO / "docs" / "adding_an_objective.md").read_text()
 FILE, CLAIM = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -73,7 +74,7 @@ def small_batch():
 
 @pytest.mark.slow
 def test_it_trains(seed_shards, tmp_path):
-    for package in ("foundation", "judges", "data_pipeline", "lpo_jax"):
+    for package in ("foundation", "judges", "data_pipeline", "lpo_jax", "configs"):
         shutil.copytree(REPO / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "lpo_jax" / "objectives" / "focal.py").write_text(FILE)
     table = tmp_path / "lpo_jax" / "objectives" / "__init__.py"
@@ -84,15 +85,15 @@ def test_it_trains(seed_shards, tmp_path):
         "max_positions: 512}",
         "stages={lpo: {optim: {lr: 1e-2}, batch_rows: 4, steps: 10}}", "stages.lpo.objective={name: focal, focus: 1.0}",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "lpo_jax.cli", "train", str(REPO / "configs" / "tiny_cpu.yaml"), *settings]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "XLA_FLAGS": "--xla_backend_optimization_level=0"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    said = {}
+    for line in commands_of("\n".join(blocks(PAGE, ("sh",)))):
+        _, *words = words_of(line)
+        command = [sys.executable, "-m", "lpo_jax.cli", *words, *(settings if words[0] == "train" else [])]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        said[words[0]] = done.stdout
+    assert "how little a changed token counts" in said["config"]
     losses = [line["loss"] for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open()) if line["group"] == "train"]
     assert len(losses) == 10
     assert all(map(math.isfinite, losses))

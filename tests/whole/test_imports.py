@@ -1,5 +1,6 @@
 """What importing a module loads, in processes of their own. Who may import whom is for import-linter (`make lint`)."""
 
+import os
 import subprocess
 import sys
 
@@ -68,3 +69,11 @@ def test_the_data_pipeline_loads_nothing_of_the_learner():
 
 def test_the_judges_import_nothing_of_ours_but_the_foundation():
     assert set(loaded("import judges")) <= {"judges", "foundation"}
+
+
+def test_tensorflow_says_nothing():
+    """It, and its part for texts, which is loaded for spans alone."""
+    code = "from data_pipeline import masks; import numpy as np; masks.spans((np.array([[0, 1]]),) * 2, ([(0, 1)],) * 2)"
+    env = {name: value for name, value in os.environ.items() if name not in ("TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO, env=env)
+    assert done.stdout + done.stderr == ""
