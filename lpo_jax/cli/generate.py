@@ -6,8 +6,9 @@ With --adapter NAME=DIR, repeatable, a row {..., "adapter": NAME} is completed w
 text of one ends those of all.
 
 A line of OUT.jsonl is a sample, written when it is done: id, sample, text, finish ("stop" or "length"), tokens, logprob (by the model itself,
-of all tokens), and under co-decoding taken, how many of the tokens the second model proposed. The same command goes on where it was stopped; more --samples may be asked of a finished job. A sample depends on the model, the
-prompt, --seed, its id and its number: not on --rows, on the other prompts, or on how often the job was interrupted.
+of all tokens), and under co-decoding taken: how many of the tokens the second model proposed. The same command goes on where it was stopped; more
+--samples may be asked of a finished job. A sample depends on the model, the prompt, --seed, its id and its number: not on --rows, on the other
+prompts, or on how often the job was interrupted.
 
 With --security a second model of the same tokenizer, small and trained for security, proposes each token; the model keeps it if it thinks it
 likely enough, or draws its own (co-decoding, see lpo_jax/decode/rules/codecode.py). With --preset crosec the two are mixed, and may have different
