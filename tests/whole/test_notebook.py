@@ -22,7 +22,7 @@ SHORT = [
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The parts of the checkout that the notebook uses, so that it writes its runs there."""
-    for name in ("lpo_jax", "data_pipeline", "configs", "docs", "requirements.txt"):
+    for name in ("lpo_jax", "data_pipeline", "judges", "foundation", "configs", "docs", "requirements.txt"):
         (tmp_path / name).symlink_to(REPO / name)
     (tmp_path / "notebooks").mkdir()
     shutil.copy(REPO / "notebooks" / "colab_tpu.ipynb", tmp_path / "notebooks")

@@ -1,6 +1,7 @@
 """A stage's own data: what is refused before the first step, and whole runs of sft on a mixture, then lpo on pairs."""
 
 import json
+import logging
 import re
 import shutil
 
@@ -75,6 +76,7 @@ def test_sets_that_can_not_be_used_are_named_with_their_stage(seed_shards, odd, 
 
 
 def test_another_template_is_a_warning(seed_shards, plain_shards, odd, tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "lpo_jax")
     pairs = seed_shards["trimmed"]
     check(load(tiny_args(pairs, tmp_path, mixture("sft", (pairs, None), (plain_shards, None)))))  # the same, but nothing to think about
     assert not caplog.records
