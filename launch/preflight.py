@@ -78,13 +78,14 @@ def check_job(shell: Shell, checks: Checks, job: Job, devices: int, bucket: str 
                 fetch |= not problem and not note and key == named
         for check in (partial(_check_output, bucket=bucket), _check_flags, _check_server):
             checks.collect(partial(check, job))
-        if job.command == "export" and Path(place := _shape_here(shell, job.given.run_dir, bucket, Path(folder))).is_dir():
+        asked = bucket if ask else None
+        if job.command == "export" and Path(place := _shape_here(shell, job.given.run_dir, asked, Path(folder))).is_dir():
             checks.collect(partial(_check_run, job.given.run_dir, place, job.given.merge))
         if job.command == "teacher":
             checks.collect(partial(_check_teacher, job, elsewhere))
         if (models := checks.collect(partial(models_of, job))) is not None:
             checks.collect(partial(_check_mesh, models, devices))
-            checks.collect(partial(_check_reading, shell, job, models, bucket, ask, Path(folder)))
+            checks.collect(partial(_check_reading, shell, job, models, asked, ask, Path(folder)))
         if job.config is None:
             return
         if bucket and ask and job.command == "train":
@@ -221,9 +222,10 @@ def _check_reading(shell: Shell, job: Job, models: "Models", bucket: str | None,
         return
     shapes = {}
     for name in load.readers(models) if models.max_len_tokens else ():
-        with suppress(UserError):  # what can't be looked at from here isn't known, and said where it is looked for
-            if ask or Path(name).exists():
-                shapes[name] = load.shape_of(_shape_here(shell, name, bucket, copies))
+        place = _shape_here(shell, name, bucket, copies)
+        if Path(place).exists() or (ask and not name.startswith("runs/") and HUB_ID.fullmatch(name)):
+            with suppress(UserError):  # what can't be looked at from here isn't known, and said where it is looked for
+                shapes[name] = load.shape_of(place)
     load.check_longest(models, shapes)
     if job.command == "generate" and Path(job.given.prompts).is_file():
         for _ in prompts.rows(job.given.prompts, models.adapters or ()):

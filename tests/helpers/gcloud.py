@@ -85,7 +85,9 @@ class Cloud:
             file = self.home / "state.json"
             state = json.loads(file.read_text())
             yield state
-            file.write_text(json.dumps(state))
+            new = self.home / "state.new"
+            new.write_text(json.dumps(state))
+            new.replace(file)  # Ctrl-C may end whoever writes
 
     def nodes(self) -> dict[str, str]:
         """name -> what it says of itself."""

@@ -225,6 +225,19 @@ def test_a_model_in_the_bucket_is_asked_for_its_length_too(here):
     assert any(line.startswith("--max-len-tokens 100000: runs/z was made for ") for line in checks.wrong)
 
 
+@pytest.mark.parametrize("model", ["gs://bkt/models/x", "runs/there"])
+def test_a_model_that_a_dry_run_can_not_look_at_is_not_asked_for(here, monkeypatch, model):
+    monkeypatch.setattr("lpo_jax.decode.load.shape_of", lambda name: pytest.fail(f"asked for {name}"))
+    assert wrong("serve", "--model", model, "--max-len-tokens", "100000") == []
+
+
+def test_nobody_is_asked_where_nobody_can_be(here, monkeypatch):
+    """Without gcloud, say."""
+    monkeypatch.setattr(Shell, "ask", lambda *_, **__: pytest.fail("asked"))
+    for command, words in (("export", ["runs/none", "out"]), ("serve", ["--model", "runs/none", "--max-len-tokens", "100000"])):
+        preflight.check_job(Shell(), Checks(dry_run=False), job.read(command, words), 8, "bkt", ask=False)
+
+
 def test_a_run_in_the_bucket_is_looked_at_before_it_is_exported(here):
     shell, checks = Asked(), Checks(dry_run=False)
     shell.there["gs://bkt/runs/z/config.json"] = (here / "runs/run/config.json").read_text()
