@@ -104,7 +104,7 @@ def build(
             planted = _apart(planted, theirs, options.near, drops)
         write_text(out / "dropped.tsv", "".join(f"{row}\t{' '.join(reason.split())}\n" for row, reason in drops.rows))
         if not planted:
-            raise DataError(f"no pair is left of {len(drops.rows)} rows ({drops.counts()}); {out / 'dropped.tsv'} lists them")
+            raise DataError(f"{_none_left(inputs, drops)}; {out / 'dropped.tsv'} lists them")
         _note([pair for pair, _ in planted], drops)
         rows, balanced = _pack(planted, options, theirs)
         every = [row for split in rows.values() for row, _ in split]
@@ -137,11 +137,21 @@ def build(
         return manifest
 
 
+def _none_left(inputs: Sequence[str | Path], drops: Drops) -> str:
+    names = ", ".join(map(str, inputs))
+    reasons = "; ".join(f"{count} {reason}" for reason, count in drops.counts().items())
+    return (
+        f"{names}: no pair is left of {len(drops.rows)} rows: {reasons}"
+        if drops.rows
+        else f"{names}: no row in it; give pairs, a line each"
+    )
+
+
 def _read(inputs: Sequence[str | Path], options: BuildOptions, drops: Drops) -> list[Pair]:
     """The inputs' pairs that can be used."""
     kept = [pair for file in inputs for pair in tqdm(pairs.read(file, drops), desc=f"read {Path(file).name}", unit=" pairs")]
     if not kept:
-        raise DataError(f"no pair is left of {len(drops.rows)} rows ({drops.counts()})")
+        raise DataError(_none_left(inputs, drops))
     cosmetic, remark = [pairs.cosmetic(pair) for pair in kept], "its sides differ in blanks and comments only"
     if options.drop_cosmetic:
         for pair in itertools.compress(kept, cosmetic):

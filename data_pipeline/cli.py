@@ -291,7 +291,10 @@ def _distill(args: argparse.Namespace) -> int:
             f"{job.prompts} prompts, of which {known} are answered\n{'':20}{'requests':>9}{'tokens asked':>14}{'answered':>11}{'dollars':>10}{'at most':>10}"
         )
         for name, part in zip(("pairs", "repairs, at most"), parts, strict=True):
-            print(f"{name:20}{part.requests:9}{part.tokens_in:14}{part.tokens_out:11}{part.dollars:10.2f}{part.at_most:10.2f}")
+            dollars = f"{part.dollars:10.2f}{part.at_most:10.2f}" if prices.known else f"{'?':>10}{'?':>10}"
+            print(f"{name:20}{part.requests:9}{part.tokens_in:14}{part.tokens_out:11}{dollars}")
+        if not prices.known:
+            print("dollars take the teacher's prices: --price-in and --price-out")
         return 0
     judge = judge_with(args.judges, args.jobs, args.out / "verdicts") if args.judges else None
     summary = distill(job, rules, knowledge.libraries(), args.out, options, judge)
@@ -300,7 +303,8 @@ def _distill(args: argparse.Namespace) -> int:
         for reason, count in summary[kind].items():
             print(f"{kind} {count:7}: {reason}")
     cost = summary["cost"]
-    print(f"{cost['answers']} answers, {cost['tokens_in']} tokens asked, {cost['tokens_out']} answered, ${cost['dollars']:.2f}")
+    paid = f", ${cost['dollars']:.2f}" if prices.known else ""
+    print(f"{cost['answers']} answers, {cost['tokens_in']} tokens asked, {cost['tokens_out']} answered{paid}")
     return 3 if summary["pending"] else 0
 
 

@@ -147,8 +147,9 @@ def _judge_together(args: argparse.Namespace) -> int:
 
 
 def _judge(args: argparse.Namespace) -> int:
-    from evaluation.run import Options, run
+    from evaluation.run import Options, check_judges, run
 
+    check_judges(_tools(args))
     benchmark = load(args.benchmark, args.data, args.any_data)
     benchmark = replace(benchmark, tasks=benchmark.tasks[: args.limit])
     form = args.form or benchmark.form

@@ -217,10 +217,9 @@ def _training(path: Path, index: int) -> Json:
     """A training run as lpo_jax's own report shows it, and the facts of its data."""
     from lpo_jax.report.training import contents  # imports JAX
 
-    try:
-        config, summary, data = (read_json(path / f"{name}.json") for name in ("config", "summary", "data"))
-    except OSError as error:
-        raise ReportError(f"{error.filename}: {error.strerror}; is {path} a finished run of `lpo train`?") from None
+    if missing := [name for name in ("config", "summary", "data") if not (path / f"{name}.json").is_file()]:
+        raise ReportError(f"{path}: no finished run of `lpo train`: it has no {missing[0]}.json; give the run_dir of a trained config")
+    config, summary, data = (read_json(path / f"{name}.json") for name in ("config", "summary", "data"))
     summary.pop("names")
     facts = {
         "pairs": {name: split["pairs"] for name, split in data["splits"].items()},

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -279,17 +280,23 @@ def hold(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_directory(path: Path) -> Iterator[None]:
-    """`hold` a directory, which is made if it isn't there.
+    """`hold` a directory, which is made if it isn't there, and after an error taken away again, if nothing is in it.
 
     Raises:
       DataError: it can't be made, or as `hold`.
     """
+    new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{path} can't be made: {error.strerror}") from None
-    with hold(path):
-        yield
+    try:
+        with hold(path):
+            yield
+    except BaseException:
+        if new and not foreign(path):
+            shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def _machine() -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from foundation.commands import meant
 from foundation.errors import ConfigError
 from foundation.files import write_text
 from judges import bandit, codeql, codeshield, semgrep
@@ -61,7 +62,7 @@ def judge(
     """
     for name in tools:
         if name not in TOOLS:
-            raise ConfigError(f"there is no judge {name!r}; choose from {', '.join(TOOLS)}")
+            raise ConfigError(f"there is no judge {name!r}{meant(name, TOOLS) or '; choose from ' + ', '.join(TOOLS)}")
         if reason := TOOLS[name].missing():
             raise JudgeError(f"{name} can't run: {reason}")
     prepared = {source: prepare(source) for source in dict.fromkeys(sources)}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from foundation.commands import Program, new_directory, number
 from reproduce import report
-from reproduce.campaign import SIZES, Campaign, load
+from reproduce.campaign import CONFIGS, SIZES, Campaign, load
 from reproduce.results import Results
 from reproduce.run import Place, ReproduceError, missing, run, write_config
 
@@ -136,7 +136,7 @@ def _configs(args: argparse.Namespace) -> int:
 
 
 def _place(campaign: Campaign, args: argparse.Namespace, work: Path) -> Place:
-    pairs = args.pairs or campaign.pairs
+    pairs = args.pairs or (str(CONFIGS.parents[1] / campaign.pairs) if campaign.pairs else None)
     if campaign.new is None and args.model is None:
         raise ReproduceError(f"{args.size} needs --model (make: MODEL=...): a Hugging Face directory or a hub id")
     if campaign.new is not None and args.model is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from data_pipeline import tokenizer
 from foundation.errors import UserError
 from foundation.files import Json, claim, hold_directory, read_journal, read_object, write_json, write_text
 from lpo_jax.config.load import Dumper
@@ -77,6 +78,8 @@ def begin(campaign: Campaign, place: Place) -> list[Piece]:
       DataError, ReproduceError: the data or the model isn't the one that the results are about.
     """
     assert place.pairs is not None
+    if place.large is not None and campaign.new is None:
+        _check_tokenizers(place.model, place.large)
     record = split.split(place.pairs, campaign.split, place.results.root / "split.json", place.work / "data")
     facts: Json = {"pairs": record["sha256"], "split": split.identity(record)}
     if campaign.new is not None:
@@ -93,6 +96,16 @@ def begin(campaign: Campaign, place: Place) -> list[Piece]:
         larger = {"larger": "its own"} if campaign.new else {"larger": Path(place.large).name, "larger_weights": _identity(place.large)}
         claim(place.results.directory / "larger.json", larger, refuse)
     return expand(campaign, place.results)
+
+
+def _check_tokenizers(model: str | None, large: str) -> None:
+    """One steers the other only where each token means the same to both."""
+    assert model is not None
+    unlike = tokenizer.compare(tokenizer.load(model), tokenizer.load(large))[0]
+    if unlike:
+        raise ReproduceError(
+            f"--large {large}: its token {unlike[0]} is {unlike[2]!r}, and {model}'s is {unlike[1]!r}: give a model of one tokenizer with it"
+        )
 
 
 def _identity(model: str) -> str:

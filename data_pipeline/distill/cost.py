@@ -21,8 +21,12 @@ class Prices:
     budget: float | None = None
 
     def __post_init__(self) -> None:
-        if self.budget is not None and not self.tokens_in + self.tokens_out:
+        if self.budget is not None and not self.known:
             raise DataError("a budget needs prices: give --price-in and --price-out, in dollars for a million tokens")
+
+    @property
+    def known(self) -> bool:
+        return self.tokens_in + self.tokens_out > 0
 
     def of(self, tokens_in: int, tokens_out: int, batch: bool = False) -> float:
         """Dollars of an answer; one of a batch costs half."""

@@ -77,7 +77,8 @@ def stats(path: Path) -> Stats:
         facts.append((f"{len(libraries):,}", "libraries asked for"))
     if summary:
         facts.append((f"{len(rows) / max(1, summary['prompts']):.0%}", f"of {summary['prompts']:,} prompts ended as pairs"))
-        facts.append((f"${summary['cost']['dollars']:,.2f}", "paid"))
+        if summary["cost"]["dollars"]:  # else no price was given
+            facts.append((f"${summary['cost']['dollars']:,.2f}", "paid"))
     tables = [
         _splits(rows),
         Table("Weaknesses", ("CWE", "name", "pairs"), [(c, titles().get(c, ""), n) for c, n in cwes.most_common()], bar=2),
@@ -246,7 +247,8 @@ def _job(summary: Json, kept: int) -> list[Table]:
     cost, share = summary["cost"], max(1, kept)
     names = {"answers": "answers", "tokens asked": "tokens_in", "tokens answered": "tokens_out"}
     rows: list[tuple[Cell, ...]] = [(name, cost[key], cost[key] / share) for name, key in names.items()]
-    rows.append(("dollars", f"{cost['dollars']:,.2f}", f"{cost['dollars'] / share:.4f}"))
+    if cost["dollars"]:
+        rows.append(("dollars", f"{cost['dollars']:,.2f}", f"{cost['dollars'] / share:.4f}"))
     again = "Asked again when the job's command is repeated."
     return [
         Table("Rejections", ("reason", "prompts"), rejected, bar=1),

@@ -43,8 +43,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_models(parser)
     parser.add_argument("--samples", type=whole(1), default=1, metavar="N", help="of each prompt (default: 1)")
     parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of all samples (default: 0)")
-    parser.add_argument("--temperature", type=number(), default=0.4, help="divides the logits (default: 0.4)")
-    parser.add_argument("--greedy", action="store_true", help="always the most probable token, as --temperature 0")
+    draw = parser.add_mutually_exclusive_group()
+    draw.add_argument("--temperature", type=number(), default=0.4, help="divides the logits (default: 0.4)")
+    draw.add_argument("--greedy", action="store_true", help="always the most probable token, as --temperature 0")
     parser.add_argument(
         "--top-k", type=whole(0), default=0, metavar="K", help="draw among the K most probable tokens; 0: among all (default)"
     )

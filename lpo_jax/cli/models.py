@@ -134,7 +134,7 @@ def _rule(args: argparse.Namespace) -> "CoDecoding | CroSec | None":
     mixed = args.preset in crosec.PRESETS
     if args.security is None:
         if given or mixed:
-            raise ConfigError(f"{', '.join(flags.values()) or '--preset ' + args.preset} are for co-decoding: give --security as well")
+            raise ConfigError(f"{', '.join(flags.values()) or '--preset ' + args.preset}: for co-decoding alone; give --security as well")
         return None
     if wrong := sorted(flags[name] for name in given.keys() & set(replaces if mixed else mixes)):
         raise ConfigError(f"{', '.join(wrong)}: not for --preset {args.preset}")

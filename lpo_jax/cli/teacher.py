@@ -49,10 +49,14 @@ def stage_of(args: argparse.Namespace, config: "RunConfig") -> str:
     from lpo_jax.config import ConfigError
     from lpo_jax.train import teacher
 
-    stages = [name for name in config.stages if teacher.taught(config, name) and args.stage in (None, name)]
-    if len(stages) != 1:
-        raise ConfigError(f"{args.config}: name with --stage one of objective kd among {', '.join(config.stages)}")
-    return stages[0]
+    taught = [name for name in config.stages if teacher.taught(config, name)]
+    if not taught:
+        raise ConfigError(f"{args.config}: no stage has the objective kd, so there is nothing that a teacher would be asked")
+    if args.stage is None and len(taught) > 1:
+        raise ConfigError(f"{args.config}: several stages have the objective kd: name one with --stage: {', '.join(taught)}")
+    if args.stage not in (None, *taught):
+        raise ConfigError(f"--stage {args.stage}: of {args.config} it can be {', '.join(taught)}")
+    return args.stage or taught[0]
 
 
 def _compute(args: argparse.Namespace, config: "RunConfig") -> int:

@@ -93,6 +93,15 @@ def find(models: Models) -> Found:
     return Found(models, path, found, its, models.max_len_tokens or min(limits))
 
 
+def _check_directory(what: str, path: Path, adapter: bool) -> None:
+    if adapter and not (path / "adapter_config.json").is_file():
+        raise ConfigError(f"the {what} {path}/adapter_config.json doesn't exist; give a directory that PEFT's save_pretrained wrote")
+    if not adapter and not (path / "config.json").is_file():
+        it_is = {"adapter_config.json": "an adapter: give its base model, and this as --adapter", "manifest.json": "a shard set"}
+        found = next((f"; it is {kind}" for name, kind in it_is.items() if (path / name).is_file()), "")
+        raise ConfigError(f"the {what} {path} holds neither a model nor a run: it has no config.json{found}")
+
+
 def readers(models: Models) -> list[str]:
     """Those that read the first tokenizer's tokens."""
     return [models.model] if models.security is None or isinstance(models.rule, CroSec) else [models.model, models.security]
@@ -124,7 +133,10 @@ def _check_here(models: Models) -> None:
     adapters = {"adapter": models.adapter, "security model's adapter": models.security_adapter}
     adapters |= {f"adapter {name}": directory for name, directory in (models.adapters or {}).items()}
     for what, path in {"model": models.model, "security model": models.security, **adapters}.items():
-        if path is None or Path(path).is_dir():
+        if path is None:
+            continue
+        if Path(path).is_dir():
+            _check_directory(what, Path(path), what in adapters)
             continue
         if Path(path).exists():
             raise ConfigError(f"the {what} {path} is a file; give the directory that it is in")

@@ -174,8 +174,14 @@ def test_too_long_and_equal_pairs_are_counted_drops(tmp_path):
         "in.jsonl:8\tboth sides are equal",
         "long\tlonger than --row-tokens 1024",
     ]
-    with pytest.raises(DataError, match="no pair is left of 8 rows"):
+    with pytest.raises(
+        DataError, match=r"in\.jsonl: no pair is left of 8 rows: 1 both sides are equal; 7 longer than --row-tokens 8; .*dropped\.tsv"
+    ):
         build([tmp_path / "in.jsonl"], tmp_path / "none", None, BuildOptions(row_tokens=8), vocab_size=400)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(DataError, match=r"empty\.jsonl: no row in it"):
+        build([tmp_path / "empty.jsonl"], tmp_path / "nothing", None, BuildOptions(row_tokens=8), vocab_size=400)
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_templates_are_part_of_a_build(tmp_path):

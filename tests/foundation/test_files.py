@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from foundation.errors import DataError
-from foundation.files import differing, foreign, hold, kept, read_journal, read_json, sampled_sha256, shipped, write_json
+from foundation.files import differing, foreign, hold, hold_directory, kept, read_journal, read_json, sampled_sha256, shipped, write_json
 from tests.helpers.paths import REPO
 
 HOLD = "import sys\nfrom pathlib import Path\nfrom foundation.files import hold\nwith hold(Path(sys.argv[1])):\n    print('held', flush=True)\n    input()\n"
@@ -127,3 +127,17 @@ def test_what_is_shipped_is_found_from_anywhere(name, tmp_path, monkeypatch, cap
     assert shipped(name).absolute() == tmp_path / name
     for other in ("configs/none.yaml", "pyproject.toml", "lpo_jax/plan/prices.yaml", str(tmp_path / "configs" / "none.yaml")):
         assert str(shipped(other)) == other
+
+
+def test_a_directory_in_which_nothing_was_done_is_taken_away(tmp_path):
+    def fail(directory, file=None):
+        with hold_directory(directory):
+            if file is not None:
+                (directory / file).touch()
+            raise DataError("wrong")
+
+    (tmp_path / "old").mkdir()
+    for name, file in (("old", None), ("new/er", None), ("used", "file")):
+        with pytest.raises(DataError, match="wrong"):
+            fail(tmp_path / name, file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old", "used"] and not (tmp_path / "new" / "er").exists()

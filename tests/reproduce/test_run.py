@@ -12,9 +12,12 @@ from foundation.errors import DataError
 from lpo_jax.train.stop import EXIT_CODE
 from reproduce import run as running
 from reproduce.campaign import expand, load, merged
-from reproduce.run import ReproduceError, begin, missing, run
-from tests.helpers.campaigns import evaluate, place, trained
+from reproduce.results import Results
+from reproduce.run import Place, ReproduceError, begin, missing, run
+from tests.helpers.campaigns import ROWS, evaluate, place, trained
 from tests.helpers.marks import needs_sandbox
+from tests.helpers.sampling import tokenizer
+from tests.helpers.vocabularies import sentencepiece
 
 CORE = ["model", "shards-whole", "shards-pairs", "dev-base", "test-base", "train-sft.1", "dev-sft.1", "test-sft"]
 
@@ -109,7 +112,7 @@ def test_results_are_about_one_model_and_one_file(commands, tmp_path):
         run(campaign, replace(here, pairs=str(tmp_path / "other.jsonl")))
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     with pytest.raises(ReproduceError, match=r"is about another model and weights"):
-        begin(replace(campaign, new=None), replace(here, model=str(tmp_path)))
+        begin(replace(campaign, new=None), replace(here, model=str(tmp_path), large=None))
 
 
 def test_a_benchmark_that_is_not_here_waits(tmp_path):
@@ -132,3 +135,17 @@ def test_a_command_is_asked_to_stop_and_then_made_to(monkeypatch, tmp_path):
     for code, wait in ((saves, 3), (deaf, 3), ("pass", 60), ("raise SystemExit(2)", 60)):
         found = running._call([sys.executable, "-c", code], here, time.monotonic() + wait)
         assert found == {"pass": 0, "raise SystemExit(2)": 2}.get(code, found) and (wait == 60 or found in running.STOPPED)
+
+
+def test_a_larger_model_of_another_tokenizer_steers_nothing(tmp_path):
+    """That is said before anything of it is put down."""
+    for name, tok in (("small", tokenizer()), ("large", sentencepiece())):
+        tok.save(tmp_path / name)
+    here = Place(
+        Results(tmp_path / "results", "small"), tmp_path / "work", str(tmp_path / "small"), str(ROWS), large=str(tmp_path / "large")
+    )
+    with pytest.raises(
+        ReproduceError, match=r"--large .*large: its token 0 is '.*', and .*small's is '.*': give a model of one tokenizer with it"
+    ):
+        begin(load("small"), here)
+    assert not here.results.root.exists()

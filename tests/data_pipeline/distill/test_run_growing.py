@@ -60,4 +60,8 @@ def test_an_estimate_asks_nobody_and_leaves_nothing(tmp_path, capsys, monkeypatc
     assert cli.main([*words, "--estimate", "--batch", "--judges"]) == 0
     table = {line[:20].strip(): line[20:].split() for line in capsys.readouterr().out.splitlines()[2:]}
     assert float(table["pairs"][3]) == pytest.approx(dollars / 2, abs=0.01) and table["repairs, at most"][0] == "0"
+    free = ["distill", "--model", "m", "-n", "10", "--out", str(out), "--estimate"]
+    assert cli.main(free) == 0
+    said = capsys.readouterr().out
+    assert "0.00" not in said and "dollars take the teacher's prices: --price-in and --price-out" in said
     assert not out.exists()

@@ -169,8 +169,10 @@ def test_two_models_and_what_they_thought(model, tmp_path, capsys):
     assert "which of two models decided" in capsys.readouterr().err
     assert generate(model, prompts, tmp_path / "taken.jsonl", *pair, "--threshold", "0.5") == 2
     assert "was begun with another rule" in capsys.readouterr().err
+    assert generate(model, prompts, tmp_path / "no.jsonl", "--greedy", "--temperature", "0.7") == 2
+    assert "--temperature: not allowed with argument --greedy" in capsys.readouterr().err
     assert generate(model, prompts, tmp_path / "no.jsonl", "--block", "4") == 2
-    assert "are for co-decoding: give --security as well" in capsys.readouterr().err
+    assert "for co-decoding alone; give --security as well" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -195,7 +197,7 @@ def test_two_models_of_different_tokenizers(tmp_path, capsys):
     for wrong, message in (
         ((*pair, "--threshold", "0.5"), "--threshold: not for --preset crosec"),
         (("--security", str(tmp_path / "expert"), "--weight", "0.5"), "--weight: not for --preset aligned"),
-        (("--preset", "crosec"), "--preset crosec are for co-decoding: give --security as well"),
+        (("--preset", "crosec"), "--preset crosec: for co-decoding alone; give --security as well"),
         ((*pair, "--weight", "2"), "argument --weight: 2 must be at least 0 and at most 1"),
     ):
         assert generate(tmp_path / "target", prompts, tmp_path / "no.jsonl", *wrong) == 2

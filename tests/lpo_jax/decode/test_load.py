@@ -71,6 +71,8 @@ def test_a_name_that_can_be_no_models_is_told_by_what_it_was_given_for(models):
         (Models("nonsense"), "the model nonsense is neither a directory in"),
         (Models(file), "the model .*config.json is a file; give the directory that it is in"),
         (Models(target, security="nonsense"), "the security model nonsense is neither"),
+        (Models(str(models)), "the model .* holds neither a model nor a run: it has no config.json"),
+        (Models(target, adapter=target), "adapter_config.json doesn't exist; give a directory that PEFT's save_pretrained wrote"),
         (Models(target, adapter="a/b"), "the adapter a/b: there is no such directory in"),
         (Models(target, adapters={"new": file}), "the adapter new .*config.json is a file"),
     ):
