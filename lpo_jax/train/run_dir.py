@@ -130,9 +130,9 @@ def _differing(file: epath.Path | Path, config: RunConfig) -> tuple[Json, Json]:
         """Keys that came later stand at their defaults."""
         return facts(from_dict(RunConfig, written, str(file)))
 
-    if not (names := files.differing(file, facts(config), _FREE, with_defaults)):
+    if not (differ := files.differing(file, facts(config), _FREE, with_defaults)):
         return {}, {}
-    theirs, ours = with_defaults(files.read_object(file)), facts(config)
+    theirs, ours, names = with_defaults(files.read_object(file)), facts(config), dict.fromkeys(name.partition(".")[0] for name in differ)
     return {name: theirs.get(name) for name in names}, {name: ours.get(name) for name in names}
 
 

@@ -8,8 +8,10 @@ from etils import epath
 
 from foundation import files
 from lpo_jax import cli
+from lpo_jax.config import ConfigError, load, to_dict
 from lpo_jax.train import run_dir
 from lpo_jax.train.checkpoint import Checkpoints
+from tests.helpers.paths import REPO
 from tests.helpers.training import tiny_args
 
 
@@ -42,3 +44,17 @@ def test_without_locks_the_job_that_was_started_last_goes_on(seed_shards, tmp_pa
     monkeypatch.setattr(Checkpoints, "save", save)
     assert cli.main(args) == 0, "started again it goes on, and nobody had to unlock anything"
     assert json.loads((tmp_path / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("change", ["stages.lpo.objective.beta=5", "seed=3"])
+def test_a_run_of_another_config_is_refused_by_the_settings_that_differ(tmp_path, change):
+    mine, file = load(REPO / "configs/tiny_cpu.yaml", []), tmp_path / "config.json"
+    for more in ("log_every_steps=7", change):
+        file.write_text(json.dumps(to_dict(load(REPO / "configs/tiny_cpu.yaml", [more]))))
+        if more != change:
+            run_dir.check_owner(file, mine, "runs/x")
+    with pytest.raises(
+        ConfigError,
+        match=rf"^runs/x holds a run with other settings; .*: {change.partition('=')[0]}: {change[-1]}(\.0)? there, \d(\.0)? here$",
+    ):
+        run_dir.check_owner(file, mine, "runs/x")
