@@ -10,16 +10,17 @@ LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH:$(CURDIR)/.venv/sky/bin" $(BIN)/python -
 # A word for the shell, whatever it holds.
 word_of = '$(subst ','\'',$(1))'
 CONFIG_WORD = $(call word_of,$(CONFIG))
-# Settings of the launchers, all explained by `python -m launch.tpu --help`; $(call on,SPOT,--spot) is the option unless SPOT is empty or 0.
-YES := 1 yes true on Yes True
-NO := 0 no false off No False
-on = $(if $(filter-out $(NO),$($(1))),$(2))
+# Settings of the launchers, all explained by `python -m launch.tpu --help`; $(call on,SPOT,--spot) is the option if SPOT is one of YES.
+YES := 1 yes true on Yes True On YES TRUE ON
+NO := 0 no false off No False Off NO FALSE OFF
+SWITCHES := SPOT SKIP_PLAN DETACH QUEUED XPK DRY_RUN
+on = $(if $(filter $(YES),$($(1))),$(2))
 with = $(if $($(1)),$(call word_of,$(2)=$($(1))))
 CLOUD = $(call with,TPU,--tpu) $(call with,JOB,--name) $(call on,SPOT,--spot) \
 	$(if $(filter train serve,$*),$(call on,SKIP_PLAN,--skip-plan)) \
 	$(call on,DRY_RUN,--dry-run)
 TUNNEL = $(if $(filter serve,$*),$(call with,PORT,--port))
-FOLLOWED = $(call with,RESTARTS,--restarts) $(if $(filter-out $(YES) $(NO),$(DELETE)),--delete=$(DELETE),$(call on,DELETE,--delete=success)) $(TUNNEL)
+FOLLOWED = $(call with,RESTARTS,--restarts) $(if $(filter-out $(YES) $(NO),$(DELETE)),$(call with,DELETE,--delete),$(call on,DELETE,--delete=success)) $(TUNNEL)
 
 # What each target reads of the command line, its prerequisites too; eval-tpu what is read on a TPU and what eval reads, and eval-tpu-down the same, so
 # that it can be asked for as it was started. What else is given there is refused, as it would be ignored without a word.
@@ -38,7 +39,12 @@ reads_job = $(if $2,ARGS $(READS.$2) $(if $(filter train teacher,$1),CONFIG) $(i
 reads = $(or $(READS.$1),$(call reads_job,$(word 1,$(subst -, ,$1)),$(word 2,$(subst -, ,$1))))
 READ := $(sort $(foreach goal,$(MAKECMDGOALS),$(call reads,$(goal))))
 IGNORED := $(filter-out $(READ) PYTHON BIN LAUNCH SHELL MAKEFLAGS,$(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name))))
+# What the launchers read of the environment; a key must not stand on a command line, which all users of a machine see.
+EXPORTED := $(filter LPO_% HF_% JAX_% XLA_% %_API_KEY %_TOKEN,$(IGNORED))
+$(if $(EXPORTED),$(error make $(or $(MAKECMDGOALS),help): $(EXPORTED) is read from the environment and not from make's command line$(if $(filter %_KEY %_TOKEN,$(EXPORTED)), (all users of this machine see that)): export $(EXPORTED:%=%=...) first))
 $(if $(IGNORED),$(error make $(or $(MAKECMDGOALS),help) would ignore $(IGNORED), which it doesn't read: leave it out. It reads $(or $(READ),no settings)))
+# Before anything is installed.
+$(foreach name,$(filter $(SWITCHES),$(READ)),$(if $(filter-out $(YES) $(NO),$($(name))),$(error $(name)='$($(name))': give 1 or 0)))
 # These name what is made and deleted, in which make and the shell take a blank for the end.
 $(foreach name,RUN CO DEMO,$(if $(filter-out 1,$(words $($(name)))),$(error $(name)='$($(name))': give a path of one word, without blanks)))
 
@@ -67,8 +73,10 @@ help: ## this list
 	$(BIN)/pip install -r requirements-dev.txt
 	touch $@
 
+BUILD = $(BIN)/lpo-data build data_pipeline/seed/pairs.jsonl --train-tokenizer 1024 --row-tokens 1024 --heldout 0.2 --out $(RUN)_data --force
+
 $(RUN)_data/manifest.json: .venv/installed data_pipeline/seed/pairs.jsonl
-	$(BIN)/lpo-data build data_pipeline/seed/pairs.jsonl --train-tokenizer 1024 --row-tokens 1024 --heldout 0.2 --out $(RUN)_data --force
+	$(BUILD)
 
 train: $(RUN)_data/manifest.json ## the main job on the embedded default: build, SFT, LPO, report (CPU, minutes)
 	$(BIN)/lpo train $(CONFIG_WORD) $(ARGS)
@@ -82,7 +90,9 @@ train: $(RUN)_data/manifest.json ## the main job on the embedded default: build,
 JOBS := train eval serve generate teacher export
 SKY_JOBS := $(filter-out serve,$(JOBS))
 JOB_ARGS = $* $(if $(filter train teacher,$*),$(CONFIG_WORD)) $(ARGS)
-PLANNED := $(if $(call on,SKIP_PLAN,1)$(call on,DRY_RUN,1),.venv/installed,.venv/installed-tpu)  # a dry run plans nothing
+# A dry run needs our own package, and installs, builds and plans nothing else.
+unless_dry = $(if $(call on,DRY_RUN,1),,$(1))
+PLANNED := .venv/installed $(if $(call on,SKIP_PLAN,1),,$(call unless_dry,.venv/installed-tpu))
 
 .PHONY: $(foreach job,$(JOBS),$(job)-tpu $(job)-tpu-down $(job)-gke $(job)-gke-down $(job)-slurm) $(SKY_JOBS:%=%-sky)
 
@@ -109,7 +119,7 @@ $(JOBS:%=%-gke-down): %-gke-down: .venv/installed
 
 #: train-slurm: ## and eval-slurm, serve-slurm, ...: the same on SLURM, from a login node: NODES=2 GPUS=8 CONFIG=... ARGS="key=value ..."
 $(JOBS:%=%-slurm): %-slurm: .venv/installed
-	$(if $(GPUS),$(if $(call on,DRY_RUN,1),,$(BIN)/pip install --quiet --editable '.[cuda]'))
+	$(if $(GPUS),$(call unless_dry,$(BIN)/pip install --quiet --editable '.[cuda]'))
 	$(LAUNCH).slurm $(call with,NODES,--nodes) $(call with,GPUS,--gpus) $(call with,JOB,--name) $(call with,RESTARTS,--restarts) $(TUNNEL) \
 		$(call on,DETACH,--detach) $(call on,DRY_RUN,--dry-run) $(JOB_ARGS)
 
@@ -120,14 +130,15 @@ $(JOBS:%=%-slurm): %-slurm: .venv/installed
 	touch $@
 
 #: train-sky: ## and eval-sky, ...: as one of SkyPilot's managed jobs: any zone, recovery, no laptop needed: SPOT=1 CONFIG=... ARGS="key=value ..."
-$(SKY_JOBS:%=%-sky): %-sky: .venv/installed .venv/installed-sky
+$(SKY_JOBS:%=%-sky): %-sky: .venv/installed $(call unless_dry,.venv/installed-sky)
 	$(LAUNCH).sky $(CLOUD) $(JOB_ARGS)
 
 # Eight devices want eight rows a step; the default has one.
 REHEARSAL = $(if $(filter configs/tiny_cpu.yaml,$(CONFIG)),run_dir=$(RUN)_multihost stages.sft.batch_rows=8 stages.lpo.batch_rows=8 eval_rows=8)
 
-train-local-multihost: $(RUN)_data/manifest.json ## the main job in two processes of four fake devices, as two hosts would
-	$(LAUNCH).local $(call on,DRY_RUN,--dry-run) train $(CONFIG_WORD) $(REHEARSAL) $(ARGS)
+train-local-multihost: .venv/installed $(call unless_dry,$(RUN)_data/manifest.json) ## the main job in two processes of four fake devices, as two hosts would
+	$(call on,DRY_RUN,@[ $(RUN)_data/manifest.json -nt data_pipeline/seed/pairs.jsonl ] || printf '+ %s\n' $(call word_of,$(BUILD)))
+	$(LAUNCH).local $(call on,DRY_RUN,--dry-run --built=$(RUN)_data) train $(CONFIG_WORD) $(REHEARSAL) $(ARGS)
 
 # MODEL: a Hugging Face directory or a hub id; PAIRS: SecCodePLT+'s rows; BENCHMARKS: a directory of other benchmarks' files; LARGE: a larger model, to be steered. smoke needs none of them.
 SIZE ?= smoke

@@ -1,6 +1,6 @@
 """Files of rows as people have them: JSON lines, JSON arrays, CSV, Parquet, all of them also gzipped; directories and the hub's through `datasets`.
 
-What a file is, its content says, not its name. A row that can't be read is told to the caller, who decides whether that is an error.
+What a file is, its content says; only a table must be called one, for any text could be. A row that can't be read is told to the caller, who decides whether that is an error.
 
 The hub's are written [hf://]OWNER/NAME[/SUBSET][:SPLIT][?OURS=THEIRS&...]: all splits or one, and columns by the names that we read them by. Without
 hf:// a directory here may have the name.
@@ -26,7 +26,8 @@ from foundation.stores import HUB_ID
 Bad = Callable[[str, str], None]
 """Told where a row stands that can't be read, and why."""
 
-_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
+_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".gz")
+_TABLES = {".csv", ".tsv", ".txt"}
 
 
 def read(source: str | Path, bad: Bad) -> Iterator[tuple[str, Json]]:
@@ -81,11 +82,16 @@ def _text(path: Path, content: BinaryIO, bad: Bad) -> Iterator[tuple[str, Json]]
     start = _magic(content, 4096)
     encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     first = start.decode(encoding, "ignore").lstrip()[:1]
+    suffixes = {suffix.lower() for suffix in path.suffixes} - {".gz"}
     try:
         if first == "[":
             yield from _array(path, content.read().decode(encoding), bad)
-        elif first == "{" or ".json" in path.suffixes or ".jsonl" in path.suffixes:
+        elif first == "{" or suffixes & {".json", ".jsonl"}:
             yield from _lines(path, io.TextIOWrapper(content, encoding), bad)
+        elif suffixes and not suffixes & _TABLES:
+            raise DataError(
+                f"{path}: neither JSON nor Parquet, nor called a table; files of rows end in {', '.join(_SUFFIXES)}. Give another, or rename it"
+            )
         else:
             yield from _csv(path, io.TextIOWrapper(content, encoding, newline=""), bad)
     except UnicodeError as error:
@@ -156,7 +162,7 @@ def _csv(path: Path, text: io.TextIOWrapper, bad: Bad) -> Iterator[tuple[str, Js
         for number, row in enumerate(reader, 1):
             where, more, fewer = f"{shown(path)}:{number}", row.pop(None, ()), sum(cell is None for cell in row.values())  # type: ignore[call-overload]
             if more or fewer:
-                bad(where, "more cells than the header has" if more else "fewer cells than the header has")
+                bad(where, f"read as CSV, it has {'more' if more else 'fewer'} cells than the header")
             else:
                 yield where, row
     except csv.Error as error:

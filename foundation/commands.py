@@ -29,7 +29,7 @@ class Program:
 
     def __init__(self, name: str, about: str | None):
         self.name = name
-        self._parser = _Parser(name, **_help(about))
+        self._parser = Parser(name, **_help(about))
         self._parser.add_argument("--version", action=_Tell, tell=_version, help="show which version this is, and exit")
         self._parser.add_argument("--completion", action=_Tell, tell=_completion, choices=("bash", "zsh", "tcsh"), help="print a shell's completions of all commands and options, and exit")  # fmt: skip
         self._commands = self._parser.add_subparsers(required=True, metavar="COMMAND")
@@ -109,8 +109,8 @@ def _completion(parser: argparse.ArgumentParser, shell: str) -> str:
     return shtab.complete(parser, shell)
 
 
-class _Parser(argparse.ArgumentParser):
-    """As argparse's, but options are written in full: an abbreviation would mean another option one day."""
+class Parser(argparse.ArgumentParser):
+    """As argparse's, but options are written in full: an abbreviation would mean another option one day. What is wrong is a `UserError` of one line."""
 
     _inside = False
 
@@ -120,21 +120,24 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, but a command's own parser takes options and other arguments in any order, as `CONFIG -o OUT key=value`, and refuses what it
         doesn't know: it knows what may have been meant. That is said first: with `--modle X` the --model is missing, too."""
-        if args and self._subparsers is None and not self._inside:
+        alone = self._subparsers is None and all(
+            action.nargs != argparse.REMAINDER for action in self._actions
+        )  # else another parser reads what follows
+        if args and alone and not self._inside:
             options = [
                 word.partition("=")[0] for word in takewhile(lambda word: word != "--", args) if word.startswith("--") and " " not in word
             ]
             if strange := next((name for name in options if name not in self._option_string_actions), None):
                 self.error(f"unrecognized arguments: {strange}{meant(strange, self._option_string_actions)}")
         found, unknown = super().parse_known_args(args, namespace)
-        if unknown and not self._inside and self._subparsers is None:
+        if unknown and alone and not self._inside:
             self._inside = True  # what follows calls this method again
             try:
                 found, unknown = self.parse_known_intermixed_args(args, namespace)
             finally:
                 self._inside = False
         if unknown and not self._inside:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant(unknown[0].partition('=')[0], self._option_string_actions)}")
         return found, unknown
 
     def error(self, message: str) -> NoReturn:

@@ -4,20 +4,34 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-from foundation.commands import number, whole
-from foundation.errors import UserError
+from foundation.commands import Parser, number, whole
+from foundation.errors import UserError, run_command
 from launch import job
 from launch.common import REPO, say
 from launch.job import COMMANDS
 from launch.preflight import PLANNED
 
 
+class _Parser(Parser):
+    def error(self, message: str) -> NoReturn:
+        """A wrong option is also called as `make` calls it."""
+        super().error(re.sub(r"^argument (--[\w-]+)", lambda found: called(found[1]), message))
+
+
+def called(option: str) -> str:
+    """An option, and the setting of the Makefile that becomes it, if there is one."""
+    settings = dict(re.findall(r"\$\(call (?:with|on),(\w+),(--[\w-]+)", (REPO / "Makefile").read_text(encoding="utf-8")))
+    return option + "".join(f" (make: {setting}=...)" for setting, made in settings.items() if made == option)
+
+
 def parser(module: str, description: str | None, examples: str, named: str) -> argparse.ArgumentParser:
     """A command with its arguments, and a name; `named` says of what."""
     raw = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser(f"python -m launch.{module}", description=description, epilog=examples, formatter_class=raw)
+    made = _Parser(f"python -m launch.{module}", description=description, epilog=examples, formatter_class=raw)
     said = "; ".join(f"{name}: {command.what}" for name, command in COMMANDS.items())
     made.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help=said)
     made.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="its arguments, as `lpo COMMAND --help` explains them (eval: `lpo-eval run --help`); a config with its settings, e.g. configs/lpo_hf.yaml run_dir=runs/mine, must be one that git tracks to be sent anywhere")  # fmt: skip
@@ -50,13 +64,17 @@ def tunnelled(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments of such a parser, with a name for the job; this checkout becomes the working directory."""
+    """The arguments of such a parser, with a name for the job; this checkout becomes the working directory.
+
+    Raises:
+      UserError: they are wrong.
+    """
     args = made.parse_args()
     down = getattr(args, "down", False)
     if args.command not in (None, "serve") and getattr(args, "port", None):
-        made.error(f"--port (PORT=): only a server has a tunnel, not {args.command}; leave it out")
+        made.error(f"{called('--port')}: only a server has a tunnel, not {args.command}; leave it out")
     if args.command not in (None, *PLANNED) and getattr(args, "skip_plan", False):
-        made.error(f"--skip-plan (SKIP_PLAN=): {' and '.join(PLANNED)} are planned, not {args.command}; leave it out")
+        made.error(f"{called('--skip-plan')}: {' and '.join(PLANNED)} are planned, not {args.command}; leave it out")
     if args.command is None and not (down and args.name):
         made.error(f"which command? One of {', '.join(COMMANDS)}" + " (or --down --name NAME)" * hasattr(args, "down"))
     # A program beside this Python, as in a virtual environment that isn't activated, is found after those on the PATH.
@@ -68,11 +86,21 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
         try:
             asked = job.read(args.command, args.words)
             args.name = asked.name
-            say(f"this job is called {args.name}, after {asked.place} (--name, or JOB=, calls it otherwise)")
-        except UserError as error:
+            say(f"this job is called {args.name}, after {asked.place} ({called('--name')} calls it otherwise)")
+        except UserError:
             if down:
-                made.error(str(error))
+                raise
             args.name = "lpo"  # what is wrong is said with all else
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", args.name):
-        made.error(f"{args.name!r} can't name a job: small letters, digits and dashes, at most 40")
+        made.error(f"{called('--name')}: {args.name!r} can't name a job: small letters, digits and dashes, at most 40")
     return args
+
+
+def run(made: argparse.ArgumentParser, where: str, act: Callable[[argparse.Namespace], int]) -> int:
+    """The exit code of what the arguments ask for; what a user can mend is told on stderr."""
+
+    def parse_and_act() -> int:
+        args = parse(made)
+        return run_command(f"{args.command or 'train'}-{where}", lambda: act(args))
+
+    return run_command(made.prog, parse_and_act)

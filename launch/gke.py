@@ -34,7 +34,6 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from foundation.errors import run_command
 from foundation.files import Json
 from foundation.pages import environment
 from launch import arguments, common, preflight, slices
@@ -274,8 +273,7 @@ def main() -> int:
     parser = arguments.followed(arguments.cloud_parser("gke", __doc__, EXAMPLES))
     parser.add_argument("--xpk", action="store_true", help="let XPK make the JobSet; the bucket must be attached at /bucket (xpk storage attach)")  # fmt: skip
     parser.add_argument("--detach", action="store_true", help="start it, and don't follow")
-    args = arguments.parse(parser)
-    return run_command(f"{args.command or 'train'}-gke", lambda: down(args) if args.down else up(args))
+    return arguments.run(parser, "gke", lambda args: down(args) if args.down else up(args))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from foundation.commands import number, whole
-from foundation.errors import run_command
 from launch import arguments, job, preflight
 from launch.common import PREEMPTED, Checks, Shell, say
 
@@ -43,7 +42,7 @@ def environment(index: int, processes: int, devices: int, port: int) -> dict[str
 def up(args: argparse.Namespace) -> int:
     shell, checks = Shell(args.dry_run), Checks(args.dry_run)  # one process says what is wrong, before there are several
     if found := checks.collect(lambda: job.read(args.command, args.words)):
-        preflight.check_job(shell, checks, found, args.processes * args.devices)
+        preflight.check_job(shell, checks, found, args.processes * args.devices, built=args.built)
     checks.finish()
     command = [*job.COMMANDS[args.command].program, *args.words]
     if args.dry_run:
@@ -105,13 +104,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def main() -> int:
     parser = arguments.parser("local", __doc__, EXAMPLES, "of the log files")
+    parser.add_argument("--built", metavar="DIR", help="a shard set that is built before this: a dry run goes on without it")
     parser.add_argument("--processes", type=whole(1), default=2, help="(default: 2)")
     parser.add_argument("--devices", type=whole(1), default=4, help="fake CPU devices of each process (default: 4)")
     parser.add_argument(
         "--grace-s", type=number(), default=60, help="seconds that the others have to end when one has failed (default: 60)"
     )
-    args = arguments.parse(parser)
-    return run_command("launch.local", lambda: up(args))
+    return arguments.run(parser, "local", up)
 
 
 if __name__ == "__main__":

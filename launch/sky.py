@@ -27,7 +27,6 @@ from typing import Any
 
 import yaml
 
-from foundation.errors import run_command
 from foundation.files import Json, write_text
 from launch import arguments, common, preflight, slices
 from launch.common import PREEMPTED, Checks, LaunchError, Shell, say
@@ -135,8 +134,7 @@ def _unpack(shell: Shell, tree: Path) -> None:
 
 
 def main() -> int:
-    args = arguments.parse(arguments.cloud_parser("sky", __doc__, EXAMPLES))
-    return run_command(f"{args.command}-sky", lambda: up(args))
+    return arguments.run(arguments.cloud_parser("sky", __doc__, EXAMPLES), "sky", up)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from foundation.commands import number, whole
-from foundation.errors import run_command
 from foundation.files import write_text
 from launch import arguments, common, job, preflight
 from launch.common import Checks, LaunchError, Shell, say
@@ -153,8 +152,7 @@ def main() -> int:
     parser.add_argument("--restarts", type=whole(0), default=20, help="times that it is queued again after it has saved (default: 20)")
     parser.add_argument("--detach", action="store_true", help="submit it, and don't follow")
     parser.add_argument("--pause-s", type=number(), default=10, help="seconds between looks at the queue (default: 10)")
-    args = arguments.parse(parser)
-    return run_command(f"{args.command}-slurm", lambda: up(args))
+    return arguments.run(parser, "slurm", up)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ import time
 from pathlib import Path
 
 from foundation.commands import whole
-from foundation.errors import run_command
 from launch import arguments, common, preflight, slices
 from launch.common import PREEMPTED, Checks, LaunchError, Shell, say
 from launch.job import COMMANDS, Job
@@ -327,8 +326,7 @@ def main() -> int:
     parser.add_argument("--queued", action="store_true", help="wait in the queue for capacity")
     parser.add_argument("--wait-min", type=whole(0), default=360, help="minutes to wait in the queue (default: 360)")
     parser.add_argument("--tries", type=whole(1), default=5, help="tries for what may fail by chance: capacity, ssh (default: 5)")
-    args = arguments.parse(parser)
-    return run_command(f"{args.command or 'train'}-tpu", lambda: down(args) if args.down else up(args))
+    return arguments.run(parser, "tpu", lambda args: down(args) if args.down else up(args))
 
 
 if __name__ == "__main__":

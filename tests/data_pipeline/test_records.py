@@ -54,6 +54,11 @@ CONTENTS = {
     "german.csv": table(";").encode(),
     "tabs.tsv": table("\t").encode(),
     "misnamed.csv": lines().encode(),
+    "misnamed.md": lines().encode(),
+    "TABLE.CSV": table().encode(),
+    "table.txt": table("\t").encode(),
+    "table.csv.bak": table().encode(),
+    "table": table().encode(),
     "packed.csv.gz": gzip.compress(table().encode()),
 }
 
@@ -92,6 +97,8 @@ def test_parquet_and_directories(tmp_path):
         ("crooked.jsonl.gz", gzip.compress(lines().encode())[:20] + b"\xff" * 60, "copy or download it again"),
         ("twice.json", b'[{"chosen": "a", "rejected": "b", "chosen": "c"}]', r"has a key twice \(chosen\)"),
         ("twice.csv", b"chosen,rejected,chosen\n1,2,3\n", "has the column chosen twice"),
+        ("README.md", b"# Pairs, and more\nchosen, rejected\n", r"files of rows end in \.jsonl, .*\.csv.*rename it"),
+        ("notes.rst.gz", gzip.compress(b"Pairs\n"), "nor called a table"),
         ("typo.jsonl", b'{"choosen": "a", "rejected": "b"}\n', "is 'chosen' meant by 'choosen'"),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else None,  # gzip's hold the time
@@ -107,6 +114,15 @@ def test_a_key_that_is_there_twice_loses_nothing(tmp_path):
     (tmp_path / "p.jsonl").write_text(lines() + '{"chosen": "a", "rejected": "b", "chosen": "c"}\n')
     found, drops = read_pairs(tmp_path / "p.jsonl")
     assert (found, drops.rows) == (PAIRS, [("p.jsonl:4", "has a key twice (chosen)")])
+
+
+def test_a_row_of_a_table_that_is_none_says_what_it_was_read_as(tmp_path):
+    (tmp_path / "p.txt").write_text("chosen,rejected\na,b,c\na\n")
+    found, drops = read_pairs(tmp_path / "p.txt")
+    assert (found, drops.rows) == (
+        [],
+        [(f"p.txt:{row}", f"read as CSV, it has {what} cells than the header") for row, what in ((1, "more"), (2, "fewer"))],
+    )
 
 
 def test_what_parquet_can_hold_and_python_not_is_a_drop(tmp_path):

@@ -100,6 +100,14 @@ def test_a_dry_run_that_finds_something_wrong_says_so(fakes):
     assert done.returncode == 2 and "data.path=runs/none: no such shard set" in done.stderr and "+ env" not in done.stdout
 
 
+def test_a_dry_run_goes_on_without_what_is_built_first(fakes):
+    done = fakes.run("local", "--dry-run", "--built=./runs/none", CONFIG, "data.path=runs/none", "mesh={data: 1, tensor: 8}")
+    assert done.returncode == 0 and done.stdout.count("+ env JAX_COORDINATOR_ADDRESS=") == 2, done.stderr
+    assert "data.path=runs/none isn't here: it is built first" in done.stdout
+    done = fakes.run("local", "--built=runs/none", CONFIG, "data.path=runs/none", "mesh={data: 1, tensor: 8}")
+    assert done.returncode == 2 and "data.path=runs/none: no such shard set" in done.stderr and fakes.calls == []
+
+
 def test_a_dry_run_runs_nothing(fakes):
     done = fakes.run("local", "--dry-run", *GIVEN)
     assert done.stdout.count("+ env JAX_COORDINATOR_ADDRESS=127.0.0.1:") == 2

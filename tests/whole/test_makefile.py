@@ -62,6 +62,46 @@ def test_a_path_with_a_blank_is_one_word_or_refused():
         assert refused.returncode == 2 and f"{setting}='my runs': give a path of one word" in refused.stderr
 
 
+def test_a_switch_is_on_or_off_and_nothing_else():
+    """Whatever means the same said 1 and yes is one."""
+    switches = set()
+    for target in ("train-tpu", "train-tpu-down", "serve-gke", "eval-sky", "train-slurm", "train-local-multihost"):
+        plain = make(target).stdout
+        for name in set(SETTINGS) - {"ARGS", "CONFIG", "JOB"}:
+            on = make(target, f"{name}=1").stdout
+            if not on or on == plain or on != make(target, f"{name}=yes").stdout:
+                continue
+            switches.add(name)
+            assert {make(target, f"{name}={word}").stdout for word in ("true", "TRUE", "On", "YES")} == {on}
+            assert {make(target, f"{name}={word}").stdout for word in ("", "0", "FALSE", "No", "OFF", "off")} == {plain}
+            refused = make(target, f"{name}=maybe")
+            if name == "DELETE":  # has more words, which the launcher knows
+                assert "--delete=maybe" in shlex.split(refused.stdout.replace("\\\n", " ").splitlines()[-1])
+            else:
+                assert refused.returncode == 2 and refused.stdout == "" and f"{name}='maybe': give 1 or 0" in refused.stderr
+    assert switches == {"SPOT", "SKIP_PLAN", "DETACH", "QUEUED", "XPK", "DRY_RUN", "DELETE"}
+
+
+def test_a_dry_run_installs_builds_and_starts_nothing():
+    """But our own package, which checks the job."""
+    for target in ("train-tpu", "serve-gke", "eval-sky", "train-slurm", "train-local-multihost", "train-tpu-down"):
+        given = {"train-slurm": ["GPUS=8"], "train-local-multihost": ["RUN=runs/none"]}.get(target, [])
+        *before, command = make("-o", ".venv/installed", target, "DRY_RUN=1", *given).stdout.replace("\\\n", " ").splitlines()
+        assert "--dry-run" in shlex.split(command) and "-m launch." in command
+        shown = subprocess.run(
+            "\n".join(before), shell=True, cwd=REPO, env={"PATH": ""}, capture_output=True, text=True
+        )  # no program is found
+        assert shown.stderr == "" and shown.stdout.startswith("+ .venv/bin/lpo-data build") == (target == "train-local-multihost"), before
+
+
+def test_a_key_on_the_command_line_is_asked_for_in_the_environment():
+    refused = make("serve-tpu", "LPO_API_KEY=hush", "LPO_ZONE=z")
+    assert refused.returncode == 2 and refused.stdout == "" and "hush" not in refused.stderr
+    assert "all users" in refused.stderr and "export LPO_API_KEY=... LPO_ZONE=... first" in refused.stderr
+    refused = make("train-gke", "LPO_BUCKET=b").stderr
+    assert "export LPO_BUCKET=... first" in refused and "all users" not in refused
+
+
 def test_no_target_is_left_out():
     """Those that are alike but for the job's name, and their -down, are."""
     others = {name for name in make_targets() if re.fullmatch("[a-z-]+", name)} - set(TARGETS)
