@@ -215,7 +215,7 @@ def test_make_passes_settings_on():
     assert "--queued" not in command
     for given, passed in (("never", "--delete=never"), ("1", "--delete=success"), ("False", None), ("maybe", "--delete=maybe")):
         shown = subprocess.run(["make", "-n", "eval-tpu", f"DELETE={given}"], cwd=REPO, env=env, capture_output=True, text=True).stdout
-        assert [word for word in shown.splitlines()[-1].split() if word.startswith("--delete")] == ([passed] if passed else [])
+        assert [word for word in shlex.split(shown.splitlines()[-1]) if word.startswith("--delete")] == ([passed] if passed else [])
 
 
 def test_the_documents_name_real_targets():
