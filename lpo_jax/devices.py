@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pkgutil
 from pathlib import Path
 
 ROOT = Path("/")
@@ -15,7 +16,8 @@ def leave_absent_tpus_alone() -> None:
     The look takes seconds, writes an error's block to stderr, and takes a lock that one process has at a time: two commands on a laptop that can
     `lpo plan` would be in each other's way. Where anything speaks of a TPU, or another kind of device may be there, nothing is changed.
     """
-    others = importlib.util.find_spec("jax_plugins")  # GPUs'
+    plugins = importlib.util.find_spec("jax_plugins")  # GPUs'; its folder may outlive them
+    others = plugins is not None and [*pkgutil.iter_modules(plugins.submodule_search_locations)]
     if "JAX_PLATFORMS" not in os.environ and importlib.util.find_spec("libtpu") and not others and not _may_have_tpus():
         os.environ["JAX_PLATFORMS"] = "cpu"
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 
 import pytest
 
@@ -20,7 +21,9 @@ def machine(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
 
     def look(files=(), packages=("libtpu",), cards=(), **env):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in packages else None)
+        there = ModuleSpec("jax_plugins", None, is_package=True)
+        there.submodule_search_locations = [str(tmp_path / "jax_plugins")]
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: there if name in packages else None)
         for name, value in env.items():
             monkeypatch.setenv(name, value)
         for file in files:
@@ -38,7 +41,16 @@ def machine(tmp_path, monkeypatch):
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-@pytest.mark.parametrize("setup", [{}, {"cards": [("0x1ae0", "0x0042"), ("0x8086", "0x0063")]}, {"files": ["dev/vfio/vfio"]}], ids=str)
+@pytest.mark.parametrize(
+    "setup",
+    [
+        {},
+        {"cards": [("0x1ae0", "0x0042"), ("0x8086", "0x0063")]},
+        {"files": ["dev/vfio/vfio"]},
+        {"packages": ("libtpu", "jax_plugins"), "files": ["jax_plugins/__pycache__/left.pyc"]},
+    ],
+    ids=str,
+)
 def test_no_tpu(setup, machine):
     assert machine(**setup) == "cpu"
 
@@ -50,7 +62,7 @@ def test_no_tpu(setup, machine):
         {"files": ["dev/vfio/0"]},
         {"cards": [("0x1ae0", "0x0042"), ("0x1ae0", "0x0063")]},
         {"TPU_WORKER_ID": "0"},
-        {"packages": ("libtpu", "jax_plugins")},
+        {"packages": ("libtpu", "jax_plugins"), "files": ["jax_plugins/xla_cuda13/__init__.py"]},
         {"packages": ()},
     ],
     ids=str,
