@@ -20,7 +20,7 @@ from data_pipeline.formats import RowError, text_of
 from evaluation import cweval, cyberseceval, own, seccodeplt
 from evaluation.extract import body_indent, open_name
 from evaluation.tasks import BenchmarkError, Task, code_task, cwe_of, rows, sentence_task
-from foundation.commands import meant
+from foundation.commands import choices
 from foundation.files import sha256, shipped
 from judges.prepare import parse
 
@@ -53,7 +53,7 @@ def source_of(name: str) -> Source:
       BenchmarkError: there is none of this name.
     """
     if name not in BENCHMARKS:
-        raise BenchmarkError(f"there is no benchmark {name!r}{meant(name, BENCHMARKS) or '; choose from ' + ', '.join(BENCHMARKS)}")
+        raise BenchmarkError(f"there is no benchmark {name!r}{choices(name, [*BENCHMARKS])}")
     return BENCHMARKS[name]
 
 

@@ -23,7 +23,7 @@ from evaluation.cyberseceval import completed
 from evaluation.extract import extract
 from evaluation.measures import Estimate, by_cwe, by_task, estimate, headline, measures
 from evaluation.tasks import Task
-from foundation.commands import meant
+from foundation.commands import choices
 from foundation.console import ticking
 from foundation.files import Json, claim, foreign, hold_directory, read_journal, read_json, write_json, write_text
 from judges import TOOLS, calibrate, judge
@@ -99,7 +99,7 @@ def check_judges(names: Sequence[str]) -> None:
             raise EvaluationError(
                 "--judges: none stands alone, without other judges"
                 if name == "none"
-                else f"there is no judge {name!r}{meant(name, TOOLS) or '; choose from ' + ', '.join(TOOLS) + ', none'}"
+                else f"there is no judge {name!r}{choices(name, [*TOOLS, 'none'])}"
             )
 
 

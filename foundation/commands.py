@@ -153,6 +153,11 @@ def meant(given: str, valid: Iterable[str]) -> str:
     return f": did you mean {near!r}?" if near else ""
 
 
+def choices(given: str, valid: Sequence[str]) -> str:
+    """What stands behind a name that there isn't: the one that may have been `meant`, else all."""
+    return meant(given, valid) or f"; choose from {', '.join(valid)}"
+
+
 def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
     """A type of arguments: whole numbers from `least` to `most`."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from foundation.commands import meant
+from foundation.commands import choices
 from foundation.errors import ConfigError
 from foundation.files import write_text
 from judges import bandit, codeql, codeshield, semgrep
@@ -62,7 +62,7 @@ def judge(
     """
     for name in tools:
         if name not in TOOLS:
-            raise ConfigError(f"there is no judge {name!r}{meant(name, TOOLS) or '; choose from ' + ', '.join(TOOLS)}")
+            raise ConfigError(f"there is no judge {name!r}{choices(name, [*TOOLS])}")
         if reason := TOOLS[name].missing():
             raise JudgeError(f"{name} can't run: {reason}")
     prepared = {source: prepare(source) for source in dict.fromkeys(sources)}

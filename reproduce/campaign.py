@@ -267,6 +267,11 @@ def chosen(campaign: Campaign, name: str, results: Results, found: Mapping[str, 
     return max(variants, key=lambda n: (*scores[n], -n))
 
 
+def _undecided(campaign: Campaign, name: str, best: int | None) -> str:
+    """What a piece waits for that takes a system's `chosen` run; "": it is known."""
+    return "" if best else f"the choice among {_tuned(campaign, name)}'s tuning runs"
+
+
 def _of_system(
     campaign: Campaign, name: str, seed: int, phase: Phase, results: Results, found: Mapping[str, Piece], needs: tuple[str, ...]
 ) -> Iterator[Piece]:
@@ -284,7 +289,7 @@ def _of_system(
             yield replace(_evaluation(campaign, name, "dev", f"dev-{name}.{n}", f"{{work}}/runs/{name}.{n}", (train.name,)), waits=train.waits, variant=n)  # fmt: skip
     best = chosen(campaign, name, results, found)
     run = f"{name}.{best}{marked}" if best else f"{name}{marked}"
-    waits = "" if best else f"the choice among {_tuned(campaign, name)}'s tuning runs"
+    waits = _undecided(campaign, name, best)
     if not every:
         train = replace(_training(campaign, name, best or 1, seed, tuning[(best or 1) - 1], results, found), name=f"train-{run}")
         train = replace(train, waits=train.waits or waits)
@@ -304,7 +309,7 @@ def _of_untrained(
     system, waits, flags = campaign.systems[name], "", tuple[str, ...]()
     if system.security is not None:
         proposer = chosen(campaign, system.security, results, found)
-        waits = "" if proposer else f"the choice among {_tuned(campaign, system.security)}'s tuning runs"
+        waits = _undecided(campaign, system.security, proposer)
         run = f"{system.security}.{proposer or 1}"
         flags = "--security", "{model}", "--security-adapter", f"{{work}}/adapters/{run}"
         needs = (*needs, f"train-{run}") if proposer else needs
@@ -315,7 +320,7 @@ def _of_untrained(
         piece = _evaluation(campaign, name, "dev", f"dev-{name}.{n}", writer, needs, asked[n - 1])
         yield replace(piece, waits=waits, variant=n)
     best = chosen(campaign, name, results, found)
-    waits = waits or ("" if best else f"the choice among {_tuned(campaign, name)}'s tuning runs")
+    waits = waits or _undecided(campaign, name, best)
     for benchmark in benchmarks:
         if benchmark != "dev" or not tuned:
             yield replace(_evaluation(campaign, name, benchmark, f"{benchmark}-{name}", writer, needs, asked[(best or 1) - 1]), waits=waits)
